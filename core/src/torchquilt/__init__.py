@@ -1,0 +1,140 @@
+"""torchquilt: backend quantizers pieced together into one, and the PyTorch 2 Export flow that runs it.
+
+This file is the list of public names, each with the module that defines it. A name is imported when it
+is first used, so ``import torchquilt`` loads next to nothing and ``torchquilt.backends()`` no torch: asking
+what is installed is answered at once, also on a machine that has no torch.
+
+A public function must not have the name of a module of this package: Python binds a module to its package
+when it is imported, which would hide the function. So ``quantizer()`` lives beside a module ``quantizers``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+# For each module, the public names that it defines. The imports below say the same to type checkers, and a
+# test holds the two equal.
+_PUBLIC = {
+    "annotation": ("QuantizationAnnotation", "annotate_node", "annotation_of"),
+    "capability": (
+        "AllowedSpec",
+        "Capabilities",
+        "Capability",
+        "Constraint",
+        "Sharing",
+        "SupportRow",
+        "SupportTable",
+    ),
+    "compose": ("ComposableQuantizer",),
+    "config": ("QuantizationConfig",),
+    "errors": (
+        "AnnotationError",
+        "CalibrationError",
+        "CompositionError",
+        "IntentError",
+        "ModelError",
+        "PatternError",
+        "PluginConflictError",
+        "PluginError",
+        "PluginLoadError",
+        "PluginNotFoundError",
+        "SharingError",
+        "SpecError",
+        "TorchquiltError",
+        "UnsupportedConfigError",
+    ),
+    "intent": ("Intent",),
+    "pattern": ("Match", "OperatorPattern", "Reject"),
+    "plugins.manifest": ("Manifest", "PresetInfo"),
+    "plugins.registry": ("Backend", "Backends", "backends", "quantizer"),
+    "pt2e.calibrate": ("calibrate",),
+    "pt2e.convert": ("convert_pt2e",),
+    "pt2e.prepare": ("prepare_pt2e",),
+    "quantizers": ("PatternQuantizer", "Quantizer"),
+    "spec": (
+        "DerivedQuantizationSpec",
+        "FixedQParamsQuantizationSpec",
+        "QuantizationSpec",
+        "SharedQuantizationSpec",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, "__version__"])
+
+if TYPE_CHECKING:
+    from torchquilt.annotation import QuantizationAnnotation as QuantizationAnnotation
+    from torchquilt.annotation import annotate_node as annotate_node
+    from torchquilt.annotation import annotation_of as annotation_of
+    from torchquilt.capability import AllowedSpec as AllowedSpec
+    from torchquilt.capability import Capabilities as Capabilities
+    from torchquilt.capability import Capability as Capability
+    from torchquilt.capability import Constraint as Constraint
+    from torchquilt.capability import Sharing as Sharing
+    from torchquilt.capability import SupportRow as SupportRow
+    from torchquilt.capability import SupportTable as SupportTable
+    from torchquilt.compose import ComposableQuantizer as ComposableQuantizer
+    from torchquilt.config import QuantizationConfig as QuantizationConfig
+    from torchquilt.errors import AnnotationError as AnnotationError
+    from torchquilt.errors import CalibrationError as CalibrationError
+    from torchquilt.errors import CompositionError as CompositionError
+    from torchquilt.errors import IntentError as IntentError
+    from torchquilt.errors import ModelError as ModelError
+    from torchquilt.errors import PatternError as PatternError
+    from torchquilt.errors import PluginConflictError as PluginConflictError
+    from torchquilt.errors import PluginError as PluginError
+    from torchquilt.errors import PluginLoadError as PluginLoadError
+    from torchquilt.errors import PluginNotFoundError as PluginNotFoundError
+    from torchquilt.errors import SharingError as SharingError
+    from torchquilt.errors import SpecError as SpecError
+    from torchquilt.errors import TorchquiltError as TorchquiltError
+    from torchquilt.errors import UnsupportedConfigError as UnsupportedConfigError
+    from torchquilt.intent import Intent as Intent
+    from torchquilt.pattern import Match as Match
+    from torchquilt.pattern import OperatorPattern as OperatorPattern
+    from torchquilt.pattern import Reject as Reject
+    from torchquilt.plugins.manifest import Manifest as Manifest
+    from torchquilt.plugins.manifest import PresetInfo as PresetInfo
+    from torchquilt.plugins.registry import Backend as Backend
+    from torchquilt.plugins.registry import Backends as Backends
+    from torchquilt.plugins.registry import backends as backends
+    from torchquilt.plugins.registry import quantizer as quantizer
+    from torchquilt.pt2e.calibrate import calibrate as calibrate
+    from torchquilt.pt2e.convert import convert_pt2e as convert_pt2e
+    from torchquilt.pt2e.prepare import prepare_pt2e as prepare_pt2e
+    from torchquilt.quantizers import PatternQuantizer as PatternQuantizer
+    from torchquilt.quantizers import Quantizer as Quantizer
+    from torchquilt.spec import DerivedQuantizationSpec as DerivedQuantizationSpec
+    from torchquilt.spec import FixedQParamsQuantizationSpec as FixedQParamsQuantizationSpec
+    from torchquilt.spec import QuantizationSpec as QuantizationSpec
+    from torchquilt.spec import SharedQuantizationSpec as SharedQuantizationSpec
+
+    __version__: str
+else:
+    # Hidden from type checkers: a module with a __getattr__ has every attribute in their eyes, and a misspelt
+    # name would pass.
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            value: object = _installed_version()
+        elif name in _MODULE_OF:
+            from importlib import import_module
+
+            value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _installed_version() -> str:
+    from importlib_metadata import PackageNotFoundError, version
+
+    try:
+        return version("torchquilt")
+    except PackageNotFoundError:
+        # A source tree on the path that nobody installed has no version, and none is made up for it.
+        return "0+not.installed"

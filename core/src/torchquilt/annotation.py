@@ -1,0 +1,125 @@
+"""What was decided for one node: the value that quantizers write and that prepare reads.
+
+An annotation is stored in ``node.meta[ANNOTATION_KEY]``. It is frozen: a decision is replaced by
+another one, never edited, so that a composition can see who changed what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import attrs
+
+from torchquilt.errors import AnnotationError
+from torchquilt.spec import (
+    AnySpec,
+    DerivedQuantizationSpec,
+    FixedQParamsQuantizationSpec,
+    QuantizationSpec,
+    SharedQuantizationSpec,
+)
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+#: The key of ``node.meta``. It is the one that PyTorch's own flow uses, so that an annotation of
+#: another library is noticed and refused instead of being overlooked.
+ANNOTATION_KEY = "quantization_annotation"
+
+_SPEC_TYPES = (
+    QuantizationSpec,
+    SharedQuantizationSpec,
+    FixedQParamsQuantizationSpec,
+    DerivedQuantizationSpec,
+)
+
+
+def _frozen_map(value: Mapping[Node, AnySpec | None]) -> Mapping[Node, AnySpec | None]:
+    return MappingProxyType(dict(value))
+
+
+@attrs.frozen
+class QuantizationAnnotation:
+    """The specs of the tensors around one node.
+
+    Args:
+        input_qspec_map: input node → spec of the edge from it to this node. An input that is missing
+            or None stays as it is.
+        output_qspec: spec of the node's own output, or None.
+        allow_implicit_sharing: an input may use the observer of the tensor's producer or of another
+            user when both ask for the same spec.
+        quantizer: name of who decided.
+        pattern: name of the operator pattern that matched, the same on each node of the match.
+    """
+
+    input_qspec_map: Mapping[Node, AnySpec | None] = attrs.field(
+        factory=dict, converter=_frozen_map, hash=False
+    )
+    output_qspec: AnySpec | None = None
+    allow_implicit_sharing: bool = True
+    quantizer: str = attrs.field(default="", kw_only=True)
+    pattern: str = attrs.field(default="", kw_only=True)
+
+
+def annotation_of(node: Node) -> QuantizationAnnotation | None:
+    """The annotation of a node, or None.
+
+    Raises:
+        AnnotationError: something is stored there that is not a torchquilt annotation.
+    """
+    found = node.meta.get(ANNOTATION_KEY)
+    if found is None or isinstance(found, QuantizationAnnotation):
+        return found
+    kind = f"{type(found).__module__}.{type(found).__qualname__}"
+    raise AnnotationError(
+        "This node carries an annotation that torchquilt does not read.",
+        node=node,
+        expected="torchquilt.QuantizationAnnotation",
+        got=kind,
+        remedy="annotate with torchquilt's types; a quantizer written for torchao has to be ported "
+        "(its specs name observers, ours do not)",
+    )
+
+
+def annotate_node(node: Node, annotation: QuantizationAnnotation) -> None:
+    """Write the decision for a node that has none yet.
+
+    Raises:
+        AnnotationError: the node is annotated already, or the annotation does not fit the node.
+    """
+    held = annotation_of(node)
+    if held is not None:
+        raise AnnotationError(
+            "This node has been annotated already; who came first keeps it.",
+            node=node,
+            quantizer=f"{held.quantizer or 'unnamed'} (first), {annotation.quantizer or 'unnamed'} (now)",
+            remedy="skip nodes for which torchquilt.annotation.annotation_of(node) is not None",
+        )
+    check_annotation(node, annotation)
+    node.meta[ANNOTATION_KEY] = annotation
+
+
+def check_annotation(node: Node, annotation: QuantizationAnnotation) -> None:
+    """Raise :class:`AnnotationError` unless the annotation names inputs of the node and specs of ours."""
+    for producer in annotation.input_qspec_map:
+        if producer not in node._input_nodes:
+            raise AnnotationError(
+                "The annotation names an input that this node does not have.",
+                node=node,
+                quantizer=annotation.quantizer or None,
+                expected=", ".join(n.name for n in node.all_input_nodes) or "no input",
+                got=producer,
+                remedy="annotate after the graph has its final form (transform_for_annotation)",
+            )
+    for spec in (*annotation.input_qspec_map.values(), annotation.output_qspec):
+        if spec is not None and not isinstance(spec, _SPEC_TYPES):
+            raise AnnotationError(
+                "The annotation holds something that is not a quantization spec of torchquilt.",
+                node=node,
+                quantizer=annotation.quantizer or None,
+                expected=" | ".join(kind.__name__ for kind in _SPEC_TYPES),
+                got=f"{type(spec).__module__}.{type(spec).__qualname__}",
+                remedy="build it with the spec types that torchquilt exports",
+            )

@@ -1,0 +1,445 @@
+"""What a backend supports: one table that answers the query and drives the annotation.
+
+A backend writes a :class:`SupportTable`. Its rows are matched and annotated by
+:class:`torchquilt.PatternQuantizer`, and the same rows, described as plain data, are what
+``quantization_capabilities()`` returns. So neither can drift from the other.
+
+Importing this module does not import torch, and a query needs no model.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from torchquilt.config import ROLES, QuantizationConfig
+from torchquilt.errors import PatternError
+from torchquilt.operators import ObjectType, object_type
+from torchquilt.pattern import Match, OperatorPattern
+from torchquilt.spec import QuantizationSpec, dtype_name
+
+#: Version of the JSON that :meth:`Capabilities.to_json` writes.
+JSON_SCHEMA = 1
+
+
+@attrs.frozen
+class AllowedSpec:
+    """A family of specs that a backend takes for one role.
+
+    Args:
+        dtype: name of the integer dtype, ``"int8"``.
+        quant_min, quant_max: the widest range; a spec may use any part of it.
+        granularities: the values of :class:`torchquilt.spec.Granularity` that are taken.
+        symmetric: required symmetry, or None where both are taken.
+        is_dynamic: whether parameters are found at run time.
+        ch_axis: the axis for ``per_axis``.
+        group_sizes: the sizes for ``per_group``; empty: every size.
+        zero_point_domain: ``"int"`` or ``"float"``.
+    """
+
+    dtype: str
+    quant_min: int
+    quant_max: int
+    granularities: tuple[str, ...] = attrs.field(converter=tuple)
+    symmetric: bool | None = None
+    is_dynamic: bool = False
+    ch_axis: int | None = None
+    group_sizes: tuple[int, ...] = attrs.field(default=(), converter=tuple)
+    zero_point_domain: str = "int"
+    exact_range: bool = False
+
+    def differences(self, spec: QuantizationSpec) -> tuple[str, ...]:
+        """What of ``spec`` is not as it is here, a short text each; empty where the spec is taken."""
+        found = []
+
+        def compare(field: str, expected: object, got: object) -> None:
+            if expected != got:
+                found.append(f"{field}={got} (takes {expected})")
+
+        compare("dtype", self.dtype, dtype_name(spec.dtype))
+        compare("is_dynamic", self.is_dynamic, spec.is_dynamic)
+        if str(spec.granularity) not in self.granularities:
+            found.append(f"granularity={spec.granularity} (takes {' or '.join(self.granularities)})")
+        if self.symmetric is not None:
+            compare("symmetric", self.symmetric, spec.symmetric)
+        if spec.ch_axis is not None and self.ch_axis is not None:
+            compare("ch_axis", self.ch_axis, spec.ch_axis)
+        if self.group_sizes and spec.group_size is not None and spec.group_size not in self.group_sizes:
+            found.append(f"group_size={spec.group_size} (takes {' or '.join(map(str, self.group_sizes))})")
+        compare("zero_point_domain", self.zero_point_domain, str(spec.zero_point_domain))
+        given, widest = (spec.quant_min, spec.quant_max), (self.quant_min, self.quant_max)
+        outside = given[0] < widest[0] or given[1] > widest[1]
+        if given != widest if self.exact_range else outside:
+            kind = "exactly" if self.exact_range else "within"
+            found.append(f"range=[{given[0]}, {given[1]}] (takes {kind} [{widest[0]}, {widest[1]}])")
+        return tuple(found)
+
+    def __str__(self) -> str:
+        words = [self.dtype, "|".join(self.granularities)]
+        if self.symmetric is not None:
+            words.append("symmetric" if self.symmetric else "affine")
+        if self.is_dynamic:
+            words.append("dynamic")
+        return " ".join(words)
+
+
+@attrs.frozen
+class Constraint:
+    """A condition on a match that the operator and the specs alone do not say.
+
+    Args:
+        code: stable code; a match that fails is rejected with ``constraint:<code>``.
+        text: one sentence that says what must hold, shown in tables and in rejections.
+        holds: the condition. It reads the match and must not write.
+    """
+
+    code: str
+    text: str
+    holds: Callable[[Match], bool]
+
+
+class Sharing(str, enum.Enum):
+    """How the parameters of a match's inputs and output hang together."""
+
+    NONE = "none"  #: every tensor has its own
+    OUTPUT_AS_INPUT = "output_as_input"  #: the output has those of the first input
+    ALL = "all"  #: all inputs and the output have one set (``cat``)
+    PASSED_ON = "passed_on"  #: like OUTPUT_AS_INPUT, but only behind a tensor that is quantized already
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def _by_role(specs: Mapping[str, Iterable[AllowedSpec]]) -> tuple[tuple[str, tuple[AllowedSpec, ...]], ...]:
+    unknown = set(specs) - set(ROLES)
+    if unknown:
+        raise PatternError(
+            "A support row gives specs for a role that does not exist.",
+            expected=" | ".join(ROLES),
+            got=", ".join(sorted(unknown)),
+        )
+    return tuple((role, tuple(specs[role])) for role in ROLES if role in specs)
+
+
+def _differences(
+    specs: tuple[tuple[str, tuple[AllowedSpec, ...]], ...],
+    roles: tuple[str, ...],
+    is_qat: bool,
+    config: QuantizationConfig,
+) -> tuple[str, ...]:
+    """What of a config a row does not take. Nothing that concerns the row's tensors is ignored."""
+    allowed = dict(specs)
+    found = []
+    for role in roles:
+        spec = config.spec(role)
+        if spec is None and role in allowed:
+            found.append(f"{role}=None (takes {' or '.join(map(str, allowed[role]))})")
+        elif spec is not None and role not in allowed:
+            found.append(f"{role}={spec} (stays in float)")
+        elif spec is not None:
+            differences = [option.differences(spec) for option in allowed[role]]
+            if all(differences):
+                found.extend(f"{role}: {text}" for text in min(differences, key=len))
+    if config.is_qat != is_qat:
+        found.append(f"is_qat={config.is_qat} (takes {is_qat})")
+    return tuple(found)
+
+
+@attrs.frozen
+class Capability:
+    """One row of support as plain data: what a query returns.
+
+    Args:
+        backend: who does it.
+        pattern: name of the operator pattern.
+        operators: names of its operators in order.
+        overloads: the ATen overloads of its first operator, which does the work.
+        functionals, modules: the other names of that operator.
+        roles: the roles of the tensors around the pattern.
+        mode: ``static``, ``dynamic`` or ``weight_only``.
+        specs: for each quantized role, the specs that are taken.
+        sharing: see :class:`Sharing`.
+        constraints: ``(code, text)`` of each condition besides.
+        targets: the lowering targets on which it runs as integers.
+        is_qat: whether it is for quantization-aware training.
+        scope: where in the model it applies, in words; empty where the answer is not about a model.
+    """
+
+    backend: str
+    pattern: str
+    operators: tuple[str, ...]
+    overloads: tuple[str, ...]
+    functionals: tuple[str, ...]
+    modules: tuple[str, ...]
+    roles: tuple[str, ...]
+    mode: str
+    specs: tuple[tuple[str, tuple[AllowedSpec, ...]], ...]
+    sharing: str = "none"
+    constraints: tuple[tuple[str, str], ...] = ()
+    targets: tuple[str, ...] = ()
+    is_qat: bool = False
+    scope: str = ""
+
+    def is_about(self, subject: ObjectType) -> bool:
+        """Whether the working operator of the pattern is the one that is meant."""
+        if subject.kind == "module":
+            return subject.name in self.modules
+        return any(overload in self.overloads for overload in subject.overloads)
+
+    def differences(self, config: QuantizationConfig) -> tuple[str, ...]:
+        """What of ``config`` this row does not take; empty where it takes all of it."""
+        return _differences(self.specs, self.roles, self.is_qat, config)
+
+    def spec_text(self) -> str:
+        """The specs in one line."""
+        return "; ".join(f"{role}: {' | '.join(map(str, specs))}" for role, specs in self.specs)
+
+
+@attrs.frozen
+class SupportRow:
+    """One thing that a backend can do: a pattern, the specs it takes, and under which conditions.
+
+    Args:
+        pattern: what is matched.
+        specs: for each role that is quantized, the specs that are taken. A role that the pattern has
+            and that is missing here stays in float.
+        sharing: how the parameters hang together.
+        constraints: conditions on the match.
+        targets: lowering targets on which the row runs as integers.
+        weight_axis: the axis of the weight that a config's axis 0 means (1 for transposed conv).
+        is_qat: whether the row is for quantization-aware training.
+    """
+
+    pattern: OperatorPattern
+    specs: tuple[tuple[str, tuple[AllowedSpec, ...]], ...] = attrs.field(converter=_by_role)
+    sharing: Sharing = Sharing.NONE
+    constraints: tuple[Constraint, ...] = attrs.field(default=(), converter=tuple)
+    targets: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    weight_axis: int = 0
+    is_qat: bool = False
+
+    @property
+    def mode(self) -> str:
+        """``static``, ``dynamic`` or ``weight_only``."""
+        allowed = dict(self.specs)
+        if "input_activation" not in allowed and "output_activation" not in allowed:
+            return "weight_only"
+        if any(spec.is_dynamic for spec in allowed.get("input_activation", ())):
+            return "dynamic"
+        return "static"
+
+    def differences(self, config: QuantizationConfig) -> tuple[str, ...]:
+        """What of ``config`` this row does not take; empty where it takes all of it."""
+        return _differences(self.specs, self.pattern.roles, self.is_qat, config)
+
+    def describe(self, backend: str, scope: str = "") -> Capability:
+        """The row as plain data."""
+        first = self.pattern.operators[0]
+        return Capability(
+            backend=backend,
+            pattern=self.pattern.name,
+            operators=tuple(operator.name for operator in self.pattern.operators),
+            overloads=first.overloads,
+            functionals=first.functionals,
+            modules=first.modules,
+            roles=self.pattern.roles,
+            mode=self.mode,
+            specs=self.specs,
+            sharing=str(self.sharing),
+            constraints=tuple((constraint.code, constraint.text) for constraint in self.constraints),
+            targets=self.targets,
+            is_qat=self.is_qat,
+            scope=scope,
+        )
+
+
+@attrs.frozen
+class SupportTable:
+    """All that a backend supports. The order of rows of one length is the order in which they are tried.
+
+    Args:
+        backend: name of the backend, as in its plugin manifest.
+        rows: the rows.
+    """
+
+    backend: str
+    rows: tuple[SupportRow, ...] = attrs.field(converter=tuple)
+
+    def __attrs_post_init__(self) -> None:
+        seen: set[tuple[object, ...]] = set()
+        for row in self.rows:
+            key = (row.pattern.name, row.mode, row.is_qat)
+            if key in seen:
+                raise PatternError(
+                    f"The table of {self.backend} has two rows for one thing.",
+                    expected="one row for each pattern and mode; several specs go into one row",
+                    got=f"pattern {row.pattern.name}, mode {row.mode}, twice",
+                )
+            seen.add(key)
+
+    def rows_starting_with(self) -> dict[str, tuple[SupportRow, ...]]:
+        """Overload of the first operator → rows, the longest pattern first."""
+        index: dict[str, list[SupportRow]] = {}
+        for row in sorted(self.rows, key=lambda row: -len(row.pattern.operators)):
+            for overload in row.pattern.operators[0].overloads:
+                index.setdefault(overload, []).append(row)
+        return {overload: tuple(rows) for overload, rows in index.items()}
+
+    def capabilities(self) -> Capabilities:
+        """All that the backend can do, as plain data."""
+        return Capabilities(tuple(row.describe(self.backend) for row in self.rows))
+
+
+@attrs.frozen
+class Support:
+    """The answer to "is this supported?"; true or false by itself.
+
+    Args:
+        capability: the row that takes it, or the nearest one that does not; None where no row is
+            about the operator at all.
+        differences: what of the config the nearest row does not take; empty where it is supported.
+    """
+
+    capability: Capability | None
+    differences: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return self.capability is not None and not self.differences
+
+    def __str__(self) -> str:
+        if self.capability is None:
+            return "no: no backend here has a row for this operator"
+        row = f"{self.capability.pattern} ({self.capability.mode}) of {self.capability.backend}"
+        return f"yes: {row}" if self else f"no: nearest is {row}, but {'; '.join(self.differences)}"
+
+
+@attrs.frozen
+class Capabilities:
+    """What one or several backends support, in order of precedence: the first one that takes a thing wins.
+
+    A sequence of :class:`Capability`. ``a | b`` puts the rows of ``b`` behind those of ``a`` and keeps
+    who owns each; it is associative, and a row that is there already is not repeated.
+    """
+
+    rows: tuple[Capability, ...] = attrs.field(default=(), converter=tuple)
+
+    def __iter__(self) -> Iterator[Capability]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __or__(self, other: Capabilities) -> Capabilities:
+        if not isinstance(other, Capabilities):
+            return NotImplemented
+        return Capabilities(tuple(dict.fromkeys((*self.rows, *other.rows))))
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Who owns the rows, in order of precedence."""
+        return tuple(dict.fromkeys(row.backend for row in self.rows))
+
+    def filter(
+        self,
+        op: object = None,
+        *,
+        backend: str | None = None,
+        mode: str | None = None,
+        dtype: object = None,
+        target: str | None = None,
+    ) -> Capabilities:
+        """The rows that fit all that is given.
+
+        Args:
+            op: a module class, a functional, an ATen overload or packet, or the name of one of these;
+                rows whose working operator it is.
+            backend: name of the owner.
+            mode: ``static``, ``dynamic`` or ``weight_only``.
+            dtype: a ``torch.dtype`` or its name; rows that use it for some role.
+            target: a lowering target on which the row runs as integers.
+
+        Raises:
+            IntentError: ``op`` is nothing that a row can be about.
+        """
+        subject = None if op is None else object_type(op)
+        wanted = None if dtype is None else dtype_name(dtype)
+
+        def fits(row: Capability) -> bool:
+            return (
+                (subject is None or row.is_about(subject))
+                and backend in (None, row.backend)
+                and mode in (None, row.mode)
+                and (wanted is None or any(s.dtype == wanted for _, specs in row.specs for s in specs))
+                and (target is None or target in row.targets)
+            )
+
+        return Capabilities(tuple(row for row in self.rows if fits(row)))
+
+    def supports(self, op: object, config: QuantizationConfig) -> Support:
+        """Whether some row takes this operator with this config, and if none does, what the nearest lacks.
+
+        Args:
+            op: as in :meth:`filter`.
+            config: what would be asked.
+        """
+        answers = [Support(row, row.differences(config)) for row in self.filter(op)]
+        return min(answers, key=lambda answer: len(answer.differences), default=Support(None, ()))
+
+    def to_json(self) -> str:
+        """The rows as JSON text, with a schema version."""
+        return json.dumps({"schema": JSON_SCHEMA, "rows": [attrs.asdict(row) for row in self.rows]}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Capabilities:
+        """The inverse of :meth:`to_json`; needs no torch.
+
+        Raises:
+            PatternError: the text is of another schema version, or not such JSON at all.
+        """
+        try:
+            data = json.loads(text)
+            schema = data["schema"]
+            rows = data["rows"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise PatternError("This is not JSON of capabilities.", got=str(error)) from error
+        if schema != JSON_SCHEMA:
+            raise PatternError(
+                "These capabilities are of another schema version.",
+                expected=JSON_SCHEMA,
+                got=schema,
+                remedy="read them with the torchquilt that wrote them",
+            )
+        return cls(tuple(_capability_from(row) for row in rows))
+
+    def __str__(self) -> str:
+        """A table for a terminal: who, what, when, with which specs."""
+        if not self.rows:
+            return "no capabilities"
+        scoped = any(row.scope for row in self.rows)
+        header = ("backend", "pattern", "mode", *(("where",) if scoped else ()), "specs")
+        lines = [
+            (row.backend, row.pattern, row.mode, *((row.scope,) if scoped else ()), row.spec_text())
+            for row in self.rows
+        ]
+        return aligned([header, *lines])
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells as text in columns, a rule below the first row; the last column is not padded."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    rows = [rows[0], tuple("-" * width for width in (*widths, len(rows[0][-1]))), *rows[1:]]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    )
+
+
+def _capability_from(data: dict[str, Any]) -> Capability:
+    """A row from JSON, whose lists become tuples again so that rows compare and hash."""
+    specs = tuple((role, tuple(AllowedSpec(**spec) for spec in specs)) for role, specs in data["specs"])
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    constraints = tuple((code, text) for code, text in data["constraints"])
+    return Capability(**{**plain, "specs": specs, "constraints": constraints})

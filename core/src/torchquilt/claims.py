@@ -1,0 +1,235 @@
+"""Deciding, node by node, what a support table takes of a graph under an intent. Reads only.
+
+This is the one place where table, intent and graph meet. :class:`torchquilt.PatternQuantizer` writes
+annotations from what is decided here, and whoever wants to know why something stays in float reads the
+same decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import attrs
+
+from torchquilt.annotation import QuantizationAnnotation, annotation_of
+from torchquilt.capability import Sharing, SupportRow, SupportTable
+from torchquilt.config import QuantizationConfig
+from torchquilt.graph.values import is_float_tensor, overload_name
+from torchquilt.intent import Intent, Rule
+from torchquilt.pattern import Match, Reject
+from torchquilt.spec import AnySpec, Granularity, QuantizationSpec, SharedQuantizationSpec
+
+if TYPE_CHECKING:
+    from torch.fx import Graph, Node
+
+
+@attrs.frozen
+class Claim:
+    """A match that a quantizer takes: with which row, for which rule, under which config."""
+
+    match: Match
+    row: SupportRow
+    rule: Rule
+    config: QuantizationConfig
+
+    def annotations(self, quantizer: str) -> tuple[tuple[Node, QuantizationAnnotation], ...]:
+        """The annotation of each node of the match, in the name of ``quantizer``."""
+        first, last = self.match.anchor, self.match.output
+        inputs = self._input_specs()
+        written = []
+        for node in self.match.nodes:
+            written.append(
+                (
+                    node,
+                    QuantizationAnnotation(
+                        inputs if node is first else {},
+                        self._output_spec(inputs) if node is last else None,
+                        quantizer=quantizer,
+                        pattern=self.row.pattern.name,
+                    ),
+                )
+            )
+        return tuple(written)
+
+    def _input_specs(self) -> dict[Node, AnySpec | None]:
+        specs: dict[Node, AnySpec | None] = {}
+        activations = self.match.inputs("input_activation")
+        for producer, user, role in self.match.operands:
+            if producer in specs:
+                continue
+            if self.row.sharing is Sharing.PASSED_ON:
+                specs[producer] = SharedQuantizationSpec(producer)
+            elif self.row.sharing is Sharing.ALL and producer is not activations[0]:
+                specs[producer] = SharedQuantizationSpec((activations[0], user))
+            else:
+                specs[producer] = self._spec(role)
+        return {producer: spec for producer, spec in specs.items() if spec is not None}
+
+    def _output_spec(self, inputs: dict[Node, AnySpec | None]) -> AnySpec | None:
+        if self.row.sharing is Sharing.NONE:
+            return self.config.output_activation
+        first = self.match.inputs("input_activation")[0]
+        if self.row.sharing is Sharing.PASSED_ON:
+            return SharedQuantizationSpec(first)
+        return SharedQuantizationSpec((first, self.match.anchor))
+
+    def _spec(self, role: str) -> QuantizationSpec | None:
+        """The spec of a role, with the weight's axis where this operator has it."""
+        spec = self.config.spec(role)
+        if role == "weight" and spec is not None and spec.granularity is Granularity.PER_AXIS:
+            return attrs.evolve(spec, ch_axis=self.row.weight_axis)
+        return spec
+
+
+def decide(
+    table: SupportTable, intent: Intent, graph: Graph
+) -> Iterator[tuple[Node, Claim | tuple[Reject, ...]]]:
+    """For each node that the table has rows for: the claim, or why each row was rejected. In graph order.
+
+    What other quantizers annotated is respected. The cost is linear in the nodes of the graph.
+    """
+    decision = _Decision(intent, table.rows_starting_with())
+    for node in graph.nodes:
+        rejected: list[Reject] = []
+        for row in decision.index.get(overload_name(node), ()):
+            found = decision.consider(row, node)
+            if isinstance(found, Claim):
+                decision.keep(found)
+                yield node, found
+                break
+            rejected.append(found)
+        else:
+            if rejected:
+                yield node, tuple(rejected)
+
+
+class _Decision:
+    """What has been decided so far in one pass over a graph."""
+
+    def __init__(self, intent: Intent, index: dict[str, tuple[SupportRow, ...]]) -> None:
+        self.intent = intent
+        self.index = index
+        self._claimed: set[Node] = set()
+        self._outputs: dict[Node, QuantizationSpec | None] = {}
+
+    def keep(self, claim: Claim) -> None:
+        self._claimed.update(claim.match.nodes)
+        self._outputs[claim.match.output] = self._spec_of_output(claim)
+
+    def _spec_of_output(self, claim: Claim) -> QuantizationSpec | None:
+        if claim.row.sharing is Sharing.NONE:
+            return claim.config.output_activation
+        if claim.row.sharing is Sharing.PASSED_ON:
+            return self._spec_behind(claim.match.inputs("input_activation")[0])
+        return claim.config.input_activation
+
+    def consider(self, row: SupportRow, node: Node) -> Claim | Reject:
+        """One row at one node. The order of the questions is the order of what is most useful to hear."""
+        match = row.pattern.match(node)
+        if isinstance(match, Reject):
+            return match
+        return (
+            self._taken(match)
+            or self._unsuitable_type(row, match)
+            or self._claim_or_refuse(row, match, self._asked(match))
+        )
+
+    def _claim_or_refuse(
+        self, row: SupportRow, match: Match, asked: tuple[Rule, QuantizationConfig] | Reject
+    ) -> Claim | Reject:
+        if isinstance(asked, Reject):
+            return asked
+        rule, config = asked
+        differences = row.differences(config)
+        if differences:
+            return Reject("config_not_supported", match.nodes, f"{row.pattern.name}: {'; '.join(differences)}")
+        return (
+            self._broken_constraint(row, match)
+            or self._without_quantized_neighbour(row, match)
+            or Claim(match, row, rule, config)
+        )
+
+    def _taken(self, match: Match) -> Reject | None:
+        for node in match.nodes:
+            if node in self._claimed:
+                return Reject("claimed_by:self", (node,), f"{node.name} belongs to another match already")
+            annotation = annotation_of(node)
+            if annotation is not None:
+                owner = annotation.quantizer or "another quantizer"
+                return Reject(f"claimed_by:{owner}", (node,), f"{node.name} is annotated by {owner}")
+        return None
+
+    def _asked(self, match: Match) -> tuple[Rule, QuantizationConfig] | Reject:
+        """The rule and config that all nodes of the match have in common."""
+        found: tuple[Rule, QuantizationConfig] | None = None
+        for node in match.nodes:
+            rule = self.intent.rule_for(node)
+            if rule is None:
+                return Reject("not_asked", (node,), f"no rule asks for {node.name}")
+            if rule.config is None:
+                return Reject("excluded_by_intent", (node,), f"{node.name} is to stay in float ({rule})")
+            if not self.intent.passes_filter(node):
+                return Reject("excluded_by_filter", (node,), f"the filter function leaves out {node.name}")
+            if found is not None and rule.config != found[1]:
+                return Reject(
+                    "different_intent", match.nodes, f"{node.name} is asked for with another config ({rule})"
+                )
+            found = found or (rule, rule.config)
+        assert found is not None
+        return found
+
+    def _unsuitable_type(self, row: SupportRow, match: Match) -> Reject | None:
+        quantized = {role for role, _ in row.specs}
+        tensors = [node for node, _, role in match.operands if role in quantized]
+        if "output_activation" in quantized or "input_activation" in quantized:
+            tensors.append(match.output)
+        for node in tensors:
+            if not is_float_tensor(node):
+                return Reject("not_float", (node,), f"{node.name} is not a floating point tensor")
+        return None
+
+    def _broken_constraint(self, row: SupportRow, match: Match) -> Reject | None:
+        for constraint in row.constraints:
+            if not constraint.holds(match):
+                return Reject(
+                    f"constraint:{constraint.code}", match.nodes, f"{row.pattern.name}: {constraint.text}"
+                )
+        return None
+
+    def _without_quantized_neighbour(self, row: SupportRow, match: Match) -> Reject | None:
+        if row.sharing is not Sharing.PASSED_ON:
+            return None
+        (producer, *_) = match.inputs("input_activation")
+        spec = self._spec_behind(producer)
+        if spec is None:
+            return Reject(
+                "no_quantized_neighbour",
+                match.nodes,
+                f"{producer.name} is not quantized, and {match.anchor.name} only passes on what it gets",
+            )
+        allowed = dict(row.specs)["input_activation"]
+        gaps = [option.differences(spec) for option in allowed]
+        if all(gaps):
+            return Reject("neighbour_not_supported", match.nodes, f"{producer.name}: {'; '.join(gaps[0])}")
+        return None
+
+    def _spec_behind(self, node: Node) -> QuantizationSpec | None:
+        """The spec that a node's output ends up with, through whatever it shares it with."""
+        seen: set[object] = set()
+        place: object = node
+        while place not in seen:
+            seen.add(place)
+            if place in self._outputs:
+                return self._outputs[place]  # type: ignore[index]
+            producer, user = place if isinstance(place, tuple) else (None, place)
+            annotation = annotation_of(user)  # type: ignore[arg-type]
+            if annotation is None:
+                return None
+            spec = annotation.input_qspec_map.get(producer) if producer else annotation.output_qspec
+            if isinstance(spec, QuantizationSpec):
+                return spec
+            if not isinstance(spec, SharedQuantizationSpec):
+                return None
+            place = spec.edge_or_node
+        return None

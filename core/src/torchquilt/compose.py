@@ -1,0 +1,111 @@
+"""Several quantizers as one: each annotates in turn, and who comes first keeps a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from torchquilt.annotation import ANNOTATION_KEY, QuantizationAnnotation, annotation_of, check_annotation
+from torchquilt.capability import Capabilities
+from torchquilt.errors import CompositionError
+from torchquilt.quantizers import Quantizer, as_quantizer
+from torchquilt.spec import EdgeOrNode
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+
+class ComposableQuantizer(Quantizer):
+    """Quantizers in order of precedence. A composition is a quantizer, so compositions nest.
+
+    Args:
+        quantizers: :class:`torchquilt.Quantizer` instances, or any objects with ``annotate(model)``.
+            May be empty (nothing is quantized).
+
+    Raises:
+        IntentError: one of them is not a quantizer.
+    """
+
+    def __init__(self, quantizers: Iterable[object]) -> None:
+        self.quantizers: tuple[Quantizer, ...] = tuple(as_quantizer(quantizer) for quantizer in quantizers)
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Let each quantizer transform the model, in order."""
+        for quantizer in self.quantizers:
+            model = quantizer.transform_for_annotation(model)
+        return model
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Let each quantizer annotate, in order, and see to it that none touches another's decision.
+
+        Raises:
+            CompositionError: a quantizer changed or removed what an earlier one had annotated.
+        """
+        decided: dict[Node, tuple[QuantizationAnnotation, str]] = {}
+        for node in model.graph.nodes:
+            annotation = annotation_of(node)
+            if annotation is not None:
+                decided[node] = (annotation, annotation.quantizer or "an earlier quantizer")
+        for quantizer in self.quantizers:
+            quantizer.annotate(model)
+            _keep_what_was_decided(model, quantizer.name, decided)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Let each quantizer validate the model that all of them annotated."""
+        for quantizer in self.quantizers:
+            quantizer.validate(model)
+
+    def quantization_capabilities(self) -> Capabilities:
+        """What the quantizers would quantize together, and which of them: the first that takes it."""
+        return reduce(
+            lambda left, right: left | right,
+            (quantizer.quantization_capabilities() for quantizer in self.quantizers),
+            Capabilities(),
+        )
+
+    def prepare_obs_or_fq_callback(
+        self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, Any]
+    ) -> None:
+        """Forward the call to each quantizer, in order."""
+        for quantizer in self.quantizers:
+            quantizer.prepare_obs_or_fq_callback(model, edge_or_node_to_obs_or_fq)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ComposableQuantizer):
+            return NotImplemented
+        return self.quantizers == other.quantizers
+
+    __hash__ = None  # type: ignore[assignment]  # the quantizers can be changed, so a hash would not hold
+
+    def __repr__(self) -> str:
+        return f"ComposableQuantizer([{', '.join(map(repr, self.quantizers))}])"
+
+
+def _keep_what_was_decided(
+    model: GraphModule, quantizer: str, decided: dict[Node, tuple[QuantizationAnnotation, str]]
+) -> None:
+    """Compare with what was decided before, and take up what is new, in the name of who wrote it."""
+    for node in model.graph.nodes:
+        annotation = annotation_of(node)
+        if node in decided:
+            earlier, owner = decided[node]
+            if annotation is not earlier:
+                deed = "removed" if annotation is None else "changed"
+                raise CompositionError(
+                    f"{quantizer} {deed} an annotation of {owner}.",
+                    node=node,
+                    quantizer=f"{owner} (first), {quantizer} (now)",
+                    expected=f"the annotation of {owner}",
+                    got=annotation,
+                    remedy=f"compose {quantizer} before {owner}, or let it skip annotated nodes",
+                )
+        elif annotation is not None:
+            check_annotation(node, annotation)
+            if not annotation.quantizer:
+                annotation = attrs.evolve(annotation, quantizer=quantizer)
+                node.meta[ANNOTATION_KEY] = annotation
+            decided[node] = (annotation, annotation.quantizer)

@@ -1,0 +1,127 @@
+"""Every exception that torchquilt raises on purpose.
+
+Each one answers the same questions, and keeps the answers as fields so that a program can read them:
+what went wrong, at which ``node``, in which ``quantizer``, what was ``expected``, what it ``got``, and
+the ``remedy``. An exception that also means something to Python (a bad value, a missing name) derives
+from the builtin of that meaning, so that ``except ValueError`` works as people expect.
+
+This module imports neither torch nor anything else of torchquilt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TorchquiltError(Exception):
+    """Base of all errors of torchquilt.
+
+    Args:
+        problem: one sentence that says what is wrong.
+        node: name of the graph node it is about, with its module path where that is known.
+        quantizer: name of the quantizer (or quantizers) that it is about.
+        expected: what would have been accepted.
+        got: what was found instead.
+        remedy: what the reader can do now.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        node: object = None,
+        quantizer: object = None,
+        expected: object = None,
+        got: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.node = None if node is None else str(node)
+        self.quantizer = None if quantizer is None else str(quantizer)
+        self.expected = expected
+        self.got = got
+        self.remedy = remedy
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        lines = [self.problem]
+        for label, value in (
+            ("node", self.node),
+            ("quantizer", self.quantizer),
+            ("expected", self.expected),
+            ("got", self.got),
+            ("to fix it", self.remedy),
+        ):
+            if value is not None:
+                lines.append(f"  {label}: {value}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would call the class with `args` only and drop the keyword fields.
+        return _rebuild, (type(self), self.problem, dict(self.__dict__))
+
+
+def _rebuild(
+    cls: type[TorchquiltError], problem: str, fields: dict[str, Any]
+) -> TorchquiltError:
+    """Make an error again from its pickled state (errors cross process borders in tests and torchrun)."""
+    error = cls.__new__(cls)
+    Exception.__init__(error, problem)
+    error.__dict__.update(fields)
+    return error
+
+
+class SpecError(TorchquiltError, ValueError):
+    """A quantization spec or config whose fields contradict each other. ``field`` names the field."""
+
+    def __init__(self, problem: str, *, field: str, **details: Any) -> None:
+        super().__init__(problem, **details)
+        self.field = field
+
+
+class UnsupportedConfigError(TorchquiltError, ValueError):
+    """A config was asked of a backend that has no support row for it."""
+
+
+class PatternError(TorchquiltError, ValueError):
+    """An operator pattern or a support table that is not well formed."""
+
+
+class IntentError(TorchquiltError, ValueError):
+    """A rule of the user that cannot take effect: a name, a type or a filter that is not understood."""
+
+
+class AnnotationError(TorchquiltError, ValueError):
+    """An annotation on a node that is malformed, is not ours, or points to something that is not there."""
+
+
+class CompositionError(TorchquiltError, RuntimeError):
+    """A quantizer of a composition changed what another one had decided."""
+
+
+class SharingError(TorchquiltError, ValueError):
+    """Quantization specs that are tied together and cannot be brought to one set of parameters."""
+
+
+class ModelError(TorchquiltError, ValueError):
+    """The model that was handed in is not one that this step of the flow takes."""
+
+
+class CalibrationError(TorchquiltError, RuntimeError):
+    """Calibration data that the prepared model cannot take, or that leaves a tensor unseen."""
+
+
+class PluginError(TorchquiltError):
+    """Base of what can go wrong with finding and loading a backend."""
+
+
+class PluginNotFoundError(PluginError, LookupError):
+    """No installed plugin has the name that was asked for."""
+
+
+class PluginConflictError(PluginError, LookupError):
+    """Several installed distributions claim one plugin name."""
+
+
+class PluginLoadError(PluginError, ImportError):
+    """A plugin is installed but cannot be used; the original exception is its ``__cause__``."""

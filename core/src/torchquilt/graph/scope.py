@@ -1,0 +1,50 @@
+"""Where a node comes from: the module path and the module types that export wrote down.
+
+``torch.export`` stores in ``node.meta["nn_module_stack"]`` the modules that were active, outermost
+first, as ``key → (path, type)``. Only this is read; ``source_fn_stack`` never is (it differs between
+strict and non-strict export, and is lost when a program is saved).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from torch.fx import Graph, Node
+
+@attrs.frozen
+class Scope:
+    """One active module: ``path`` as in ``named_modules()``, ``type_name`` as ``package.module.Class``."""
+
+    path: str
+    type_name: str
+
+
+def scopes_of(node: Node) -> tuple[Scope, ...]:
+    """The modules a node belongs to, outermost first; empty where export kept none (weights, inputs)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple(Scope(path, _type_name(kind)) for path, kind in stack.values())
+
+
+def module_path(node: Node) -> str:
+    """Path of the innermost module of a node, ``""`` for the root or where nothing is known."""
+    scopes = scopes_of(node)
+    return scopes[-1].path if scopes else ""
+
+
+def module_paths(graph: Graph) -> frozenset[str]:
+    """All module paths that any node of the graph comes from."""
+    return frozenset(scope.path for node in graph.nodes for scope in scopes_of(node))
+
+
+def is_inside(path: str, module: str) -> bool:
+    """Whether ``path`` is ``module`` or lies in it (``layer.1`` contains ``layer.1.fc``, not ``layer.10``)."""
+    return not module or path == module or path.startswith(module + ".")
+
+
+def _type_name(kind: object) -> str:
+    if isinstance(kind, type):
+        return f"{kind.__module__}.{kind.__qualname__}"
+    return str(kind)

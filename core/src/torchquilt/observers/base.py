@@ -1,0 +1,126 @@
+"""What every observer can do, how values that are no data are told apart, and how one is chosen by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from typing_extensions import Self
+
+from torchquilt.errors import CalibrationError
+from torchquilt.observers.qparams import QParams
+from torchquilt.spec import Granularity, QuantizationSpec
+
+
+def sentinel_limit(dtype: torch.dtype) -> float:
+    """From this magnitude on a value says "masked", not a quantity: half the largest number of the dtype.
+
+    Attention masks are filled with ``torch.finfo(dtype).min``, and adding a score to it stays close.
+    """
+    return float(torch.finfo(dtype).max) / 2
+
+
+class Observer(ABC):
+    """Collects what is needed to choose the parameters of one tensor. A value apart from any graph.
+
+    Args:
+        spec: what the tensor will be; says which elements share parameters.
+    """
+
+    def __init__(self, spec: QuantizationSpec) -> None:
+        self.spec = spec
+        #: how many ordinary values were seen
+        self.count = 0
+        #: how many NaN, infinities and mask values were seen; none of them moves a range
+        self.ignored = 0
+
+    @abstractmethod
+    def update(self, tensor: torch.Tensor) -> None:
+        """Take in a float tensor of any shape; empty tensors and other dtypes change nothing."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Take in all that another observer of the same kind and spec saw."""
+
+    @abstractmethod
+    def range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The low and high end that are to be represented, float32, in the shape of the parameters."""
+
+    @abstractmethod
+    def qparams(self) -> QParams:
+        """The parameters for what was seen.
+
+        Raises:
+            CalibrationError: nothing was seen.
+        """
+
+    @property
+    def has_data(self) -> bool:
+        """Whether any ordinary value was seen."""
+        return self.count > 0
+
+    def state(self) -> dict[str, Any]:
+        """All that was seen, as plain values and tensors."""
+        return {key: value for key, value in vars(self).items() if key != "spec"}
+
+    @classmethod
+    def from_state(cls, spec: QuantizationSpec, state: dict[str, Any]) -> Self:
+        """An observer that goes on where another one was when it gave its :meth:`state`."""
+        observer = cls(spec)
+        vars(observer).update(
+            {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
+        )
+        return observer
+
+    def _check_mergeable(self, other: Observer) -> None:
+        if type(other) is not type(self) or other.spec != self.spec:
+            raise CalibrationError(
+                "These two observers did not look for the same thing, so they cannot be merged.",
+                expected=f"{type(self).__name__} for {self.spec}",
+                got=f"{type(other).__name__} for {other.spec}",
+            )
+
+    def _check_has_data(self) -> None:
+        if not self.has_data:
+            raise CalibrationError(
+                "This observer saw no data."
+                if not self.ignored
+                else f"This observer saw nothing but {self.ignored} NaN, infinite or mask values.",
+                remedy="run calibration batches that reach this tensor",
+            )
+
+
+#: Makes the observer of an activation for its spec.
+ObserverFactory: TypeAlias = Callable[[QuantizationSpec], Observer]
+
+
+def make_observer(choice: str | ObserverFactory, spec: QuantizationSpec) -> Observer:
+    """An observer for a spec.
+
+    Args:
+        choice: ``"minmax"``, ``"histogram"`` (per tensor; where a spec has several sets of parameters
+            it is min-max for each), or a function from spec to observer.
+
+    Raises:
+        CalibrationError: the name is not known, or the function returns something else.
+    """
+    from torchquilt.observers.histogram import HistogramObserver
+    from torchquilt.observers.min_max import MinMaxObserver
+
+    if choice == "minmax":
+        return MinMaxObserver(spec)
+    if choice == "histogram":
+        per_tensor = spec.granularity is Granularity.PER_TENSOR
+        return HistogramObserver(spec) if per_tensor else MinMaxObserver(spec)
+    if callable(choice):
+        made = choice(spec)
+        if isinstance(made, Observer):
+            return made
+        raise CalibrationError("The observer factory made no observer.", expected="a torchquilt.observers.Observer", got=made)
+    raise CalibrationError(
+        f"There is no observer called {choice!r}.",
+        expected="'minmax' | 'histogram' | a function from QuantizationSpec to Observer",
+        got=choice,
+    )

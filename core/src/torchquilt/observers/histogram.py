@@ -1,0 +1,174 @@
+"""A histogram over the leading bits of the float format, and the range of least squared error.
+
+Binning. The bin of a float32 is its twelve leading bits: sign, eight of exponent, three of mantissa.
+So each octave of magnitude has eight bins, of either sign; there are 4,096 of them, they cover every
+float there is, and they never move. Counting is one pass; two histograms are merged by adding; the
+order of the data cannot matter. Counts are int64, which makes 32 KiB.
+
+Range. For a candidate range the squared error of quantization is the sum over bins of what is clipped
+and of what is rounded; the spread inside a bin is taken as uniform. Candidate ends are the exact
+minimum and maximum and the bin edges of the six octaves below them, on either side, and all pairs are
+compared. This is the usual criterion (for example Nahshan et al. 2021, arXiv:1911.07190, with p = 2);
+the evaluation in closed form is what the fixed bins make possible.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from typing_extensions import Self
+
+from torchquilt.observers.base import Observer, sentinel_limit
+from torchquilt.observers.qparams import QParams, qparams_of_range
+from torchquilt.spec import QuantizationSpec
+
+_MANTISSA_BITS = 3
+_PER_OCTAVE = 2**_MANTISSA_BITS
+_SHIFT = 23 - _MANTISSA_BITS
+_SIDE = 2 ** (8 + _MANTISSA_BITS)  # bins of one sign
+_SEARCHED_OCTAVES = 6
+# Values this large and far apart from all others are taken for mask values, see _without_far_values.
+_FAR_FROM = 2.0**12
+
+
+def _edges() -> torch.Tensor:
+    """Lower edge of each magnitude bin as float64, and one more: the upper edge of the last finite one."""
+    bits = torch.arange(_SIDE, dtype=torch.int32) << _SHIFT
+    edges = bits.view(torch.float32).double()
+    return edges[torch.isfinite(edges)]
+
+
+def _bin_of(magnitude: float) -> int:
+    return int(torch.tensor(magnitude, dtype=torch.float32).view(torch.int32)) >> _SHIFT
+
+
+class HistogramObserver(Observer):
+    """Counts all values of a tensor by magnitude and sign; per tensor only.
+
+    What cannot stretch the range: NaN and infinities; mask values, from half the largest number of the
+    tensor's dtype on; and finite values that stand far apart from all the rest, such as scores with
+    -10,000 added (see :meth:`range`).
+    """
+
+    def __init__(self, spec: QuantizationSpec) -> None:
+        super().__init__(spec)
+        self.counts = torch.zeros(2, _SIDE, dtype=torch.int64)
+        self.low = torch.tensor(math.inf)
+        self.high = torch.tensor(-math.inf)
+
+    def update(self, tensor: torch.Tensor) -> None:
+        if tensor.numel() == 0 or not tensor.is_floating_point():
+            return
+        values = tensor.detach().float().reshape(-1)
+        limit = sentinel_limit(tensor.dtype)
+        low, high = torch.aminmax(values)
+        if not bool((low > -limit) & (high < limit)):  # true for NaN, too
+            values = values[values.abs() < limit]
+            self.ignored += tensor.numel() - values.numel()
+            if values.numel() == 0:
+                return
+            low, high = torch.aminmax(values)
+        self.count += values.numel()
+        bins = torch.bitwise_right_shift(values.view(torch.int32), _SHIFT).bitwise_and_(2 * _SIDE - 1)
+        self.counts += torch.bincount(bins, minlength=2 * _SIDE).view(2, _SIDE).to(self.counts.device)
+        self.low = torch.minimum(self.low, low.to(self.low.device))
+        self.high = torch.maximum(self.high, high.to(self.high.device))
+
+    def merge(self, other: Self) -> None:
+        self._check_mergeable(other)
+        self.count += other.count
+        self.ignored += other.ignored
+        self.counts = self.counts + other.counts
+        self.low = torch.minimum(self.low, other.low)
+        self.high = torch.maximum(self.high, other.high)
+
+    def range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The range of least squared error, among the values that are not far apart from the others.
+
+        Far apart is: magnitude of 4,096 or more, and an empty gap below it of as many octaves as the
+        spec has bits. An integer grid that reached over such a gap would have a step larger than every
+        value below it. Without values other than zero below the gap nothing is left out.
+        """
+        self._check_has_data()
+        positive, negative = self._without_far_values()
+        ends = []
+        for counts, extreme in ((positive, float(self.high)), (negative, -float(self.low))):
+            edges, last = _edges(), int(counts.nonzero().max()) if counts.any() else -1
+            top = 0.0 if last < 0 else min(max(extreme, 0.0), float(edges[last + 1]))
+            ends.append(_Side(counts, edges, last, top))
+        high, low = _least_squared_error(*ends, self.spec)
+        return torch.tensor(-low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)
+
+    def _without_far_values(self) -> torch.Tensor:
+        counts = self.counts[:, : len(_edges())].clone()
+        gap = self.spec.bits * _PER_OCTAVE
+        # The bins below the smallest normal float hold zeros: they do not make a value to compare with.
+        filled = [i for i in (counts.sum(dim=0) > 0).nonzero().flatten().tolist() if i >= _PER_OCTAVE]
+        for below, above in zip(filled, filled[1:], strict=False):
+            if above - below > gap and above >= _bin_of(_FAR_FROM):
+                counts[:, above:] = 0
+                break
+        return counts
+
+    def qparams(self) -> QParams:
+        return qparams_of_range(*self.range(), self.spec)
+
+
+class _Side:
+    """The values of one sign: candidate ends of the range, and sums over bins to judge them by.
+
+    Args:
+        counts: values in each magnitude bin.
+        edges: lower edges of the bins, float64, one more than there are finite bins.
+        last: index of the last bin that is not empty, -1 if all are.
+        top: the largest magnitude, 0.0 if there is none.
+    """
+
+    def __init__(self, counts: torch.Tensor, edges: torch.Tensor, last: int, top: float) -> None:
+        self.edges = edges
+        number = counts.double()
+        lower, upper = edges, torch.cat([edges[1:], edges[-1:]])
+        if last >= 0:
+            upper = upper.clone()
+            upper[last] = top
+        middle, width = (lower + upper) / 2, upper - lower
+        square = number * (middle.square() + width.square() / 12)
+        # Prefix sums: [k] is the sum over the bins below k.
+        self.number = _prefix_sum(number)
+        self.first = _prefix_sum(number * middle)
+        self.second = _prefix_sum(square)
+        lowest = max(last + 1 - _SEARCHED_OCTAVES * _PER_OCTAVE, 1)
+        inner = torch.arange(min(lowest, last + 1), last + 1)
+        self.cut = torch.cat([inner, torch.tensor([last + 1])])  # bins from here on are clipped
+        self.end = torch.cat([edges[inner], torch.tensor([top], dtype=torch.float64)])
+
+    def clipped(self) -> torch.Tensor:
+        """Sum of squared distances beyond each candidate end."""
+        number = self.number[-1] - self.number[self.cut]
+        first = self.first[-1] - self.first[self.cut]
+        second = self.second[-1] - self.second[self.cut]
+        return second - 2 * self.end * first + self.end.square() * number
+
+    def rounded(self, step: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
+        """Sum of squared rounding errors inside: step²/12 for each value, its own square below half a step."""
+        small = torch.minimum(torch.searchsorted(self.edges, step / 2), cut)
+        return self.second[small] + step.square() / 12 * (self.number[cut] - self.number[small])
+
+
+def _prefix_sum(values: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.float64), values.cumsum(0)])
+
+
+def _least_squared_error(positive: _Side, negative: _Side, spec: QuantizationSpec) -> tuple[float, float]:
+    """The pair of ends (high, -low) with the least squared error; the widest one where several tie."""
+    high, low = positive.end[:, None], negative.end[None, :]
+    steps = spec.quant_max - spec.quant_min
+    step = torch.maximum(high, low) * 2 / steps if spec.symmetric else (high + low) / steps
+    step = step.clamp(min=spec.eps)
+    error = positive.clipped()[:, None] + negative.clipped()[None, :]
+    error = error + positive.rounded(step, positive.cut[:, None].expand_as(step))
+    error = error + negative.rounded(step, negative.cut[None, :].expand_as(step))
+    best = int(error.flip(0, 1).argmin())  # argmin takes the first: flipped, that is the widest
+    row, column = divmod(error.numel() - 1 - best, error.shape[1])
+    return float(high[row, 0]), float(low[0, column])

@@ -1,0 +1,75 @@
+"""From the range of a tensor to scale and zero point; which elements share them."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from torchquilt.spec import Granularity, QuantizationSpec, ZeroPointDomain
+
+
+@attrs.frozen(eq=False)
+class QParams:
+    """Scale and zero point of a tensor: ``x ≈ (q - zero_point) * scale``.
+
+    Args:
+        scale: float32. Shape ``()`` for per tensor, ``(C,)`` for per axis, ``(..., groups)`` for per group.
+        zero_point: int64 (float32 for specs with a float zero point), of the same shape.
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+
+
+def as_rows(tensor: torch.Tensor, spec: QuantizationSpec) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """A tensor as a matrix with one row for each set of parameters, and the shape of the parameters.
+
+    Raises:
+        ValueError: the tensor has no such axis, or its last dimension does not divide into groups.
+    """
+    if spec.granularity is Granularity.PER_AXIS:
+        assert spec.ch_axis is not None
+        if not -tensor.dim() <= spec.ch_axis < tensor.dim():
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has no axis {spec.ch_axis}")
+        rows = tensor.movedim(spec.ch_axis, 0)
+        return rows.reshape(rows.shape[0], -1), (rows.shape[0],)
+    if spec.granularity is Granularity.PER_GROUP:
+        assert spec.group_size is not None
+        if tensor.dim() == 0 or tensor.shape[-1] % spec.group_size:
+            raise ValueError(
+                f"the last dimension of shape {tuple(tensor.shape)} does not divide into groups of {spec.group_size}"
+            )
+        groups = tensor.shape[-1] // spec.group_size
+        return tensor.reshape(-1, spec.group_size), (*tensor.shape[:-1], groups)
+    return tensor.reshape(1, -1), ()
+
+
+def qparams_of_range(low: torch.Tensor, high: torch.Tensor, spec: QuantizationSpec) -> QParams:
+    """The parameters with which ``low`` … ``high`` just fits into the quantized range.
+
+    The formulas are those of ``torch.ao.quantization``'s observers, in float32, so that parameters
+    agree with theirs bit for bit. The range is widened to hold 0.0, which therefore is represented
+    exactly, except with a float zero point, where the range is taken as it is.
+
+    Args:
+        low, high: smallest and largest value, float tensors of one shape, finite, ``low <= high``.
+        spec: what is wanted; its granularity is not looked at.
+
+    Returns:
+        QParams of that shape, with ``scale >= spec.eps``.
+    """
+    low, high = low.float(), high.float()
+    steps = float(spec.quant_max - spec.quant_min)
+    if spec.zero_point_domain is ZeroPointDomain.FLOAT:
+        scale = (high - low) / steps
+        scale = torch.where(scale > spec.eps, scale, torch.ones_like(scale))
+        return QParams(scale, spec.quant_min - low / scale)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    eps = torch.tensor(spec.eps, dtype=torch.float32)
+    if spec.symmetric:
+        assert spec.zero_point is not None
+        scale = torch.maximum(torch.maximum(-low, high) / (steps / 2), eps)
+        return QParams(scale, torch.full_like(scale, spec.zero_point, dtype=torch.int64))
+    scale = torch.maximum((high - low) / steps, eps)
+    zero_point = spec.quant_min - torch.round(low / scale).to(torch.int64)
+    return QParams(scale, zero_point.clamp(spec.quant_min, spec.quant_max))

@@ -1,0 +1,148 @@
+"""Chains of operators with roles, and the answer of matching one: a Match or a Reject.
+
+A pattern reads operator overloads and data flow, nothing else, so it works the same on strict and
+non-strict exports and on programs that were saved and loaded. Matching never writes to the graph.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from torchquilt.errors import PatternError
+from torchquilt.operators import Operand, Operator
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+
+@attrs.frozen
+class Reject:
+    """Why something is not done. A value, so that it can be collected, compared and shown.
+
+    Args:
+        code: stable code for programs, such as ``used_elsewhere`` or ``constraint:rank``.
+        nodes: the nodes it is about.
+        text: one sentence for people.
+    """
+
+    code: str
+    nodes: tuple[Node, ...]
+    text: str
+
+
+@attrs.frozen
+class Match:
+    """A place in a graph where a pattern stands.
+
+    Args:
+        pattern: what matched.
+        nodes: one node for each operator of the pattern, in order of data flow.
+        operands: ``(input node, user node, role)`` for each tensor that enters the match and has a
+            role, in order of arguments; a tensor that is used twice stands twice.
+        scalars: ``(node, position, value)`` for each Python number that stands where a tensor of a
+            role could stand (``x * 0.5``).
+    """
+
+    pattern: OperatorPattern
+    nodes: tuple[Node, ...]
+    operands: tuple[tuple[Node, Node, str], ...]
+    scalars: tuple[tuple[Node, int, int | float], ...] = ()
+
+    @property
+    def anchor(self) -> Node:
+        """The first node, which does the work (the conv of conv + relu)."""
+        return self.nodes[0]
+
+    @property
+    def output(self) -> Node:
+        """The last node, whose value leaves the match."""
+        return self.nodes[-1]
+
+    def inputs(self, role: str) -> tuple[Node, ...]:
+        """The nodes that enter the match in this role."""
+        return tuple(node for node, _, found in self.operands if found == role)
+
+
+@attrs.frozen
+class OperatorPattern:
+    """A chain of operators: each one but the last is used by the next one alone.
+
+    Args:
+        name: unique within a table, for example ``conv2d_relu``.
+        operators: the chain; only the first operator has operands with roles besides the chain itself.
+    """
+
+    name: str
+    operators: tuple[Operator, ...] = attrs.field(converter=tuple)
+
+    @operators.validator
+    def _not_empty(self, _: object, operators: tuple[Operator, ...]) -> None:
+        if not operators:
+            raise PatternError(
+                f"The pattern {self.name!r} has no operator.",
+                expected="at least one Operator",
+                got="()",
+                remedy="OperatorPattern.of(LINEAR) or OperatorPattern.of(CONV2D, RELU)",
+            )
+
+    @classmethod
+    def of(cls, *operators: Operator, name: str = "") -> OperatorPattern:
+        """A chain that is named after its operators."""
+        return cls(name or "_".join(operator.name for operator in operators), operators)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that tensors around the pattern have, the output's last."""
+        return self.operators[0].roles
+
+    def match(self, node: Node) -> Match | Reject:
+        """Match with ``node`` as the first operator of the chain. Costs as much as the chain is long."""
+        first, *rest = self.operators
+        if _overload(node) not in first.overloads:
+            return Reject("not_the_operator", (node,), f"{node.name} is not {first.name}")
+        chain = [node]
+        for operator in rest:
+            following = _only_user(chain[-1])
+            if following is None:
+                return Reject(
+                    "used_elsewhere",
+                    (chain[-1], *chain[-1].users),
+                    f"{chain[-1].name} is used by more than {operator.name}, so it cannot be fused with it",
+                )
+            if _overload(following) not in operator.overloads or _argument(following, 0) is not chain[-1]:
+                return Reject("not_the_operator", (following,), f"{following.name} is not {operator.name}")
+            chain.append(following)
+        operands, scalars = _operands(node, first.operands)
+        return Match(self, tuple(chain), operands, scalars)
+
+
+def _overload(node: Node) -> str:
+    return str(node.target) if node.op == "call_function" else ""
+
+
+def _only_user(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _argument(node: Node, position: int, keyword: str = "") -> Any:
+    return node.args[position] if position < len(node.args) else node.kwargs.get(keyword)
+
+
+def _operands(
+    node: Node, declared: tuple[Operand, ...]
+) -> tuple[tuple[tuple[Node, Node, str], ...], tuple[tuple[Node, int, int | float], ...]]:
+    """The tensors and the numbers that stand at the declared arguments of a node."""
+    tensors: list[tuple[Node, Node, str]] = []
+    scalars: list[tuple[Node, int, int | float]] = []
+    for operand in declared:
+        value = _argument(node, operand.position, operand.keyword)
+        for item in value if operand.many else (value,):
+            if isinstance(item, (int, float)):
+                scalars.append((node, operand.position, item))
+            elif item is not None:
+                tensors.append((item, node, operand.role))
+    return tuple(tensors), tuple(scalars)

@@ -1,0 +1,18 @@
+"""How backends are found and loaded, and what the author of one imports to be found.
+
+A plugin is a distribution with an entry point of the group ``torchquilt`` that names a module. That module
+imports no torch and implements one hook, which returns the :class:`Manifest`::
+
+    from torchquilt.plugins import Manifest, PresetInfo, hookimpl
+
+    @hookimpl
+    def torchquilt_manifest() -> Manifest: ...
+
+The files, in the order of their imports: ``manifest`` (what a plugin says of itself), ``hookspecs`` (the
+hooks that it may implement), ``registry`` (finding, checking and loading).
+"""
+
+from torchquilt.plugins.hookspecs import hookimpl
+from torchquilt.plugins.manifest import API, Manifest, PresetInfo
+
+__all__ = ["API", "Manifest", "PresetInfo", "hookimpl"]

@@ -1,0 +1,168 @@
+"""What a plugin says of itself before any of its real code is loaded.
+
+A manifest is plain data and needs no torch, so that every installed backend can be listed at once. The class
+that does the work is named as text and imported when somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TypeVar
+
+import attrs
+
+from torchquilt.errors import PluginError
+
+#: The number of the plugin interface that this core speaks. It goes up when a plugin that was written for the
+#: number before could not work any more; a hook or a field that a plugin may leave out does not change it.
+API = 1
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+_T = TypeVar("_T")
+
+
+def _check_name(instance: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise PluginError(
+            f"The {attribute.name} of a {type(instance).__name__} is not one that can be typed everywhere.",
+            expected="a lower-case letter, then lower-case letters, digits and underscores",
+            got=repr(value),
+            remedy="use a name such as 'my_backend'",
+        )
+
+
+def _check_summary(instance: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not value.strip() or "\n" in value:
+        raise PluginError(
+            f"The {attribute.name} of a {type(instance).__name__} does not fit a row of a listing.",
+            expected="one line of text",
+            got=repr(value),
+            remedy="say in one line what it quantizes and for what",
+        )
+
+
+def _check_api(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
+    # bool is an int to Python, and True is no number of an interface.
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PluginError(
+            "The api of a Manifest is not the number of a plugin interface.",
+            expected="a whole number from 1",
+            got=repr(value),
+            remedy=f"write the number that the plugin was written for, for example api={API}",
+        )
+
+
+def _check_reference(instance: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
+        raise PluginError(
+            f"The {attribute.name} of a Manifest does not say where the class is.",
+            expected="'package.module:Class'",
+            got=repr(value),
+            remedy="name it as text; importing the class in the plugin module would load torch for a listing",
+        )
+
+
+def _check_presets(
+    instance: object, attribute: attrs.Attribute[tuple[PresetInfo, ...]], value: tuple[PresetInfo, ...]
+) -> None:
+    strays = [preset for preset in value if not isinstance(preset, PresetInfo)]
+    if strays:
+        raise PluginError(
+            "The presets of a Manifest hold something that is not a preset.",
+            expected="PresetInfo(name, summary) for each",
+            got=repr(strays[0]),
+            remedy="wrap the name: PresetInfo('static_int8', 'what it does, in one line')",
+        )
+    names = [preset.name for preset in value]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PluginError(
+            "Two presets of a Manifest have one name.",
+            expected="each name once",
+            got=", ".join(twice),
+            remedy="rename or remove one of them",
+        )
+
+
+def _check_targets(
+    instance: object, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]
+) -> None:
+    for target in value:
+        if not isinstance(target, str) or not _NAME.fullmatch(target):
+            raise PluginError(
+                "The targets of a Manifest hold something that is not the name of a runtime.",
+                expected="lower-case names such as 'executorch'",
+                got=repr(target),
+                remedy="name each runtime that the quantized model can be lowered to",
+            )
+
+
+def _tuple_of(values: Iterable[_T]) -> tuple[_T, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        # A text is a sequence of letters to Python: ("executorch") without its comma would be ten targets.
+        raise PluginError(
+            "A field of a Manifest that holds several values got a single one.",
+            expected="a tuple",
+            got=repr(values),
+            remedy="write a tuple; one of a single value has a comma: ('executorch',)",
+        )
+    return tuple(values)
+
+
+# attrs' support in type checkers takes the type of an argument from its converter, which may not be generic.
+def _presets(values: Iterable[PresetInfo]) -> tuple[PresetInfo, ...]:
+    return _tuple_of(values)
+
+
+def _targets(values: Iterable[str]) -> tuple[str, ...]:
+    return _tuple_of(values)
+
+
+@attrs.frozen
+class PresetInfo:
+    """A named configuration of a backend: what ``torchquilt.quantizer(name, preset=...)`` accepts.
+
+    Args:
+        name: lower-case identifier.
+        summary: one line that says what it does.
+
+    Raises:
+        PluginError: a field is not of that form.
+    """
+
+    name: str = attrs.field(validator=_check_name)
+    summary: str = attrs.field(validator=_check_summary)
+
+
+@attrs.frozen(kw_only=True)
+class Manifest:
+    """What a plugin says of itself: the answer to the hook ``torchquilt_manifest``.
+
+    Args:
+        name: what users call the backend, the same as its entry point: a lower-case identifier.
+        api: the number of the plugin interface that the plugin was written for. Write the number itself: with
+            :data:`API` a plugin would claim to fit whatever core it meets.
+        summary: one line for listings.
+        quantizer: where the class is, as ``"package.module:Class"``. It takes no arguments, and has
+            ``from_preset(name)`` if there are presets.
+        presets: the named configurations, in the order in which they are to be listed.
+        targets: the runtimes that what it quantizes can be lowered to.
+
+    Raises:
+        PluginError: a field is not of that form, or two presets share a name.
+    """
+
+    name: str = attrs.field(validator=_check_name)
+    api: int = attrs.field(validator=_check_api)
+    summary: str = attrs.field(validator=_check_summary)
+    quantizer: str = attrs.field(validator=_check_reference)
+    presets: tuple[PresetInfo, ...] = attrs.field(default=(), converter=_presets, validator=_check_presets)
+    targets: tuple[str, ...] = attrs.field(default=(), converter=_targets, validator=_check_targets)
+
+    @property
+    def preset_names(self) -> tuple[str, ...]:
+        """The names of the presets, in their order."""
+        return tuple(preset.name for preset in self.presets)

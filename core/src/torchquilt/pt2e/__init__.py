@@ -1,0 +1,1 @@
+"""The flow: groups → prepare → calibrate → convert."""

@@ -1,0 +1,316 @@
+"""Quantizers: the protocol that the flow calls, and the one that does it all from a support table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torchquilt.annotation import annotate_node
+from torchquilt.capability import Capabilities, Capability, SupportTable
+from torchquilt.claims import Claim, decide
+from torchquilt.config import QuantizationConfig
+from torchquilt.errors import IntentError, UnsupportedConfigError
+from torchquilt.graph.edits import lift_scalar
+from torchquilt.intent import Intent, ObjectTypeRule, Rule
+from torchquilt.operators import OPERATORS, object_type
+from torchquilt.spec import EdgeOrNode
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+    from typing_extensions import Self
+
+
+class Quantizer:
+    """Decides which tensors of a graph are quantized, and how. Base class for quantizers of your own.
+
+    Only :meth:`annotate` has to be written. The flow calls, in this order,
+    :meth:`transform_for_annotation`, :meth:`annotate`, :meth:`validate` and, once the observers are
+    made, :meth:`prepare_obs_or_fq_callback`. All of them work on a copy of the user's model.
+    """
+
+    @property
+    def name(self) -> str:
+        """How this quantizer is called in annotations and errors; by default its class."""
+        return type(self).__name__
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Rewrite what has to be in another form to be quantized; return the model."""
+        return model
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Write a :class:`torchquilt.QuantizationAnnotation` on each node that is to be quantized.
+
+        Nodes that are annotated already belong to another quantizer and are left alone.
+        """
+        raise NotImplementedError(f"{self.name} does not say what it annotates")
+
+    def validate(self, model: GraphModule) -> None:
+        """Raise an error of torchquilt if the annotated model cannot run on this backend."""
+
+    def quantization_capabilities(self) -> Capabilities:
+        """What this quantizer would quantize, as far as it can tell without a model."""
+        return Capabilities()
+
+    def prepare_obs_or_fq_callback(
+        self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, Any]
+    ) -> None:
+        """See, and replace where wanted, what was chosen to observe each edge and output.
+
+        Args:
+            model: the annotated model, before observers are put in.
+            edge_or_node_to_obs_or_fq: edge ``(producer, user)`` or node → the module that will stand
+                there. Places that share parameters hold the same module.
+        """
+
+
+def as_quantizer(subject: object) -> Quantizer:
+    """A :class:`Quantizer`, or any object that has ``annotate``, seen as one.
+
+    Raises:
+        IntentError: the object has no ``annotate``, or is a quantizer of another library.
+    """
+    if isinstance(subject, Quantizer):
+        return subject
+    for base in type(subject).__mro__:
+        if base.__module__.split(".")[0] in ("torchao", "executorch") and base.__name__ == "Quantizer":
+            raise IntentError(
+                f"{type(subject).__name__} is a quantizer of {base.__module__.split('.')[0]}.",
+                expected="a torchquilt.Quantizer, or an object with annotate(model)",
+                got=f"{type(subject).__module__}.{type(subject).__qualname__}",
+                remedy="use the torchquilt plugin of that backend (torchquilt.backends() lists what is installed)",
+            )
+    if callable(getattr(subject, "annotate", None)) and not isinstance(subject, type):
+        return _Adapted(subject)
+    raise IntentError(
+        "This is not a quantizer.",
+        expected="a torchquilt.Quantizer, or an object with annotate(model)",
+        got=repr(subject),
+        remedy="make an instance of it first" if isinstance(subject, type) else None,
+    )
+
+
+class _Adapted(Quantizer):
+    """A user's object that has some of the methods; the others do what the base class does."""
+
+    def __init__(self, subject: Any) -> None:
+        self.subject = subject
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.subject, "name", type(self.subject).__name__))
+
+    def _call(self, method: str, otherwise: Callable[..., Any], *args: Any) -> Any:
+        return getattr(self.subject, method, otherwise)(*args)
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        found: GraphModule = self._call("transform_for_annotation", super().transform_for_annotation, model)
+        return found
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        found: GraphModule = self.subject.annotate(model)
+        return found
+
+    def validate(self, model: GraphModule) -> None:
+        self._call("validate", super().validate, model)
+
+    def quantization_capabilities(self) -> Capabilities:
+        found: Capabilities = self._call("quantization_capabilities", super().quantization_capabilities)
+        return found
+
+    def prepare_obs_or_fq_callback(
+        self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, Any]
+    ) -> None:
+        self._call(
+            "prepare_obs_or_fq_callback", super().prepare_obs_or_fq_callback, model, edge_or_node_to_obs_or_fq
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Adapted) and bool(self.subject == other.subject)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class PatternQuantizer(Quantizer):
+    """A quantizer that is a support table and an intent, and nothing else.
+
+    A backend derives from it and sets ``TABLE`` and ``PRESETS``. It can be used as it is, too::
+
+        PatternQuantizer(table).set_global(config)
+
+    Args:
+        table: what is supported; by default the ``TABLE`` of the class.
+    """
+
+    #: What the backend supports.
+    TABLE: ClassVar[SupportTable | None] = None
+    #: Name → function that makes the config; what :meth:`from_preset` knows.
+    PRESETS: ClassVar[Mapping[str, Callable[[], QuantizationConfig]]] = {}
+
+    def __init__(self, table: SupportTable | None = None) -> None:
+        found = table or self.TABLE
+        if found is None:
+            raise IntentError(
+                f"{type(self).__name__} has no support table.",
+                expected="a SupportTable",
+                got=None,
+                remedy="pass one, or set TABLE on the class",
+            )
+        self.table = found
+        self.intent = Intent()
+
+    @classmethod
+    def from_preset(cls, name: str) -> Self:
+        """An instance whose global config is the preset of this name.
+
+        Raises:
+            IntentError: the backend has no such preset; the error lists those that it has.
+        """
+        if name not in cls.PRESETS:
+            raise IntentError(
+                f"{cls.__name__} has no preset {name!r}.",
+                quantizer=cls.__name__,
+                expected=" | ".join(cls.PRESETS) or "no presets",
+                got=name,
+            )
+        return cls().set_global(cls.PRESETS[name]())
+
+    @classmethod
+    def backend_capabilities(cls) -> Capabilities:
+        """All that the backend can do, whatever is asked of an instance."""
+        return cls.TABLE.capabilities() if cls.TABLE else Capabilities()
+
+    # What is asked. Each returns the quantizer itself, so that calls can be chained.
+
+    def set_global(self, config: QuantizationConfig | None) -> Self:
+        """Ask for a config wherever no other rule decides; None asks for nothing there.
+
+        Raises:
+            UnsupportedConfigError: no row of the backend takes this config.
+        """
+        self.intent = self.intent.with_global(self._checked(config))
+        return self
+
+    def set_object_type(self, object_type_: object, config: QuantizationConfig | None) -> Self:
+        """Ask for a config at each node that comes from a type; None leaves them in float.
+
+        Args:
+            object_type_: a module class (everything inside such modules), a functional such as
+                ``torch.nn.functional.linear``, or an ATen operator such as ``torch.ops.aten.linear.default``.
+            config: what is asked there.
+
+        Raises:
+            IntentError: the type is none of these.
+            UnsupportedConfigError: no row of the backend takes this config.
+        """
+        self.intent = self.intent.with_type(object_type(object_type_, self._operators()), self._checked(config))
+        return self
+
+    def set_module_name(self, name: str, config: QuantizationConfig | None) -> Self:
+        """Ask for a config in the module of this name and all that is in it; None leaves it in float.
+
+        Args:
+            name: as in ``model.named_modules()``: ``"encoder.layer.0"``. ``layer.1`` is not ``layer.10``.
+            config: what is asked there.
+
+        Raises:
+            UnsupportedConfigError: no row of the backend takes this config.
+        """
+        self.intent = self.intent.with_name(name, self._checked(config))
+        return self
+
+    def set_filter_function(self, function: Callable[[Node], bool] | None) -> Self:
+        """Quantize only where this function returns true for every node of the match."""
+        self.intent = self.intent.with_filter(function)
+        return self
+
+    def _operators(self) -> tuple[Any, ...]:
+        """The operators of the table, which may be the backend's own, and those that everyone knows."""
+        own = (operator for row in self.table.rows for operator in row.pattern.operators)
+        return tuple(dict.fromkeys((*own, *OPERATORS)))
+
+    def _checked(self, config: QuantizationConfig | None) -> QuantizationConfig | None:
+        if config is None:
+            return None
+        if not isinstance(config, QuantizationConfig):
+            raise IntentError(
+                "A rule asks for a QuantizationConfig of torchquilt, or for None.",
+                quantizer=self.name,
+                expected="torchquilt.QuantizationConfig | None",
+                got=f"{type(config).__module__}.{type(config).__qualname__}",
+                remedy="use the plugin's own functions that make configs",
+            )
+        gaps = [(row, row.differences(config)) for row in self.table.rows]
+        row, nearest = min(gaps, key=lambda gap: len(gap[1]))
+        if nearest:
+            raise UnsupportedConfigError(
+                f"{self.table.backend} has no row that takes this config.",
+                quantizer=self.name,
+                expected=f"nearest is {row.pattern.name} ({row.mode})",
+                got="; ".join(nearest),
+                remedy=f"presets that it takes: {', '.join(self.PRESETS)}" if self.PRESETS else None,
+            )
+        return config
+
+    # What is answered and done, both from the table.
+
+    def quantization_capabilities(self) -> Capabilities:
+        """The rows that the rules ask for, with the rule that asks. Empty where nothing is asked.
+
+        A rule about a type yields the rows of that operator alone; for a module class that contains
+        other things, and for a module name, every row that takes the config.
+        """
+        found: list[Capability] = []
+        for rule in self.intent.rules:
+            if rule.config is None:
+                continue
+            for row in self.table.rows:
+                capability = row.describe(self.table.backend, scope=str(rule))
+                if row.differences(rule.config) or not _is_meant(rule, capability):
+                    continue
+                found.append(capability)
+        return Capabilities(tuple(found))
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Turn Python numbers into constant tensors where the operator is going to be quantized."""
+        for claim in self._claims(model):
+            for node, position, value in claim.match.scalars:
+                lift_scalar(model, node, position, value)
+        return model
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate every match of a row that is asked for, is free, and meets the constraints.
+
+        Raises:
+            IntentError: a rule is about nothing in this model.
+        """
+        self.intent.check(model, self.name)
+        for claim in self._claims(model):
+            for node, annotation in claim.annotations(self.name):
+                annotate_node(node, annotation)
+        return model
+
+    def _claims(self, model: GraphModule) -> tuple[Claim, ...]:
+        """What is taken of the model as it is annotated so far. Complete before anything is written."""
+        decisions = decide(self.table, self.intent, model.graph)
+        return tuple(found for _, found in decisions if isinstance(found, Claim))
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        assert isinstance(other, PatternQuantizer)
+        return self.table == other.table and self.intent == other.intent
+
+    __hash__ = None  # type: ignore[assignment]  # the intent changes, so a hash would not hold
+
+    def __repr__(self) -> str:
+        rules = ", ".join(f"{rule}: {rule.config}" for rule in self.intent.rules)
+        return f"{self.name}({rules})"
+
+
+def _is_meant(rule: Rule, capability: Capability) -> bool:
+    """Whether a rule can be about the row: always, unless it is about a type that is another operator's."""
+    if not isinstance(rule, ObjectTypeRule):
+        return True
+    if rule.type.kind == "module" and not any(rule.type.name in operator.modules for operator in OPERATORS):
+        return True  # a class of the user's own: anything may be inside of it
+    return capability.is_about(rule.type)

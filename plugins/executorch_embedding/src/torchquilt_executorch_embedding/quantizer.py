@@ -1,0 +1,24 @@
+"""The quantizer: the embedding table and its presets; everything else is the core's PatternQuantizer."""
+
+from __future__ import annotations
+
+from torchquilt import PatternQuantizer
+
+from torchquilt_executorch_embedding.specs import PRESETS, get_embedding_byte_config
+from torchquilt_executorch_embedding.support import SUPPORT
+
+
+class ExecuTorchEmbeddingQuantizer(PatternQuantizer):
+    """Quantizes embedding tables for ExecuTorch's ``embedding_byte`` kernel: 8 bits, per row, weight only.
+
+    There is one thing it can do, so it is asked for everywhere to begin with. Rules narrow that::
+
+        ExecuTorchEmbeddingQuantizer().set_module_name("position_embeddings", None)
+    """
+
+    TABLE = SUPPORT
+    PRESETS = PRESETS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_global(get_embedding_byte_config())

@@ -1,0 +1,42 @@
+"""The XNNPACK backend of torchquilt.
+
+``support`` is the table of what it quantizes, ``specs`` the configurations that can be asked for,
+``quantizer`` the class that applies them, and ``plugin`` what a listing says of it.
+
+The names below are imported when they are first used: listing the installed backends imports this package,
+and must not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+# The imports below say the same to type checkers, and a test holds the two equal.
+_MODULE_OF = {
+    "SUPPORT": "support",
+    "XNNPACKQuantizer": "quantizer",
+    "get_symmetric_quantization_config": "specs",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+if TYPE_CHECKING:
+    from torchquilt_xnnpack.quantizer import XNNPACKQuantizer as XNNPACKQuantizer
+    from torchquilt_xnnpack.specs import (
+        get_symmetric_quantization_config as get_symmetric_quantization_config,
+    )
+    from torchquilt_xnnpack.support import SUPPORT as SUPPORT
+else:
+    # Hidden from type checkers: in their eyes a module with a __getattr__ has every attribute.
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

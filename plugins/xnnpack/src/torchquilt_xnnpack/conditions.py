@@ -1,0 +1,111 @@
+"""Conditions on the rows of the table: what the delegate needs besides the operator and the numbers.
+
+Each is what ``partition/config`` of ExecuTorch's XNNPACK delegate checks before it takes a node, asked
+before anything is quantized, so that nothing is quantized that the delegate then leaves behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchquilt import Constraint, Match
+from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, argument, input_rank, keyword_is
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+__all__ = [
+    "CONSTANT_WEIGHT",
+    "FLOAT32",
+    "IMAGE",
+    "LAST_DIMENSION",
+    "MEAN_OVER_IMAGE",
+    "NOT_A_MASK",
+    "NO_ALPHA",
+    "NO_CEIL_MODE",
+    "POOLS_TO_ONE_PIXEL",
+    "TWO_OR_MORE",
+]
+
+NO_ALPHA = keyword_is("alpha", 1, "alpha", "alpha is 1")
+IMAGE = input_rank(4)
+
+
+def _rank(match: Match) -> int:
+    rank: int = match.inputs("input_activation")[0].meta["val"].dim()
+    return rank
+
+
+def _has_two_inputs(match: Match) -> bool:
+    return len(match.anchor.all_input_nodes) >= 2
+
+
+TWO_OR_MORE = Constraint("two_inputs", "two or more different tensors are joined", _has_two_inputs)
+
+
+def _pools_to_one_pixel(match: Match) -> bool:
+    size = argument(match, 1, "output_size")
+    return list(size) in ([1], [1, 1])
+
+
+POOLS_TO_ONE_PIXEL = Constraint("output_size", "the output size is 1 x 1", _pools_to_one_pixel)
+
+
+def _is_mean_over_image(match: Match) -> bool:
+    dims = argument(match, 1, "dim") or ()
+    rank = _rank(match)
+    keeps = bool(argument(match, 2, "keepdim", False))
+    return keeps and sorted(dim % rank for dim in dims) == [2, 3] and argument(match, 3, "dtype") is None
+
+
+MEAN_OVER_IMAGE = Constraint(
+    "mean_over_image", "the mean is over height and width, with keepdim=True", _is_mean_over_image
+)
+
+
+def _has_no_ceil_mode(match: Match) -> bool:
+    return not argument(match, 5, "ceil_mode", False)
+
+
+NO_CEIL_MODE = Constraint("ceil_mode", "ceil_mode is False", _has_no_ceil_mode)
+
+
+def _is_last_dimension(match: Match) -> bool:
+    return argument(match, 1, "dim") in (-1, _rank(match))
+
+
+LAST_DIMENSION = Constraint("dim", "the new dimension is the last one", _is_last_dimension)
+
+
+# An addition that only softmax reads is an attention mask or bias. Its masked entries are meant to be as
+# low as can be; on an 8-bit grid they would either leave no steps for the scores or come so close to them
+# that what is masked is attended to. Whatever a multiplication by such a number is used for, it makes a mask.
+_LARGEST = 1e4
+_ONLY_SHAPES = ("aten.view.default", "aten.reshape.default", "aten.dropout.default", "aten.to.dtype", "aten.slice.Tensor")
+_SOFTMAX = ("aten.softmax.int", "aten._softmax.default", "aten._safe_softmax.default")
+
+
+def _goes_into_softmax(node: Node) -> bool:
+    seen: set[Node] = set()
+    pending = [node]
+    while pending:
+        for user in pending.pop().users:
+            if str(user.target) in _SOFTMAX:
+                return True
+            if str(user.target) in _ONLY_SHAPES and user not in seen:
+                seen.add(user)
+                pending.append(user)
+    return False
+
+
+def _is_huge(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not abs(value) < _LARGEST
+
+
+def _is_not_a_mask(match: Match) -> bool:
+    return not _goes_into_softmax(match.output) and not any(_is_huge(value) for _, _, value in match.scalars)
+
+
+NOT_A_MASK = Constraint(
+    "attention_mask", "it does not make an attention mask, nor add one to what goes into softmax", _is_not_a_mask
+)

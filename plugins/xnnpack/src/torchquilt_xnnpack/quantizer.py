@@ -1,0 +1,24 @@
+"""The quantizer: XNNPACK's table and presets; everything else is the core's PatternQuantizer."""
+
+from __future__ import annotations
+
+from torchquilt import PatternQuantizer
+
+from torchquilt_xnnpack.specs import PRESETS
+from torchquilt_xnnpack.support import SUPPORT
+
+
+class XNNPACKQuantizer(PatternQuantizer):
+    """Quantizes for the XNNPACK delegate of ExecuTorch: int8, static or dynamic.
+
+    Nothing is quantized until something is asked for::
+
+        XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+
+    Rules are given with ``set_global``, ``set_object_type``, ``set_module_name`` and
+    ``set_filter_function``; each takes a config, or None for "leave it in float", and returns the
+    quantizer. The most specific rule wins.
+    """
+
+    TABLE = SUPPORT
+    PRESETS = PRESETS

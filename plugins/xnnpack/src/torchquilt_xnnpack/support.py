@@ -1,0 +1,84 @@
+"""What XNNPACK runs as integers: the one table that is both queried and annotated from.
+
+The rows follow ``partition/config`` of ExecuTorch 1.5's XNNPACK delegate. Importing this module does
+not import torch.
+"""
+
+from __future__ import annotations
+
+from torchquilt import AllowedSpec, Constraint, OperatorPattern, Sharing, SupportRow, SupportTable
+from torchquilt import operators as ops
+
+from torchquilt_xnnpack import conditions as when
+
+_TARGETS = ("executorch",)
+
+_ACTIVATION = AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)
+_TOKENS = AllowedSpec("int8", -128, 127, ("per_token",), symmetric=False, is_dynamic=True, exact_range=True)
+_WEIGHT = AllowedSpec("int8", -128, 127, ("per_tensor", "per_axis"), symmetric=True, ch_axis=0)
+
+_STATIC = {"input_activation": (_ACTIVATION,), "output_activation": (_ACTIVATION,)}
+_STATIC_WEIGHTED = {**_STATIC, "weight": (_WEIGHT,)}
+_DYNAMIC_WEIGHTED = {"input_activation": (_TOKENS,), "weight": (_WEIGHT,)}
+
+
+def _row(
+    *operators: ops.Operator,
+    specs: dict[str, tuple[AllowedSpec, ...]] = _STATIC,
+    sharing: Sharing = Sharing.NONE,
+    constraints: tuple[Constraint, ...] = (),
+) -> SupportRow:
+    return SupportRow(
+        OperatorPattern.of(*operators),
+        specs,
+        sharing=sharing,
+        constraints=(when.FLOAT32, *constraints),
+        targets=_TARGETS,
+    )
+
+
+# What XNNPACK computes in the same kernel as the operator before it.
+_FUSED = (ops.RELU, ops.RELU6, ops.HARDTANH)
+
+_WEIGHTED = tuple(
+    _row(operator, *after, specs=_STATIC_WEIGHTED, constraints=(when.CONSTANT_WEIGHT,))
+    for operator in (ops.LINEAR, ops.CONV1D, ops.CONV2D)
+    for after in (*((activation,) for activation in _FUSED), ())
+)
+
+_DYNAMIC = (_row(ops.LINEAR, specs=_DYNAMIC_WEIGHTED, constraints=(when.CONSTANT_WEIGHT,)),)
+
+_ELEMENTWISE = (
+    _row(ops.ADD, ops.RELU, constraints=(when.NO_ALPHA, when.NOT_A_MASK)),
+    _row(ops.ADD, constraints=(when.NO_ALPHA, when.NOT_A_MASK)),
+    _row(ops.MUL, ops.RELU, constraints=(when.NOT_A_MASK,)),
+    _row(ops.MUL, constraints=(when.NOT_A_MASK,)),
+)
+
+_OTHERS = (
+    _row(ops.CAT, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE,)),
+    _row(
+        ops.ADAPTIVE_AVG_POOL2D,
+        sharing=Sharing.OUTPUT_AS_INPUT,
+        constraints=(when.IMAGE, when.POOLS_TO_ONE_PIXEL),
+    ),
+    _row(
+        ops.MEAN,
+        sharing=Sharing.PASSED_ON,
+        constraints=(when.IMAGE, when.MEAN_OVER_IMAGE),
+    ),
+    _row(ops.MAX_POOL2D, sharing=Sharing.PASSED_ON, constraints=(when.NO_CEIL_MODE,)),
+)
+
+# What only moves numbers, or cuts them off, keeps the parameters of what it gets.
+_PASSING_ON = (
+    *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)),
+    *(
+        _row(op, sharing=Sharing.PASSED_ON)
+        for op in (ops.VIEW, ops.RESHAPE, ops.FLATTEN, ops.PERMUTE, ops.TRANSPOSE, ops.SLICE, ops.SQUEEZE)
+    ),
+    _row(ops.UNSQUEEZE, sharing=Sharing.PASSED_ON, constraints=(when.LAST_DIMENSION,)),
+    _row(ops.DROPOUT, sharing=Sharing.PASSED_ON),
+)
+
+SUPPORT = SupportTable("xnnpack", (*_WEIGHTED, *_DYNAMIC, *_ELEMENTWISE, *_OTHERS, *_PASSING_ON))
