@@ -39,16 +39,17 @@ class AllowedSpec:
         ch_axis: the axis for ``per_axis``.
         group_sizes: the sizes for ``per_group``; empty: every size.
         zero_point_domain: ``"int"`` or ``"float"``.
+        exact_range: a spec must use all of the range.
     """
 
     dtype: str
     quant_min: int
     quant_max: int
-    granularities: tuple[str, ...] = attrs.field(converter=tuple)
+    granularities: tuple[str, ...]
     symmetric: bool | None = None
     is_dynamic: bool = False
     ch_axis: int | None = None
-    group_sizes: tuple[int, ...] = attrs.field(default=(), converter=tuple)
+    group_sizes: tuple[int, ...] = ()
     zero_point_domain: str = "int"
     exact_range: bool = False
 
@@ -217,8 +218,8 @@ class SupportRow:
     pattern: OperatorPattern
     specs: tuple[tuple[str, tuple[AllowedSpec, ...]], ...] = attrs.field(converter=_by_role)
     sharing: Sharing = Sharing.NONE
-    constraints: tuple[Constraint, ...] = attrs.field(default=(), converter=tuple)
-    targets: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    constraints: tuple[Constraint, ...] = ()
+    targets: tuple[str, ...] = ()
     weight_axis: int = 0
     is_qat: bool = False
 
@@ -267,7 +268,7 @@ class SupportTable:
     """
 
     backend: str
-    rows: tuple[SupportRow, ...] = attrs.field(converter=tuple)
+    rows: tuple[SupportRow, ...]
 
     def __attrs_post_init__(self) -> None:
         seen: set[tuple[object, ...]] = set()
@@ -325,7 +326,7 @@ class Capabilities:
     who owns each; it is associative, and a row that is there already is not repeated.
     """
 
-    rows: tuple[Capability, ...] = attrs.field(default=(), converter=tuple)
+    rows: tuple[Capability, ...] = ()
 
     def __iter__(self) -> Iterator[Capability]:
         return iter(self.rows)
@@ -433,13 +434,21 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     rows = [rows[0], tuple("-" * width for width in (*widths, len(rows[0][-1]))), *rows[1:]]
     return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
     )
 
 
 def _capability_from(data: dict[str, Any]) -> Capability:
     """A row from JSON, whose lists become tuples again so that rows compare and hash."""
-    specs = tuple((role, tuple(AllowedSpec(**spec) for spec in specs)) for role, specs in data["specs"])
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    constraints = tuple((code, text) for code, text in data["constraints"])
-    return Capability(**{**plain, "specs": specs, "constraints": constraints})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    values["constraints"] = tuple((code, text) for code, text in data["constraints"])
+    values["specs"] = tuple(
+        (role, tuple(_allowed_from(spec) for spec in specs)) for role, specs in data["specs"]
+    )
+    return Capability(**values)
+
+
+def _allowed_from(data: dict[str, Any]) -> AllowedSpec:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return AllowedSpec(**values)

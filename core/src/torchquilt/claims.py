@@ -37,20 +37,18 @@ class Claim:
         """The annotation of each node of the match, in the name of ``quantizer``."""
         first, last = self.match.anchor, self.match.output
         inputs = self._input_specs()
-        written = []
-        for node in self.match.nodes:
-            written.append(
-                (
-                    node,
-                    QuantizationAnnotation(
-                        inputs if node is first else {},
-                        self._output_spec(inputs) if node is last else None,
-                        quantizer=quantizer,
-                        pattern=self.row.pattern.name,
-                    ),
-                )
+        return tuple(
+            (
+                node,
+                QuantizationAnnotation(
+                    inputs if node is first else {},
+                    self._output_spec() if node is last else None,
+                    quantizer=quantizer,
+                    pattern=self.row.pattern.name,
+                ),
             )
-        return tuple(written)
+            for node in self.match.nodes
+        )
 
     def _input_specs(self) -> dict[Node, AnySpec | None]:
         specs: dict[Node, AnySpec | None] = {}
@@ -66,7 +64,7 @@ class Claim:
                 specs[producer] = self._spec(role)
         return {producer: spec for producer, spec in specs.items() if spec is not None}
 
-    def _output_spec(self, inputs: dict[Node, AnySpec | None]) -> AnySpec | None:
+    def _output_spec(self) -> AnySpec | None:
         if self.row.sharing is Sharing.NONE:
             return self.config.output_activation
         first = self.match.inputs("input_activation")[0]
@@ -143,7 +141,9 @@ class _Decision:
         rule, config = asked
         differences = row.differences(config)
         if differences:
-            return Reject("config_not_supported", match.nodes, f"{row.pattern.name}: {'; '.join(differences)}")
+            return Reject(
+                "config_not_supported", match.nodes, f"{row.pattern.name}: {'; '.join(differences)}"
+            )
         return (
             self._broken_constraint(row, match)
             or self._without_quantized_neighbour(row, match)
@@ -221,9 +221,9 @@ class _Decision:
         while place not in seen:
             seen.add(place)
             if place in self._outputs:
-                return self._outputs[place]  # type: ignore[index]
+                return self._outputs[place]
             producer, user = place if isinstance(place, tuple) else (None, place)
-            annotation = annotation_of(user)  # type: ignore[arg-type]
+            annotation = annotation_of(user)
             if annotation is None:
                 return None
             spec = annotation.input_qspec_map.get(producer) if producer else annotation.output_qspec

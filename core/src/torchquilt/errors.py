@@ -61,9 +61,7 @@ class TorchquiltError(Exception):
         return _rebuild, (type(self), self.problem, dict(self.__dict__))
 
 
-def _rebuild(
-    cls: type[TorchquiltError], problem: str, fields: dict[str, Any]
-) -> TorchquiltError:
+def _rebuild(cls: type[TorchquiltError], problem: str, fields: dict[str, Any]) -> TorchquiltError:
     """Make an error again from its pickled state (errors cross process borders in tests and torchrun)."""
     error = cls.__new__(cls)
     Exception.__init__(error, problem)

@@ -78,10 +78,18 @@ def _in_place_too(name: str, overload: str = "default") -> tuple[str, str]:
 
 LINEAR = Operator("linear", ("aten.linear.default",), _WEIGHTED, (f"{_F}.linear",), (f"{_NN}.linear.Linear",))
 CONV1D = Operator(
-    "conv1d", ("aten.conv1d.default", "aten.conv1d.padding"), _WEIGHTED, (f"{_F}.conv1d",), (f"{_NN}.conv.Conv1d",)
+    "conv1d",
+    ("aten.conv1d.default", "aten.conv1d.padding"),
+    _WEIGHTED,
+    (f"{_F}.conv1d",),
+    (f"{_NN}.conv.Conv1d",),
 )
 CONV2D = Operator(
-    "conv2d", ("aten.conv2d.default", "aten.conv2d.padding"), _WEIGHTED, (f"{_F}.conv2d",), (f"{_NN}.conv.Conv2d",)
+    "conv2d",
+    ("aten.conv2d.default", "aten.conv2d.padding"),
+    _WEIGHTED,
+    (f"{_F}.conv2d",),
+    (f"{_NN}.conv.Conv2d",),
 )
 EMBEDDING = Operator(
     "embedding",
@@ -95,7 +103,9 @@ MUL = Operator("mul", _in_place_too("mul", "Tensor"), _BINARY, ("torch.mul", "op
 CAT = Operator(
     "cat", ("aten.cat.default",), (Operand("input_activation", 0, "tensors", many=True),), ("torch.cat",)
 )
-RELU = Operator("relu", _in_place_too("relu"), _UNARY, (f"{_F}.relu", "torch.relu"), (f"{_NN}.activation.ReLU",))
+RELU = Operator(
+    "relu", _in_place_too("relu"), _UNARY, (f"{_F}.relu", "torch.relu"), (f"{_NN}.activation.ReLU",)
+)
 RELU6 = Operator("relu6", _in_place_too("relu6"), _UNARY, (f"{_F}.relu6",), (f"{_NN}.activation.ReLU6",))
 HARDTANH = Operator(
     "hardtanh", _in_place_too("hardtanh"), _UNARY, (f"{_F}.hardtanh",), (f"{_NN}.activation.Hardtanh",)

@@ -77,7 +77,7 @@ class OperatorPattern:
     """
 
     name: str
-    operators: tuple[Operator, ...] = attrs.field(converter=tuple)
+    operators: tuple[Operator, ...] = attrs.field()
 
     @operators.validator
     def _not_empty(self, _: object, operators: tuple[Operator, ...]) -> None:

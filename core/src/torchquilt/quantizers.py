@@ -77,7 +77,7 @@ def as_quantizer(subject: object) -> Quantizer:
                 f"{type(subject).__name__} is a quantizer of {base.__module__.split('.')[0]}.",
                 expected="a torchquilt.Quantizer, or an object with annotate(model)",
                 got=f"{type(subject).__module__}.{type(subject).__qualname__}",
-                remedy="use the torchquilt plugin of that backend (torchquilt.backends() lists what is installed)",
+                remedy="use the torchquilt plugin of that backend; torchquilt.backends() lists what is there",
             )
     if callable(getattr(subject, "annotate", None)) and not isinstance(subject, type):
         return _Adapted(subject)
@@ -202,7 +202,9 @@ class PatternQuantizer(Quantizer):
             IntentError: the type is none of these.
             UnsupportedConfigError: no row of the backend takes this config.
         """
-        self.intent = self.intent.with_type(object_type(object_type_, self._operators()), self._checked(config))
+        self.intent = self.intent.with_type(
+            object_type(object_type_, self._operators()), self._checked(config)
+        )
         return self
 
     def set_module_name(self, name: str, config: QuantizationConfig | None) -> Self:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import attrs
 
@@ -21,6 +21,8 @@ from torchquilt.errors import SpecError
 if TYPE_CHECKING:
     import torch
     from torch.fx import Node
+
+_E = TypeVar("_E", bound=enum.Enum)
 
 #: Smallest and largest number of each integer type that a spec can name.
 INTEGER_RANGES: dict[str, tuple[int, int]] = {
@@ -72,6 +74,28 @@ def _to_torch_dtype(dtype: object) -> Any:
     return dtype
 
 
+def _to_granularity(value: Granularity | str) -> Granularity:
+    return _member(Granularity, "granularity", value)
+
+
+def _to_domain(value: ZeroPointDomain | str) -> ZeroPointDomain:
+    return _member(ZeroPointDomain, "zero_point_domain", value)
+
+
+def _member(kind: type[_E], field: str, value: _E | str) -> _E:
+    """A member of an enum, given as such or by its text (a recipe, a REPL)."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise SpecError(
+            f"{value!r} is not a {field} that torchquilt knows.",
+            field=field,
+            expected=" | ".join(member.value for member in kind),
+            got=f"{field}={value!r}",
+            remedy="pass one of these (the text, or the member of the enum)",
+        ) from None
+
+
 def _check_integer_type(field: str, dtype: object) -> tuple[int, int]:
     try:
         return INTEGER_RANGES[dtype_name(dtype)]
@@ -106,7 +130,8 @@ def _check_quant_range(dtype: object, quant_min: object, quant_max: object) -> N
                 got=f"{field}={value}",
                 remedy="narrow the range, or take a wider dtype",
             )
-    assert isinstance(quant_min, int) and isinstance(quant_max, int)
+    assert isinstance(quant_min, int)
+    assert isinstance(quant_max, int)
     if quant_min >= quant_max:
         raise SpecError(
             "The quantized range is empty.",
@@ -147,13 +172,15 @@ class QuantizationSpec:
     dtype: torch.dtype = attrs.field(converter=_to_torch_dtype)
     quant_min: int = attrs.field()
     quant_max: int = attrs.field()
-    granularity: Granularity = attrs.field(default=Granularity.PER_TENSOR)
+    granularity: Granularity = attrs.field(default=Granularity.PER_TENSOR, converter=_to_granularity)
     symmetric: bool = attrs.field(default=False, kw_only=True)
     is_dynamic: bool = attrs.field(default=False, kw_only=True)
     ch_axis: int | None = attrs.field(default=None, kw_only=True)
     group_size: int | None = attrs.field(default=None, kw_only=True)
     zero_point: int | None = attrs.field(default=None, kw_only=True)
-    zero_point_domain: ZeroPointDomain = attrs.field(default=ZeroPointDomain.INT, kw_only=True)
+    zero_point_domain: ZeroPointDomain = attrs.field(
+        default=ZeroPointDomain.INT, converter=_to_domain, kw_only=True
+    )
     eps: float = attrs.field(default=FLOAT32_EPS, kw_only=True)
 
     @quant_min.default
@@ -165,10 +192,6 @@ class QuantizationSpec:
         return _check_integer_type("dtype", self.dtype)[1]
 
     def __attrs_post_init__(self) -> None:
-        # Enums are taken by value too, so that a spec can be written as text (a recipe, a REPL).
-        object.__setattr__(self, "granularity", _enum(Granularity, "granularity", self.granularity))
-        domain = _enum(ZeroPointDomain, "zero_point_domain", self.zero_point_domain)
-        object.__setattr__(self, "zero_point_domain", domain)
         _check_quant_range(self.dtype, self.quant_min, self.quant_max)
         self._check_layout()
         self._check_when_found()
@@ -188,7 +211,12 @@ class QuantizationSpec:
                     remedy=f"set granularity='{owner}' and {field} together",
                 )
         if self.ch_axis is not None and (isinstance(self.ch_axis, bool) or not isinstance(self.ch_axis, int)):
-            raise SpecError("ch_axis is the index of a dimension.", field="ch_axis", expected="an int", got=repr(self.ch_axis))
+            raise SpecError(
+                "ch_axis is the index of a dimension.",
+                field="ch_axis",
+                expected="an int",
+                got=repr(self.ch_axis),
+            )
         if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
             raise SpecError(
                 "A group has at least one element.",
@@ -222,7 +250,7 @@ class QuantizationSpec:
                 field="eps",
                 expected="0 < eps < inf",
                 got=f"eps={self.eps!r}",
-                remedy=f"leave it out (2**-23), or pass 2**-12 as XNNPACK does",
+                remedy="leave it out (2**-23), or pass 2**-12 as XNNPACK does",
             )
 
     def _check_zero_point(self) -> None:
@@ -290,19 +318,6 @@ class QuantizationSpec:
         return " ".join(words)
 
 
-def _enum(kind: type[Any], field: str, value: object) -> Any:
-    try:
-        return kind(value)
-    except ValueError:
-        raise SpecError(
-            f"{value!r} is not a {field} that torchquilt knows.",
-            field=field,
-            expected=" | ".join(member.value for member in kind),
-            got=f"{field}={value!r}",
-            remedy="pass one of these (the text, or the member of the enum)",
-        ) from None
-
-
 @attrs.frozen
 class SharedQuantizationSpec:
     """This tensor uses the parameters of another one.
@@ -343,7 +358,12 @@ class FixedQParamsQuantizationSpec:
     def __attrs_post_init__(self) -> None:
         _check_quant_range(self.dtype, self.quant_min, self.quant_max)
         if not 0 < self.scale < float("inf"):
-            raise SpecError("A scale is a positive number.", field="scale", expected="0 < scale < inf", got=f"scale={self.scale}")
+            raise SpecError(
+                "A scale is a positive number.",
+                field="scale",
+                expected="0 < scale < inf",
+                got=f"scale={self.scale}",
+            )
         if not self.quant_min <= self.zero_point <= self.quant_max:
             raise SpecError(
                 "The zero point lies outside of the quantized range.",
@@ -351,6 +371,19 @@ class FixedQParamsQuantizationSpec:
                 expected=f"{self.quant_min} <= zero_point <= {self.quant_max}",
                 got=f"zero_point={self.zero_point}",
             )
+
+    @property
+    def granularity(self) -> Granularity:
+        """Always per tensor."""
+        return Granularity.PER_TENSOR
+
+    @property
+    def ch_axis(self) -> None:
+        """None, since the parameters are per tensor."""
+
+    @property
+    def group_size(self) -> None:
+        """None, since the parameters are per tensor."""
 
     def __str__(self) -> str:
         return f"{dtype_name(self.dtype)} fixed(scale={self.scale}, zero_point={self.zero_point})"
@@ -369,12 +402,12 @@ class DerivedQuantizationSpec:
         dtype, quant_min, quant_max, granularity, ch_axis: as in :class:`QuantizationSpec`.
     """
 
-    derived_from: tuple[EdgeOrNode, ...] = attrs.field(converter=tuple)
+    derived_from: tuple[EdgeOrNode, ...]
     derive_qparams_fn: Callable[[list[tuple[torch.Tensor, torch.Tensor]]], tuple[torch.Tensor, torch.Tensor]]
     dtype: torch.dtype = attrs.field(converter=_to_torch_dtype)
     quant_min: int = attrs.field()
     quant_max: int = attrs.field()
-    granularity: Granularity = attrs.field(default=Granularity.PER_TENSOR)
+    granularity: Granularity = attrs.field(default=Granularity.PER_TENSOR, converter=_to_granularity)
     ch_axis: int | None = attrs.field(default=None, kw_only=True)
 
     @quant_min.default
@@ -386,10 +419,14 @@ class DerivedQuantizationSpec:
         return _check_integer_type("dtype", self.dtype)[1]
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "granularity", _enum(Granularity, "granularity", self.granularity))
         _check_quant_range(self.dtype, self.quant_min, self.quant_max)
         if not self.derived_from:
-            raise SpecError("Nothing to derive the parameters from.", field="derived_from", expected="at least one edge or node", got="()")
+            raise SpecError(
+                "Nothing to derive the parameters from.",
+                field="derived_from",
+                expected="at least one edge or node",
+                got="()",
+            )
         if (self.granularity is Granularity.PER_AXIS) == (self.ch_axis is None) or self.granularity not in (
             Granularity.PER_TENSOR,
             Granularity.PER_AXIS,
@@ -401,14 +438,19 @@ class DerivedQuantizationSpec:
                 got=f"granularity={self.granularity}, ch_axis={self.ch_axis}",
             )
 
+    @property
+    def group_size(self) -> None:
+        """None, since derived parameters are never per group."""
+
     def __str__(self) -> str:
         return f"{dtype_name(self.dtype)} {self.granularity} derived"
 
 
 #: An output (the node) or one input of a node (producer, user).
-EdgeOrNode = Union["Node", tuple["Node", "Node"]]
+EdgeOrNode: TypeAlias = Union["Node", tuple["Node", "Node"]]
+
+#: A spec that says numbers of its own.
+OwnSpec: TypeAlias = QuantizationSpec | FixedQParamsQuantizationSpec | DerivedQuantizationSpec
 
 #: All that may stand in an annotation.
-AnySpec = Union[
-    QuantizationSpec, SharedQuantizationSpec, FixedQParamsQuantizationSpec, DerivedQuantizationSpec
-]
+AnySpec: TypeAlias = OwnSpec | SharedQuantizationSpec

@@ -75,52 +75,58 @@ def _weight_and_bias(node: Node) -> tuple[Any, Any]:
 
 
 def _fold(model: GraphModule, node: Node, batch_norm: Node, reads: Counter[str]) -> None:
-    def read(source: Any) -> torch.Tensor | None:
-        return None if source is None else attribute(model, str(source.target)).detach()
-
     weight, bias = _weight_and_bias(node)
-    gamma, beta, mean, variance = (read(source) for source in batch_norm.args[1:5])
-    original = read(weight)
-    assert original is not None and mean is not None and variance is not None
-    # Half precision is folded in float32 and rounded once.
-    wide = [None if t is None else t.float() if t.dtype.itemsize < 4 else t for t in (read(bias), gamma, beta)]
-    with torch.no_grad():
-        new_weight, new_bias = fuse_conv_bn_weights(
-            original.float() if original.dtype.itemsize < 4 else original,
-            wide[0],
-            mean.to(torch.promote_types(mean.dtype, torch.float32)),
-            variance.to(torch.promote_types(variance.dtype, torch.float32)),
-            batch_norm.args[7],
-            wide[1],
-            wide[2],
-        )
+    new_weight, new_bias = _folded(model, node, batch_norm)
     holder = str(weight.target).rpartition(".")[0]
+    bias_name = str(bias.target) if bias else f"{holder}.bias" if holder else "bias"
     new_nodes = (
-        _replacement(model, node, str(weight.target), reads, new_weight.to(original.dtype)),
-        _replacement(
-            model,
-            node,
-            str(bias.target) if bias else f"{holder}.bias" if holder else "bias",
-            reads,
-            new_bias.to(original.dtype),
-        ),
+        _replacement(model, node, str(weight.target), reads, new_weight),
+        _replacement(model, node, bias_name, reads, new_bias),
     )
     node.args = (node.args[0], *new_nodes, *node.args[3:])
     node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("weight", "bias")}
-    # The value is the BatchNorm's from here on, and so is the place in the source that it stands for.
     batch_norm.replace_all_uses_with(node)
-    batch_norm_inputs = batch_norm.all_input_nodes
+    unread = [source for source in (*batch_norm.all_input_nodes, weight, bias) if source not in (node, None)]
     model.graph.erase_node(batch_norm)
-    for source in (*batch_norm_inputs, weight, bias):
-        if isinstance(source, Node) and source is not node:
-            erase_unused(source)
+    for source in unread:
+        erase_unused(source)
+
+
+def _folded(model: GraphModule, node: Node, batch_norm: Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of ``node`` with the BatchNorm in them, in the dtype of the weight."""
+    weight, bias = (_value(model, source) for source in _weight_and_bias(node))
+    gamma, beta, mean, variance = (_value(model, source) for source in batch_norm.args[1:5])
+    assert weight is not None
+
+    def wide(tensor: torch.Tensor | None) -> Any:
+        """Half precision is folded in float32 and rounded once."""
+        return tensor.float() if tensor is not None and tensor.dtype.itemsize < 4 else tensor
+
+    epsilon: Any = batch_norm.args[7]
+    with torch.no_grad():
+        new_weight, new_bias = fuse_conv_bn_weights(
+            wide(weight), wide(bias), wide(mean), wide(variance), epsilon, wide(gamma), wide(beta)
+        )
+    return new_weight.to(weight.dtype), new_bias.to(weight.dtype)
+
+
+def _value(model: GraphModule, source: Any) -> torch.Tensor | None:
+    """The stored tensor that an argument reads, or None for an argument of None."""
+    if source is None:
+        return None
+    found: torch.Tensor = attribute(model, str(source.target))
+    return found.detach()
 
 
 def _replacement(
     model: GraphModule, node: Node, target: str, reads: Counter[str], value: torch.Tensor
 ) -> Node:
     """A node that reads the new value: under the old name if only ``node`` reads that, else a new one."""
-    name = target if reads[target] == 1 else free_name(model, target if not reads[target] else f"{target}_folded")
+    name = (
+        target
+        if reads[target] == 1
+        else free_name(model, target if not reads[target] else f"{target}_folded")
+    )
     store_tensor(model, name, torch.nn.Parameter(value, requires_grad=False))
     with model.graph.inserting_before(node):
         new = model.graph.get_attr(name)

@@ -14,6 +14,7 @@ import attrs
 if TYPE_CHECKING:
     from torch.fx import Graph, Node
 
+
 @attrs.frozen
 class Scope:
     """One active module: ``path`` as in ``named_modules()``, ``type_name`` as ``package.module.Class``."""
@@ -40,7 +41,7 @@ def module_paths(graph: Graph) -> frozenset[str]:
 
 
 def is_inside(path: str, module: str) -> bool:
-    """Whether ``path`` is ``module`` or lies in it (``layer.1`` contains ``layer.1.fc``, not ``layer.10``)."""
+    """Whether ``path`` is ``module`` or lies in it (``layer.1`` holds ``layer.1.fc``, not ``layer.10``)."""
     return not module or path == module or path.startswith(module + ".")
 
 

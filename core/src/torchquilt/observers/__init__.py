@@ -5,7 +5,8 @@ and answers with the parameters for a spec (``qparams``). What it keeps does not
 which data came, so any split of the data over any number of observers ends in the same state.
 """
 
-from torchquilt.observers.base import Observer, ObserverFactory, make_observer
+from torchquilt.observers.base import Observer
+from torchquilt.observers.choice import ObserverFactory, make_observer
 from torchquilt.observers.histogram import HistogramObserver
 from torchquilt.observers.min_max import MinMaxObserver
 from torchquilt.observers.qparams import QParams, qparams_of_range

@@ -1,17 +1,18 @@
-"""What every observer can do, how values that are no data are told apart, and how one is chosen by name."""
+"""What every observer can do, and how values that are no data are told apart."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
-from typing_extensions import Self
 
 from torchquilt.errors import CalibrationError
-from torchquilt.observers.qparams import QParams
-from torchquilt.spec import Granularity, QuantizationSpec
+from torchquilt.observers.qparams import QParams, qparams_of_range
+from torchquilt.spec import QuantizationSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def sentinel_limit(dtype: torch.dtype) -> float:
@@ -48,13 +49,13 @@ class Observer(ABC):
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The low and high end that are to be represented, float32, in the shape of the parameters."""
 
-    @abstractmethod
     def qparams(self) -> QParams:
         """The parameters for what was seen.
 
         Raises:
             CalibrationError: nothing was seen.
         """
+        return qparams_of_range(*self.range(), self.spec)
 
     @property
     def has_data(self) -> bool:
@@ -90,37 +91,3 @@ class Observer(ABC):
                 else f"This observer saw nothing but {self.ignored} NaN, infinite or mask values.",
                 remedy="run calibration batches that reach this tensor",
             )
-
-
-#: Makes the observer of an activation for its spec.
-ObserverFactory: TypeAlias = Callable[[QuantizationSpec], Observer]
-
-
-def make_observer(choice: str | ObserverFactory, spec: QuantizationSpec) -> Observer:
-    """An observer for a spec.
-
-    Args:
-        choice: ``"minmax"``, ``"histogram"`` (per tensor; where a spec has several sets of parameters
-            it is min-max for each), or a function from spec to observer.
-
-    Raises:
-        CalibrationError: the name is not known, or the function returns something else.
-    """
-    from torchquilt.observers.histogram import HistogramObserver
-    from torchquilt.observers.min_max import MinMaxObserver
-
-    if choice == "minmax":
-        return MinMaxObserver(spec)
-    if choice == "histogram":
-        per_tensor = spec.granularity is Granularity.PER_TENSOR
-        return HistogramObserver(spec) if per_tensor else MinMaxObserver(spec)
-    if callable(choice):
-        made = choice(spec)
-        if isinstance(made, Observer):
-            return made
-        raise CalibrationError("The observer factory made no observer.", expected="a torchquilt.observers.Observer", got=made)
-    raise CalibrationError(
-        f"There is no observer called {choice!r}.",
-        expected="'minmax' | 'histogram' | a function from QuantizationSpec to Observer",
-        got=choice,
-    )

@@ -15,13 +15,16 @@ the evaluation in closed form is what the fixed bins make possible.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
-from typing_extensions import Self
 
 from torchquilt.observers.base import Observer, sentinel_limit
-from torchquilt.observers.qparams import QParams, qparams_of_range
 from torchquilt.spec import QuantizationSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MANTISSA_BITS = 3
 _PER_OCTAVE = 2**_MANTISSA_BITS
@@ -33,7 +36,7 @@ _FAR_FROM = 2.0**12
 
 
 def _edges() -> torch.Tensor:
-    """Lower edge of each magnitude bin as float64, and one more: the upper edge of the last finite one."""
+    """Lower edge of each magnitude bin that holds finite numbers, as float64."""
     bits = torch.arange(_SIDE, dtype=torch.int32) << _SHIFT
     edges = bits.view(torch.float32).double()
     return edges[torch.isfinite(edges)]
@@ -58,6 +61,7 @@ class HistogramObserver(Observer):
         self.high = torch.tensor(-math.inf)
 
     def update(self, tensor: torch.Tensor) -> None:
+        """Take in a float tensor; one pass over it."""
         if tensor.numel() == 0 or not tensor.is_floating_point():
             return
         values = tensor.detach().float().reshape(-1)
@@ -76,6 +80,7 @@ class HistogramObserver(Observer):
         self.high = torch.maximum(self.high, high.to(self.high.device))
 
     def merge(self, other: Self) -> None:
+        """Take in what another observer saw."""
         self._check_mergeable(other)
         self.count += other.count
         self.ignored += other.ignored
@@ -92,12 +97,9 @@ class HistogramObserver(Observer):
         """
         self._check_has_data()
         positive, negative = self._without_far_values()
-        ends = []
-        for counts, extreme in ((positive, float(self.high)), (negative, -float(self.low))):
-            edges, last = _edges(), int(counts.nonzero().max()) if counts.any() else -1
-            top = 0.0 if last < 0 else min(max(extreme, 0.0), float(edges[last + 1]))
-            ends.append(_Side(counts, edges, last, top))
-        high, low = _least_squared_error(*ends, self.spec)
+        high, low = _least_squared_error(
+            _Side(positive, float(self.high)), _Side(negative, -float(self.low)), self.spec
+        )
         return torch.tensor(-low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)
 
     def _without_far_values(self) -> torch.Tensor:
@@ -105,14 +107,11 @@ class HistogramObserver(Observer):
         gap = self.spec.bits * _PER_OCTAVE
         # The bins below the smallest normal float hold zeros: they do not make a value to compare with.
         filled = [i for i in (counts.sum(dim=0) > 0).nonzero().flatten().tolist() if i >= _PER_OCTAVE]
-        for below, above in zip(filled, filled[1:], strict=False):
+        for below, above in pairwise(filled):
             if above - below > gap and above >= _bin_of(_FAR_FROM):
                 counts[:, above:] = 0
                 break
         return counts
-
-    def qparams(self) -> QParams:
-        return qparams_of_range(*self.range(), self.spec)
 
 
 class _Side:
@@ -120,13 +119,13 @@ class _Side:
 
     Args:
         counts: values in each magnitude bin.
-        edges: lower edges of the bins, float64, one more than there are finite bins.
-        last: index of the last bin that is not empty, -1 if all are.
-        top: the largest magnitude, 0.0 if there is none.
+        extreme: the largest magnitude that was seen, also where it is not counted any more.
     """
 
-    def __init__(self, counts: torch.Tensor, edges: torch.Tensor, last: int, top: float) -> None:
-        self.edges = edges
+    def __init__(self, counts: torch.Tensor, extreme: float) -> None:
+        edges = self.edges = _edges()
+        last = int(counts.nonzero().max()) if counts.any() else -1
+        top = 0.0 if last < 0 else min(max(extreme, 0.0), float(edges[min(last + 1, len(edges) - 1)]))
         number = counts.double()
         lower, upper = edges, torch.cat([edges[1:], edges[-1:]])
         if last >= 0:
@@ -151,7 +150,7 @@ class _Side:
         return second - 2 * self.end * first + self.end.square() * number
 
     def rounded(self, step: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
-        """Sum of squared rounding errors inside: step²/12 for each value, its own square below half a step."""
+        """Sum of squared rounding errors inside: step²/12 a value, but its own square below half a step."""
         small = torch.minimum(torch.searchsorted(self.edges, step / 2), cut)
         return self.second[small] + step.square() / 12 * (self.number[cut] - self.number[small])
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from typing_extensions import Self
 
 from torchquilt.observers.base import Observer, sentinel_limit
-from torchquilt.observers.qparams import QParams, as_rows, qparams_of_range
+from torchquilt.observers.qparams import as_rows
 from torchquilt.spec import QuantizationSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class MinMaxObserver(Observer):
@@ -25,6 +28,7 @@ class MinMaxObserver(Observer):
         self.high = torch.tensor(-math.inf)
 
     def update(self, tensor: torch.Tensor) -> None:
+        """Take in a float tensor; one pass over it."""
         if tensor.numel() == 0 or not tensor.is_floating_point():
             return
         rows, shape = as_rows(tensor.detach(), self.spec)
@@ -42,6 +46,7 @@ class MinMaxObserver(Observer):
         self._widen(low.float().reshape(shape), high.float().reshape(shape))
 
     def merge(self, other: Self) -> None:
+        """Take in what another observer saw."""
         self._check_mergeable(other)
         self.count += other.count
         self.ignored += other.ignored
@@ -52,10 +57,8 @@ class MinMaxObserver(Observer):
         self.high = torch.maximum(self.high.to(high.device), high)
 
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The smallest and the largest ordinary value, for each set of parameters."""
         self._check_has_data()
         # A row that had no ordinary value at all is all zero as far as we know.
         empty = self.low > self.high
         return self.low.masked_fill(empty, 0.0), self.high.masked_fill(empty, 0.0)
-
-    def qparams(self) -> QParams:
-        return qparams_of_range(*self.range(), self.spec)

@@ -37,7 +37,8 @@ def as_rows(tensor: torch.Tensor, spec: QuantizationSpec) -> tuple[torch.Tensor,
         assert spec.group_size is not None
         if tensor.dim() == 0 or tensor.shape[-1] % spec.group_size:
             raise ValueError(
-                f"the last dimension of shape {tuple(tensor.shape)} does not divide into groups of {spec.group_size}"
+                f"the last dimension of shape {tuple(tensor.shape)} "
+                f"does not divide into groups of {spec.group_size}"
             )
         groups = tensor.shape[-1] // spec.group_size
         return tensor.reshape(-1, spec.group_size), (*tensor.shape[:-1], groups)
@@ -52,7 +53,8 @@ def qparams_of_range(low: torch.Tensor, high: torch.Tensor, spec: QuantizationSp
     exactly, except with a float zero point, where the range is taken as it is.
 
     Args:
-        low, high: smallest and largest value, float tensors of one shape, finite, ``low <= high``.
+        low: smallest value, a finite float tensor.
+        high: largest value, a tensor of the same shape, nowhere below ``low``.
         spec: what is wanted; its granularity is not looked at.
 
     Returns:

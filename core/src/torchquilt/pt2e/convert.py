@@ -8,7 +8,7 @@ are stored as integers; their float values do not stay.
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import torch
@@ -29,9 +29,18 @@ from torchquilt.graph.edits import (
 )
 from torchquilt.graph.values import constant_nodes, constant_value
 from torchquilt.observers import QParams
-from torchquilt.pt2e.points import ConstantPoint, DerivedPoint, DynamicPoint, QuantizationPoint
+from torchquilt.pt2e.points import (
+    ConstantPoint,
+    DerivedPoint,
+    DynamicPoint,
+    FixedPoint,
+    ObservedPoint,
+    QuantizationPoint,
+)
 from torchquilt.pt2e.prepare import STAGE_KEY, model_stage
-from torchquilt.spec import AnySpec, Granularity, dtype_name
+from torchquilt.spec import Granularity, dtype_name
+
+AnyPoint: TypeAlias = QuantizationPoint[Any]
 
 _OPS = torch.ops.quantized_decomposed
 
@@ -63,9 +72,7 @@ def convert_pt2e(prepared: GraphModule) -> GraphModule:
     """
     _check_is_prepared(prepared)
     model = copy_model(prepared)
-    points = {
-        name: module for name, module in model.named_modules() if isinstance(module, QuantizationPoint)
-    }
+    points = {name: module for name, module in model.named_modules() if isinstance(module, QuantizationPoint)}
     conversion = _Conversion(model, points)
     for node in list(model.graph.nodes):
         if node.op == "call_module" and node.target in points:
@@ -93,37 +100,37 @@ def _check_is_prepared(model: object) -> None:
 class _Conversion:
     """One run of convert: what was computed for each point, and which constants are stored already."""
 
-    def __init__(self, model: GraphModule, points: dict[str, QuantizationPoint]) -> None:
+    def __init__(self, model: GraphModule, points: dict[str, AnyPoint]) -> None:
         self.model = model
         self.points = points
         self._constants = constant_nodes(model.graph)
-        self._values: dict[QuantizationPoint, list[torch.Tensor]] = {}
+        self._values: dict[AnyPoint, list[torch.Tensor]] = {}
         for node in model.graph.nodes:
             if node.op == "call_module" and isinstance(points.get(str(node.target)), ConstantPoint):
                 self._values.setdefault(points[str(node.target)], []).append(self._value_at(node))
-        self._qparams: dict[QuantizationPoint, QParams] = {}
-        self._stored: dict[tuple[QuantizationPoint, str], str] = {}
+        self._qparams: dict[AnyPoint, QParams] = {}
+        self._stored: dict[tuple[AnyPoint, str], str] = {}
 
-    def qparams(self, point: QuantizationPoint) -> QParams:
+    def qparams(self, point: AnyPoint) -> QParams:
         """The parameters of a point, computed once."""
         if point not in self._qparams:
-            if isinstance(point, ConstantPoint):
-                found = point.qparams_for(*self._values[point])
-            elif isinstance(point, DerivedPoint):
-                sources = [self.qparams(self.points[name]) for name in point.sources]
-                scale, zero_point = point.spec.derive_qparams_fn([(q.scale, q.zero_point) for q in sources])
-                per_axis = point.spec.granularity is Granularity.PER_AXIS
-                shape = (-1,) if per_axis else ()
-                found = QParams(scale.reshape(shape), zero_point.reshape(shape))
-            else:
-                found = point.qparams()
-            self._qparams[point] = found
+            self._qparams[point] = self._find_qparams(point)
         return self._qparams[point]
+
+    def _find_qparams(self, point: AnyPoint) -> QParams:
+        if isinstance(point, ConstantPoint):
+            return point.qparams_for(self._values[point])
+        if isinstance(point, DerivedPoint):
+            return point.qparams_from([self.qparams(self.points[name]) for name in point.sources])
+        assert isinstance(point, (ObservedPoint, FixedPoint)), (
+            "dynamic points have no parameters of their own"
+        )
+        return point.qparams()
 
     def _value_at(self, node: Node) -> torch.Tensor:
         return constant_value(self.model, _behind_points(node, self.points))
 
-    def replace(self, node: Node, point: QuantizationPoint) -> None:
+    def replace(self, node: Node, point: AnyPoint) -> None:
         """Put quantize and dequantize in the place of one call of a point."""
         (source,) = node.all_input_nodes
         assert source is not None
@@ -150,7 +157,10 @@ class _Conversion:
         dtype = value.dtype if isinstance(value, torch.Tensor) else torch.float32
         arguments: tuple[Any, ...] = (quantized, *operators.arguments)
         keywords: dict[str, Any] = {}
-        if operators.dequantize in (_OPS.dequantize_per_token.default, _OPS.dequantize_per_channel_group.default):
+        if operators.dequantize in (
+            _OPS.dequantize_per_token.default,
+            _OPS.dequantize_per_channel_group.default,
+        ):
             arguments = (*arguments, dtype)
         elif dtype is not torch.float32:
             keywords = {"out_dtype": dtype}
@@ -174,7 +184,9 @@ class _Conversion:
             pair = (_OPS.quantize_per_token.default, _OPS.dequantize_per_token.default)
         else:
             op = _OPS.choose_qparams_symmetric if spec.symmetric else _OPS.choose_qparams
-            choose = self._call(op.tensor, (source, spec.quant_min, spec.quant_max, spec.eps, spec.dtype), node)
+            choose = self._call(
+                op.tensor, (source, spec.quant_min, spec.quant_max, spec.eps, spec.dtype), node
+            )
             pair = (_OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
         choose.meta["val"] = _fake_run(choose.target, choose.args)
         found = []
@@ -185,30 +197,24 @@ class _Conversion:
             found.append(item)
         return _Operators(*pair, (*found, *grid))
 
-    def _static_operators(self, node: Node, point: QuantizationPoint) -> _Operators:
-        spec: AnySpec = point.spec  # type: ignore[assignment]
-        assert not isinstance(spec, tuple)
-        found = self.qparams(point)
-        grid = (spec.quant_min, spec.quant_max, spec.dtype)  # type: ignore[union-attr]
-        granularity = getattr(spec, "granularity", Granularity.PER_TENSOR)
-        if granularity is Granularity.PER_TENSOR and found.zero_point.dtype is torch.int64:
+    def _static_operators(self, node: Node, point: AnyPoint) -> _Operators:
+        spec, found = point.spec, self.qparams(point)
+        grid = (spec.quant_min, spec.quant_max, spec.dtype)
+        if spec.granularity is Granularity.PER_TENSOR and not found.zero_point.is_floating_point():
             arguments = (float(found.scale), int(found.zero_point), *grid)
             return _Operators(_OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default, arguments)
         scale = self._read(point, node, "scale", found.scale)
         zero_point = self._read(point, node, "zero_point", found.zero_point)
-        if granularity is Granularity.PER_AXIS:
-            axis = spec.ch_axis  # type: ignore[union-attr]
+        if spec.granularity is Granularity.PER_AXIS:
             pair = (_OPS.quantize_per_channel.default, _OPS.dequantize_per_channel.default)
-            return _Operators(*pair, (scale, zero_point, axis, *grid))
-        if granularity is Granularity.PER_GROUP:
+            return _Operators(*pair, (scale, zero_point, spec.ch_axis, *grid))
+        if spec.granularity is Granularity.PER_GROUP:
             pair = (_OPS.quantize_per_channel_group.default, _OPS.dequantize_per_channel_group.default)
-            return _Operators(*pair, (scale, zero_point, *grid, spec.group_size))  # type: ignore[union-attr]
+            return _Operators(*pair, (scale, zero_point, *grid, spec.group_size))
         pair = (_OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
         return _Operators(*pair, (scale, zero_point, *grid))
 
-    def _stored_constant(
-        self, node: Node, origin: Node, point: QuantizationPoint, operators: _Operators
-    ) -> Node:
+    def _stored_constant(self, node: Node, origin: Node, point: AnyPoint, operators: _Operators) -> Node:
         """Quantize a constant now, store the integers, and read them."""
         values = [
             constant_value(self.model, argument) if isinstance(argument, Node) else argument
@@ -219,7 +225,7 @@ class _Conversion:
             integers = operators.quantize(value.float() if value.dtype.itemsize < 4 else value, *values)
         return self._read(point, node, "", integers.contiguous())
 
-    def _read(self, point: QuantizationPoint, node: Node, what: str, value: torch.Tensor) -> Node:
+    def _read(self, point: AnyPoint, node: Node, what: str, value: torch.Tensor) -> Node:
         """A node that reads a tensor stored beside the constant or activation it belongs to."""
         origin = _behind_points(node, self.points)
         key = (point, f"{origin.name}.{what}")
@@ -234,7 +240,7 @@ class _Conversion:
         return read
 
 
-def _behind_points(node: Node, points: dict[str, QuantizationPoint]) -> Node:
+def _behind_points(node: Node, points: dict[str, AnyPoint]) -> Node:
     """The node whose value a call of a point passes on."""
     while node.op == "call_module" and str(node.target) in points:
         (node,) = node.all_input_nodes

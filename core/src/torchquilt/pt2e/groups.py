@@ -27,6 +27,7 @@ from torchquilt.spec import (
     AnySpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,
+    OwnSpec,
     QuantizationSpec,
     SharedQuantizationSpec,
 )
@@ -36,7 +37,7 @@ from torchquilt.spec import (
 class Group:
     """Places with one set of parameters, in graph order, and the spec that holds for them."""
 
-    spec: AnySpec
+    spec: OwnSpec
     places: tuple[EdgeOrNode, ...]
 
 
@@ -74,7 +75,7 @@ def find_groups(graph: Graph) -> tuple[Group, ...]:
     settled = {members[0]: _settle(members, specs) for members in joined.sets()}
     root_spec = {place: settled[joined.first(place)] for place in specs}
     for same_tensor in _places_by_tensor(specs):
-        first_with: dict[AnySpec, EdgeOrNode] = {}
+        first_with: dict[OwnSpec, EdgeOrNode] = {}
         for place in same_tensor:
             joined.unite(first_with.setdefault(root_spec[place], place), place)
     return tuple(Group(root_spec[members[0]], members) for members in joined.sets())
@@ -106,9 +107,13 @@ def _places_by_tensor(specs: Iterable[EdgeOrNode]) -> Iterable[list[EdgeOrNode]]
     return by_producer.values()
 
 
-def _settle(members: tuple[EdgeOrNode, ...], specs: dict[EdgeOrNode, AnySpec]) -> AnySpec:
+def _settle(members: tuple[EdgeOrNode, ...], specs: dict[EdgeOrNode, AnySpec]) -> OwnSpec:
     """The one spec of a group, by the rule in the module's docstring."""
-    own = dict.fromkeys(specs[place] for place in members if not isinstance(specs[place], SharedQuantizationSpec))
+    own: dict[OwnSpec, None] = {}
+    for place in members:
+        spec = specs[place]
+        if not isinstance(spec, SharedQuantizationSpec):
+            own[spec] = None
     if len(own) == 1:
         return next(iter(own))
     if not own:
@@ -134,7 +139,7 @@ def _settle(members: tuple[EdgeOrNode, ...], specs: dict[EdgeOrNode, AnySpec]) -
     )
 
 
-def _same_grid(fixed: FixedQParamsQuantizationSpec, other: AnySpec) -> bool:
+def _same_grid(fixed: FixedQParamsQuantizationSpec, other: OwnSpec) -> bool:
     return (
         isinstance(other, QuantizationSpec)
         and not other.is_dynamic

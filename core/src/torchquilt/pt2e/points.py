@@ -7,48 +7,57 @@ other points. One module stands at all places of a group.
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import torch
 
 from torchquilt.errors import CalibrationError
 from torchquilt.observers import MinMaxObserver, Observer, QParams
-from torchquilt.spec import DerivedQuantizationSpec, FixedQParamsQuantizationSpec, QuantizationSpec
+from torchquilt.spec import DerivedQuantizationSpec, FixedQParamsQuantizationSpec, OwnSpec, QuantizationSpec
+
+_S = TypeVar("_S", bound=OwnSpec)
 
 
-class QuantizationPoint(torch.nn.Module):
-    """Base: a place in the graph, its spec, and the names of the places it stands at."""
+class QuantizationPoint(torch.nn.Module, Generic[_S]):
+    """Base of all points.
 
-    def __init__(self, places: tuple[str, ...]) -> None:
+    Args:
+        spec: what the tensor will be.
+        places: names of the places in the graph where the point stands, for errors and listings.
+    """
+
+    def __init__(self, spec: _S, places: tuple[str, ...]) -> None:
         super().__init__()
+        self.spec = spec
         self.places = places
 
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor itself."""
         return tensor
 
-    def qparams(self) -> QParams:
-        """The parameters that were found.
-
-        Raises:
-            CalibrationError: they cannot be known yet; names the place.
-        """
-        raise NotImplementedError
-
     def extra_repr(self) -> str:
-        return f"{getattr(self, 'spec', '')} at {', '.join(self.places)}"
+        """What ``print(model)`` shows of a point."""
+        return f"{self.spec} at {', '.join(self.places)}"
 
 
-class ObservedPoint(QuantizationPoint):
+class ObservedPoint(QuantizationPoint[QuantizationSpec]):
     """An activation whose parameters come from calibration data."""
 
     def __init__(self, spec: QuantizationSpec, observer: Observer, places: tuple[str, ...]) -> None:
-        super().__init__(places)
-        self.spec = spec
+        super().__init__(spec, places)
         self.observer = observer
 
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Show the tensor to the observer, and return it."""
         self.observer.update(tensor)
         return tensor
 
     def qparams(self) -> QParams:
+        """The parameters for what was observed.
+
+        Raises:
+            CalibrationError: nothing was; names the places.
+        """
         try:
             return self.observer.qparams()
         except CalibrationError as error:
@@ -61,53 +70,53 @@ class ObservedPoint(QuantizationPoint):
             ) from error
 
 
-class ConstantPoint(QuantizationPoint):
+class ConstantPoint(QuantizationPoint[QuantizationSpec]):
     """A weight or another constant: its parameters are found once, from its value, at convert."""
 
-    def __init__(self, spec: QuantizationSpec, places: tuple[str, ...]) -> None:
-        super().__init__(places)
-        self.spec = spec
+    def qparams_for(self, values: list[torch.Tensor]) -> QParams:
+        """The parameters for the constants at the places of the point, min-max.
 
-    def qparams_for(self, *values: torch.Tensor) -> QParams:
-        """The parameters for these values, min-max."""
+        Raises:
+            CalibrationError: a value does not have the shape that the spec needs, or no finite element.
+        """
         observer = MinMaxObserver(self.spec)
         try:
             for value in values:
                 observer.update(value)
             return observer.qparams()
         except (CalibrationError, ValueError) as error:
+            shapes = ", ".join(str(tuple(value.shape)) for value in values)
             raise CalibrationError(
                 "This constant cannot be quantized as asked.",
                 node=", ".join(self.places),
                 expected=str(self.spec),
-                got=f"shape {', '.join(str(tuple(value.shape)) for value in values)}: {error}",
+                got=f"shape {shapes}: {error}",
                 remedy="leave it in float, or choose a granularity that fits its shape",
             ) from error
 
 
-class DynamicPoint(QuantizationPoint):
+class DynamicPoint(QuantizationPoint[QuantizationSpec]):
     """An activation whose parameters are computed from each input when the model runs."""
 
-    def __init__(self, spec: QuantizationSpec, places: tuple[str, ...]) -> None:
-        super().__init__(places)
-        self.spec = spec
 
-
-class FixedPoint(QuantizationPoint):
+class FixedPoint(QuantizationPoint[FixedQParamsQuantizationSpec]):
     """A tensor whose parameters the spec says."""
 
-    def __init__(self, spec: FixedQParamsQuantizationSpec, places: tuple[str, ...]) -> None:
-        super().__init__(places)
-        self.spec = spec
-
     def qparams(self) -> QParams:
+        """The parameters of the spec."""
         return QParams(torch.tensor(self.spec.scale), torch.tensor(self.spec.zero_point))
 
 
-class DerivedPoint(QuantizationPoint):
+class DerivedPoint(QuantizationPoint[DerivedQuantizationSpec]):
     """A tensor whose parameters are computed from those of other points."""
 
     def __init__(self, spec: DerivedQuantizationSpec, places: tuple[str, ...]) -> None:
-        super().__init__(places)
-        self.spec = spec
-        self.sources: tuple[str, ...] = ()  #: names of the points it is derived from, set by prepare
+        super().__init__(spec, places)
+        #: names of the points that it is derived from, in order; prepare fills them in
+        self.sources: tuple[str, ...] = ()
+
+    def qparams_from(self, sources: list[QParams]) -> QParams:
+        """The parameters, from those of the sources."""
+        scale, zero_point = self.spec.derive_qparams_fn([(q.scale, q.zero_point) for q in sources])
+        shape = () if self.spec.ch_axis is None else (-1,)
+        return QParams(scale.reshape(shape), zero_point.reshape(shape))

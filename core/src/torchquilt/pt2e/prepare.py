@@ -24,12 +24,7 @@ from torchquilt.pt2e.points import (
     QuantizationPoint,
 )
 from torchquilt.quantizers import as_quantizer
-from torchquilt.spec import (
-    DerivedQuantizationSpec,
-    EdgeOrNode,
-    FixedQParamsQuantizationSpec,
-    QuantizationSpec,
-)
+from torchquilt.spec import DerivedQuantizationSpec, EdgeOrNode, FixedQParamsQuantizationSpec
 
 #: Key of ``GraphModule.meta``: how far along the flow a model is (``prepared`` or ``converted``).
 STAGE_KEY = "torchquilt_stage"
@@ -156,13 +151,14 @@ def _make_points(model: GraphModule, choice: str | ObserverFactory) -> dict[Edge
     return points
 
 
-def _point_for(group: Group, constants: frozenset[Node], choice: str | ObserverFactory) -> QuantizationPoint:
+def _point_for(
+    group: Group, constants: frozenset[Node], choice: str | ObserverFactory
+) -> QuantizationPoint[Any]:
     places = tuple(place_name(place) for place in group.places)
     if isinstance(group.spec, FixedQParamsQuantizationSpec):
         return FixedPoint(group.spec, places)
     if isinstance(group.spec, DerivedQuantizationSpec):
         return DerivedPoint(group.spec, places)
-    assert isinstance(group.spec, QuantizationSpec)  # find_groups settles shared specs
     if group.spec.is_dynamic:
         return DynamicPoint(group.spec, places)
     if all(producer_of(place) in constants for place in group.places):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torchquilt import PatternQuantizer
-
 from torchquilt_executorch_embedding.specs import PRESETS, get_embedding_byte_config
 from torchquilt_executorch_embedding.support import SUPPORT
 

@@ -81,7 +81,13 @@ LAST_DIMENSION = Constraint("dim", "the new dimension is the last one", _is_last
 # low as can be; on an 8-bit grid they would either leave no steps for the scores or come so close to them
 # that what is masked is attended to. Whatever a multiplication by such a number is used for, it makes a mask.
 _LARGEST = 1e4
-_ONLY_SHAPES = ("aten.view.default", "aten.reshape.default", "aten.dropout.default", "aten.to.dtype", "aten.slice.Tensor")
+_ONLY_SHAPES = (
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten.dropout.default",
+    "aten.to.dtype",
+    "aten.slice.Tensor",
+)
 _SOFTMAX = ("aten.softmax.int", "aten._softmax.default", "aten._safe_softmax.default")
 
 
@@ -107,5 +113,7 @@ def _is_not_a_mask(match: Match) -> bool:
 
 
 NOT_A_MASK = Constraint(
-    "attention_mask", "it does not make an attention mask, nor add one to what goes into softmax", _is_not_a_mask
+    "attention_mask",
+    "it does not make an attention mask, nor add one to what goes into softmax",
+    _is_not_a_mask,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torchquilt import PatternQuantizer
-
 from torchquilt_xnnpack.specs import PRESETS
 from torchquilt_xnnpack.support import SUPPORT
 

@@ -29,8 +29,10 @@ def get_symmetric_quantization_config(
         is_qat: for quantization-aware training, which this plugin does not offer yet.
         is_dynamic: activations are quantized when the model runs, each row (token) by itself, as
             XNNPACK's dynamic kernels do; outputs stay float32.
-        act_qmin, act_qmax: range of activations, within -128 … 127. Dynamic ones use all of it.
-        weight_qmin, weight_qmax: range of weights, within -128 … 127.
+        act_qmin: smallest number of activations, from -128 on. Dynamic ones use all of int8.
+        act_qmax: largest number of activations, up to 127.
+        weight_qmin: smallest number of weights, from -128 on.
+        weight_qmax: largest number of weights, up to 127.
 
     Raises:
         SpecError: a range is empty, or does not fit into int8.
@@ -66,5 +68,7 @@ PRESETS: Mapping[str, Callable[[], QuantizationConfig]] = {
     "static_int8": lambda: get_symmetric_quantization_config(),
     "static_int8_per_channel": lambda: get_symmetric_quantization_config(is_per_channel=True),
     "dynamic_int8": lambda: get_symmetric_quantization_config(is_dynamic=True),
-    "dynamic_int8_per_channel": lambda: get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True),
+    "dynamic_int8_per_channel": lambda: get_symmetric_quantization_config(
+        is_per_channel=True, is_dynamic=True
+    ),
 }

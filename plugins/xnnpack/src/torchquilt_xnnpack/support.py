@@ -6,9 +6,10 @@ not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torchquilt import AllowedSpec, Constraint, OperatorPattern, Sharing, SupportRow, SupportTable
 from torchquilt import operators as ops
-
 from torchquilt_xnnpack import conditions as when
 
 _TARGETS = ("executorch",)
@@ -24,7 +25,7 @@ _DYNAMIC_WEIGHTED = {"input_activation": (_TOKENS,), "weight": (_WEIGHT,)}
 
 def _row(
     *operators: ops.Operator,
-    specs: dict[str, tuple[AllowedSpec, ...]] = _STATIC,
+    specs: Mapping[str, tuple[AllowedSpec, ...]] = _STATIC,
     sharing: Sharing = Sharing.NONE,
     constraints: tuple[Constraint, ...] = (),
 ) -> SupportRow:

@@ -1,0 +1,65 @@
+# Everything that a developer runs. Each target makes its own .venv when there is none.
+#
+#   make demo     quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
+#   make test     run all tests                                           (TEST_ARGS=...)
+#   make check    ruff, ruff format --check, mypy --strict, import-linter
+#   make clean    remove .venv and the caches of the tools
+#
+# PYTHON=... picks the interpreter that .venv is made with.
+
+# Asked to run something, because a version manager's stand-in may exist without the version behind it.
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+# The first pip that knows --group is 25.1.
+PIP_VERSION := 26.3
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+PLUGINS := plugins/xnnpack plugins/executorch_embedding
+PACKAGES := core $(PLUGINS)
+SOURCES := core/src $(addsuffix /src,$(PLUGINS)) $(wildcard tests/typing)
+MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES)) constraints.txt
+
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+# A stamp of an install that failed half way must not stay.
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   make/  make/p' Makefile
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python examples/text_encoder/demo.py $(DEMO_ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 $(TEST_ARGS)
+
+check: $(VENV)/.installed-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict $(SOURCES)
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each group of packages; the packages of this repository come with all of them.
+$(VENV)/.installed-%: $(VENV)/.installed pyproject.toml
+	$(PIP) install --group $* --constraint constraints.txt
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made $(MANIFESTS)
+	$(PIP) install --constraint constraints.txt $(addprefix --editable ,$(PACKAGES))
+	@touch $@
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install pip==$(PIP_VERSION)
+	@touch $@
+
+.PRECIOUS: $(VENV)/.installed-%

@@ -1,0 +1,165 @@
+"""The demo from beginning to end: the float model, three quantized ones, the table, the saved file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from agreement import mean_cosine, neighbours_kept, pearson_with_ratings
+from encoder import Batch, LoadedEncoder, count_cut, dynamic_shapes, embed, load_encoder, tokenize
+from inputs import ModelFolder, Sentences
+from report import Check, Row, check_row, check_same_bits, print_table, write_json
+from saving import run_in_fresh_process, save
+from variants import COMPOSED, VARIANTS, Seconds, composed_quantizer, coverage, quantize
+
+THREADS = 2
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to quantize, on which sentences, and where results go."""
+
+    folder: ModelFolder
+    calibration: Sentences
+    evaluation: Sentences
+    output: Path
+    """Folder for the saved models."""
+    figures: Path | None = None
+    """JSON file for the figures."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The exported float model, the sentences as batches, and what the float model makes of them."""
+
+    task: Task
+    encoder: LoadedEncoder
+    exported: ExportedProgram
+    calibration: list[Batch]
+    evaluation: list[Batch]
+    reference: Tensor
+    """Embeddings of the evaluation sentences, shape (sentences, width)."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model with its row of the table and the file that it was saved to."""
+
+    row: Row
+    model: fx.GraphModule
+    saved: Path
+
+
+def run(task: Task) -> bool:
+    """Run the demo, print what it finds, and say whether all checks passed."""
+    _make_deterministic()
+    experiment = set_up(task)
+    setting = _setting(experiment)
+    for name, value in setting.items():
+        print(f"{name + ':':13}{value}")
+    print("\nWhat the composed quantizer supports:")
+    print(f"{composed_quantizer().quantization_capabilities()}\n", flush=True)
+
+    measured = {"float": measure(experiment, "float", experiment.exported.module(), experiment.exported)}
+    for name in VARIANTS:
+        measured[name] = quantize_and_measure(experiment, name)
+    rows = tuple(each.row for each in measured.values())
+    composed = measured[COMPOSED]
+    print_table(rows)
+    if task.evaluation.ratings is None:
+        print("No Pearson: these sentences have no human ratings, so this shows agreement with float only.")
+    print(f"\n{COMPOSED}: {composed.row.coverage}")
+
+    checks = (
+        *check_row(composed.row, measured["float"].row),
+        check_float_untouched(experiment),
+        check_fresh_process(experiment, composed),
+    )
+    for check in checks:
+        print(check)
+    if task.figures is not None:
+        write_json(task.figures, rows, checks, about=setting)
+    return all(check.passed for check in checks)
+
+
+def _make_deterministic() -> None:
+    # How a sum is split over threads decides how it rounds.
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(SEED)
+    torch.use_deterministic_algorithms(True)
+
+
+def set_up(task: Task) -> Experiment:
+    """Load and export the float model, and embed the evaluation sentences with it."""
+    encoder = load_encoder(task.folder)
+    calibration = tokenize(encoder, task.calibration.texts)
+    evaluation = tokenize(encoder, task.evaluation.texts)
+    exported = torch.export.export(encoder.model, calibration[0], dynamic_shapes=dynamic_shapes(encoder))
+    reference = embed(exported.module(), evaluation)
+    return Experiment(task, encoder, exported, calibration, evaluation, reference)
+
+
+def _setting(experiment: Experiment) -> dict[str, str]:
+    task, limit = experiment.task, experiment.encoder.max_tokens
+    cut = count_cut(experiment.encoder, task.evaluation.texts)
+    return {
+        "model": str(task.folder.path),
+        "calibration": task.calibration.origin,
+        "evaluation": task.evaluation.origin,
+        "tokens": f"at most {limit} a text; {cut} of {len(task.evaluation.texts)} evaluated are cut there",
+    }
+
+
+def quantize_and_measure(experiment: Experiment, name: str) -> Measured:
+    """Quantize with the quantizer of that name, and measure."""
+    quantized = quantize(experiment.exported, VARIANTS[name](), experiment.calibration)
+    # The converted model is a module; what can be saved is a program, so it is exported once more.
+    program = torch.export.export(
+        quantized.model, experiment.calibration[0], dynamic_shapes=dynamic_shapes(experiment.encoder)
+    )
+    return measure(experiment, name, quantized.model, program, quantized.seconds)
+
+
+def measure(
+    experiment: Experiment,
+    name: str,
+    model: fx.GraphModule,
+    program: ExportedProgram,
+    seconds: Seconds | None = None,
+) -> Measured:
+    """Save ``program``, which is ``model`` exported, and compare its embeddings with the float ones."""
+    saved = experiment.task.output / f"{name.replace(' ', '_')}.pt2"
+    megabytes = save(program, saved)
+    embeddings = embed(model, experiment.evaluation)
+    ratings = experiment.task.evaluation.ratings
+    row = Row(
+        name,
+        megabytes,
+        pearson=None if ratings is None else pearson_with_ratings(embeddings, ratings),
+        mean_cosine=mean_cosine(embeddings, experiment.reference),
+        neighbours_kept=neighbours_kept(embeddings, experiment.reference),
+        coverage=coverage(model),
+        seconds=seconds,
+    )
+    return Measured(row, model, saved)
+
+
+def check_float_untouched(experiment: Experiment) -> Check:
+    """After all the quantizing, the float model still gives what it gave before."""
+    again = embed(experiment.exported.module(), experiment.evaluation)
+    return check_same_bits("float model after quantizing", [again], [experiment.reference])
+
+
+def check_fresh_process(experiment: Experiment, measured: Measured) -> Check:
+    """The saved file, loaded by a new process, gives what the model gives here."""
+    # The last batch is mostly smaller than the others, which shows that the file takes other shapes as well.
+    batches = [experiment.evaluation[0], experiment.evaluation[-1]]
+    with torch.no_grad():
+        here = [measured.model(*batch) for batch in batches]
+    there = run_in_fresh_process(measured.saved, batches)
+    return check_same_bits("saved file in a fresh process", there, here)

@@ -1,0 +1,140 @@
+"""What the demo found: the table, the checks that decide its exit status, and both as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from variants import Coverage, Seconds
+
+WIDTH = 120
+"""Fixed, so that the table is the same in a terminal, in a pipe and in the README."""
+COLUMNS = (
+    "model",
+    "saved MB",
+    "Pearson",
+    "mean cosine",
+    "neighbours kept",
+    "prepare s",
+    "calibrate s",
+    "convert s",
+)
+
+SIZE_RATIO = 1 / 3
+"""int8 is a quarter of float32; the rest is room for scales, biases, layer norms and the graph itself."""
+PEARSON_DROP = 0.01
+"""Over 1,225 pairs a correlation of 0.65 has a standard error of about 0.016; less than that is no loss."""
+MEAN_COSINE = 0.98
+"""Rounding to 8 bits stays well above this; below it, something other than rounding is at work."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    megabytes: float
+    pearson: float | None
+    mean_cosine: float
+    neighbours_kept: float
+    coverage: Coverage
+    seconds: Seconds | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that has to hold, with what was found."""
+
+    name: str
+    expected: str
+    got: str
+    passed: bool
+
+    def __str__(self) -> str:
+        if self.passed:
+            return f"ok    {self.name}: {self.got} (needed: {self.expected})"
+        return f"FAIL  {self.name}: expected {self.expected}, got {self.got}"
+
+
+def check_row(row: Row, reference: Row) -> tuple[Check, ...]:
+    """What the composed model has to reach, against the float one."""
+    limit = reference.megabytes * SIZE_RATIO
+    checks = [
+        Check("coverage", "all linears and embeddings", str(row.coverage), row.coverage.is_complete),
+        Check(
+            "size of the saved file",
+            f"at most {limit:.2f} MB, a third of the float one",
+            f"{row.megabytes:.2f} MB",
+            row.megabytes <= limit,
+        ),
+        Check(
+            "mean cosine with float",
+            f"at least {MEAN_COSINE}",
+            f"{row.mean_cosine:.4f}",
+            row.mean_cosine >= MEAN_COSINE,
+        ),
+    ]
+    if row.pearson is not None and reference.pearson is not None:
+        least = reference.pearson - PEARSON_DROP
+        checks.append(
+            Check(
+                "Pearson with the human ratings",
+                f"at least {least:.4f}, {PEARSON_DROP} below float",
+                f"{row.pearson:.4f}",
+                row.pearson >= least,
+            )
+        )
+    return tuple(checks)
+
+
+def check_same_bits(name: str, outputs: list[Tensor], expected: list[Tensor]) -> Check:
+    """Whether the same tensors came out, each value equal to the last bit."""
+    total = sum(tensor.numel() for tensor in expected)
+    same_shapes = [tensor.shape for tensor in outputs] == [tensor.shape for tensor in expected]
+    if not same_shapes:
+        return Check(name, f"{total:,} equal values", "outputs of other shapes", passed=False)
+    equal = sum(int((a == b).sum()) for a, b in zip(outputs, expected, strict=True))
+    return Check(name, f"{total:,} values equal to the last bit", f"{equal:,} equal", passed=equal == total)
+
+
+def print_table(rows: tuple[Row, ...]) -> None:
+    """Print the table, in the form that Markdown reads too."""
+    table = Table(box=box.MARKDOWN)
+    for title in COLUMNS:
+        table.add_column(title, justify="left" if title == COLUMNS[0] else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row))
+    console = Console(width=WIDTH, no_color=True)
+    with console.capture() as captured:
+        console.print(table)
+    # This box has an empty line for each edge.
+    print(captured.get().strip())
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    seconds = row.seconds
+    times = (seconds.prepare, seconds.calibrate, seconds.convert) if seconds else (None, None, None)
+    return (
+        row.name,
+        f"{row.megabytes:.2f}",
+        "–" if row.pearson is None else f"{row.pearson:.4f}",
+        f"{row.mean_cosine:.4f}",
+        f"{row.neighbours_kept:.0%}",
+        *("–" if time is None else f"{time:.2f}" for time in times),
+    )
+
+
+def write_json(path: Path, rows: tuple[Row, ...], checks: tuple[Check, ...], about: dict[str, str]) -> None:
+    """Write all figures unrounded: ``about``, ``rows`` and ``checks`` under these keys."""
+    figures = {
+        "about": about,
+        "rows": [asdict(row) for row in rows],
+        "checks": [asdict(check) for check in checks],
+    }
+    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,248 @@
+"""The wheels as users get them, installed one by one into fresh environments.
+
+Nothing here sees the source tree. The dependencies that a wheel declares are linked in from where the tests
+run, and no others, so that one that is used and not declared shows. Torch is left out unless a test asks for
+it: that a listing works without it is then no matter of trust.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from textwrap import dedent
+
+import attrs
+import importlib_metadata
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECTS = {
+    "core": ROOT / "core",
+    "xnnpack": ROOT / "plugins/xnnpack",
+    "embedding": ROOT / "plugins/executorch_embedding",
+}
+
+LIST = """
+    import torchquilt as tq
+    for b in tq.backends():
+        print(b.name, b.distribution, b.version, b.status)
+"""
+XNNPACK = "xnnpack torchquilt-xnnpack 0.1.0 ok"
+EMBEDDING = "executorch_embedding torchquilt-executorch-embedding 0.1.0 ok"
+BROKEN = "acme acme-quilt 2.0 broken"
+
+
+def run(*command: object, env: dict[str, str] | None = None) -> str:
+    """Run a command that has to succeed, and return what it printed."""
+    done = subprocess.run(
+        [str(part) for part in command], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout.strip()
+
+
+def build_wheel(project: Path, folder: Path) -> Path:
+    """Build a wheel with the build tools that are installed, into a folder of its own."""
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, project)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def needed_by(distribution: importlib_metadata.Distribution, *, without: set[str]) -> set[str]:
+    """The names of all distributions that one needs, directly or not, apart from some and what those need."""
+    needed: set[str] = set()
+    waiting = [distribution]
+    while waiting:
+        for line in waiting.pop().requires or ():
+            requirement = Requirement(line)
+            wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if wanted and requirement.name not in needed | without:
+                needed.add(requirement.name)
+                waiting.append(importlib_metadata.distribution(requirement.name))
+    return needed
+
+
+@attrs.frozen
+class Environment:
+    """A virtual environment with no packages but those that a test puts in."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin/python"
+
+    @property
+    def site(self) -> Path:
+        """The folder that its packages are in."""
+        (found,) = self.folder.glob("lib/python3*/site-packages")
+        return found
+
+    def pip(self, *arguments: object) -> None:
+        """Run the pip of the tests for this environment, which has none."""
+        run(sys.executable, "-m", "pip", "--python", self.python, "--disable-pip-version-check", *arguments)
+
+    def install(self, wheel: Path) -> None:
+        """Install a wheel and nothing else."""
+        self.pip("install", "--no-index", "--no-deps", wheel)
+
+    def link_needs_of_core(self, *, without: set[str]) -> None:
+        """Link in what the installed core declares that it needs, from where the tests run."""
+        (core,) = importlib_metadata.distributions(name="torchquilt", path=[str(self.site)])
+        for name in needed_by(core, without=without):
+            self._link(importlib_metadata.distribution(name))
+
+    def _link(self, distribution: importlib_metadata.Distribution) -> None:
+        tops: Iterable[str] = {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}
+        for top in tops:
+            if not (self.site / top).exists():
+                (self.site / top).symlink_to(Path(str(distribution.locate_file(top))))
+
+    def run(self, code: str) -> list[str]:
+        """Run code in this environment and return the lines that it prints."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("TORCHQUILT")}
+        # Isolated: neither PYTHONPATH nor the working directory may show it the source tree.
+        return run(self.python, "-I", "-c", dedent(code), env=env).splitlines()
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The three wheels of this repository."""
+    return {name: build_wheel(path, tmp_path_factory.mktemp(name)) for name, path in PROJECTS.items()}
+
+
+@pytest.fixture(scope="module")
+def broken_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plugin of somebody else that needs a library that nobody has."""
+    project = tmp_path_factory.mktemp("acme")
+    (project / "acme_quilt.py").write_text("import library_that_nobody_has\n")
+    (project / "pyproject.toml").write_text(
+        dedent("""
+            [build-system]
+            requires = ["hatchling"]
+            build-backend = "hatchling.build"
+
+            [project]
+            name = "acme-quilt"
+            version = "2.0"
+
+            [project.entry-points.torchquilt]
+            acme = "acme_quilt"
+        """)
+    )
+    return build_wheel(project, tmp_path_factory.mktemp("acme_wheel"))
+
+
+@pytest.fixture
+def environment(tmp_path: Path, wheels: dict[str, Path]) -> Environment:
+    """A fresh environment with the core and the little that it needs besides torch."""
+    made = Environment(tmp_path / "env")
+    run(sys.executable, "-m", "venv", "--without-pip", made.folder)
+    made.install(wheels["core"])
+    made.link_needs_of_core(without={"torch"})
+    return made
+
+
+@pytest.mark.parametrize("name", PROJECTS)
+def test_a_wheel_has_its_package_and_says_that_it_is_typed(wheels: dict[str, Path], name: str) -> None:
+    """A wheel holds the files of the source folder, ``py.typed`` among them, and nothing besides."""
+    source = PROJECTS[name] / "src"
+    files = {
+        str(path.relative_to(source))
+        for path in source.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    with zipfile.ZipFile(wheels[name]) as wheel:
+        packed = {file for file in wheel.namelist() if ".dist-info/" not in file}
+    assert packed == files
+    assert any(file.endswith("/py.typed") for file in packed)
+
+
+def test_the_core_alone_has_no_backends(environment: Environment) -> None:
+    """Without a plugin the listing is empty, in an environment that has no torch at all."""
+    code = """
+        import importlib.util
+        import torchquilt as tq
+        print(importlib.util.find_spec("torch"), len(tq.backends()), tq.__version__)
+    """
+    assert environment.run(code) == ["None 0 0.1.0"]
+
+
+def test_the_core_alone_answers_with_the_pip_line(environment: Environment) -> None:
+    """A backend that is published and not installed is answered with how to install it."""
+    code = """
+        import torchquilt as tq
+        try:
+            tq.quantizer("xnnpack", preset="dynamic_int8_per_channel")
+        except tq.PluginNotFoundError as error:
+            print(error.remedy)
+    """
+    assert environment.run(code) == ["pip install torchquilt-xnnpack"]
+
+
+def test_plugins_are_listed_as_they_are_installed(environment: Environment, wheels: dict[str, Path]) -> None:
+    """Each plugin is there once its wheel is installed, without anything else being told of it."""
+    environment.install(wheels["xnnpack"])
+    assert environment.run(LIST) == [XNNPACK]
+    environment.install(wheels["embedding"])
+    assert environment.run(LIST) == [EMBEDDING, XNNPACK]
+
+
+def test_a_broken_plugin_is_listed_beside_the_others(
+    environment: Environment, wheels: dict[str, Path], broken_wheel: Path
+) -> None:
+    """A plugin that does not import is a record; asking for it raises from its error; the others stay."""
+    environment.install(wheels["xnnpack"])
+    environment.install(broken_wheel)
+    code = """
+        try:
+            tq.quantizer("acme")
+        except tq.PluginLoadError as error:
+            print(repr(error.__cause__))
+    """
+    assert environment.run(dedent(LIST) + dedent(code)) == [
+        BROKEN,
+        XNNPACK,
+        """ModuleNotFoundError("No module named 'library_that_nobody_has'")""",
+    ]
+
+
+def test_an_uninstalled_plugin_is_gone(
+    environment: Environment, wheels: dict[str, Path], broken_wheel: Path
+) -> None:
+    """Uninstalling takes a plugin from the listing and leaves the others in it."""
+    for wheel in (wheels["xnnpack"], wheels["embedding"], broken_wheel):
+        environment.install(wheel)
+    assert environment.run(LIST) == [BROKEN, EMBEDDING, XNNPACK]
+    environment.pip("uninstall", "--yes", "acme-quilt")
+    assert environment.run(LIST) == [EMBEDDING, XNNPACK]
+    environment.pip("uninstall", "--yes", "torchquilt-xnnpack")
+    assert environment.run(LIST) == [EMBEDDING]
+
+
+def test_quantizers_are_made_from_what_the_wheels_declare(
+    environment: Environment, wheels: dict[str, Path]
+) -> None:
+    """With the declared dependencies and no others, every preset of both plugins makes its quantizer."""
+    environment.install(wheels["xnnpack"])
+    environment.install(wheels["embedding"])
+    environment.link_needs_of_core(without=set())
+    code = """
+        import torchquilt as tq
+        for backend in tq.backends():
+            for preset in backend.manifest.preset_names:
+                print(preset, type(tq.quantizer(backend.name, preset=preset)).__name__)
+    """
+    assert environment.run(code) == [
+        "byte_per_row ExecuTorchEmbeddingQuantizer",
+        "static_int8 XNNPACKQuantizer",
+        "static_int8_per_channel XNNPACKQuantizer",
+        "dynamic_int8 XNNPACKQuantizer",
+        "dynamic_int8_per_channel XNNPACKQuantizer",
+    ]

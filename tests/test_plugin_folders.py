@@ -1,0 +1,107 @@
+"""Every folder below plugins/ has the same shape, and the names in it agree."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from torchquilt.config import QuantizationConfig
+from torchquilt.plugins import API, Manifest, registry
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+FILES = {"__init__.py", "plugin.py", "specs.py", "support.py", "quantizer.py", "py.typed"}
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
+def folder(request: pytest.FixtureRequest) -> Path:
+    """One of the folders below plugins/."""
+    found: Path = request.param
+    return found
+
+
+@pytest.fixture
+def project(folder: Path) -> dict[str, Any]:
+    """The ``[project]`` table of the plugin."""
+    table: dict[str, Any] = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    return table
+
+
+@pytest.fixture
+def manifest(folder: Path) -> Manifest:
+    """What the plugin says of itself."""
+    made: Manifest = importlib.import_module(f"torchquilt_{folder.name}.plugin").torchquilt_manifest()
+    return made
+
+
+@pytest.fixture
+def quantizer_class(manifest: Manifest) -> Any:
+    """The class that the manifest names."""
+    module, _, name = manifest.quantizer.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_no_folder_lacks_its_pyproject() -> None:
+    """Each folder below plugins/ is a distribution, so that none escapes the tests of this file."""
+    below = {path for path in (ROOT / "plugins").iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    assert below == set(FOLDERS)
+
+
+def test_a_plugin_has_the_files_that_all_have(folder: Path) -> None:
+    """There is a README, and one package of the folder's name with the files that every plugin has."""
+    assert (folder / "README.md").is_file()
+    packages = [path for path in (folder / "src").iterdir() if path.is_dir()]
+    assert [path.name for path in packages] == [f"torchquilt_{folder.name}"]
+    missing = FILES - {path.name for path in packages[0].iterdir()}
+    assert not missing
+
+
+def test_the_names_of_a_plugin_agree(folder: Path, project: dict[str, Any], manifest: Manifest) -> None:
+    """Folder, distribution, package, entry point and manifest all say one name."""
+    assert project["name"] == f"torchquilt-{folder.name.replace('_', '-')}"
+    assert project["entry-points"] == {"torchquilt": {folder.name: f"torchquilt_{folder.name}.plugin"}}
+    assert manifest.name == folder.name
+    assert manifest.quantizer.startswith(f"torchquilt_{folder.name}.quantizer:")
+
+
+def test_a_plugin_is_made_for_this_core(project: dict[str, Any], manifest: Manifest) -> None:
+    """It depends on a core of its own minor version, whose plugin interface it speaks."""
+    major, minor, _ = project["version"].split(".")
+    assert f"torchquilt>={major}.{minor},<{major}.{int(minor) + 1}" in project["dependencies"]
+    assert manifest.api == API
+
+
+def test_a_published_plugin_is_known_before_it_is_installed(folder: Path, project: dict[str, Any]) -> None:
+    """The core can answer a request for it with the pip line."""
+    assert (folder.name, project["name"]) in {(known.name, known.distribution) for known in registry.KNOWN}
+
+
+def test_the_readme_says_how_to_install_it(folder: Path, project: dict[str, Any]) -> None:
+    """The README has the pip line with the name of the distribution."""
+    assert f"pip install {project['name']}\n" in (folder / "README.md").read_text()
+
+
+def test_the_presets_are_those_of_the_class(manifest: Manifest, quantizer_class: Any) -> None:
+    """The manifest, which imports no torch, lists the presets of the class in the same order."""
+    assert manifest.preset_names == tuple(quantizer_class.PRESETS)
+
+
+def test_every_preset_makes_a_quantizer(manifest: Manifest, quantizer_class: Any) -> None:
+    """Each preset is a config that the class can be made from."""
+    for name in manifest.preset_names:
+        assert isinstance(quantizer_class.PRESETS[name](), QuantizationConfig)
+        assert isinstance(quantizer_class.from_preset(name), quantizer_class)
+
+
+def test_the_class_can_be_made_without_arguments(quantizer_class: Any) -> None:
+    """Without a preset a quantizer is made by calling its class."""
+    inspect.signature(quantizer_class).bind()
