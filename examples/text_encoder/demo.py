@@ -85,6 +85,8 @@ def run(arguments: argparse.Namespace) -> bool:
     # and none is judged by what was tuned on it.
     calibration = lee_background()
     evaluation = read_text_file(arguments.text) if arguments.text else lee_documents()
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise BadInput(f"the folder {arguments.json.parent} for --json does not exist")
 
     os.environ.update(TRANSFORMERS_SETTINGS)
     # Imported only now: it needs torch, and a missing package or bad input is to be answered before that.

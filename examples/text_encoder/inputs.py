@@ -76,22 +76,30 @@ def read_model_folder(path: Path) -> ModelFolder:
         raise BadInput(f"the model folder {path} does not exist")
     if not (path / "config.json").is_file():
         raise BadInput(f"{path} is not a model folder: it has no config.json")
-    stages = [str(stage.get("type", "")).rpartition(".")[2] for stage in _read_json(path / "modules.json")]
+    stages = [str(stage["type"]).rpartition(".")[2] for stage in _read_stages(path / "modules.json")]
     if stages not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise BadInput(
             f"{path} has the stages {', '.join(stages) or 'none'} in modules.json; "
             "this demo knows Transformer, Pooling and Normalize, in this order"
         )
     _require_mean_pooling(path / "1_Pooling" / "config.json")
-    max_seq_length = _read_json(path / "sentence_bert_config.json").get("max_seq_length")
+    limits = path / "sentence_bert_config.json"
+    max_seq_length = _read_settings(limits).get("max_seq_length")
     if not isinstance(max_seq_length, int) or max_seq_length < 2:
-        raise BadInput(f"{path / 'sentence_bert_config.json'} gives no max_seq_length of 2 or more")
+        raise BadInput(f"{limits} gives no max_seq_length of 2 or more")
     return ModelFolder(path, max_seq_length, normalize="Normalize" in stages)
+
+
+def _read_stages(path: Path) -> list[dict[str, Any]]:
+    stages = _read_json(path)
+    if not isinstance(stages, list) or not all(isinstance(each, dict) and "type" in each for each in stages):
+        raise BadInput(f"{path} is not a list of stages that have a type each")
+    return stages
 
 
 def _require_mean_pooling(config: Path) -> None:
     """Accept both ways in which sentence-transformers has written the mode: a flag each, and one name."""
-    settings = _read_json(config)
+    settings = _read_settings(config)
     flags = [
         key.removeprefix("pooling_mode_")
         for key, on in settings.items()
@@ -100,6 +108,13 @@ def _require_mean_pooling(config: Path) -> None:
     modes = settings.get("pooling_mode", flags)
     if modes not in ("mean", ["mean"], ["mean_tokens"]):
         raise BadInput(f"{config} asks for {modes} pooling; this demo knows mean pooling only")
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    settings = _read_json(path)
+    if not isinstance(settings, dict):
+        raise BadInput(f"{path} is not an object of settings")
+    return settings
 
 
 def _read_json(path: Path) -> Any:

@@ -265,9 +265,11 @@ def test_a_broken_plugin_is_a_record_beside_the_others(
 
 
 def test_an_entry_point_that_names_no_module_is_a_record(site: Site) -> None:
-    """An entry point whose text is no reference to a module is broken at the import."""
+    """An entry point whose text is no reference to a module is broken, and its package is named."""
     site.install("acme-quilt", "[torchquilt]\nacme = not a module!\n", {})
-    assert (only().status, only().stage) == ("broken", "import")
+    assert (only().status, only().distribution) == ("broken", "acme-quilt")
+    # importlib-metadata 9 and older notices when it reads the file, newer ones when the module is loaded.
+    assert only().stage in {"metadata", "import"}
 
 
 def test_entry_points_that_cannot_be_read_are_a_record(site: Site) -> None:

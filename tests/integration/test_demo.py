@@ -44,7 +44,7 @@ def run_demo(*arguments: object, flags: tuple[str, ...] = (), figures: Path | No
     if figures is not None:
         arguments = (*arguments, "--json", figures)
     command = [sys.executable, *flags, str(DEMO), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     written = json.loads(figures.read_text()) if figures is not None and figures.exists() else {}
     return Run(done.returncode, done.stdout, done.stderr, written)
 
@@ -279,6 +279,23 @@ def test_refuses_another_pooling(tmp_path: Path, mode: str, config: dict[str, ob
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "a.Transformer"}, {"type": "a.Pooling"}]))
     assert_refused(run_demo("--model-dir", tmp_path), mode, "mean pooling only")
+
+
+def test_refuses_broken_weights(encoder_folder: Callable[[int], Path]) -> None:
+    """A model whose weights cannot be read is refused in one line that gives the reason."""
+    folder = encoder_folder(16)
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    run = run_demo("--model-dir", folder)
+    assert run.status == 2
+    # Importing torch and what it finds installed may put lines of its own before.
+    line = run.errors.splitlines()[-1]
+    assert line.startswith(f"demo: the model in {folder} cannot be loaded: ")
+    assert "Traceback" not in run.errors
+
+
+def test_refuses_a_json_file_that_cannot_be_written(tmp_path: Path) -> None:
+    """A --json in a folder that is not there is refused before the work, not after it."""
+    assert_refused(run_demo("--json", tmp_path / "nowhere" / "figures.json"), "nowhere", "--json")
 
 
 @pytest.mark.parametrize("content", ["", "\n  \n", "One sentence has no neighbour.\n"])

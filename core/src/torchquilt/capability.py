@@ -20,7 +20,7 @@ from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.errors import PatternError
 from torchquilt.operators import ObjectType, object_type
 from torchquilt.pattern import Match, OperatorPattern
-from torchquilt.spec import QuantizationSpec, dtype_name
+from torchquilt.spec import INTEGER_RANGES, QuantizationSpec, dtype_name
 
 #: Version of the JSON that :meth:`Capabilities.to_json` writes.
 JSON_SCHEMA = 1
@@ -52,6 +52,22 @@ class AllowedSpec:
     group_sizes: tuple[int, ...] = ()
     zero_point_domain: str = "int"
     exact_range: bool = False
+
+    @classmethod
+    def of(cls, spec: QuantizationSpec) -> AllowedSpec:
+        """The family that holds this one spec."""
+        return cls(
+            dtype_name(spec.dtype),
+            spec.quant_min,
+            spec.quant_max,
+            (str(spec.granularity),),
+            symmetric=spec.symmetric,
+            is_dynamic=spec.is_dynamic,
+            ch_axis=spec.ch_axis,
+            group_sizes=() if spec.group_size is None else (spec.group_size,),
+            zero_point_domain=str(spec.zero_point_domain),
+            exact_range=True,
+        )
 
     def differences(self, spec: QuantizationSpec) -> tuple[str, ...]:
         """What of ``spec`` is not as it is here, a short text each; empty where the spec is taken."""
@@ -85,6 +101,8 @@ class AllowedSpec:
             words.append("symmetric" if self.symmetric else "affine")
         if self.is_dynamic:
             words.append("dynamic")
+        if (self.quant_min, self.quant_max) != INTEGER_RANGES.get(self.dtype):
+            words.append(f"[{self.quant_min}, {self.quant_max}]")
         return " ".join(words)
 
 
@@ -237,9 +255,13 @@ class SupportRow:
         """What of ``config`` this row does not take; empty where it takes all of it."""
         return _differences(self.specs, self.pattern.roles, self.is_qat, config)
 
-    def describe(self, backend: str, scope: str = "") -> Capability:
-        """The row as plain data."""
+    def describe(self, backend: str, config: QuantizationConfig | None = None, scope: str = "") -> Capability:
+        """The row as plain data; with a config that it takes, the specs that it would use of all it takes."""
         first = self.pattern.operators[0]
+        specs = self.specs
+        if config is not None:
+            asked = [(role, config.spec(role)) for role, _ in specs]
+            specs = tuple((role, (AllowedSpec.of(spec),)) for role, spec in asked if spec is not None)
         return Capability(
             backend=backend,
             pattern=self.pattern.name,
@@ -249,7 +271,7 @@ class SupportRow:
             modules=first.modules,
             roles=self.pattern.roles,
             mode=self.mode,
-            specs=self.specs,
+            specs=specs,
             sharing=str(self.sharing),
             constraints=tuple((constraint.code, constraint.text) for constraint in self.constraints),
             targets=self.targets,

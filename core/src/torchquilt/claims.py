@@ -15,7 +15,7 @@ import attrs
 from torchquilt.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.capability import Sharing, SupportRow, SupportTable
 from torchquilt.config import QuantizationConfig
-from torchquilt.graph.values import is_float_tensor, overload_name
+from torchquilt.graph.values import is_float_tensor, overload_name, writes_to
 from torchquilt.intent import Intent, Rule
 from torchquilt.pattern import Match, Reject
 from torchquilt.spec import AnySpec, Granularity, QuantizationSpec, SharedQuantizationSpec
@@ -129,6 +129,7 @@ class _Decision:
             return match
         return (
             self._taken(match)
+            or self._written_in_place(match)
             or self._unsuitable_type(row, match)
             or self._claim_or_refuse(row, match, self._asked(match))
         )
@@ -158,6 +159,13 @@ class _Decision:
             if annotation is not None:
                 owner = annotation.quantizer or "another quantizer"
                 return Reject(f"claimed_by:{owner}", (node,), f"{node.name} is annotated by {owner}")
+        return None
+
+    def _written_in_place(self, match: Match) -> Reject | None:
+        """Prepare has made functional what can be; what still writes is seen by others."""
+        for producer, user, _ in match.operands:
+            if writes_to(user, producer):
+                return Reject("writes_in_place", (user,), f"{user.name} writes into {producer.name}")
         return None
 
     def _asked(self, match: Match) -> tuple[Rule, QuantizationConfig] | Reject:

@@ -163,10 +163,10 @@ class PatternQuantizer(Quantizer):
         """An instance whose global config is the preset of this name.
 
         Raises:
-            IntentError: the backend has no such preset; the error lists those that it has.
+            UnsupportedConfigError: the backend has no such preset; the error lists those that it has.
         """
         if name not in cls.PRESETS:
-            raise IntentError(
+            raise UnsupportedConfigError(
                 f"{cls.__name__} has no preset {name!r}.",
                 quantizer=cls.__name__,
                 expected=" | ".join(cls.PRESETS) or "no presets",
@@ -266,10 +266,11 @@ class PatternQuantizer(Quantizer):
             if rule.config is None:
                 continue
             for row in self.table.rows:
-                capability = row.describe(self.table.backend, scope=str(rule))
-                if row.differences(rule.config) or not _is_meant(rule, capability):
+                if row.differences(rule.config):
                     continue
-                found.append(capability)
+                capability = row.describe(self.table.backend, rule.config, scope=str(rule))
+                if _is_meant(rule, capability):
+                    found.append(capability)
         return Capabilities(tuple(found))
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:

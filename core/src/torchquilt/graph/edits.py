@@ -6,13 +6,14 @@ Names of stored tensors are dotted paths, as in a state dict (``encoder.layer.0.
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.values import attribute, overload_name, writes_to
+from torchquilt.graph.values import attribute, is_overwritten, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
 _ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom")
@@ -22,14 +23,22 @@ def copy_model(model: GraphModule) -> GraphModule:
     """A copy whose graph and modules are its own and whose tensors are those of the original.
 
     So the copy may get other weights under the same names without the original noticing, and no
-    weight is stored twice.
+    weight is stored twice. Only buffers that the graph writes to (counters, caches) are copied.
     """
+    written = {
+        id(attribute(model, str(node.target)))
+        for node in model.graph.nodes
+        if node.op == "get_attr" and is_overwritten(node)
+    }
     shared: dict[int, Any] = {}
     for module in model.modules():
         for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(value, (torch.Tensor, torch.ScriptObject)):
+            if isinstance(value, (torch.Tensor, torch.ScriptObject)) and id(value) not in written:
                 shared[id(value)] = value
-    return copy.deepcopy(model, shared)
+    with warnings.catch_warnings():
+        # torch's own copying of the input structure warns about how torch pickles it.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+        return copy.deepcopy(model, shared)
 
 
 def free_name(model: GraphModule, wanted: str) -> str:

@@ -1,32 +1,40 @@
-"""What a node computes: the fake tensor that export recorded, and whether it is a constant."""
+"""What a node computes: the fake tensor that export recorded, what it writes to, whether it is constant.
+
+The conditions of support tables are made of these functions, and tables are read without torch; so
+importing this module does not import torch. It tells operators and tensors by what they have.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.fx import GraphModule, Node
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import Graph, Node
 
-_FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+def operator_of(node: Node) -> Any:
+    """The ``OpOverload`` that a node calls, or None."""
+    target = node.target if node.op == "call_function" else None
+    return target if hasattr(target, "_schema") and hasattr(target, "_overloadname") else None
 
 
 def overload_name(node: Node) -> str:
     """``"aten.linear.default"`` for a call of an operator, ``""`` for anything else."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return ""
-    return str(node.target)
+    operator = operator_of(node)
+    return "" if operator is None else str(operator)
 
 
 def tensor_of(node: Node) -> torch.Tensor | None:
     """The fake tensor of a node (its shape and dtype), or None where it does not return one tensor."""
     value = node.meta.get("val")
-    return value if isinstance(value, torch.Tensor) else None
+    return value if hasattr(value, "dtype") and hasattr(value, "dim") else None
 
 
 def is_float_tensor(node: Node) -> bool:
-    """Whether the node returns one floating point tensor, all that can be quantized."""
+    """Whether the node returns one tensor of real numbers (float16 or wider), all that can be quantized."""
     value = tensor_of(node)
-    return value is not None and value.dtype in _FLOAT_DTYPES
+    return value is not None and value.dtype.is_floating_point and value.dtype.itemsize >= 2
 
 
 def rank(node: Node) -> int | None:
@@ -43,6 +51,41 @@ def attribute(model: torch.nn.Module, target: str) -> Any:
     return found
 
 
+def writes_to(user: Node, node: Node) -> bool:
+    """Whether ``user`` is an operator that changes the tensor of ``node`` in place."""
+    operator = operator_of(user)
+    if operator is None or not operator._schema.is_mutable:
+        return False
+    return any(
+        argument.alias_info is not None
+        and argument.alias_info.is_write
+        and (user.args[index] if index < len(user.args) else user.kwargs.get(argument.name)) is node
+        for index, argument in enumerate(operator._schema.arguments)
+    )
+
+
+def returns_view(node: Node) -> bool:
+    """Whether what a node returns may share memory with one of its inputs."""
+    operator = operator_of(node)
+    if operator is None:
+        return node.op == "call_function"  # getitem and other Python functions: not known
+    returned = (value.alias_info for value in operator._schema.returns)
+    return any(alias is not None and not alias.is_write for alias in returned)
+
+
+def is_overwritten(node: Node) -> bool:
+    """Whether the graph writes into the tensor of a node, directly or through a view of it."""
+    pending = [node]
+    while pending:
+        tensor = pending.pop()
+        for user in tensor.users:
+            if writes_to(user, tensor):
+                return True
+            if returns_view(user):
+                pending.append(user)
+    return False
+
+
 def is_constant(node: Node) -> bool:
     """Whether the value is the same for every input: computed from stored tensors alone.
 
@@ -51,77 +94,41 @@ def is_constant(node: Node) -> bool:
     """
     seen: set[Node] = set()
     pending = [node]
-    reads_a_tensor = False
     while pending:
         current = pending.pop()
         if current in seen:
             continue
         seen.add(current)
         if current.op == "get_attr":
-            if any(writes_to(user, current) for user in current.users):
+            if not _is_constant_tensor(current):
                 return False
-            reads_a_tensor = reads_a_tensor or tensor_of(current) is not None
-        elif current.op == "call_function" and _is_pure(current):
+        elif current.all_input_nodes and _is_pure(current):
             pending.extend(current.all_input_nodes)
         else:
             return False
-    return reads_a_tensor
+    return True
 
 
-def constant_value(model: GraphModule, node: Node) -> torch.Tensor:
-    """Compute the value of a node for which :func:`is_constant` holds, without gradients."""
-    values: dict[Node, Any] = {}
-
-    def compute(current: Node) -> Any:
-        if current not in values:
-            if current.op == "get_attr":
-                values[current] = attribute(model, str(current.target))
-            else:
-                args = torch.fx.map_arg(current.args, compute)
-                kwargs = torch.fx.map_arg(current.kwargs, compute)
-                assert callable(current.target)
-                values[current] = current.target(*args, **kwargs)
-        return values[current]
-
-    with torch.no_grad():
-        value = compute(node)
-    assert isinstance(value, torch.Tensor)
-    return value.detach()
-
-
-def writes_to(user: Node, node: Node) -> bool:
-    """Whether ``user`` is an operator that changes the tensor of ``node`` in place."""
-    if not isinstance(user.target, torch._ops.OpOverload) or not user.target._schema.is_mutable:
-        return False
-    return any(
-        argument.alias_info is not None
-        and argument.alias_info.is_write
-        and _argument(user, index, argument.name) is node
-        for index, argument in enumerate(user.target._schema.arguments)
-    )
-
-
-def constant_nodes(graph: torch.fx.Graph) -> frozenset[Node]:
+def constant_nodes(graph: Graph) -> frozenset[Node]:
     """All nodes of a graph for which :func:`is_constant` holds, found in one pass."""
     constant: set[Node] = set()
     for node in graph.nodes:
         if node.op == "get_attr":
-            holds = tensor_of(node) is not None and not any(writes_to(user, node) for user in node.users)
+            holds = _is_constant_tensor(node)
         else:
             inputs = node.all_input_nodes
-            holds = node.op == "call_function" and bool(inputs) and _is_pure(node)
-            holds = holds and all(source in constant for source in inputs)
+            holds = bool(inputs) and _is_pure(node) and constant.issuperset(inputs)
         if holds:
             constant.add(node)
     return frozenset(constant)
 
 
-def _argument(node: Node, index: int, name: str) -> Any:
-    return node.args[index] if index < len(node.args) else node.kwargs.get(name)
+def _is_constant_tensor(node: Node) -> bool:
+    return tensor_of(node) is not None and not is_overwritten(node)
 
 
 def _is_pure(node: Node) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    operator = operator_of(node)
+    if operator is None or operator._schema.is_mutable:
         return False
-    return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
+    return all(tag.name != "nondeterministic_seeded" for tag in operator.tags)

@@ -16,7 +16,8 @@ from torchquilt.pt2e.prepare import model_stage
 def calibrate(prepared: GraphModule, batches: Iterable[Any], *, limit: int | None = None) -> GraphModule:
     """Run batches through a prepared model, without gradients, so that its observers see them.
 
-    It may be called again with more data; what was observed is kept, also when a batch fails.
+    It may be called again with more data; what was observed is kept, also when a batch fails. Where
+    nothing is quantized statically there is nothing to observe, and no batch is read.
 
     Args:
         prepared: what :func:`torchquilt.prepare_pt2e` returned.
@@ -38,6 +39,8 @@ def calibrate(prepared: GraphModule, batches: Iterable[Any], *, limit: int | Non
             got=model_stage(prepared) or f"{type(prepared).__module__}.{type(prepared).__qualname__}",
             remedy="call torchquilt.prepare_pt2e(exported, quantizer) first",
         )
+    if not any(isinstance(module, ObservedPoint) for module in prepared.modules()):
+        return prepared
     number = 0
     with torch.no_grad():
         for batch in batches:
@@ -45,7 +48,7 @@ def calibrate(prepared: GraphModule, batches: Iterable[Any], *, limit: int | Non
                 break
             _run(prepared, batch, number)
             number += 1
-    if number == 0 and any(isinstance(module, ObservedPoint) for module in prepared.modules()):
+    if number == 0:
         raise CalibrationError(
             "There was no batch to calibrate with.",
             expected="at least one batch, since activations are quantized statically",

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 
 from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.errors import ModelError
+from torchquilt.graph.constants import constant_value
 from torchquilt.graph.edits import (
     copy_model,
     drop_unused_tensors,
@@ -27,7 +28,7 @@ from torchquilt.graph.edits import (
     store_tensor,
     take_origin,
 )
-from torchquilt.graph.values import constant_nodes, constant_value
+from torchquilt.graph.values import constant_nodes
 from torchquilt.observers import QParams
 from torchquilt.pt2e.points import (
     ConstantPoint,

@@ -12,6 +12,7 @@ from torchquilt.annotation import annotation_of, check_annotation
 from torchquilt.errors import AnnotationError, ModelError, SharingError
 from torchquilt.graph.batch_norm import fold_batch_norm
 from torchquilt.graph.edits import copy_model, redirect, take_origin
+from torchquilt.graph.in_place import make_functional
 from torchquilt.graph.values import constant_nodes, is_float_tensor, overload_name
 from torchquilt.observers import ObserverFactory, make_observer
 from torchquilt.pt2e.groups import Group, find_groups, place_name, producer_of
@@ -58,7 +59,7 @@ def prepare_pt2e(
         AnnotationError, CompositionError, SharingError: what was annotated does not hold together.
     """
     decider = as_quantizer(quantizer)
-    prepared = fold_batch_norm(_own_copy(model))
+    prepared = fold_batch_norm(make_functional(_own_copy(model)))
     prepared = _returned(decider.transform_for_annotation(prepared), decider.name)
     decider.annotate(prepared)
     _check_annotations(prepared)

@@ -1,0 +1,62 @@
+"""Operators that write in place, in their functional form where that is the same.
+
+``nn.ReLU(inplace=True)`` is exported as ``relu_``, which writes into the output of the convolution
+before it. Once something stands between the two (an observer, a quantize and dequantize pair) the write
+would go elsewhere, so it is turned into ``relu`` first, and whoever read the tensor afterwards reads
+the result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from torchquilt.graph.values import operator_of, returns_view, writes_to
+
+
+def make_functional(model: GraphModule) -> GraphModule:
+    """Replace ``op_`` by ``op`` where only this graph can tell them apart; changes ``model``.
+
+    A write into an input, a parameter or a buffer stays, since it is seen from outside. So does one
+    into a tensor that shares memory with another node (a view).
+    """
+    order = {node: number for number, node in enumerate(model.graph.nodes)}
+    changed = False
+    for node in list(model.graph.nodes):
+        target = _functional_form(node)
+        if target is None or not _is_private(node.args[0]):
+            continue
+        written = node.args[0]
+        for user in list(written.users):
+            if order[user] > order[node]:
+                user.replace_input_with(written, node)
+        node.target = target
+        changed = True
+    if changed:
+        model.recompile()
+    return model
+
+
+def _functional_form(node: Node) -> Any:
+    """The operator that computes the same without writing, or None."""
+    target = operator_of(node)
+    if target is None or not node.args or not isinstance(node.args[0], Node):
+        return None
+    namespace, _, name = target._schema.name.partition("::")
+    if namespace != "aten" or not name.endswith("_") or name.startswith("_"):
+        return None
+    if not writes_to(node, node.args[0]) or len(target._schema.returns) != 1:
+        return None
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    overload = getattr(packet, target._overloadname, None)
+    same = overload is not None and len(overload._schema.arguments) == len(target._schema.arguments)
+    return overload if same else None
+
+
+def _is_private(written: Any) -> bool:
+    """Whether the tensor is computed in the graph and no other node is a view of it, nor it of another."""
+    if written.op != "call_function" or returns_view(written):
+        return False
+    return not any(returns_view(user) for user in written.users if not writes_to(user, written))

@@ -1,0 +1,282 @@
+"""Which tensors have one set of parameters, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import INT8, ByFunction, Fn, export, normal, prepare, quantize
+from torch.fx import GraphModule, Node
+
+import torchquilt as tq
+from torchquilt.annotation import ANNOTATION_KEY
+from torchquilt.pt2e.groups import Group, find_groups, place_name
+
+UINT8 = tq.QuantizationSpec("uint8")
+FIXED = tq.FixedQParamsQuantizationSpec("int8", 1 / 128, 0)
+Annotation = tq.QuantizationAnnotation
+Shared = tq.SharedQuantizationSpec
+
+
+def chain_of(count: int) -> tuple[GraphModule, list[Node]]:
+    """An exported chain of ``count`` sigmoids, and their nodes."""
+
+    def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(count):
+            x = torch.sigmoid(x)
+        return x
+
+    model = export(Fn(forward), normal(2, 3)).module()
+    return model, [node for node in model.graph.nodes if "sigmoid" in str(node.target)]
+
+
+def names(groups: tuple[Group, ...]) -> list[set[str]]:
+    """The places of each group by name."""
+    return [{place_name(place) for place in group.places} for group in groups]
+
+
+def test_an_output_and_its_edges_with_one_spec_are_one_group() -> None:
+    """The same tensor, asked for in the same way by its producer and by all users, has one set of parameters."""
+    model, (a, b, c) = chain_of(3)
+    a.meta[ANNOTATION_KEY] = Annotation({}, INT8)
+    b.meta[ANNOTATION_KEY] = Annotation({a: INT8}, INT8)
+    c.meta[ANNOTATION_KEY] = Annotation({b: INT8})
+    assert names(find_groups(model.graph)) == [{a.name, f"{a.name} → {b.name}"}, {b.name, f"{b.name} → {c.name}"}]
+
+
+def test_an_output_and_an_edge_with_different_specs_are_two_groups() -> None:
+    """Two users that want one tensor in different integer types get a set of parameters each."""
+    model, (a, b) = chain_of(2)
+    a.meta[ANNOTATION_KEY] = Annotation({}, INT8)
+    b.meta[ANNOTATION_KEY] = Annotation({a: UINT8})
+    groups = find_groups(model.graph)
+    assert [group.spec for group in groups] == [INT8, UINT8]
+
+
+def test_implicit_sharing_can_be_declined() -> None:
+    """An edge of a node with allow_implicit_sharing=False has parameters of its own."""
+    model, (a, b) = chain_of(2)
+    a.meta[ANNOTATION_KEY] = Annotation({}, INT8)
+    b.meta[ANNOTATION_KEY] = Annotation({a: INT8}, allow_implicit_sharing=False)
+    assert names(find_groups(model.graph)) == [{a.name}, {f"{a.name} → {b.name}"}]
+
+
+def test_a_tensor_that_is_joined_with_itself_is_quantized_once() -> None:
+    """cat([x, x]) with shared parameters ends in one group and runs."""
+
+    def decide(node: Node) -> Annotation | None:
+        if "cat" not in str(node.target):
+            return None
+        x = node.all_input_nodes[0]
+        return Annotation({x: INT8}, Shared((x, node)))
+
+    x = normal(2, 3)
+    model = Fn(lambda _, x: torch.cat([x, x], 1))
+    prepared = prepare(model, ByFunction(decide), x)
+    (point,) = [m for n, m in prepared.named_modules() if n.startswith("quantization_point")]
+    assert set(point.places) == {"args_0 → cat", "cat"}
+    quantized = tq.convert_pt2e(tq.calibrate(prepared, [(x,)]))
+    assert torch.allclose(quantized(x), model(x), atol=0.05)
+
+
+def test_the_place_that_is_shared_with_may_come_later() -> None:
+    """An early tensor can take the parameters of one that is computed after it."""
+    model, (a, b, c) = chain_of(3)
+    a.meta[ANNOTATION_KEY] = Annotation({}, Shared(c))
+    c.meta[ANNOTATION_KEY] = Annotation({}, INT8)
+    (group,) = find_groups(model.graph)
+    assert group.places == (a, c)
+    assert group.spec == INT8
+
+
+def test_a_chain_of_shared_specs_is_one_group() -> None:
+    """Sharing with a place that shares with another one reaches the spec at the end of the chain."""
+    model, nodes = chain_of(6)
+    for node, following in zip(nodes, nodes[1:], strict=False):
+        node.meta[ANNOTATION_KEY] = Annotation({}, Shared(following))
+    nodes[-1].meta[ANNOTATION_KEY] = Annotation({}, UINT8)
+    (group,) = find_groups(model.graph)
+    assert group.places == tuple(nodes)
+    assert group.spec == UINT8
+
+
+def test_implicit_sharing_sees_the_spec_that_was_settled() -> None:
+    """A user's edge joins the group of an output whose spec is shared, when both come to the same spec."""
+    model, (a, b, c) = chain_of(3)
+    a.meta[ANNOTATION_KEY] = Annotation({}, INT8)
+    b.meta[ANNOTATION_KEY] = Annotation({a: Shared(a)}, Shared(a))
+    c.meta[ANNOTATION_KEY] = Annotation({b: INT8})
+    (group,) = find_groups(model.graph)
+    assert group.places == (a, (a, b), b, (b, c))
+
+
+def test_a_circle_is_an_error_that_prints_the_chain() -> None:
+    """Places that only point at one another are refused, and the error names each of them."""
+    model, (a, b, c) = chain_of(3)
+    for node, other in ((a, b), (b, c), (c, a)):
+        node.meta[ANNOTATION_KEY] = Annotation({}, Shared(other), quantizer="acme")
+    with pytest.raises(tq.SharingError, match="circle") as caught:
+        find_groups(model.graph)
+    assert [part in str(caught.value.node) for part in (a.name, b.name, c.name)] == [True] * 3
+    assert caught.value.quantizer == "acme"
+
+
+def test_sharing_with_oneself_is_a_circle() -> None:
+    """The smallest circle is refused, too, and does not hang."""
+    model, (a,) = chain_of(1)
+    a.meta[ANNOTATION_KEY] = Annotation({}, Shared(a))
+    with pytest.raises(tq.SharingError, match="circle"):
+        find_groups(model.graph)
+
+
+def test_sharing_with_a_place_without_a_spec_is_refused() -> None:
+    """The error names both places."""
+    model, (a, b) = chain_of(2)
+    b.meta[ANNOTATION_KEY] = Annotation({a: Shared(a)}, quantizer="acme")
+    with pytest.raises(tq.SharingError) as caught:
+        find_groups(model.graph)
+    assert caught.value.node == f"{a.name} → {b.name}"
+    assert caught.value.got == a.name
+    assert caught.value.quantizer == "acme"
+
+
+def joined_with_fixed(node: Node) -> Annotation | None:
+    """A sigmoid with known parameters, whose output is joined on a grid of the other tensor."""
+    if "sigmoid" in str(node.target):
+        return Annotation({}, FIXED)
+    if "cat" in str(node.target):
+        first, second = node.all_input_nodes
+        return Annotation({first: INT8, second: Shared((first, node))}, Shared((first, node)))
+    return None
+
+
+def test_what_shares_with_a_fixed_spec_has_its_parameters() -> None:
+    """An operator that passes on a tensor of known parameters passes these on, too, without calibration."""
+
+    def decide(node: Node) -> Annotation | None:
+        if "sigmoid" in str(node.target):
+            return Annotation({}, tq.FixedQParamsQuantizationSpec("uint8", 1 / 256, 0))
+        if "permute" in str(node.target):
+            source = node.all_input_nodes[0]
+            return Annotation({source: Shared(source)}, Shared(source))
+        return None
+
+    x = normal(3, 4)
+    model = Fn(lambda _, x: torch.sigmoid(x).permute(1, 0))
+    quantized = tq.convert_pt2e(prepare(model, ByFunction(decide), x))
+    scales = {node.args[1:3] for node in quantized.graph.nodes if "quantize_per_tensor" in str(node.target)}
+    assert scales == {(1 / 256, 0)}
+    assert torch.allclose(quantized(x), model(x), atol=1 / 512 + 1e-6)
+
+
+def test_a_fixed_output_can_be_requantized_to_the_grid_of_its_user() -> None:
+    """A tensor with known parameters that is joined with one of a wider range comes out right."""
+    x = normal(3, 4) * 20
+    model = Fn(lambda _, x: torch.cat([x, torch.sigmoid(x)]))
+    quantized = quantize(model, ByFunction(joined_with_fixed), x)
+    step = float(x.max() - x.min().clamp(max=0)) / 255
+    assert torch.allclose(quantized(x), model(x), atol=step)
+
+
+@pytest.mark.parametrize("given_as", ["different dtype", "different range"])
+def test_two_users_of_one_tensor_may_have_different_grids(given_as: str) -> None:
+    """Each edge is quantized as its user asks, and both users get a value within a step of the float one."""
+    other = UINT8 if given_as == "different dtype" else tq.QuantizationSpec("int8", -8, 7)
+
+    def decide(node: Node) -> Annotation | None:
+        spec = {"aten.neg.default": INT8, "aten.abs.default": other}.get(str(node.target))
+        return Annotation({node.all_input_nodes[0]: spec}) if spec else None
+
+    x = normal(3, 4)
+    model = Fn(lambda _, x: (torch.neg(x), torch.abs(x)))
+    quantized = quantize(model, ByFunction(decide), x)
+    for got, want in zip(quantized(x), model(x), strict=True):
+        assert torch.allclose(got, want, atol=0.5)
+        assert not torch.equal(got, want)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The order in which annotations were written does not matter
+# ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def sharings(draw: st.DrawFn) -> tuple[list[tuple[int, int | None, int | None]], list[int]]:
+    """For each node of a chain: (number, whom its output shares with, whom its input edge shares with); an order.
+
+    None is a spec of its own. A sharing points anywhere, so circles occur as well.
+    """
+    count = draw(st.integers(2, 7))
+    target = st.none() | st.integers(0, count - 1)
+    rows = [(number, draw(target), draw(target)) for number in range(count)]
+    return rows, draw(st.permutations(range(count)))
+
+
+def annotate_sharings(rows: list[tuple[int, int | None, int | None]], order: list[int]) -> GraphModule:
+    """A chain of operators annotated in an order."""
+    model, nodes = chain_of(len(rows))
+    for position in order:
+        number, output, edge = rows[position]
+        node = nodes[number]
+        own = INT8 if number % 2 else UINT8
+        inputs = {} if number == 0 else {nodes[number - 1]: own if edge is None else Shared(nodes[edge])}
+        node.meta[ANNOTATION_KEY] = Annotation(inputs, own if output is None else Shared(nodes[output]))
+    return model
+
+
+def outcome(model: GraphModule) -> Any:
+    """The groups by name with their specs, or the kind of the refusal."""
+    try:
+        groups = find_groups(model.graph)
+    except tq.SharingError as error:
+        return error.problem
+    return [(str(group.spec), [place_name(place) for place in group.places]) for group in groups]
+
+
+@settings(max_examples=60)
+@given(sharings())
+def test_groups_do_not_depend_on_the_order_of_annotation(case: Any) -> None:
+    """However the annotations were written one after the other, the groups are the same."""
+    rows, order = case
+    assert outcome(annotate_sharings(rows, order)) == outcome(annotate_sharings(rows, list(range(len(rows)))))
+
+
+@settings(max_examples=60)
+@given(sharings())
+def test_each_place_is_in_one_group_with_whom_it_shares(case: Any) -> None:
+    """Every annotated place has one group, and a sharing place is in that of the place that it names."""
+    rows, order = case
+    model = annotate_sharings(rows, order)
+    try:
+        groups = find_groups(model.graph)
+    except tq.SharingError:
+        return
+    member = {place: number for number, group in enumerate(groups) for place in group.places}
+    assert len(member) == sum(len(group.places) for group in groups)
+    for node in model.graph.nodes:
+        annotation = tq.annotation_of(node)
+        if annotation is None:
+            continue
+        asked = {(source, node): spec for source, spec in annotation.input_qspec_map.items()}
+        asked[node] = annotation.output_qspec
+        for place, spec in asked.items():
+            if isinstance(spec, Shared):
+                assert member[place] == member[spec.edge_or_node]
+            else:
+                assert groups[member[place]].spec == spec
+
+
+def test_long_chains_of_sharing_are_followed_to_the_end() -> None:
+    """A chain of 4,000 shared specs is one group (and meets no limit of recursion)."""
+    graph = torch.fx.Graph()
+    nodes = [graph.placeholder("x")]
+    for _ in range(4000):
+        nodes.append(graph.call_function(torch.ops.aten.sigmoid.default, (nodes[-1],)))
+    for node, following in zip(nodes[1:], nodes[2:], strict=False):
+        node.meta[ANNOTATION_KEY] = Annotation({}, Shared(following))
+    nodes[-1].meta[ANNOTATION_KEY] = Annotation({}, INT8)
+    (group,) = find_groups(graph)
+    assert len(group.places) == 4000
