@@ -13,7 +13,7 @@ from agreement import mean_cosine, neighbours_kept, pearson_with_ratings
 from encoder import Batch, LoadedEncoder, count_cut, dynamic_shapes, embed, load_encoder, tokenize
 from inputs import ModelFolder, Sentences
 from report import Check, Row, check_row, check_same_bits, print_table, write_json
-from saving import run_in_fresh_process, save
+from saving import SavedModelFailed, run_in_fresh_process, save
 from variants import COMPOSED, VARIANTS, Seconds, composed_quantizer, coverage, quantize
 
 THREADS = 2
@@ -161,5 +161,9 @@ def check_fresh_process(experiment: Experiment, measured: Measured) -> Check:
     batches = [experiment.evaluation[0], experiment.evaluation[-1]]
     with torch.no_grad():
         here = [measured.model(*batch) for batch in batches]
-    there = run_in_fresh_process(measured.saved, batches)
-    return check_same_bits("saved file in a fresh process", there, here)
+    name = "saved file in a fresh process"
+    try:
+        there = run_in_fresh_process(measured.saved, batches)
+    except SavedModelFailed as failure:
+        return Check(name, "runs", str(failure), passed=False)
+    return check_same_bits(name, there, here)

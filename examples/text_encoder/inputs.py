@@ -18,7 +18,7 @@ INSTALL_HINT = "`make demo` installs what it needs, and so does `pip install --g
 
 LEE_ENCODING = "latin-1"
 CALIBRATION_DOCUMENTS = 64
-"""How many of the 300 background documents calibrate: the ranges settle long before 300, and time counts."""
+"""How many of the 300 background documents calibrate: four batches, so that calibrating takes seconds."""
 
 
 class BadInput(Exception):

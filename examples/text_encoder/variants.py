@@ -24,7 +24,11 @@ def embedding_quantizer() -> ExecuTorchEmbeddingQuantizer:
 
 
 def xnnpack_quantizer() -> XNNPACKQuantizer:
-    """Linears with int8 weights, one scale an output channel; their inputs are quantized as they arrive."""
+    """Linears with int8 weights, one scale an output channel; their inputs are quantized as they arrive.
+
+    The ranges of the inputs are thus found when the model runs, and calibration has nothing to measure. With
+    ``is_dynamic=False`` it has, which is why the demo calibrates all the same.
+    """
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
     return XNNPACKQuantizer().set_global(config)
 

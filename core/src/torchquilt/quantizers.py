@@ -275,7 +275,7 @@ class PatternQuantizer(Quantizer):
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Turn Python numbers into constant tensors where the operator is going to be quantized."""
-        for claim in self._claims(model):
+        for claim in self.claims(model):
             for node, position, value in claim.match.scalars:
                 lift_scalar(model, node, position, value)
         return model
@@ -287,12 +287,12 @@ class PatternQuantizer(Quantizer):
             IntentError: a rule is about nothing in this model.
         """
         self.intent.check(model, self.name)
-        for claim in self._claims(model):
+        for claim in self.claims(model):
             for node, annotation in claim.annotations(self.name):
                 annotate_node(node, annotation)
         return model
 
-    def _claims(self, model: GraphModule) -> tuple[Claim, ...]:
+    def claims(self, model: GraphModule) -> tuple[Claim, ...]:
         """What is taken of the model as it is annotated so far. Complete before anything is written."""
         decisions = decide(self.table, self.intent, model.graph)
         return tuple(found for _, found in decisions if isinstance(found, Claim))

@@ -24,7 +24,9 @@ __all__ = [
     "NO_ALPHA",
     "NO_CEIL_MODE",
     "POOLS_TO_ONE_PIXEL",
+    "TWO_BOUNDS",
     "TWO_OR_MORE",
+    "bounds",
 ]
 
 NO_ALPHA = keyword_is("alpha", 1, "alpha", "alpha is 1")
@@ -75,6 +77,20 @@ def _is_last_dimension(match: Match) -> bool:
 
 
 LAST_DIMENSION = Constraint("dim", "the new dimension is the last one", _is_last_dimension)
+
+
+def bounds(clamp: Node) -> tuple[Any, Any]:
+    """The lower and upper bound of a ``clamp``, each a number or None."""
+    low = clamp.args[1] if len(clamp.args) > 1 else clamp.kwargs.get("min")
+    high = clamp.args[2] if len(clamp.args) > 2 else clamp.kwargs.get("max")
+    return low, high
+
+
+def _has_two_bounds(match: Match) -> bool:
+    return all(isinstance(bound, (int, float)) for bound in bounds(match.output))
+
+
+TWO_BOUNDS = Constraint("bounds", "both bounds of the clamp are numbers", _has_two_bounds)
 
 
 # An addition that only softmax reads is an attention mask or bias. Its masked entries are meant to be as

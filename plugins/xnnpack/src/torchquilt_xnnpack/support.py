@@ -42,9 +42,13 @@ def _row(
 _FUSED = (ops.RELU, ops.RELU6, ops.HARDTANH)
 
 _WEIGHTED = tuple(
-    _row(operator, *after, specs=_STATIC_WEIGHTED, constraints=(when.CONSTANT_WEIGHT,))
+    _row(operator, *after, specs=_STATIC_WEIGHTED, constraints=(when.CONSTANT_WEIGHT, *conditions))
     for operator in (ops.LINEAR, ops.CONV1D, ops.CONV2D)
-    for after in (*((activation,) for activation in _FUSED), ())
+    for after, conditions in (
+        *(((activation,), ()) for activation in _FUSED),
+        ((ops.CLAMP,), (when.TWO_BOUNDS,)),
+        ((), ()),
+    )
 )
 
 _DYNAMIC = (_row(ops.LINEAR, specs=_DYNAMIC_WEIGHTED, constraints=(when.CONSTANT_WEIGHT,)),)

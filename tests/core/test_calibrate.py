@@ -1,0 +1,200 @@
+"""calibrate: the forms that data may have, and what happens to data that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from strategies import Fn, export, normal, prepare
+from torch import nn
+from torch.fx import GraphModule
+
+import torchquilt as tq
+from torchquilt.pt2e.points import ObservedPoint
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+
+def xnnpack(**asked: bool) -> XNNPACKQuantizer:
+    """XNNPACK everywhere."""
+    return XNNPACKQuantizer().set_global(get_symmetric_quantization_config(**asked))
+
+
+class TwoInputs(nn.Module):
+    """Something with two named inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """fc(left) + right."""
+        return self.fc(left) + right
+
+
+def one_input() -> GraphModule:
+    """A prepared linear."""
+    torch.manual_seed(0)
+    return prepare(nn.Linear(4, 4), xnnpack(), normal(2, 4))
+
+
+def seen(prepared: GraphModule) -> dict[str, tuple[int, float, float]]:
+    """For each observed tensor: how many values, the smallest, the largest."""
+    points = [module for module in prepared.modules() if isinstance(module, ObservedPoint)]
+    return {
+        point.places[0]: (point.observer.count, float(point.observer.low.min()), float(point.observer.high.max()))
+        for point in points
+    }
+
+
+LEFT, RIGHT = normal(2, 4), normal(2, 4, seed=1)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [(LEFT, RIGHT), [LEFT, RIGHT], {"left": LEFT, "right": RIGHT}, {"right": RIGHT, "left": LEFT}],
+    ids=["tuple", "list", "mapping", "mapping in another order"],
+)
+def test_a_batch_may_be_positional_or_named(batch: Any) -> None:
+    """Whichever form a batch has, the observers see the same."""
+    by_hand = prepare(TwoInputs(), xnnpack(), LEFT, RIGHT)
+    by_hand(LEFT, RIGHT)
+    prepared = prepare(TwoInputs(), xnnpack(), LEFT, RIGHT)
+    tq.calibrate(prepared, [batch])
+    assert seen(prepared) == seen(by_hand)
+
+
+def test_a_batch_may_be_the_only_input_by_itself() -> None:
+    """A tensor is a batch for a model with one input."""
+    one, other = one_input(), one_input()
+    tq.calibrate(one, [LEFT, RIGHT])
+    tq.calibrate(other, [(LEFT,), (RIGHT,)])
+    assert seen(one) == seen(other)
+
+
+def test_batches_may_come_from_a_generator() -> None:
+    """One batch is asked for after the other, and each is seen before the next is made."""
+    prepared = one_input()
+    counts: list[int] = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for seed in range(3):
+            counts.append(next(iter(seen(prepared).values()))[0])
+            yield normal(2, 4, seed=seed)
+
+    tq.calibrate(prepared, batches())
+    assert counts == [0, 8, 16]
+
+
+def test_calibrate_returns_the_model() -> None:
+    """Calls can be nested."""
+    prepared = one_input()
+    assert tq.calibrate(prepared, [LEFT]) is prepared
+
+
+def test_the_order_of_batches_does_not_matter() -> None:
+    """The same batches in another order, or in two calls, end in the same model."""
+    batches = [normal(2, 4, seed=seed) * (seed + 1) for seed in range(4)]
+    one, other, third = one_input(), one_input(), one_input()
+    tq.calibrate(one, batches)
+    tq.calibrate(other, batches[::-1])
+    tq.calibrate(tq.calibrate(third, batches[2:]), batches[:2])
+    assert seen(one) == seen(other) == seen(third)
+    assert tq.convert_pt2e(one).code == tq.convert_pt2e(other).code == tq.convert_pt2e(third).code
+
+
+def test_limit_stops_and_takes_no_batch_too_many() -> None:
+    """limit=2 runs two batches, and leaves the third in the iterator."""
+    prepared = one_input()
+    batches = iter([LEFT, RIGHT, LEFT * 100])
+    tq.calibrate(prepared, batches, limit=2)
+    assert next(iter(seen(prepared).values()))[0] == 16
+    assert torch.equal(next(batches), LEFT * 100)
+
+
+@pytest.mark.parametrize(
+    ("bad", "mentioned"),
+    [
+        (normal(2, 5), "float32[2, 5]"),
+        ((LEFT, RIGHT), "(float32[2, 4], float32[2, 4])"),
+        ({"wrong": LEFT}, "{wrong: float32[2, 4]}"),
+        ("text", "'text'"),
+    ],
+    ids=["shape", "too many", "name", "type"],
+)
+def test_a_batch_that_does_not_fit_is_named(bad: Any, mentioned: str) -> None:
+    """The error says which batch it was and how it looked; what the batches before it showed is kept."""
+    prepared, reference = one_input(), one_input()
+    tq.calibrate(reference, [LEFT, RIGHT])
+    with pytest.raises(tq.CalibrationError, match="Batch 2 ") as caught:
+        tq.calibrate(prepared, [LEFT, RIGHT, bad, LEFT])
+    assert mentioned in str(caught.value.got)
+    assert caught.value.__cause__ is not None
+    assert seen(prepared) == seen(reference)
+    tq.calibrate(prepared, [LEFT * 2])
+    tq.convert_pt2e(prepared)
+
+
+def test_an_error_of_the_data_itself_is_not_hidden() -> None:
+    """What a generator of batches raises comes through as it is."""
+
+    def batches() -> Iterator[torch.Tensor]:
+        yield LEFT
+        raise KeyError("missing file")
+
+    with pytest.raises(KeyError, match="missing file"):
+        tq.calibrate(one_input(), batches())
+
+
+@pytest.mark.parametrize("options", [{}, {"limit": 0}], ids=["empty", "limit=0"])
+def test_no_batches_at_all_is_an_error(options: dict[str, int]) -> None:
+    """An exhausted generator would otherwise be noticed only at convert."""
+    batches = [LEFT] if options else []
+    with pytest.raises(tq.CalibrationError, match="no batch"):
+        tq.calibrate(one_input(), batches, **options)
+
+
+def test_a_dynamic_model_needs_no_batches() -> None:
+    """Where nothing is observed, no data is missed."""
+    prepared = prepare(nn.Linear(4, 4), xnnpack(is_dynamic=True), LEFT)
+    assert tq.calibrate(prepared, []) is prepared
+
+
+@pytest.mark.parametrize("kind", ["exported", "float", "converted"])
+def test_only_a_prepared_model_is_calibrated(kind: str) -> None:
+    """The error says what to call first."""
+    prepared = tq.calibrate(one_input(), [LEFT])
+    model = {
+        "exported": export(nn.Linear(4, 4), LEFT).module(),
+        "float": nn.Linear(4, 4),
+        "converted": tq.convert_pt2e(prepared),
+    }[kind]
+    with pytest.raises(tq.ModelError) as caught:
+        tq.calibrate(model, [LEFT])
+    assert "prepare_pt2e" in str(caught.value.remedy)
+
+
+def test_no_gradients_are_recorded() -> None:
+    """Calibration builds no graph for gradients, however much data goes through."""
+    recorded: list[bool] = []
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x)
+
+    prepared = prepare(Fn(forward, fc=nn.Linear(4, 4)), xnnpack(), LEFT)
+    point = next(module for module in prepared.modules() if isinstance(module, ObservedPoint))
+    point.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
+    tq.calibrate(prepared, [LEFT])
+    assert recorded == [False]
+    assert torch.is_grad_enabled()
+
+
+def test_a_model_run_by_hand_is_calibrated_as_well() -> None:
+    """prepared(*batch) with gradients on is the same as calibrate."""
+    by_hand, by_call = one_input(), one_input()
+    by_hand(LEFT.clone().requires_grad_())
+    tq.calibrate(by_call, [LEFT])
+    assert seen(by_hand) == seen(by_call)
+    assert tq.convert_pt2e(by_hand).code == tq.convert_pt2e(by_call).code

@@ -1,0 +1,505 @@
+"""prepare_pt2e: what it leaves alone, what it puts in, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from strategies import (
+    INT8,
+    WEIGHT,
+    ByFunction,
+    Fn,
+    Nothing,
+    annotated,
+    calls,
+    decisions,
+    export,
+    normal,
+    outputs_of,
+    prepare,
+    sqnr,
+    weights_of,
+)
+from torch import nn
+from torch.fx import GraphModule, Node
+
+import torchquilt as tq
+from torchquilt.annotation import ANNOTATION_KEY
+from torchquilt.observers import HistogramObserver, MinMaxObserver
+from torchquilt.pt2e.points import ConstantPoint, ObservedPoint, QuantizationPoint
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+
+class Net(nn.Module):
+    """Convolution, BatchNorm, pooling, a residual add and a linear: something of everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class scores."""
+        y = torch.relu(self.norm(self.conv(x)))
+        y = nn.functional.max_pool2d(y + self.again(y), 2)
+        return self.fc(nn.functional.adaptive_avg_pool2d(y, 1).flatten(1))
+
+
+def xnnpack(**asked: bool) -> XNNPACKQuantizer:
+    """XNNPACK everywhere."""
+    return XNNPACKQuantizer().set_global(get_symmetric_quantization_config(**asked))
+
+
+def points_of(model: GraphModule) -> list[QuantizationPoint]:
+    """The points of a prepared model."""
+    return [module for module in model.modules() if isinstance(module, QuantizationPoint)]
+
+
+def record(model: GraphModule) -> tuple[Any, ...]:
+    """Everything about a graph module that preparing must not touch."""
+    return (
+        model.code,
+        [node.format_node() for node in model.graph.nodes],
+        [sorted(map(str, node.meta)) for node in model.graph.nodes],
+        {name: (id(tensor), tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()},
+        [name for name, _ in model.named_modules()],
+        dict(model.meta),
+    )
+
+
+def assert_same_record(before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
+    """Two records are of one unchanged model."""
+    tensors, others = before[3], after[3]
+    assert before[:3] + before[4:] == after[:3] + after[4:]
+    assert list(tensors) == list(others)
+    for name, (identity, value) in tensors.items():
+        assert identity == others[name][0]
+        assert torch.equal(value, others[name][1])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What is left alone
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [{}, {"is_dynamic": True}], ids=["static", "dynamic"])
+def test_the_float_module_is_left_as_it_was(asked: dict[str, bool]) -> None:
+    """Graph, metadata, tensors (the very objects) and modules of a handed-in module are those of before."""
+    x = normal(2, 3, 8, 8)
+    module = export(Net(), x).module()
+    before = record(module)
+    prepared = tq.prepare_pt2e(module, xnnpack(**asked))
+    tq.calibrate(prepared, [(x,)])
+    tq.convert_pt2e(prepared)
+    assert_same_record(before, record(module))
+
+
+def test_the_exported_program_is_left_as_it_was() -> None:
+    """An ExportedProgram has the same text, signature and tensors after it was prepared and converted."""
+    x = normal(2, 3, 8, 8)
+    exported = export(Net(), x)
+    text, state = str(exported), {name: (id(t), t.clone()) for name, t in exported.state_dict.items()}
+    metas = [sorted(map(str, node.meta)) for node in exported.graph.nodes]
+    tq.convert_pt2e(tq.calibrate(tq.prepare_pt2e(exported, xnnpack()), [(x,)]))
+    assert str(exported) == text
+    assert [sorted(map(str, node.meta)) for node in exported.graph.nodes] == metas
+    for name, tensor in exported.state_dict.items():
+        assert id(tensor) == state[name][0]
+        assert torch.equal(tensor, state[name][1])
+
+
+@pytest.mark.parametrize("quantizer", [Nothing(), tq.ComposableQuantizer([]), XNNPACKQuantizer()], ids=repr)
+def test_without_annotations_the_prepared_model_is_the_float_model(quantizer: tq.Quantizer) -> None:
+    """Nothing asked, nothing put in: the same bits come out."""
+    x = normal(3, 6)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    prepared = prepare(model, quantizer, x)
+    assert not points_of(prepared)
+    assert torch.equal(prepared(x), model(x))
+
+
+def test_a_prepared_model_computes_what_the_float_model_does() -> None:
+    """Observers look and change nothing: the same bits come out while calibrating."""
+    x = normal(3, 6)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    prepared = prepare(model, xnnpack(), x)
+    assert points_of(prepared)
+    assert torch.equal(prepared(x), model(x))
+
+
+def test_weights_are_shared_with_the_float_model() -> None:
+    """The prepared model's weights are the memory of the float model's."""
+    x = normal(3, 6)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4)).eval()
+    prepared = prepare(model, xnnpack(), x)
+    held = {tensor.data_ptr() for tensor in prepared.state_dict().values()}
+    assert held == {parameter.data_ptr() for parameter in model.parameters()}
+
+
+def test_a_program_and_its_module_are_prepared_alike() -> None:
+    """An ExportedProgram and its .module() end in the same annotations and the same graph."""
+    x = normal(2, 3, 8, 8)
+    exported = export(Net(), x)
+    one, other = tq.prepare_pt2e(exported, xnnpack()), tq.prepare_pt2e(exported.module(), xnnpack())
+    assert decisions(one) == decisions(other)
+    assert one.code == other.code
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What is put in
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_point_for_each_group_however_many_places_it_has() -> None:
+    """A tensor that its producer and three users ask for alike is observed once."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        return y + self.fc(y) + y * y
+
+    prepared = prepare(Fn(forward, fc=nn.Linear(6, 6)), xnnpack(), normal(3, 6))
+    groups = [set(point.places) for point in points_of(prepared)]
+    assert sum(len(group) for group in groups) == len(set().union(*groups))
+    at_y = [group for group in groups if "linear" in group]
+    assert at_y == [{"linear", "linear → linear_1", "linear → add", "linear → mul"}]
+    modules = [node.target for node in prepared.graph.nodes if node.op == "call_module"]
+    calls_of_y = [n for n in prepared.graph.nodes if n.op == "call_module" and n.args == (one(prepared, "linear"),)]
+    assert len(calls_of_y) == 1
+    assert len(modules) == len(set(modules)) + sum(modules.count(name) - 1 for name in set(modules))
+
+
+def one(model: GraphModule, name: str) -> Node:
+    """A node by its name."""
+    return next(node for node in model.graph.nodes if node.name == name)
+
+
+def test_shared_parameters_have_one_observer() -> None:
+    """What cat joins is seen by one observer, which sees all of it."""
+    x, y = normal(2, 4), normal(2, 4, seed=1) * 7
+    model = Fn(lambda self, x, y: torch.cat([self.fc(x), y]), fc=nn.Linear(4, 4))
+    prepared = prepare(model, xnnpack(), x, y)
+    tq.calibrate(prepared, [(x, y)])
+    (point,) = [p for p in points_of(prepared) if "cat" in p.places]
+    assert isinstance(point, ObservedPoint)
+    assert float(point.observer.high) == float(y.max())
+    assert float(point.observer.low) == float(y.min())
+
+
+def test_weights_are_not_observed_during_calibration() -> None:
+    """Only activations cost time: no observer is ever shown a constant, and constants have none."""
+    seen: list[tuple[int, ...]] = []
+
+    class Spy(MinMaxObserver):
+        def update(self, tensor: torch.Tensor) -> None:
+            seen.append(tuple(tensor.shape))
+            super().update(tensor)
+
+    x = normal(3, 6)
+    model = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5)).eval()
+    prepared = prepare(model, xnnpack(), x, observer=Spy)
+    tq.calibrate(prepared, [(x,), (x,)])
+    assert seen == [(3, 6), (3, 7), (3, 5)] * 2
+    assert sum(isinstance(point, ConstantPoint) for point in points_of(prepared)) == 2
+
+
+def test_a_dynamic_model_is_not_observed_at_all() -> None:
+    """Dynamic quantization needs no calibration: nothing is observed, and convert follows at once."""
+    prepared = prepare(nn.Linear(6, 5), xnnpack(is_dynamic=True), normal(3, 6))
+    assert not any(isinstance(point, ObservedPoint) for point in points_of(prepared))
+    x = normal(3, 6, seed=3)
+    assert tq.convert_pt2e(prepared)(x).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"), [("minmax", MinMaxObserver), ("histogram", HistogramObserver)], ids=str
+)
+def test_the_observer_can_be_chosen(choice: str, kind: type) -> None:
+    """Ranges of activations are found by the observer that was asked for."""
+    prepared = prepare(nn.Linear(6, 5), xnnpack(), normal(3, 6), observer=choice)
+    kinds = {type(point.observer) for point in points_of(prepared) if isinstance(point, ObservedPoint)}
+    assert kinds == {kind}
+
+
+@pytest.mark.parametrize("choice", ["median", 3, lambda spec: spec], ids=["name", "number", "function"])
+def test_an_unknown_observer_is_refused(choice: Any) -> None:
+    """The error says which observers there are."""
+    with pytest.raises(tq.CalibrationError) as caught:
+        prepare(nn.Linear(6, 5), xnnpack(), normal(3, 6), observer=choice)
+    assert "bserver" in str(caught.value.expected)
+
+
+def test_a_callback_may_replace_the_observer_of_a_place() -> None:
+    """prepare_obs_or_fq_callback sees each place, with one module for a group, and what it sets is used."""
+    found: dict[Any, Any] = {}
+
+    class Mine(XNNPACKQuantizer):
+        def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]) -> None:
+            found.update(edge_or_node_to_obs_or_fq)
+            for point in edge_or_node_to_obs_or_fq.values():
+                if isinstance(point, ObservedPoint):
+                    point.observer = HistogramObserver(point.spec)
+
+    quantizer = Mine().set_global(get_symmetric_quantization_config())
+    prepared = prepare(nn.Linear(6, 5), quantizer, normal(3, 6))
+    assert {str(place) for place in found} == {"(input_1, linear)", "(weight, linear)", "linear"}
+    kinds = {type(p.observer) for p in points_of(prepared) if isinstance(p, ObservedPoint)}
+    assert kinds == {HistogramObserver}
+
+
+def test_a_callback_that_puts_in_something_else_is_refused() -> None:
+    """The error names the place."""
+
+    class Broken(XNNPACKQuantizer):
+        def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]) -> None:
+            for place in edge_or_node_to_obs_or_fq:
+                edge_or_node_to_obs_or_fq[place] = nn.Identity()
+
+    with pytest.raises(tq.AnnotationError) as caught:
+        prepare(nn.Linear(6, 5), Broken().set_global(get_symmetric_quantization_config()), normal(3, 6))
+    assert "→ linear" in str(caught.value.node)
+    assert "Identity" in str(caught.value.got)
+
+
+def test_every_node_of_a_prepared_graph_says_what_it_computes() -> None:
+    """Points have the shape and dtype of what they pass on, and the module path of what they serve."""
+    prepared = prepare(Net(), xnnpack(is_per_channel=True), normal(2, 3, 8, 8))
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and node.target.startswith("quantization_point"):
+            source = node.all_input_nodes[0]
+            assert node.meta["val"].shape == source.meta["val"].shape
+            assert node.meta["val"].dtype == source.meta["val"].dtype
+            if source.op == "call_function":
+                assert node.meta["nn_module_stack"]
+    prepared.graph.lint()
+
+
+def test_strict_and_non_strict_exports_are_annotated_alike() -> None:
+    """The same model exported in either way gets the same annotations."""
+    x = normal(2, 3, 8, 8)
+    model = Net().eval()
+    lenient, strict = (
+        tq.prepare_pt2e(export(model, x, strict=strict), xnnpack(is_per_channel=True)) for strict in (False, True)
+    )
+    assert decisions(lenient) == decisions(strict)
+
+
+@pytest.mark.parametrize("asked", [{}, {"is_dynamic": True}], ids=["static", "dynamic"])
+def test_a_dynamic_batch_stays_dynamic(asked: dict[str, bool]) -> None:
+    """A model that was exported for any batch size is calibrated and run with several."""
+    model = Net().eval()
+    exported = export(model, normal(2, 3, 8, 8), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    prepared = tq.prepare_pt2e(exported, xnnpack(**asked), activation_observer="minmax")
+    tq.calibrate(prepared, [(normal(size, 3, 8, 8, seed=size),) for size in (1, 3, 32)])
+    quantized = tq.convert_pt2e(prepared)
+    for size in (1, 5, 32):
+        x = normal(size, 3, 8, 8, seed=size + 1)
+        assert sqnr(model(x), quantized(x)) > 15
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What is refused
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [nn.Linear(3, 3), torch.fx.symbolic_trace(nn.Linear(3, 3)), torch.jit.trace(nn.Linear(3, 3), torch.ones(1, 3)), 3],
+    ids=["module", "symbolic_trace", "jit", "number"],
+)
+def test_what_was_not_exported_is_refused(model: Any) -> None:
+    """Anything that torch.export did not make is an error that says to export it."""
+    with pytest.raises(tq.ModelError) as caught:
+        tq.prepare_pt2e(model, xnnpack())
+    assert "torch.export" in str(caught.value.remedy)
+
+
+def test_the_graph_module_inside_of_a_program_is_refused() -> None:
+    """exported.graph_module takes its weights as inputs: nothing in it is constant, so .module() is meant."""
+    exported = export(nn.Linear(3, 3), normal(2, 3))
+    with pytest.raises(tq.ModelError):
+        tq.prepare_pt2e(exported.graph_module, xnnpack())
+
+
+def test_a_prepared_model_is_not_prepared_again() -> None:
+    """It is refused, and is still good to be calibrated and converted."""
+    x = normal(3, 6)
+    prepared = prepare(nn.Linear(6, 5), xnnpack(), x)
+    code = prepared.code
+    with pytest.raises(tq.ModelError, match="prepared already"):
+        tq.prepare_pt2e(prepared, xnnpack())
+    assert prepared.code == code
+    tq.convert_pt2e(tq.calibrate(prepared, [(x,)]))
+
+
+def test_a_converted_model_is_not_prepared_again() -> None:
+    """It is refused, and runs as before."""
+    x = normal(3, 6)
+    quantized = tq.convert_pt2e(prepare(nn.Linear(6, 5), xnnpack(is_dynamic=True), x))
+    before = quantized(x)
+    with pytest.raises(tq.ModelError, match="converted already"):
+        tq.prepare_pt2e(quantized, xnnpack())
+    assert torch.equal(quantized(x), before)
+
+
+def test_dropout_in_training_mode_is_refused() -> None:
+    """A model that would drop values at random was exported in training mode; the error names the node."""
+    exported = torch.export.export(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).train(), (normal(2, 3),))
+    with pytest.raises(tq.ModelError, match="training mode") as caught:
+        tq.prepare_pt2e(exported, xnnpack())
+    assert caught.value.node == "dropout"
+
+
+def test_a_transform_that_returns_nothing_is_named() -> None:
+    """A quantizer that forgets to return the model is an error with its name."""
+
+    class Forgetful(XNNPACKQuantizer):
+        def transform_for_annotation(self, model: GraphModule) -> Any:
+            return None
+
+    with pytest.raises(tq.ModelError) as caught:
+        prepare(nn.Linear(6, 5), Forgetful(), normal(3, 6))
+    assert caught.value.quantizer == "Forgetful"
+
+
+def test_an_error_of_validate_comes_through() -> None:
+    """validate runs on the annotated model, and what it raises is what the user sees."""
+
+    class Strict(XNNPACKQuantizer):
+        def validate(self, model: GraphModule) -> None:
+            raise tq.AnnotationError(f"{len(annotated(model))} annotated nodes are too many")
+
+    with pytest.raises(tq.AnnotationError, match="1 annotated nodes"):
+        prepare(nn.Linear(6, 5), Strict().set_global(get_symmetric_quantization_config()), normal(3, 6))
+
+
+def test_an_annotation_that_names_nodes_of_another_graph_is_refused() -> None:
+    """What was written on the exported module by hand is not silently lost: the error names node and owner."""
+    module = export(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), normal(3, 6)).module()
+    (first, _) = calls(module, "linear")
+    other = calls(export(nn.Linear(6, 6), normal(3, 6)).module(), "linear")[0]
+    first.meta[ANNOTATION_KEY] = tq.QuantizationAnnotation({other.args[1]: WEIGHT}, quantizer="by hand")
+    with pytest.raises(tq.AnnotationError) as caught:
+        tq.prepare_pt2e(module, xnnpack())
+    assert (caught.value.node, caught.value.quantizer) == ("linear", "by hand")
+
+
+def test_an_annotation_of_torchao_is_refused() -> None:
+    """An annotation of another library is an error that names the node and what is read instead."""
+    torchao = pytest.importorskip("torchao.quantization.pt2e.quantizer")
+
+    class Foreign(tq.Quantizer):
+        def annotate(self, model: GraphModule) -> GraphModule:
+            for node in calls(model, "linear"):
+                node.meta[ANNOTATION_KEY] = torchao.QuantizationAnnotation(_annotated=True)
+            return model
+
+    with pytest.raises(tq.AnnotationError) as caught:
+        prepare(nn.Linear(6, 5), Foreign(), normal(3, 6))
+    assert caught.value.node == "linear"
+    assert "torchao" in str(caught.value.got)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Places of every kind
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_input_of_the_model_can_be_quantized_as_an_output() -> None:
+    """A placeholder with an output spec is observed once, behind all inputs, and all its users read that."""
+
+    def decide(node: Node) -> tq.QuantizationAnnotation | None:
+        return tq.QuantizationAnnotation({}, INT8) if node.op == "placeholder" else None
+
+    x, y = normal(2, 3), normal(2, 3, seed=1)
+    model = Fn(lambda _, x, y: x.neg() + y.abs() + x)
+    prepared = prepare(model, ByFunction(decide), x, y)
+    quantized = tq.convert_pt2e(tq.calibrate(prepared, [(x, y)]))
+    quantized.graph.lint()
+    quantizes = [n for n in calls(quantized, ".quantize_per_tensor")]
+    dequantizes = calls(quantized, "dequantize_per_tensor")
+    assert len(quantizes) == 2
+    assert [node.name for use in dequantizes for node in use.users] == ["neg", "abs_1", "add_1"]
+    assert torch.allclose(quantized(x, y), model(x, y), atol=0.1)
+
+
+def test_a_model_that_returns_several_values_in_a_dict_keeps_its_form() -> None:
+    """Structure of inputs and outputs is that of the float model."""
+
+    def forward(self: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        y = self.fc(batch["a"]) + batch["b"]
+        return {"y": y, "pair": (y.neg(), batch["b"])}
+
+    batch = {"a": normal(2, 4), "b": normal(2, 4, seed=1)}
+    model = Fn(forward, fc=nn.Linear(4, 4))
+    prepared = prepare(model, xnnpack(), batch)
+    got, want = tq.convert_pt2e(tq.calibrate(prepared, [(batch,)]))(batch), model(batch)
+    assert set(got) == {"y", "pair"}
+    assert torch.allclose(got["pair"][0], want["pair"][0], atol=0.1)
+    assert torch.equal(got["pair"][1], want["pair"][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_other_float_types_go_through_the_flow(dtype: torch.dtype) -> None:
+    """Half precision is quantized as well, and what comes out has its type."""
+    x = normal(3, 6).to(dtype)
+    model = nn.Linear(6, 5).eval().to(dtype)
+    both = tq.ComposableQuantizer([weights_of("linear"), outputs_of("relu")])
+    whole = nn.Sequential(model, nn.ReLU()).eval()
+    prepared = prepare(whole, both, x)
+    quantized = tq.convert_pt2e(tq.calibrate(prepared, [(x,)]))
+    got = quantized(x)
+    assert got.dtype == dtype
+    assert sqnr(whole(x).double(), got.double()) > 25
+
+
+def test_double_precision_is_refused_before_it_fails() -> None:
+    """quantized_decomposed takes no float64, so asking for it is an error of ours, with the node, at prepare."""
+    x = normal(3, 6).double()
+    with pytest.raises(tq.TorchquiltError) as caught:
+        prepare(nn.Linear(6, 5).double(), weights_of("linear"), x)
+    assert caught.value.node == "linear"
+
+
+def test_an_operator_that_writes_in_place_is_still_right() -> None:
+    """A view that sees what an in-place operator writes afterwards sees it in the quantized model, too."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        view = y.view(-1)
+        y.relu_()
+        return view
+
+    x = normal(3, 6)
+    model = Fn(forward, fc=nn.Linear(6, 6)).eval()
+    prepared = prepare(model, xnnpack(), x)
+    quantized = tq.convert_pt2e(tq.calibrate(prepared, [(x,)]))
+    assert sqnr(model(x), quantized(x)) > 25
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.ReLU6(inplace=True), nn.Hardtanh(inplace=True)])
+def test_in_place_activations_are_quantized_like_the_others(activation: nn.Module) -> None:
+    """linear + an in-place activation is one pattern, and the outcome is near the float model."""
+    x = normal(3, 6)
+    model = nn.Sequential(nn.Linear(6, 6), activation, nn.Linear(6, 6)).eval()
+    prepared = prepare(model, xnnpack(), x)
+    patterns = [found.pattern for found in annotated(prepared).values()]
+    assert len(patterns) == 3
+    assert patterns[0] == patterns[1] != "linear"
+    assert sqnr(model(x), tq.convert_pt2e(tq.calibrate(prepared, [(x,)]))(x)) > 25
+
+
+def test_a_prepared_model_can_be_deep_copied() -> None:
+    """A copy calibrates and converts by itself, and the first one does not see what it saw."""
+    x = normal(3, 6)
+    prepared = prepare(nn.Linear(6, 5), xnnpack(), x)
+    other = copy.deepcopy(prepared)
+    tq.calibrate(other, [(x * 100,)])
+    tq.calibrate(prepared, [(x,)])
+    assert sqnr(prepared(x), tq.convert_pt2e(prepared)(x)) > 25
+    assert sqnr(prepared(x), tq.convert_pt2e(other)(x)) < 15
