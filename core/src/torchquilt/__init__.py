@@ -44,12 +44,15 @@ _PUBLIC = {
         "UnsupportedConfigError",
     ),
     "intent": ("Intent",),
+    "ledger": ("Ledger",),
     "pattern": ("Match", "OperatorPattern", "Reject"),
     "plugins.manifest": ("Manifest", "PresetInfo"),
     "plugins.registry": ("Backend", "Backends", "backends", "quantizer"),
+    "pt2e.annotate": ("explain",),
     "pt2e.calibrate": ("calibrate",),
     "pt2e.convert": ("convert_pt2e",),
     "pt2e.prepare": ("prepare_pt2e",),
+    "pt2e.stage": ("ledger_of",),
     "quantizers": ("PatternQuantizer", "Quantizer"),
     "spec": (
         "DerivedQuantizationSpec",
@@ -90,6 +93,7 @@ if TYPE_CHECKING:
     from torchquilt.errors import TorchquiltError as TorchquiltError
     from torchquilt.errors import UnsupportedConfigError as UnsupportedConfigError
     from torchquilt.intent import Intent as Intent
+    from torchquilt.ledger import Ledger as Ledger
     from torchquilt.pattern import Match as Match
     from torchquilt.pattern import OperatorPattern as OperatorPattern
     from torchquilt.pattern import Reject as Reject
@@ -99,9 +103,11 @@ if TYPE_CHECKING:
     from torchquilt.plugins.registry import Backends as Backends
     from torchquilt.plugins.registry import backends as backends
     from torchquilt.plugins.registry import quantizer as quantizer
+    from torchquilt.pt2e.annotate import explain as explain
     from torchquilt.pt2e.calibrate import calibrate as calibrate
     from torchquilt.pt2e.convert import convert_pt2e as convert_pt2e
     from torchquilt.pt2e.prepare import prepare_pt2e as prepare_pt2e
+    from torchquilt.pt2e.stage import ledger_of as ledger_of
     from torchquilt.quantizers import PatternQuantizer as PatternQuantizer
     from torchquilt.quantizers import Quantizer as Quantizer
     from torchquilt.spec import DerivedQuantizationSpec as DerivedQuantizationSpec

@@ -52,6 +52,7 @@ class QuantizationAnnotation:
             user when both ask for the same spec.
         quantizer: name of who decided.
         pattern: name of the operator pattern that matched, the same on each node of the match.
+        rule: the user's rule that asked for it, in words.
     """
 
     input_qspec_map: Mapping[Node, AnySpec | None] = attrs.field(
@@ -61,6 +62,7 @@ class QuantizationAnnotation:
     allow_implicit_sharing: bool = True
     quantizer: str = attrs.field(default="", kw_only=True)
     pattern: str = attrs.field(default="", kw_only=True)
+    rule: str = attrs.field(default="", kw_only=True)
 
 
 def annotation_of(node: Node) -> QuantizationAnnotation | None:

@@ -10,6 +10,7 @@ Importing this module does not import torch, and a query needs no model.
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -411,6 +412,11 @@ class Capabilities:
         """
         answers = [Support(row, row.differences(config)) for row in self.filter(op)]
         return min(answers, key=lambda answer: len(answer.differences), default=Support(None, ()))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the rows, in hexadecimal; equal for equal capabilities, on every machine."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """The rows as JSON text, with a schema version."""

@@ -45,6 +45,7 @@ class Claim:
                     self._output_spec() if node is last else None,
                     quantizer=quantizer,
                     pattern=self.row.pattern.name,
+                    rule=str(self.rule),
                 ),
             )
             for node in self.match.nodes

@@ -10,7 +10,8 @@ import attrs
 
 from torchquilt.annotation import ANNOTATION_KEY, QuantizationAnnotation, annotation_of, check_annotation
 from torchquilt.capability import Capabilities
-from torchquilt.errors import CompositionError
+from torchquilt.errors import CompositionError, TorchquiltError
+from torchquilt.pattern import Reject
 from torchquilt.quantizers import Quantizer, as_quantizer
 from torchquilt.spec import EdgeOrNode
 
@@ -59,6 +60,24 @@ class ComposableQuantizer(Quantizer):
         for quantizer in self.quantizers:
             quantizer.validate(model)
 
+    def rule_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
+        """The problems of all quantizers."""
+        return tuple(found for quantizer in self.quantizers for found in quantizer.rule_problems(model))
+
+    def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
+        """The problems of all quantizers."""
+        return tuple(
+            problem for quantizer in self.quantizers for problem in quantizer.outcome_problems(model)
+        )
+
+    def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
+        """What each quantizer says of the nodes that nobody took, the most telling first."""
+        found: dict[Node, tuple[tuple[str, Reject], ...]] = {}
+        for quantizer in self.quantizers:
+            for node, rejected in quantizer.rejections(model).items():
+                found[node] = (*found.get(node, ()), *rejected)
+        return {node: tuple(sorted(rejected, key=_by_weight)) for node, rejected in found.items()}
+
     def quantization_capabilities(self) -> Capabilities:
         """What the quantizers would quantize together, and which of them: the first that takes it."""
         return reduce(
@@ -83,6 +102,10 @@ class ComposableQuantizer(Quantizer):
 
     def __repr__(self) -> str:
         return f"ComposableQuantizer([{', '.join(map(repr, self.quantizers))}])"
+
+
+def _by_weight(rejected: tuple[str, Reject]) -> int:
+    return -rejected[1].weight
 
 
 def _keep_what_was_decided(

@@ -1,8 +1,8 @@
 """What the user asked for, and where: rules, and the one that decides for a node.
 
 The most specific rule wins: a module name over an object type over the global config. Among module
-names the longest, among types an operator over a module class, among module classes the innermost.
-A config of None means "leave it in float". A filter function narrows all of it.
+names the one with the most parts, among types an operator over a module class, among module classes the
+innermost. A config of None means "leave it in float". A filter function narrows all of it.
 
 Importing this module does not import torch.
 """
@@ -10,6 +10,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,20 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class ModuleNameRule:
-    """A config for the module of this name and all that is inside it."""
+    """A config for the modules of this name or pattern and all that is inside them."""
 
     name: str
     config: QuantizationConfig | None
+
+    def matches(self, node: Node) -> bool:
+        """Whether the rule is about a node, also where a more specific one decides."""
+        scopes = scopes_of(node)
+        return is_inside(scopes[-1].path if scopes else "", self.name)
+
+    @property
+    def specificity(self) -> tuple[int, int]:
+        """More parts are more specific; among as many, more letters that stand for themselves."""
+        return self.name.count("."), len(self.name) - sum(map(self.name.count, "*?[]"))
 
     def __str__(self) -> str:
         return f"module {self.name}"
@@ -42,6 +53,12 @@ class ObjectTypeRule:
     type: ObjectType
     config: QuantizationConfig | None
 
+    def matches(self, node: Node) -> bool:
+        """Whether the rule is about a node, also where a more specific one decides."""
+        if self.type.kind == "module":
+            return any(scope.type_name == self.type.name for scope in scopes_of(node))
+        return node.op == "call_function" and str(node.target) in self.type.overloads
+
     def __str__(self) -> str:
         return f"type {self.type.name}"
 
@@ -51,6 +68,10 @@ class GlobalRule:
     """A config for everything that no other rule is about."""
 
     config: QuantizationConfig | None
+
+    def matches(self, node: Node) -> bool:
+        """Every node."""
+        return True
 
     def __str__(self) -> str:
         return "everywhere"
@@ -65,7 +86,8 @@ class Intent:
 
     Args:
         global_rule: for what no other rule is about; None: nothing is asked there.
-        type_rules, name_rules: in the order in which they were given.
+        type_rules: in the order in which they were given.
+        name_rules: in the order in which they were given.
         filter_function: only nodes for which it returns true are asked for.
     """
 
@@ -99,18 +121,16 @@ class Intent:
 
     def rule_for(self, node: Node) -> Rule | None:
         """The rule that decides for a node, or None where nothing was asked. Ignores the filter."""
-        scopes = scopes_of(node)
-        path = scopes[-1].path if scopes else ""
-        named = [rule for rule in self.name_rules if is_inside(path, rule.name)]
+        named = [rule for rule in self.name_rules if rule.matches(node)]
         if named:
-            return max(named, key=lambda rule: len(rule.name))
-        overload = str(node.target) if node.op == "call_function" else ""
-        for rule in reversed(self.type_rules):
-            if overload in rule.type.overloads:
+            return max(named, key=lambda rule: rule.specificity)
+        about = [rule for rule in self.type_rules if rule.matches(node)]
+        for rule in reversed(about):
+            if rule.type.kind != "module":
                 return rule
-        for scope in reversed(scopes):
-            for rule in reversed(self.type_rules):
-                if rule.type.kind == "module" and rule.type.name == scope.type_name:
+        for scope in reversed(scopes_of(node)):
+            for rule in about:
+                if rule.type.name == scope.type_name:
                     return rule
         return self.global_rule
 
@@ -133,33 +153,60 @@ class Intent:
                 remedy="let it return False for nodes that it is not about",
             ) from error
 
-    def check(self, model: GraphModule, quantizer: str) -> None:
-        """Refuse rules that are about nothing in this model.
+    def problems(self, model: GraphModule, quantizer: str) -> tuple[IntentError, ...]:
+        """Rules that cannot take effect in this model: about nothing, or decided by others everywhere.
 
-        Raises:
-            IntentError: a module name or an object type that no node comes from.
+        Args:
+            model: the model as it was exported, before anything in it was folded or rewritten.
+            quantizer: who has the rules, for the errors.
         """
-        paths = module_paths(model.graph) | {name for name, _ in model.named_modules()}
-        for rule in self.name_rules:
-            if not any(is_inside(path, rule.name) for path in paths):
-                near = difflib.get_close_matches(rule.name, sorted(paths), n=3, cutoff=0.5)
-                raise IntentError(
-                    f"No module is called {rule.name!r}.",
-                    quantizer=quantizer,
-                    expected="the name of a module of the exported model",
-                    got=rule.name,
-                    remedy=f"did you mean {' or '.join(near)}?" if near else "see model.named_modules()",
+        nodes = [node for node in model.graph.nodes if node.op == "call_function"]
+        deciding = Counter(self.rule_for(node) for node in nodes)
+        found = []
+        rules: tuple[Rule, ...] = (*self.name_rules, *self.type_rules)
+        for rule in rules:
+            about = [node for node in nodes if rule.matches(node)]
+            if not about and not _names_a_module(rule, model):
+                found.append(_about_nothing(rule, model, quantizer))
+            elif about and not deciding[rule]:
+                others = dict.fromkeys(str(self.rule_for(node)) for node in about)
+                found.append(
+                    IntentError(
+                        f"The rule for {rule} never decides: more specific rules cover all that it is about.",
+                        quantizer=quantizer,
+                        expected=f"a node for which {rule} is the most specific rule",
+                        got=", ".join(others),
+                        remedy="remove it, or narrow the other rules",
+                    )
                 )
-        types = {scope.type_name for node in model.graph.nodes for scope in scopes_of(node)}
-        overloads = {str(node.target) for node in model.graph.nodes if node.op == "call_function"}
-        for type_rule in self.type_rules:
-            kind = type_rule.type
-            if kind.name not in types if kind.kind == "module" else overloads.isdisjoint(kind.overloads):
-                near = difflib.get_close_matches(kind.name, sorted(types | overloads), n=3)
-                raise IntentError(
-                    f"Nothing in this model comes from {kind.name}.",
-                    quantizer=quantizer,
-                    expected="a module class or an operator that the model uses",
-                    got=kind.name,
-                    remedy=f"did you mean {' or '.join(near)}?" if near else "remove the rule",
-                )
+        return tuple(found)
+
+
+def _names_a_module(rule: Rule, model: GraphModule) -> bool:
+    """Whether a rule names a module that exists though no operator is left of it (dropout, an identity)."""
+    if not isinstance(rule, ModuleNameRule):
+        return False
+    return any(is_inside(name, rule.name) for name, _ in model.named_modules() if name)
+
+
+def _about_nothing(rule: Rule, model: GraphModule, quantizer: str) -> IntentError:
+    if isinstance(rule, ModuleNameRule):
+        wanted = rule.name
+        known = module_paths(model.graph) | {name for name, _ in model.named_modules()}
+        problem, otherwise = f"No module is called {wanted!r}.", "model.named_modules() lists the names"
+        expected = "the name of a module of the exported model"
+    else:
+        assert isinstance(rule, ObjectTypeRule)
+        wanted = rule.type.name
+        known = frozenset(scope.type_name for node in model.graph.nodes for scope in scopes_of(node))
+        known |= {str(node.target) for node in model.graph.nodes if node.op == "call_function"}
+        problem, otherwise = f"Nothing in this model comes from {wanted}.", "remove the rule"
+        expected = "a module class or an operator that the model uses"
+    near = difflib.get_close_matches(wanted, sorted(known), n=3, cutoff=0.5)
+    return IntentError(
+        problem,
+        quantizer=quantizer,
+        expected=expected,
+        got=wanted,
+        remedy=f"did you mean {' or '.join(near)}?" if near else otherwise,
+    )

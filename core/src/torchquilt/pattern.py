@@ -19,6 +19,25 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 
+# The order in which a row is tried, see torchquilt.claims.
+_ORDER_OF_QUESTIONS = (
+    "not_the_operator",
+    "used_elsewhere",
+    "claimed_by",
+    "writes_in_place",
+    "not_float",
+    "not_asked",
+    "excluded_by_intent",
+    "excluded_by_filter",
+    "different_intent",
+    "config_not_supported",
+    "constraint",
+    "no_quantized_neighbour",
+    "neighbour_not_supported",
+    "not_annotated",
+)
+
+
 @attrs.frozen
 class Reject:
     """Why something is not done. A value, so that it can be collected, compared and shown.
@@ -32,6 +51,11 @@ class Reject:
     code: str
     nodes: tuple[Node, ...]
     text: str
+
+    @property
+    def weight(self) -> int:
+        """How far a row came before it was rejected: the larger, the more telling the reason is."""
+        return _ORDER_OF_QUESTIONS.index(self.code.partition(":")[0])
 
 
 @attrs.frozen

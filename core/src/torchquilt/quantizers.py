@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torchquilt.annotation import annotate_node
+from torchquilt.annotation import annotate_node, annotation_of
 from torchquilt.capability import Capabilities, Capability, SupportTable
 from torchquilt.claims import Claim, decide
 from torchquilt.config import QuantizationConfig
-from torchquilt.errors import IntentError, UnsupportedConfigError
+from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError
 from torchquilt.graph.edits import lift_scalar
-from torchquilt.intent import Intent, ObjectTypeRule, Rule
-from torchquilt.operators import OPERATORS, object_type
+from torchquilt.intent import GlobalRule, Intent, ModuleNameRule, ObjectTypeRule, Rule
+from torchquilt.operators import OPERATORS, ObjectType, object_type
+from torchquilt.pattern import Reject
 from torchquilt.spec import EdgeOrNode
 
 if TYPE_CHECKING:
@@ -50,6 +51,18 @@ class Quantizer:
     def quantization_capabilities(self) -> Capabilities:
         """What this quantizer would quantize, as far as it can tell without a model."""
         return Capabilities()
+
+    def rule_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
+        """What was asked and cannot take effect in this model, seen before anything is transformed."""
+        return ()
+
+    def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
+        """What was asked and did not happen, seen once all quantizers have annotated the model."""
+        return ()
+
+    def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
+        """For nodes of an annotated model that nobody took: the name of this quantizer, and why not it."""
+        return {}
 
     def prepare_obs_or_fq_callback(
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, Any]
@@ -124,6 +137,15 @@ class _Adapted(Quantizer):
             "prepare_obs_or_fq_callback", super().prepare_obs_or_fq_callback, model, edge_or_node_to_obs_or_fq
         )
 
+    def rule_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
+        return tuple(self._call("rule_problems", super().rule_problems, model))
+
+    def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
+        return tuple(self._call("outcome_problems", super().outcome_problems, model))
+
+    def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
+        return dict(self._call("rejections", super().rejections, model))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Adapted) and bool(self.subject == other.subject)
 
@@ -147,16 +169,23 @@ class PatternQuantizer(Quantizer):
     PRESETS: ClassVar[Mapping[str, Callable[[], QuantizationConfig]]] = {}
 
     def __init__(self, table: SupportTable | None = None) -> None:
-        found = table or self.TABLE
-        if found is None:
+        if table is None and self.TABLE is None:
             raise IntentError(
                 f"{type(self).__name__} has no support table.",
                 expected="a SupportTable",
                 got=None,
                 remedy="pass one, or set TABLE on the class",
             )
-        self.table = found
+        # Kept apart from the class's, which is not pickled with each instance.
+        self._own_table = table
         self.intent = Intent()
+
+    @property
+    def table(self) -> SupportTable:
+        """What is supported."""
+        found = self._own_table or self.TABLE
+        assert found is not None
+        return found
 
     @classmethod
     def from_preset(cls, name: str) -> Self:
@@ -199,12 +228,13 @@ class PatternQuantizer(Quantizer):
             config: what is asked there.
 
         Raises:
-            IntentError: the type is none of these.
+            IntentError: the type is none of these, or an operator that the backend has no row for.
             UnsupportedConfigError: no row of the backend takes this config.
         """
-        self.intent = self.intent.with_type(
-            object_type(object_type_, self._operators()), self._checked(config)
-        )
+        kind = object_type(object_type_, self._operators())
+        if config is not None:
+            self._check_is_known(kind)
+        self.intent = self.intent.with_type(kind, self._checked(config))
         return self
 
     def set_module_name(self, name: str, config: QuantizationConfig | None) -> Self:
@@ -212,6 +242,7 @@ class PatternQuantizer(Quantizer):
 
         Args:
             name: as in ``model.named_modules()``: ``"encoder.layer.0"``. ``layer.1`` is not ``layer.10``.
+                ``*`` stands for one part between dots: ``"encoder.layer.*.output"``.
             config: what is asked there.
 
         Raises:
@@ -229,6 +260,24 @@ class PatternQuantizer(Quantizer):
         """The operators of the table, which may be the backend's own, and those that everyone knows."""
         own = (operator for row in self.table.rows for operator in row.pattern.operators)
         return tuple(dict.fromkeys((*own, *OPERATORS)))
+
+    def _check_is_known(self, kind: ObjectType) -> None:
+        """Refuse an operator that the table has nothing for. A class of the user's own may hold anything."""
+        known = [operator for row in self.table.rows for operator in row.pattern.operators]
+        if kind.kind == "module":
+            meant = [operator for operator in OPERATORS if kind.name in operator.modules]
+            if not meant or any(kind.name in operator.modules for operator in known):
+                return
+        elif any(overload in operator.overloads for operator in known for overload in kind.overloads):
+            return
+        names = dict.fromkeys(operator.name for operator in known)
+        raise IntentError(
+            f"{self.table.backend} has no row for {kind.name}.",
+            quantizer=self.name,
+            expected=", ".join(names),
+            got=kind.name,
+            remedy="pass None to leave it in float, or compose a quantizer that supports it",
+        )
 
     def _checked(self, config: QuantizationConfig | None) -> QuantizationConfig | None:
         if config is None:
@@ -281,12 +330,7 @@ class PatternQuantizer(Quantizer):
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate every match of a row that is asked for, is free, and meets the constraints.
-
-        Raises:
-            IntentError: a rule is about nothing in this model.
-        """
-        self.intent.check(model, self.name)
+        """Annotate every match of a row that is asked for, is free, and meets the constraints."""
         for claim in self.claims(model):
             for node, annotation in claim.annotations(self.name):
                 annotate_node(node, annotation)
@@ -296,6 +340,47 @@ class PatternQuantizer(Quantizer):
         """What is taken of the model as it is annotated so far. Complete before anything is written."""
         decisions = decide(self.table, self.intent, model.graph)
         return tuple(found for _, found in decisions if isinstance(found, Claim))
+
+    # Why not, from the same table again.
+
+    def rule_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
+        """Rules about nothing in this model, and rules that others decide everywhere."""
+        return self.intent.problems(model, self.name)
+
+    def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
+        """Rules that ask for something where nobody annotated anything; with the reasons.
+
+        A rule about a module or a type is looked at by itself, the global one together with the rest:
+        it is met as soon as anything at all is annotated.
+        """
+        nodes = [node for node in model.graph.nodes if node.op == "call_function"]
+        deciding: dict[Rule | None, list[Node]] = {}
+        for node in nodes:
+            deciding.setdefault(self.intent.rule_for(node), []).append(node)
+        if any(rule.config for rule in self.intent.rules):
+            everywhere = GlobalRule(None)
+            deciding = {rule: about for rule, about in deciding.items() if _asks_by_itself(rule)}
+            deciding[everywhere] = nodes
+        else:
+            deciding = {}
+        rejected = self.rejections(model)
+        return tuple(
+            _nothing_came_of(rule, about, rejected, self.name)
+            for rule, about in deciding.items()
+            if all(annotation_of(node) is None for node in about)
+        )
+
+    def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
+        """For each node that the table has rows for and nobody took: the most telling reason."""
+        found: dict[Node, tuple[tuple[str, Reject], ...]] = {}
+        for node, decision in decide(self.table, self.intent, model.graph):
+            if annotation_of(node) is not None:
+                continue
+            if isinstance(decision, Claim):  # what it needed was annotated after it had been asked
+                text = f"{node.name} was asked before its neighbours were quantized"
+                decision = (Reject("no_quantized_neighbour", (node,), text),)
+            found[node] = ((self.name, max(decision, key=lambda reject: reject.weight)),)
+        return found
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -308,6 +393,33 @@ class PatternQuantizer(Quantizer):
     def __repr__(self) -> str:
         rules = ", ".join(f"{rule}: {rule.config}" for rule in self.intent.rules)
         return f"{self.name}({rules})"
+
+
+def _asks_by_itself(rule: Rule | None) -> bool:
+    return isinstance(rule, (ModuleNameRule, ObjectTypeRule)) and rule.config is not None
+
+
+def _nothing_came_of(
+    rule: Rule | None,
+    nodes: list[Node],
+    rejected: dict[Node, tuple[tuple[str, Reject], ...]],
+    quantizer: str,
+) -> IntentError:
+    """The error for a rule that nothing came of, with up to five different reasons."""
+    reasons = dict.fromkeys(
+        f"{reject.code}: {reject.text}" for node in nodes for _, reject in rejected.get(node, ())
+    )
+    known = "; ".join([*reasons][:5]) or "none of its operators is in the table: " + ", ".join(
+        dict.fromkeys(str(node.target) for node in nodes)
+    )
+    where = "in this model" if isinstance(rule, GlobalRule) else f"by the rule for {rule}"
+    return IntentError(
+        f"Something was asked for {where}, and nothing is quantized.",
+        quantizer=quantizer,
+        expected="at least one operator that is quantized",
+        got=known,
+        remedy="ask for what the backend supports (quantization_capabilities()), or remove the rule",
+    )
 
 
 def _is_meant(rule: Rule, capability: Capability) -> bool:

@@ -7,6 +7,7 @@ strict and non-strict export, and is lost when a program is saved).
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import attrs
@@ -41,8 +42,17 @@ def module_paths(graph: Graph) -> frozenset[str]:
 
 
 def is_inside(path: str, module: str) -> bool:
-    """Whether ``path`` is ``module`` or lies in it (``layer.1`` holds ``layer.1.fc``, not ``layer.10``)."""
-    return not module or path == module or path.startswith(module + ".")
+    """Whether ``path`` is a module or lies in it (``layer.1`` holds ``layer.1.fc``, not ``layer.10``).
+
+    Args:
+        path: a module path, as in ``named_modules()``.
+        module: a path, or a pattern in which ``*``, ``?`` and ``[...]`` stand for a part between two
+            dots (``layer.*.fc``). The empty path is the whole model.
+    """
+    if not module:
+        return True
+    wanted, found = module.split("."), path.split(".")
+    return len(found) >= len(wanted) and all(map(fnmatchcase, found, wanted))
 
 
 def _type_name(kind: object) -> str:

@@ -49,7 +49,8 @@ def qparams_of_range(low: torch.Tensor, high: torch.Tensor, spec: QuantizationSp
     """The parameters with which ``low`` … ``high`` just fits into the quantized range.
 
     The formulas are those of ``torch.ao.quantization``'s observers, in float32, so that parameters
-    agree with theirs bit for bit. The range is widened to hold 0.0, which therefore is represented
+    agree with theirs bit for bit. One case differs: where the range with a float zero point is narrow,
+    they take a scale of 1.0, which rounds the whole row away; here the scale is ``eps``. The range is widened to hold 0.0, which therefore is represented
     exactly, except with a float zero point, where the range is taken as it is.
 
     Args:
@@ -62,12 +63,11 @@ def qparams_of_range(low: torch.Tensor, high: torch.Tensor, spec: QuantizationSp
     """
     low, high = low.float(), high.float()
     steps = float(spec.quant_max - spec.quant_min)
+    eps = torch.tensor(spec.eps, dtype=torch.float32, device=low.device)
     if spec.zero_point_domain is ZeroPointDomain.FLOAT:
-        scale = (high - low) / steps
-        scale = torch.where(scale > spec.eps, scale, torch.ones_like(scale))
+        scale = torch.maximum((high - low) / steps, eps)
         return QParams(scale, spec.quant_min - low / scale)
     low, high = low.clamp(max=0), high.clamp(min=0)
-    eps = torch.tensor(spec.eps, dtype=torch.float32)
     if spec.symmetric:
         assert spec.zero_point is not None
         scale = torch.maximum(torch.maximum(-low, high) / (steps / 2), eps)

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from torchquilt.errors import CalibrationError, ModelError
 from torchquilt.pt2e.points import ObservedPoint
-from torchquilt.pt2e.prepare import model_stage
+from torchquilt.pt2e.stage import stage_of
 
 
 def calibrate(prepared: GraphModule, batches: Iterable[Any], *, limit: int | None = None) -> GraphModule:
@@ -32,11 +32,11 @@ def calibrate(prepared: GraphModule, batches: Iterable[Any], *, limit: int | Non
         ModelError: the model is not a prepared one.
         CalibrationError: a batch does not fit the model, or there was no batch where one is needed.
     """
-    if model_stage(prepared) != "prepared":
+    if stage_of(prepared) != "prepared":
         raise ModelError(
             "Only a prepared model can be calibrated.",
             expected="what prepare_pt2e returned",
-            got=model_stage(prepared) or f"{type(prepared).__module__}.{type(prepared).__qualname__}",
+            got=stage_of(prepared) or f"{type(prepared).__module__}.{type(prepared).__qualname__}",
             remedy="call torchquilt.prepare_pt2e(exported, quantizer) first",
         )
     if not any(isinstance(module, ObservedPoint) for module in prepared.modules()):

@@ -38,7 +38,7 @@ from torchquilt.pt2e.points import (
     ObservedPoint,
     QuantizationPoint,
 )
-from torchquilt.pt2e.prepare import STAGE_KEY, model_stage
+from torchquilt.pt2e.stage import set_stage, stage_of
 from torchquilt.spec import Granularity, dtype_name
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
@@ -83,12 +83,12 @@ def convert_pt2e(prepared: GraphModule) -> GraphModule:
         model.delete_submodule(name)
     drop_unused_tensors(model)
     model.recompile()
-    model.meta[STAGE_KEY] = "converted"
+    set_stage(model, "converted")
     return model
 
 
 def _check_is_prepared(model: object) -> None:
-    stage = model_stage(model) if isinstance(model, torch.nn.Module) else None
+    stage = stage_of(model)
     if stage != "prepared":
         raise ModelError(
             "Only a prepared model can be converted.",

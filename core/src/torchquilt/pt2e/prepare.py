@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from torchquilt.annotation import annotation_of, check_annotation
-from torchquilt.errors import AnnotationError, ModelError, SharingError
-from torchquilt.graph.batch_norm import fold_batch_norm
-from torchquilt.graph.edits import copy_model, redirect, take_origin
-from torchquilt.graph.in_place import make_functional
-from torchquilt.graph.values import constant_nodes, is_float_tensor, overload_name
+from torchquilt.errors import AnnotationError, SharingError
+from torchquilt.graph.edits import redirect, take_origin
+from torchquilt.graph.values import constant_nodes
 from torchquilt.observers import ObserverFactory, make_observer
-from torchquilt.pt2e.groups import Group, find_groups, place_name, producer_of
+from torchquilt.pt2e.annotate import Annotated, annotate_copy
+from torchquilt.pt2e.groups import Group, place_name, producer_of
 from torchquilt.pt2e.points import (
     ConstantPoint,
     DerivedPoint,
@@ -24,11 +22,8 @@ from torchquilt.pt2e.points import (
     ObservedPoint,
     QuantizationPoint,
 )
-from torchquilt.quantizers import as_quantizer
+from torchquilt.pt2e.stage import set_stage
 from torchquilt.spec import DerivedQuantizationSpec, EdgeOrNode, FixedQParamsQuantizationSpec
-
-#: Key of ``GraphModule.meta``: how far along the flow a model is (``prepared`` or ``converted``).
-STAGE_KEY = "torchquilt_stage"
 
 
 def prepare_pt2e(
@@ -36,6 +31,7 @@ def prepare_pt2e(
     quantizer: object,
     *,
     activation_observer: str | ObserverFactory = "histogram",
+    strict: bool = True,
 ) -> GraphModule:
     """Fold BatchNorm, let the quantizer annotate, and put observers where tensors are to be quantized.
 
@@ -48,6 +44,8 @@ def prepare_pt2e(
             ``"minmax"``, or a function that makes an observer for a
             :class:`torchquilt.QuantizationSpec`. Constants are always min-max, and are not observed
             during calibration.
+        strict: raise for rules that cannot take effect; with False they are warnings and
+            ``ledger_of(prepared).problems``.
 
     Returns:
         A GraphModule with the signature of the model, to be called with calibration data, by hand or
@@ -55,98 +53,35 @@ def prepare_pt2e(
 
     Raises:
         ModelError: the model is not an exported one, is in training mode, or was prepared before.
-        IntentError, UnsupportedConfigError: the quantizer cannot do what it is asked.
+        IntentError: a rule of the quantizer is about nothing in this model, or nothing came of it.
         AnnotationError, CompositionError, SharingError: what was annotated does not hold together.
     """
-    decider = as_quantizer(quantizer)
-    prepared = fold_batch_norm(make_functional(_own_copy(model)))
-    prepared = _returned(decider.transform_for_annotation(prepared), decider.name)
-    decider.annotate(prepared)
-    _check_annotations(prepared)
-    decider.validate(prepared)
-    points = _make_points(prepared, activation_observer)
-    decider.prepare_obs_or_fq_callback(prepared, points)
+    annotated = annotate_copy(model, quantizer, strict=strict)
+    prepared = annotated.model
+    points = _make_points(annotated, activation_observer)
+    annotated.quantizer.prepare_obs_or_fq_callback(prepared, points)
     _insert_points(prepared, points)
     prepared.recompile()
-    prepared.meta[STAGE_KEY] = "prepared"
+    set_stage(prepared, "prepared", _record(annotated))
     return prepared
 
 
-def _own_copy(model: object) -> GraphModule:
-    """A graph module that may be changed, of a model that may not."""
-    if isinstance(model, ExportedProgram):
-        model = model.module()
-    if not isinstance(model, GraphModule):
-        raise ModelError(
-            "Only an exported model can be prepared.",
-            expected="a torch.export.ExportedProgram, or its .module()",
-            got=f"{type(model).__module__}.{type(model).__qualname__}",
-            remedy="export it first: torch.export.export(model.eval(), example_inputs)",
-        )
-    stage = model.meta.get(STAGE_KEY)
-    if stage is not None:
-        raise ModelError(
-            f"This model has been {stage} already.",
-            expected="a float model as torch.export gave it",
-            got=f"a {stage} model",
-            remedy="prepare the exported float model again; it was not changed by preparing it",
-        )
-    for node in model.graph.nodes:
-        if _is_in_training_mode(node):
-            raise ModelError(
-                "This model was exported in training mode.",
-                node=node,
-                expected="a model in evaluation mode",
-                got=node.format_node(),
-                remedy="call model.eval() before torch.export.export",
-            )
-    return copy_model(model)
+def _record(annotated: Annotated) -> dict[str, Any]:
+    """What the model remembers of how it came about, as plain values."""
+    capabilities = annotated.quantizer.quantization_capabilities()
+    return {
+        "quantizer": repr(annotated.quantizer),
+        "backends": list(capabilities.backends),
+        "capabilities": capabilities.content_hash,
+        "ledger": json.loads(annotated.ledger.to_json()),
+    }
 
 
-def _is_in_training_mode(node: Node) -> bool:
-    name = overload_name(node)
-    if name in ("aten.dropout.default", "aten.dropout_.default"):
-        return bool(node.args[2]) and bool(node.args[1])
-    return name == "aten.batch_norm.default" and bool(node.args[5])
-
-
-def _returned(model: object, quantizer: str) -> GraphModule:
-    if not isinstance(model, GraphModule):
-        raise ModelError(
-            "The quantizer did not return the model that it transformed.",
-            quantizer=quantizer,
-            expected="transform_for_annotation returns a GraphModule",
-            got=f"{type(model).__module__}.{type(model).__qualname__}",
-            remedy="end transform_for_annotation with `return model`",
-        )
-    return model
-
-
-def _check_annotations(model: GraphModule) -> None:
-    """Annotations fit their nodes, and only floating point tensors are quantized."""
-    for node in model.graph.nodes:
-        annotation = annotation_of(node)
-        if annotation is None:
-            continue
-        check_annotation(node, annotation)
-        quantized = [producer for producer, spec in annotation.input_qspec_map.items() if spec is not None]
-        for tensor in (*quantized, *((node,) if annotation.output_qspec is not None else ())):
-            if not is_float_tensor(tensor):
-                raise AnnotationError(
-                    f"{tensor.name} cannot be quantized: it is not a floating point tensor.",
-                    node=node,
-                    quantizer=annotation.quantizer or None,
-                    expected="one float tensor",
-                    got=tensor.meta.get("val"),
-                    remedy="annotate only edges that carry float tensors",
-                )
-
-
-def _make_points(model: GraphModule, choice: str | ObserverFactory) -> dict[EdgeOrNode, Any]:
+def _make_points(annotated: Annotated, choice: str | ObserverFactory) -> dict[EdgeOrNode, Any]:
     """Place → the module that is going to stand there; one module for each group."""
-    constants = constant_nodes(model.graph)
+    constants = constant_nodes(annotated.model.graph)
     points: dict[EdgeOrNode, Any] = {}
-    for group in find_groups(model.graph):
+    for group in annotated.groups:
         point = _point_for(group, constants, choice)
         points.update(dict.fromkeys(group.places, point))
     return points
@@ -239,8 +174,3 @@ def _link_derived(points: dict[EdgeOrNode, Any], names: dict[Any, str]) -> None:
                     remedy="annotate the places that it is derived from",
                 )
             point.sources = tuple(names[points[source]] for source in point.spec.derived_from)
-
-
-def model_stage(model: torch.nn.Module) -> str | None:
-    """``"prepared"``, ``"converted"`` or None for a model that is neither."""
-    return model.meta.get(STAGE_KEY) if isinstance(model, GraphModule) else None

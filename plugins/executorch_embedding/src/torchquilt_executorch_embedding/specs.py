@@ -9,18 +9,13 @@ from collections.abc import Callable, Mapping
 
 from torchquilt import QuantizationConfig, QuantizationSpec
 
-#: A row whose values are all but equal gets no smaller scale than this.
-SMALLEST_SCALE = 2.0**-12
-
 
 def get_embedding_byte_config() -> QuantizationConfig:
     """One uint8 for each element, with a scale and a float zero point for each row of the table.
 
     This is the layout of ExecuTorch's ``quantized_decomposed::embedding_byte`` kernel.
     """
-    weight = QuantizationSpec(
-        "uint8", granularity="per_axis", ch_axis=0, zero_point_domain="float", eps=SMALLEST_SCALE
-    )
+    weight = QuantizationSpec("uint8", granularity="per_axis", ch_axis=0, zero_point_domain="float")
     return QuantizationConfig(weight=weight)
 
 

@@ -1,0 +1,320 @@
+"""One row for each operator of a model: what was asked, who took it, with which specs, or why not.
+
+A ledger is plain data, made from an annotated graph and from what each quantizer says of the nodes that
+it left. It can be printed, compared and written as JSON. Reading one needs no torch.
+
+The reason codes are stable:
+
+==========================  ============================================================================
+``unsupported_op``          no quantizer here has a row for the operator
+``not_asked``               no rule asks for it
+``excluded_by_intent``      a rule says that it stays in float
+``excluded_by_filter``      the filter function leaves it out
+``different_intent``        the operators of the pattern are asked for with different configs
+``config_not_supported``    the backend has a row for the operator, but not with this config
+``constraint:<code>``       a condition of the row does not hold
+``not_float``               the tensors are not floating point
+``writes_in_place``         it writes into a tensor that others can see
+``used_elsewhere``          the chain cannot be fused, since a tensor inside of it has other users
+``no_quantized_neighbour``  it only passes on what it gets, and gets nothing that is quantized
+``neighbour_not_supported`` it only passes on what it gets, and the backend cannot take that
+``not_annotated``           the quantizer chose not to, and says no more
+==========================  ============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+from torchquilt.errors import ModelError
+
+#: Version of the JSON that :meth:`Ledger.to_json` writes.
+JSON_SCHEMA = 1
+
+
+@attrs.frozen
+class Reason:
+    """Why a quantizer left a node: a stable code, and a sentence for people."""
+
+    quantizer: str
+    code: str
+    text: str
+
+
+@attrs.frozen
+class Tensor:
+    """One quantized tensor at a node.
+
+    Args:
+        place: ``output``, or ``input <name of the producer>``.
+        spec: the spec that holds there, in words.
+        group: number of the group of tensors with one set of parameters.
+    """
+
+    place: str
+    spec: str
+    group: int
+
+
+@attrs.frozen
+class Row:
+    """What was decided for one operator.
+
+    Args:
+        node: its name in the graph.
+        op: its overload, ``aten.linear.default``.
+        module: path of the innermost module that it comes from.
+        quantizer: who took it, None where it stays in float.
+        pattern: the pattern that it is a part of.
+        rule: the rule that asked, in words.
+        tensors: its quantized inputs and output.
+        reasons: for a node in float, why each quantizer left it; never empty then.
+        macs: multiply-adds for one call, for the example shapes; 0 where it has none.
+        parameters: ``(name, bytes)`` of each stored float tensor that it reads.
+    """
+
+    node: str
+    op: str
+    module: str
+    quantizer: str | None
+    pattern: str
+    rule: str
+    tensors: tuple[Tensor, ...]
+    reasons: tuple[Reason, ...]
+    macs: int
+    parameters: tuple[tuple[str, int], ...]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some quantizer took it."""
+        return self.quantizer is not None
+
+    @property
+    def code(self) -> str:
+        """The code of the most telling reason, empty where it is quantized."""
+        return self.reasons[0].code if self.reasons else ""
+
+
+@attrs.frozen
+class Boundary:
+    """A tensor that is quantized in one way where it is made and in another where it is used.
+
+    The user requantizes it: the convert puts a second quantize and dequantize pair before it.
+    """
+
+    producer: str
+    user: str
+    made_by: str
+    made_as: str
+    used_by: str
+    used_as: str
+
+    def __str__(self) -> str:
+        made, used = f"{self.made_as} ({self.made_by})", f"{self.used_as} ({self.used_by})"
+        return f"{self.producer} → {self.user}: {made} → {used}"
+
+
+@attrs.frozen
+class Share:
+    """How much of something is quantized.
+
+    Args:
+        name: what it is about: a backend, an operator or a module.
+        nodes: operators, and how many of them are quantized.
+        macs: multiply-adds, likewise.
+        parameter_bytes: bytes of stored float tensors, likewise, each tensor counted once.
+    """
+
+    name: str
+    nodes: tuple[int, int]
+    macs: tuple[int, int]
+    parameter_bytes: tuple[int, int]
+
+
+@attrs.frozen
+class Change:
+    """A node whose decision differs between two ledgers."""
+
+    node: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.before} → {self.after}"
+
+
+@attrs.frozen
+class Ledger:
+    """Every decision about a model.
+
+    Args:
+        rows: one for each operator, in graph order.
+        boundaries: where a tensor is requantized.
+        problems: what strict mode would have refused, in words (``strict=False``).
+    """
+
+    rows: tuple[Row, ...]
+    boundaries: tuple[Boundary, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, node: str) -> Row:
+        """The row of a node, by its name.
+
+        Raises:
+            KeyError: there is no such node.
+        """
+        for row in self.rows:
+            if row.node == node:
+                return row
+        raise KeyError(node)
+
+    @property
+    def quantized(self) -> tuple[Row, ...]:
+        """The rows of operators that some quantizer took."""
+        return tuple(row for row in self.rows if row.is_quantized)
+
+    @property
+    def left_in_float(self) -> tuple[Row, ...]:
+        """The rows of operators that nobody took, each with its reasons."""
+        return tuple(row for row in self.rows if not row.is_quantized)
+
+    def share(self, name: str = "all", rows: tuple[Row, ...] | None = None) -> Share:
+        """How much is quantized, of all rows or of some."""
+        rows = self.rows if rows is None else rows
+        sizes = {parameter: size for row in rows for parameter, size in row.parameters}
+        taken = {name for row in rows if row.is_quantized for name, _ in row.parameters}
+        return Share(
+            name,
+            (sum(row.is_quantized for row in rows), len(rows)),
+            (sum(row.macs for row in rows if row.is_quantized), sum(row.macs for row in rows)),
+            (sum(size for name, size in sizes.items() if name in taken), sum(sizes.values())),
+        )
+
+    def by_quantizer(self) -> tuple[Share, ...]:
+        """What each quantizer took of the whole; the totals are those of the model."""
+        whole = self.share()
+        found = []
+        for name in dict.fromkeys(row.quantizer for row in self.quantized if row.quantizer):
+            own = self.share(name, tuple(row for row in self.rows if row.quantizer == name))
+            found.append(
+                Share(
+                    name,
+                    (own.nodes[0], whole.nodes[1]),
+                    (own.macs[0], whole.macs[1]),
+                    (own.parameter_bytes[0], whole.parameter_bytes[1]),
+                )
+            )
+        return tuple(found)
+
+    def by_op(self) -> tuple[Share, ...]:
+        """How much of each operator is quantized."""
+        return self._shares(lambda row: row.op)
+
+    def by_module(self, depth: int = 1) -> tuple[Share, ...]:
+        """How much of each module is quantized, down to a depth of the module path."""
+        return self._shares(lambda row: ".".join(row.module.split(".")[:depth]) or "(root)")
+
+    def _shares(self, key: Callable[[Row], str]) -> tuple[Share, ...]:
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(key(row), []).append(row)
+        return tuple(self.share(name, tuple(rows)) for name, rows in groups.items())
+
+    def diff(self, other: Ledger) -> tuple[Change, ...]:
+        """The nodes that are decided otherwise in ``other``; a node that one lacks is ``absent`` there."""
+        mine = {row.node: row for row in self.rows}
+        theirs = {row.node: row for row in other.rows}
+        changes = []
+        for node in dict.fromkeys((*mine, *theirs)):
+            before, after = _decision(mine.get(node)), _decision(theirs.get(node))
+            if before != after:
+                changes.append(Change(node, before, after))
+        return tuple(changes)
+
+    def to_json(self) -> str:
+        """The ledger as JSON text, with a schema version."""
+        return json.dumps({"schema": JSON_SCHEMA, **attrs.asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Ledger:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ModelError: the text is no ledger, or one of another schema version.
+        """
+        try:
+            data = json.loads(text)
+            if data["schema"] != JSON_SCHEMA:
+                raise ModelError(
+                    "This ledger is of another schema version.",
+                    expected=JSON_SCHEMA,
+                    got=data["schema"],
+                    remedy="read it with the torchquilt that wrote it",
+                )
+            return cls(
+                tuple(_row_from(row) for row in data["rows"]),
+                tuple(Boundary(**boundary) for boundary in data["boundaries"]),
+                tuple(data["problems"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                "This is not JSON of a ledger.", got=f"{type(error).__name__}: {error}"
+            ) from error
+
+    def __str__(self) -> str:
+        """The shares, then what stays in float and why, the same reasons together."""
+        lines = [_share_text(share) for share in (self.share(), *self.by_quantizer())]
+        grouped: dict[tuple[str, str], list[Row]] = {}
+        for row in self.left_in_float:
+            grouped.setdefault((row.op, row.code), []).append(row)
+        if grouped:
+            lines.append("left in float:")
+        for (op, code), rows in grouped.items():
+            example = f"{rows[0].reasons[0].text}" + (f" (and {len(rows) - 1} more)" if len(rows) > 1 else "")
+            lines.append(f"  {op}  {code}: {example}")
+        if self.boundaries:
+            lines.append("requantized:")
+        lines += [f"  {edge}" for edge in self.boundaries]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        return "\n".join(lines)
+
+
+def _share_text(share: Share) -> str:
+    def part(what: str, pair: tuple[int, int]) -> str:
+        return f"{pair[0]:,} of {pair[1]:,} {what}" + (f" ({pair[0] / pair[1]:.0%})" if pair[1] else "")
+
+    parts = (
+        part("operators", share.nodes),
+        part("multiply-adds", share.macs),
+        part("parameter bytes", share.parameter_bytes),
+    )
+    return f"{share.name}: {', '.join(parts)}"
+
+
+def _decision(row: Row | None) -> str:
+    if row is None:
+        return "absent"
+    if not row.is_quantized:
+        return f"float ({row.code})"
+    specs = ", ".join(f"{tensor.place}: {tensor.spec}" for tensor in row.tensors)
+    return f"{row.quantizer} {row.pattern}" + (f" ({specs})" if specs else "")
+
+
+def _row_from(data: dict[str, Any]) -> Row:
+    values = dict(data)
+    values["tensors"] = tuple(Tensor(**tensor) for tensor in data["tensors"])
+    values["reasons"] = tuple(Reason(**reason) for reason in data["reasons"])
+    values["parameters"] = tuple((name, size) for name, size in data["parameters"])
+    return Row(**values)

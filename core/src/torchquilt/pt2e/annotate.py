@@ -1,0 +1,231 @@
+"""The first half of prepare: everything that is decided about a model, and nothing that is inserted.
+
+:func:`explain` stops here; :func:`torchquilt.prepare_pt2e` goes on from here. So what is explained is
+what is done.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import attrs
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from torchquilt.annotation import annotation_of, check_annotation
+from torchquilt.compose import ComposableQuantizer
+from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
+from torchquilt.graph.batch_norm import fold_batch_norm
+from torchquilt.graph.cost import multiply_adds, stored_tensors
+from torchquilt.graph.edits import copy_model
+from torchquilt.graph.in_place import make_functional
+from torchquilt.graph.scope import module_path
+from torchquilt.graph.values import is_float_tensor, overload_name
+from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
+from torchquilt.pattern import Reject
+from torchquilt.pt2e.groups import Group, find_groups
+from torchquilt.pt2e.stage import stage_of
+from torchquilt.quantizers import Quantizer, as_quantizer
+from torchquilt.spec import EdgeOrNode
+
+
+@attrs.frozen(eq=False)
+class Annotated:
+    """A copy of the user's model with everything decided, and the record of it.
+
+    Args:
+        model: the copy, folded and transformed, with annotations.
+        quantizer: who decided.
+        groups: the tensors with one set of parameters.
+        ledger: every decision.
+    """
+
+    model: GraphModule
+    quantizer: Quantizer
+    groups: tuple[Group, ...]
+    ledger: Ledger
+
+
+def explain(model: ExportedProgram | GraphModule, quantizer: object, *, strict: bool = True) -> Ledger:
+    """Say what :func:`torchquilt.prepare_pt2e` would decide, for every operator, and why not.
+
+    Args:
+        model: as for :func:`torchquilt.prepare_pt2e`; nothing of it is changed.
+        quantizer: likewise.
+        strict: raise for rules that cannot take effect; with False they are warnings, and
+            ``ledger.problems``.
+
+    Raises:
+        As :func:`torchquilt.prepare_pt2e`.
+    """
+    return annotate_copy(model, quantizer, strict=strict).ledger
+
+
+def annotate_copy(
+    model: ExportedProgram | GraphModule, quantizer: object, *, strict: bool = True
+) -> Annotated:
+    """Copy a model, fold and transform it, let the quantizer decide, and check what it decided."""
+    decider = as_quantizer(quantizer)
+    signed = ComposableQuantizer([decider])  # sees to it that every annotation says who made it
+    copy = _own_copy(model)
+    problems = [*signed.rule_problems(copy)]
+    _complain(problems, strict)
+    copy = fold_batch_norm(make_functional(copy))
+    copy = _returned(signed.transform_for_annotation(copy), decider.name)
+    signed.annotate(copy)
+    _check_annotations(copy)
+    outcome = signed.outcome_problems(copy)
+    _complain(outcome, strict)
+    signed.validate(copy)
+    groups = find_groups(copy.graph)
+    texts = tuple(str(problem) for problem in (*problems, *outcome))
+    return Annotated(copy, decider, groups, make_ledger(copy, signed, groups, texts))
+
+
+def _own_copy(model: object) -> GraphModule:
+    """A graph module that may be changed, of a model that may not."""
+    if isinstance(model, ExportedProgram):
+        model = model.module()
+    if not isinstance(model, GraphModule):
+        raise ModelError(
+            "Only an exported model can be prepared.",
+            expected="a torch.export.ExportedProgram, or its .module()",
+            got=f"{type(model).__module__}.{type(model).__qualname__}",
+            remedy="export it first: torch.export.export(model.eval(), example_inputs)",
+        )
+    stage = stage_of(model)
+    if stage is not None:
+        raise ModelError(
+            f"This model has been {stage} already.",
+            expected="a float model as torch.export gave it",
+            got=f"a {stage} model",
+            remedy="prepare the exported float model again; it was not changed by preparing it",
+        )
+    for node in model.graph.nodes:
+        if _is_in_training_mode(node):
+            raise ModelError(
+                "This model was exported in training mode.",
+                node=node,
+                expected="a model in evaluation mode",
+                got=node.format_node(),
+                remedy="call model.eval() before torch.export.export",
+            )
+    return copy_model(model)
+
+
+def _is_in_training_mode(node: Node) -> bool:
+    name = overload_name(node)
+    if name in ("aten.dropout.default", "aten.dropout_.default"):
+        return bool(node.args[2]) and bool(node.args[1])
+    return name == "aten.batch_norm.default" and bool(node.args[5])
+
+
+def _complain(problems: list[TorchquiltError] | tuple[TorchquiltError, ...], strict: bool) -> None:
+    """Raise the first problem, or warn of each."""
+    if problems and strict:
+        raise problems[0]
+    for problem in problems:
+        warnings.warn(str(problem), stacklevel=4)
+
+
+def _returned(model: object, quantizer: str) -> GraphModule:
+    if not isinstance(model, GraphModule):
+        raise ModelError(
+            "The quantizer did not return the model that it transformed.",
+            quantizer=quantizer,
+            expected="transform_for_annotation returns a GraphModule",
+            got=f"{type(model).__module__}.{type(model).__qualname__}",
+            remedy="end transform_for_annotation with `return model`",
+        )
+    return model
+
+
+def _check_annotations(model: GraphModule) -> None:
+    """Annotations fit their nodes, and only floating point tensors are quantized."""
+    for node in model.graph.nodes:
+        annotation = annotation_of(node)
+        if annotation is None:
+            continue
+        check_annotation(node, annotation)
+        quantized = [producer for producer, spec in annotation.input_qspec_map.items() if spec is not None]
+        for tensor in (*quantized, *((node,) if annotation.output_qspec is not None else ())):
+            if not is_float_tensor(tensor):
+                raise AnnotationError(
+                    f"{tensor.name} cannot be quantized: it is not a floating point tensor.",
+                    node=node,
+                    quantizer=annotation.quantizer or None,
+                    expected="one float tensor",
+                    got=tensor.meta.get("val"),
+                    remedy="annotate only edges that carry float tensors",
+                )
+
+
+def make_ledger(
+    model: GraphModule, quantizer: Quantizer, groups: tuple[Group, ...], problems: tuple[str, ...] = ()
+) -> Ledger:
+    """The ledger of an annotated model."""
+    group_of = {place: number for number, group in enumerate(groups) for place in group.places}
+    why_not = quantizer.rejections(model)
+    rows = tuple(
+        _row(node, groups, group_of, why_not.get(node, ()))
+        for node in model.graph.nodes
+        if node.op == "call_function"
+    )
+    return Ledger(rows, _boundaries(model, groups, group_of), problems)
+
+
+def _row(
+    node: Node,
+    groups: tuple[Group, ...],
+    group_of: dict[EdgeOrNode, int],
+    rejected: tuple[tuple[str, Reject], ...],
+) -> Row:
+    annotation = annotation_of(node)
+    places: list[tuple[str, EdgeOrNode]] = [(f"input {n.name}", (n, node)) for n in node.all_input_nodes]
+    places.append(("output", node))
+    tensors = tuple(
+        Tensor(name, str(groups[group_of[place]].spec), group_of[place])
+        for name, place in places
+        if place in group_of
+    )
+    reasons = tuple(Reason(quantizer, reject.code, reject.text) for quantizer, reject in rejected)
+    if annotation is None and not reasons:
+        operator = overload_name(node) or str(node.target)
+        reasons = (Reason("", "unsupported_op", f"no quantizer here has a row for {operator}"),)
+    return Row(
+        node=node.name,
+        op=overload_name(node) or str(node.target),
+        module=module_path(node),
+        quantizer=annotation.quantizer if annotation else None,
+        pattern=annotation.pattern if annotation else "",
+        rule=annotation.rule if annotation else "",
+        tensors=tensors,
+        reasons=() if annotation else reasons,
+        macs=multiply_adds(node),
+        parameters=stored_tensors(node),
+    )
+
+
+def _boundaries(
+    model: GraphModule, groups: tuple[Group, ...], group_of: dict[EdgeOrNode, int]
+) -> tuple[Boundary, ...]:
+    """The edges at which a tensor that is quantized already is quantized anew."""
+    found = []
+    for place, group in group_of.items():
+        if not isinstance(place, tuple) or group_of.get(place[0], group) == group:
+            continue
+        producer, user = place
+        made, used = annotation_of(producer), annotation_of(user)
+        assert made is not None
+        assert used is not None
+        found.append(
+            Boundary(
+                producer.name,
+                user.name,
+                made.quantizer,
+                str(groups[group_of[producer]].spec),
+                used.quantizer,
+                str(groups[group].spec),
+            )
+        )
+    return tuple(found)

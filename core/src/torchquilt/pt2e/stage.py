@@ -1,0 +1,47 @@
+"""What a model carries through the flow: how far along it is, and the record of what was decided."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from torchquilt.errors import ModelError
+from torchquilt.ledger import Ledger
+
+_STAGE_KEY = "torchquilt_stage"
+
+#: Key of ``GraphModule.meta`` for the record, a dict of plain values.
+RECORD_KEY = "torchquilt"
+
+
+def stage_of(model: object) -> str | None:
+    """``"prepared"``, ``"converted"``, or None for a model that is neither."""
+    found: str | None = model.meta.get(_STAGE_KEY) if isinstance(model, GraphModule) else None
+    return found
+
+
+def set_stage(model: GraphModule, stage: str, record: dict[str, Any] | None = None) -> None:
+    """Note how far along a model is, and what was decided about it."""
+    model.meta[_STAGE_KEY] = stage
+    if record is not None:
+        model.meta[RECORD_KEY] = record
+
+
+def ledger_of(model: torch.nn.Module) -> Ledger:
+    """The ledger that :func:`torchquilt.prepare_pt2e` filled, of a prepared or converted model.
+
+    Raises:
+        ModelError: the model is neither.
+    """
+    record = model.meta.get(RECORD_KEY) if isinstance(model, GraphModule) else None
+    if record is None:
+        raise ModelError(
+            "This model has no ledger.",
+            expected="what prepare_pt2e or convert_pt2e returned",
+            got=f"{type(model).__module__}.{type(model).__qualname__}",
+            remedy="torchquilt.explain(exported, quantizer) makes one without preparing",
+        )
+    return Ledger.from_json(json.dumps(record["ledger"]))

@@ -1,0 +1,394 @@
+"""ComposableQuantizer: who comes first keeps a node, and nobody touches another's decision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import (
+    INT8,
+    WEIGHT,
+    Fn,
+    Nothing,
+    annotated,
+    calls,
+    decisions,
+    export,
+    normal,
+    outputs_of,
+    prepare,
+    weights_of,
+)
+from torch import nn
+from torch.fx import GraphModule
+
+import torchquilt as tq
+from torchquilt.annotation import ANNOTATION_KEY
+from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+UINT8 = tq.QuantizationSpec("uint8")
+X = normal(3, 6)
+
+
+def mlp() -> GraphModule:
+    """An exported model of three linears with relu and tanh between."""
+    layers = [nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)]
+    return export(nn.Sequential(*layers), X).module()
+
+
+def xnnpack(**asked: bool) -> XNNPACKQuantizer:
+    """XNNPACK everywhere."""
+    return XNNPACKQuantizer().set_global(get_symmetric_quantization_config(**asked))
+
+
+def owners(quantizer: tq.Quantizer, model: GraphModule | None = None) -> dict[str, str]:
+    """Node name → who annotated it."""
+    model = model or mlp()
+    quantizer.annotate(model)
+    return {name: found.quantizer for name, found in annotated(model).items()}
+
+
+class Vandal(tq.Quantizer):
+    """Does something to the annotations of others."""
+
+    def __init__(self, deed: Any) -> None:
+        self.deed = deed
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Do it to the first linear."""
+        self.deed(calls(model, "linear")[0])
+        return model
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Who gets what
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_who_comes_first_keeps_a_node(first: str) -> None:
+    """Two quantizers that want the same nodes: the first one has them, whichever that is."""
+    both = [outputs_of("linear", name="one"), outputs_of("linear", spec=UINT8, name="two")]
+    order = both if first == "one" else both[::-1]
+    assert set(owners(tq.ComposableQuantizer(order)).values()) == {first}
+
+
+def test_the_second_one_gets_what_is_left() -> None:
+    """Nodes that the first does not want go to the next."""
+    composed = tq.ComposableQuantizer([outputs_of("tanh", name="one"), xnnpack()])
+    found = owners(composed)
+    assert found["tanh"] == "one"
+    assert found["linear"] == found["linear_2"] == "XNNPACKQuantizer"
+
+
+def test_compositions_nest() -> None:
+    """A composition within a composition has the precedence of its place, and the same outcome as a flat one."""
+    one, two, three = outputs_of("tanh", name="one"), outputs_of("relu", name="two"), xnnpack()
+    flat, nested, other = mlp(), mlp(), mlp()
+    tq.ComposableQuantizer([one, two, three]).annotate(flat)
+    tq.ComposableQuantizer([tq.ComposableQuantizer([one, two]), three]).annotate(nested)
+    tq.ComposableQuantizer([one, tq.ComposableQuantizer([two, tq.ComposableQuantizer([three])])]).annotate(other)
+    assert decisions(flat) == decisions(nested) == decisions(other)
+
+
+def test_an_empty_composition_quantizes_nothing() -> None:
+    """No quantizers, no annotations, no capabilities; the model runs as before."""
+    empty = tq.ComposableQuantizer([])
+    assert owners(empty) == {}
+    assert len(empty.quantization_capabilities()) == 0
+    model = nn.Linear(6, 6).eval()
+    assert torch.equal(tq.convert_pt2e(prepare(model, empty, X))(X), model(X))
+
+
+def test_a_composition_of_one_is_that_one() -> None:
+    """Annotations, capabilities and the converted model are those of the only quantizer."""
+    alone, composed = mlp(), mlp()
+    xnnpack().annotate(alone)
+    tq.ComposableQuantizer([xnnpack()]).annotate(composed)
+    assert decisions(alone) == decisions(composed)
+    only = tq.ComposableQuantizer([xnnpack()])
+    assert only.quantization_capabilities() == xnnpack().quantization_capabilities()
+
+
+def test_the_same_backend_twice_with_different_intents() -> None:
+    """One module static, everything else dynamic, of one backend."""
+    composed = tq.ComposableQuantizer(
+        [
+            XNNPACKQuantizer().set_module_name("0", get_symmetric_quantization_config()),
+            xnnpack(is_dynamic=True),
+        ]
+    )
+    model = mlp()
+    composed.annotate(model)
+    dynamic = [
+        next(iter(found.input_qspec_map.values())).is_dynamic
+        for name, found in annotated(model).items()
+        if name.startswith("linear")
+    ]
+    assert dynamic == [False, True, True]
+    modes = [row.mode for row in composed.quantization_capabilities().filter(nn.Linear)]
+    assert set(modes) == {"static", "dynamic"}
+
+
+def test_an_object_with_annotate_alone_is_a_quantizer() -> None:
+    """Nothing has to be derived from; what it annotates is owned by its class."""
+
+    class EveryOtherLinear:
+        def annotate(self, model: GraphModule) -> None:
+            for node in calls(model, "linear")[::2]:
+                node.meta[ANNOTATION_KEY] = tq.QuantizationAnnotation({node.args[1]: WEIGHT})
+
+    mine = EveryOtherLinear()
+    composed = tq.ComposableQuantizer([mine, xnnpack(is_dynamic=True)])
+    found = owners(composed)
+    assert found == {
+        "linear": "EveryOtherLinear",
+        "linear_1": "XNNPACKQuantizer",
+        "linear_2": "EveryOtherLinear",
+    }
+    prepared = prepare(nn.Linear(6, 6), mine, X)
+    assert tq.convert_pt2e(prepared)(X).shape == (3, 6)
+
+
+def test_tied_weights_are_split_between_backends() -> None:
+    """The issue's own composition takes the embedding with one backend and the linears with the other."""
+    ids = torch.tensor([[1, 2, 3]])
+    model = nn.Sequential(nn.Embedding(8, 6), nn.Linear(6, 6))
+    composed = tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer(), xnnpack(is_dynamic=True)])
+    assert owners(composed, export(model, ids).module()) == {
+        "embedding": "ExecuTorchEmbeddingQuantizer",
+        "linear": "XNNPACKQuantizer",
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Nobody touches another's decision
+# ----------------------------------------------------------------------------------------------------------
+
+DEEDS = {
+    "replaced": lambda node: node.meta.__setitem__(
+        ANNOTATION_KEY, tq.QuantizationAnnotation({}, UINT8, quantizer="vandal")
+    ),
+    "removed": lambda node: node.meta.pop(ANNOTATION_KEY),
+    "set to None": lambda node: node.meta.__setitem__(ANNOTATION_KEY, None),
+    "forged": lambda node: node.meta.__setitem__(
+        ANNOTATION_KEY, tq.QuantizationAnnotation({}, UINT8, quantizer="XNNPACKQuantizer")
+    ),
+}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("deed", DEEDS)
+def test_touching_the_annotation_of_another_is_an_error(deed: str, nested: bool) -> None:
+    """The error names both quantizers and the node, also when the second is inside of a composition."""
+    vandal: tq.Quantizer = Vandal(DEEDS[deed])
+    composed = tq.ComposableQuantizer([xnnpack(), tq.ComposableQuantizer([vandal]) if nested else vandal])
+    with pytest.raises(tq.CompositionError) as caught:
+        composed.annotate(mlp())
+    assert caught.value.node == "linear"
+    assert "XNNPACKQuantizer" in str(caught.value.quantizer)
+    assert "Vandal" in str(caught.value.quantizer)
+
+
+def test_an_annotation_cannot_be_edited() -> None:
+    """It is frozen, its map included."""
+    model = mlp()
+    xnnpack().annotate(model)
+    found = annotated(model)["linear"]
+    with pytest.raises(AttributeError):
+        found.output_qspec = UINT8  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        found.input_qspec_map[calls(model, "linear")[0]] = UINT8  # type: ignore[index]
+
+
+def test_an_annotation_with_a_foreign_input_is_an_error_of_who_wrote_it() -> None:
+    """An input that the node does not have is found when it is written, and the error says by whom."""
+
+    class Confused:
+        name = "confused"
+
+        def annotate(self, model: GraphModule) -> None:
+            first, second, _ = calls(model, "linear")
+            second.meta[ANNOTATION_KEY] = tq.QuantizationAnnotation({first: INT8}, quantizer="confused")
+
+    with pytest.raises(tq.AnnotationError) as caught:
+        tq.ComposableQuantizer([Confused(), xnnpack()]).annotate(mlp())
+    assert caught.value.node == "linear_1"
+    assert caught.value.quantizer == "confused"
+
+
+def test_an_unsigned_annotation_with_a_foreign_input_names_its_author() -> None:
+    """The author is known to the composition even where the annotation does not say."""
+
+    class Unsigned:
+        def annotate(self, model: GraphModule) -> None:
+            first, second, _ = calls(model, "linear")
+            second.meta[ANNOTATION_KEY] = tq.QuantizationAnnotation({first: INT8})
+
+    with pytest.raises(tq.AnnotationError) as caught:
+        tq.ComposableQuantizer([Unsigned(), xnnpack()]).annotate(mlp())
+    assert "Unsigned" in str(caught.value.quantizer)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What is no quantizer
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "subject", [XNNPACKQuantizer, 3, None, nn.Linear(2, 2), lambda model: model], ids=lambda s: type(s).__name__
+)
+def test_what_is_no_quantizer_is_refused(subject: Any) -> None:
+    """A class instead of an instance, a module, a function: an error when the composition is made."""
+    with pytest.raises(tq.IntentError):
+        tq.ComposableQuantizer([xnnpack(), subject])
+    with pytest.raises(tq.IntentError):
+        prepare(nn.Linear(6, 6), subject, X)
+
+
+def test_a_quantizer_of_torchao_is_refused() -> None:
+    """The error names the library, and points to the plugin of the backend."""
+    module = pytest.importorskip("torchao.quantization.pt2e.quantizer")
+
+    class Foreign(module.Quantizer):  # type: ignore[misc, name-defined]
+        def annotate(self, model: GraphModule) -> GraphModule:
+            return model
+
+        def validate(self, model: GraphModule) -> None:
+            pass
+
+    with pytest.raises(tq.IntentError, match="torchao") as caught:
+        tq.ComposableQuantizer([Foreign()])
+    assert "plugin" in str(caught.value.remedy)
+
+
+def test_the_xnnpack_quantizer_of_executorch_is_refused() -> None:
+    """ExecuTorch's own XNNPACKQuantizer is told from ours by its base class."""
+    module = pytest.importorskip("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    with pytest.raises(tq.IntentError):
+        tq.prepare_pt2e(export(nn.Linear(6, 6), X), module.XNNPACKQuantizer())
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The other calls of the protocol, equality
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["plain", "composed", "nested", "duck"])
+def test_every_call_of_the_protocol_is_made(form: str) -> None:
+    """transform, annotate, validate and the callback reach a quantizer once, in this order, in every form."""
+    heard: list[str] = []
+
+    class Listener:
+        name = "listener"
+
+        def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+            heard.append("transform")
+            return model
+
+        def annotate(self, model: GraphModule) -> GraphModule:
+            heard.append("annotate")
+            return outputs_of("linear").annotate(model)
+
+        def validate(self, model: GraphModule) -> None:
+            heard.append(f"validate {len(annotated(model))}")
+
+        def quantization_capabilities(self) -> tq.Capabilities:
+            heard.append("capabilities")
+            return tq.Capabilities()
+
+        def prepare_obs_or_fq_callback(self, model: GraphModule, places: dict[Any, Any]) -> None:
+            heard.append(f"callback {len(places)}")
+
+    class Derived(Listener, tq.Quantizer):
+        pass
+
+    listener = Listener() if form == "duck" else Derived()
+    quantizer: Any = {
+        "plain": listener,
+        "duck": listener,
+        "composed": tq.ComposableQuantizer([Nothing(), listener]),
+        "nested": tq.ComposableQuantizer([tq.ComposableQuantizer([listener]), Nothing()]),
+    }[form]
+    prepare(nn.Linear(6, 6), quantizer, X)
+    assert heard == ["transform", "annotate", "validate 1", "callback 1"]
+    quantizer.quantization_capabilities()
+    assert heard[-1] == "capabilities"
+
+
+def test_a_transform_hands_on_the_model_that_it_returns() -> None:
+    """A quantizer may return another graph module; the next one gets that."""
+    seen: list[GraphModule] = []
+
+    class Copies(tq.Quantizer):
+        def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+            seen.append(model)
+            return GraphModule(model, model.graph)
+
+        def annotate(self, model: GraphModule) -> GraphModule:
+            seen.append(model)
+            return model
+
+    prepare(nn.Linear(6, 6), tq.ComposableQuantizer([Copies(), Copies()]), X)
+    first, second, annotates, again = seen
+    assert first is not second
+    assert second is not annotates
+    assert annotates is again
+
+
+def test_compositions_compare_by_value() -> None:
+    """Equal quantizers in the same order make equal compositions."""
+    one = tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer(), xnnpack()])
+    assert one == tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer(), xnnpack()])
+    assert one != tq.ComposableQuantizer([xnnpack(), ExecuTorchEmbeddingQuantizer()])
+    assert one != tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer(), xnnpack(is_dynamic=True)])
+    assert one != tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer()])
+    assert one != "something else"
+
+
+def test_capabilities_of_a_composition_keep_who_said_what() -> None:
+    """The rows of all quantizers in order of precedence, with their backends."""
+    composed = tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer(), xnnpack(is_dynamic=True)])
+    found = composed.quantization_capabilities()
+    assert [(row.backend, row.pattern) for row in found] == [
+        ("executorch_embedding", "embedding_byte"),
+        ("xnnpack", "linear"),
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Order
+# ----------------------------------------------------------------------------------------------------------
+
+DISJOINT = [
+    outputs_of("tanh", name="tanh"),
+    outputs_of("sigmoid", name="sigmoid", spec=UINT8),
+    weights_of("linear", name="linear"),
+    outputs_of("aten.neg", name="neg"),
+    XNNPACKQuantizer().set_object_type(torch.add, get_symmetric_quantization_config()),
+    ExecuTorchEmbeddingQuantizer(),
+]
+
+
+def everything(self: Any, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Something for each of the disjoint quantizers, twice."""
+    y = torch.tanh(self.fc(x)) + self.emb(ids)
+    return torch.sigmoid(self.fc(-y)) + torch.tanh(-x)
+
+
+@settings(max_examples=40)
+@given(st.permutations(range(len(DISJOINT))), st.integers(1, len(DISJOINT)))
+def test_disjoint_quantizers_compose_in_any_order(order: list[int], split: int) -> None:
+    """Quantizers that want different nodes come to the same annotations in any order and any nesting."""
+    inputs = (X, torch.tensor([0, 1, 2]))
+    exported = export(Fn(everything, fc=nn.Linear(6, 6), emb=nn.Embedding(4, 6)), *inputs)
+    reference, model = exported.module(), exported.module()
+    tq.ComposableQuantizer(DISJOINT).annotate(reference)
+    mixed = [DISJOINT[number] for number in order]
+    tq.ComposableQuantizer([tq.ComposableQuantizer(mixed[:split]), *mixed[split:]]).annotate(model)
+    assert len(annotated(model)) == 10
+    assert decisions(model) == decisions(reference)
