@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -220,9 +219,23 @@ def test_large_values_beside_zeros_keep_their_range() -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", ["student", "laplace", "lognormal", "normal", "uniform", "relu", "outlier"])
-def test_the_histogram_costs_no_more_than_min_max(name: str, seed: int, bits: int, symmetric: bool) -> None:
-    """Its squared error is not above min-max's beyond a few parts in a hundred (the width of bins)."""
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        ("student", 1.0),
+        ("laplace", 1.0),
+        ("lognormal", 1.0),
+        ("outlier", 1.0),
+        ("normal", 1.0),
+        # Without a tail there is nothing to gain, and bins do not say where in them a value is.
+        ("uniform", 1.12),
+        ("relu", 1.12),
+    ],
+)
+def test_the_histogram_costs_no_more_than_min_max(
+    name: str, factor: float, seed: int, bits: int, symmetric: bool
+) -> None:
+    """Its squared error is at most min-max's, and where there is no tail to clip an eighth above it at most."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(20_000, generator=generator)
     uniform = torch.rand(20_000, generator=generator)
@@ -238,7 +251,7 @@ def test_the_histogram_costs_no_more_than_min_max(name: str, seed: int, bits: in
     half = 2 ** (bits - 1)
     spec = tq.QuantizationSpec("int8", -half, half - 1, symmetric=symmetric)
     histogram, minmax = observed(HistogramObserver, x, spec=spec), observed(MinMaxObserver, x, spec=spec)
-    assert squared_error(x, histogram) <= squared_error(x, minmax) * 1.05
+    assert squared_error(x, histogram) <= squared_error(x, minmax) * factor * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(("bits", "factor"), [(4, 0.2), (8, 0.9)])
@@ -441,31 +454,30 @@ def test_a_float_zero_point_keeps_the_range_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "choice"),
-    list(
-        itertools.product(
-            [
-                tq.QuantizationSpec("int8"),
-                tq.QuantizationSpec("int8", -127, 127, symmetric=True),
-                tq.QuantizationSpec("uint8", symmetric=True),
-                tq.QuantizationSpec("uint8", 0, 127),
-            ],
-            ["minmax"],
-        )
-    ),
+    "spec",
+    [
+        tq.QuantizationSpec("int8"),
+        tq.QuantizationSpec("int8", symmetric=True),
+        tq.QuantizationSpec("int8", -127, 127, symmetric=True),
+        tq.QuantizationSpec("uint8", symmetric=True),
+        tq.QuantizationSpec("uint8", 0, 127),
+    ],
     ids=str,
 )
-def test_parameters_agree_with_torch(spec: tq.QuantizationSpec, choice: str) -> None:
+def test_parameters_agree_with_torch(spec: tq.QuantizationSpec) -> None:
     """The formulas are those of torch's own observers, to the last bit."""
     from torch.ao.quantization import MinMaxObserver as Reference
 
     scheme = torch.per_tensor_symmetric if spec.symmetric else torch.per_tensor_affine
     for seed in range(20):
         x = normal(30, seed=seed) * 10 ** (seed % 5 - 2) + seed % 3
-        reference = Reference(spec.dtype, scheme, quant_min=spec.quant_min, quant_max=spec.quant_max)
+        # A range that is given explicitly moves torch's symmetric zero point of uint8 to 127.
+        whole = spec.quant_max - spec.quant_min == 255
+        grid = {} if whole else {"quant_min": spec.quant_min, "quant_max": spec.quant_max}
+        reference = Reference(spec.dtype, scheme, **grid)
         reference(x)
         scale, zero_point = reference.calculate_qparams()
-        observer = make_observer(choice, spec)
+        observer = make_observer("minmax", spec)
         observer.update(x)
         found = observer.qparams()
         assert torch.equal(found.scale, scale.reshape(()))

@@ -38,6 +38,7 @@ _PUBLIC = {
         "PluginError",
         "PluginLoadError",
         "PluginNotFoundError",
+        "RecipeError",
         "SharingError",
         "SpecError",
         "TorchquiltError",
@@ -54,6 +55,7 @@ _PUBLIC = {
     "pt2e.prepare": ("prepare_pt2e",),
     "pt2e.stage": ("ledger_of",),
     "quantizers": ("PatternQuantizer", "Quantizer"),
+    "recipe": ("Recipe",),
     "spec": (
         "DerivedQuantizationSpec",
         "FixedQParamsQuantizationSpec",
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from torchquilt.errors import PluginError as PluginError
     from torchquilt.errors import PluginLoadError as PluginLoadError
     from torchquilt.errors import PluginNotFoundError as PluginNotFoundError
+    from torchquilt.errors import RecipeError as RecipeError
     from torchquilt.errors import SharingError as SharingError
     from torchquilt.errors import SpecError as SpecError
     from torchquilt.errors import TorchquiltError as TorchquiltError
@@ -110,6 +113,7 @@ if TYPE_CHECKING:
     from torchquilt.pt2e.stage import ledger_of as ledger_of
     from torchquilt.quantizers import PatternQuantizer as PatternQuantizer
     from torchquilt.quantizers import Quantizer as Quantizer
+    from torchquilt.recipe import Recipe as Recipe
     from torchquilt.spec import DerivedQuantizationSpec as DerivedQuantizationSpec
     from torchquilt.spec import FixedQParamsQuantizationSpec as FixedQParamsQuantizationSpec
     from torchquilt.spec import QuantizationSpec as QuantizationSpec

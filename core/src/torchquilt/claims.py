@@ -15,7 +15,7 @@ import attrs
 from torchquilt.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.capability import Sharing, SupportRow, SupportTable
 from torchquilt.config import QuantizationConfig
-from torchquilt.graph.values import is_float_tensor, overload_name, writes_to
+from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name
 from torchquilt.intent import Intent, Rule
 from torchquilt.pattern import Match, Reject
 from torchquilt.spec import AnySpec, Granularity, QuantizationSpec, SharedQuantizationSpec
@@ -88,7 +88,7 @@ def decide(
 
     What other quantizers annotated is respected. The cost is linear in the nodes of the graph.
     """
-    decision = _Decision(intent, table.rows_starting_with())
+    decision = _Decision(intent, table.rows_starting_with(), constant_nodes(graph))
     for node in graph.nodes:
         rejected: list[Reject] = []
         for row in decision.index.get(overload_name(node), ()):
@@ -106,8 +106,11 @@ def decide(
 class _Decision:
     """What has been decided so far in one pass over a graph."""
 
-    def __init__(self, intent: Intent, index: dict[str, tuple[SupportRow, ...]]) -> None:
+    def __init__(
+        self, intent: Intent, index: dict[str, tuple[SupportRow, ...]], constants: frozenset[Node]
+    ) -> None:
         self.intent = intent
+        self.constants = constants
         self.index = index
         self._claimed: set[Node] = set()
         self._outputs: dict[Node, QuantizationSpec | None] = {}
@@ -130,6 +133,7 @@ class _Decision:
             return match
         return (
             self._taken(match)
+            or self._constant(match)
             or self._written_in_place(match)
             or self._unsuitable_type(row, match)
             or self._claim_or_refuse(row, match, self._asked(match))
@@ -164,9 +168,15 @@ class _Decision:
 
     def _written_in_place(self, match: Match) -> Reject | None:
         """Prepare has made functional what can be; what still writes is seen by others."""
-        for producer, user, _ in match.operands:
-            if writes_to(user, producer):
-                return Reject("writes_in_place", (user,), f"{user.name} writes into {producer.name}")
+        for tensor in (*(producer for producer, _, _ in match.operands), *match.nodes):
+            if is_overwritten(tensor):
+                return Reject("writes_in_place", (tensor,), f"the model writes into {tensor.name}")
+        return None
+
+    def _constant(self, match: Match) -> Reject | None:
+        if match.output in self.constants:
+            text = f"{match.output.name} is computed from constants alone, so it is one itself"
+            return Reject("constant", match.nodes, text)
         return None
 
     def _asked(self, match: Match) -> tuple[Rule, QuantizationConfig] | Reject:

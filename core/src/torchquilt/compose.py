@@ -127,8 +127,8 @@ def _keep_what_was_decided(
                     remedy=f"compose {quantizer} before {owner}, or let it skip annotated nodes",
                 )
         elif annotation is not None:
-            check_annotation(node, annotation)
             if not annotation.quantizer:
                 annotation = attrs.evolve(annotation, quantizer=quantizer)
                 node.meta[ANNOTATION_KEY] = annotation
+            check_annotation(node, annotation)
             decided[node] = (annotation, annotation.quantizer)

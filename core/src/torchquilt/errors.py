@@ -123,3 +123,38 @@ class PluginConflictError(PluginError, LookupError):
 
 class PluginLoadError(PluginError, ImportError):
     """A plugin is installed but cannot be used; the original exception is its ``__cause__``."""
+
+
+class RecipeError(TorchquiltError, ValueError):
+    """A recipe that cannot be read, or something that a recipe cannot say.
+
+    Args:
+        problem: one sentence that says what is wrong.
+        file: the file that it is about.
+        line: the line in it, from 1.
+        key: the key, from the top of the document: ``quantizer[1].global.weight.dtype``.
+        details: as with :class:`TorchquiltError`.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        key: str | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(problem, **details)
+        self.file = file
+        self.line = line
+        self.key = key
+
+    def __str__(self) -> str:
+        # The form that editors and terminals make a link of.
+        where = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        problem, *details = super().__str__().split("\n")
+        if self.file is None and self.line is not None:
+            where = f"line {self.line}"
+        first = f"{where}: {problem}" if where else problem
+        return "\n".join([first, *([f"  key: {self.key}"] if self.key else []), *details])

@@ -13,6 +13,7 @@ The reason codes are stable:
 ``different_intent``        the operators of the pattern are asked for with different configs
 ``config_not_supported``    the backend has a row for the operator, but not with this config
 ``constraint:<code>``       a condition of the row does not hold
+``constant``                it is computed from constants alone
 ``not_float``               the tensors are not floating point
 ``writes_in_place``         it writes into a tensor that others can see
 ``used_elsewhere``          the chain cannot be fused, since a tensor inside of it has other users

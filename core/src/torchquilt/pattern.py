@@ -24,6 +24,7 @@ _ORDER_OF_QUESTIONS = (
     "not_the_operator",
     "used_elsewhere",
     "claimed_by",
+    "constant",
     "writes_in_place",
     "not_float",
     "not_asked",

@@ -34,6 +34,9 @@ class Quantizer:
         """How this quantizer is called in annotations and errors; by default its class."""
         return type(self).__name__
 
+    def __repr__(self) -> str:
+        return f"{self.name}()"
+
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Rewrite what has to be in another form to be quantized; return the model."""
         return model

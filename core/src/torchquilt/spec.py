@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import attrs
@@ -94,6 +94,10 @@ def _member(kind: type[_E], field: str, value: _E | str) -> _E:
             got=f"{field}={value!r}",
             remedy="pass one of these (the text, or the member of the enum)",
         ) from None
+
+
+def _to_places(places: Iterable[EdgeOrNode]) -> tuple[EdgeOrNode, ...]:
+    return tuple(places)
 
 
 def _check_integer_type(field: str, dtype: object) -> tuple[int, int]:
@@ -217,11 +221,11 @@ class QuantizationSpec:
                 expected="an int",
                 got=repr(self.ch_axis),
             )
-        if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
+        if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 2):
             raise SpecError(
-                "A group has at least one element.",
+                "A group has at least two elements.",
                 field="group_size",
-                expected="an int >= 1",
+                expected="an int >= 2",
                 got=f"group_size={self.group_size!r}",
                 remedy="32 and 128 are the usual sizes",
             )
@@ -385,6 +389,11 @@ class FixedQParamsQuantizationSpec:
     def group_size(self) -> None:
         """None, since the parameters are per tensor."""
 
+    @property
+    def zero_point_domain(self) -> ZeroPointDomain:
+        """Always integer."""
+        return ZeroPointDomain.INT
+
     def __str__(self) -> str:
         return f"{dtype_name(self.dtype)} fixed(scale={self.scale}, zero_point={self.zero_point})"
 
@@ -402,7 +411,7 @@ class DerivedQuantizationSpec:
         dtype, quant_min, quant_max, granularity, ch_axis: as in :class:`QuantizationSpec`.
     """
 
-    derived_from: tuple[EdgeOrNode, ...]
+    derived_from: tuple[EdgeOrNode, ...] = attrs.field(converter=_to_places)
     derive_qparams_fn: Callable[[list[tuple[torch.Tensor, torch.Tensor]]], tuple[torch.Tensor, torch.Tensor]]
     dtype: torch.dtype = attrs.field(converter=_to_torch_dtype)
     quant_min: int = attrs.field()
@@ -441,6 +450,11 @@ class DerivedQuantizationSpec:
     @property
     def group_size(self) -> None:
         """None, since derived parameters are never per group."""
+
+    @property
+    def zero_point_domain(self) -> ZeroPointDomain:
+        """Always integer."""
+        return ZeroPointDomain.INT
 
     def __str__(self) -> str:
         return f"{dtype_name(self.dtype)} {self.granularity} derived"

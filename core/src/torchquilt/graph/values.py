@@ -6,6 +6,7 @@ importing this module does not import torch. It tells operators and tensors by w
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -109,12 +110,19 @@ def is_constant(node: Node) -> bool:
     return True
 
 
-def constant_nodes(graph: Graph) -> frozenset[Node]:
-    """All nodes of a graph for which :func:`is_constant` holds, found in one pass."""
+def constant_nodes(graph: Graph, identities: Container[str] = ()) -> frozenset[Node]:
+    """All nodes of a graph for which :func:`is_constant` holds, found in one pass.
+
+    Args:
+        graph: the graph.
+        identities: names of submodules that return their only input, and so a constant for a constant.
+    """
     constant: set[Node] = set()
     for node in graph.nodes:
         if node.op == "get_attr":
             holds = _is_constant_tensor(node)
+        elif node.op == "call_module":
+            holds = node.target in identities and constant.issuperset(node.all_input_nodes)
         else:
             inputs = node.all_input_nodes
             holds = bool(inputs) and _is_pure(node) and constant.issuperset(inputs)

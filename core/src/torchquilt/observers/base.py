@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 def sentinel_limit(dtype: torch.dtype) -> float:
-    """From this magnitude on a value says "masked", not a quantity: half the largest number of the dtype.
+    """From this magnitude on a value says "masked", not a quantity: half the largest number of the dtype
+    (for float64 half that of float32, in which ranges are kept).
 
     Attention masks are filled with ``torch.finfo(dtype).min``, and adding a score to it stays close.
     """
-    return float(torch.finfo(dtype).max) / 2
+    return min(torch.finfo(dtype).max, torch.finfo(torch.float32).max) / 2
 
 
 class Observer(ABC):
@@ -63,16 +64,14 @@ class Observer(ABC):
         return self.count > 0
 
     def state(self) -> dict[str, Any]:
-        """All that was seen, as plain values and tensors."""
-        return {key: value for key, value in vars(self).items() if key != "spec"}
+        """All that was seen so far, as plain values and tensors of its own."""
+        return {key: _own(value) for key, value in vars(self).items() if key != "spec"}
 
     @classmethod
     def from_state(cls, spec: QuantizationSpec, state: dict[str, Any]) -> Self:
         """An observer that goes on where another one was when it gave its :meth:`state`."""
         observer = cls(spec)
-        vars(observer).update(
-            {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
-        )
+        vars(observer).update({key: _own(value) for key, value in state.items()})
         return observer
 
     def _check_mergeable(self, other: Observer) -> None:
@@ -91,3 +90,7 @@ class Observer(ABC):
                 else f"This observer saw nothing but {self.ignored} NaN, infinite or mask values.",
                 remedy="run calibration batches that reach this tensor",
             )
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value

@@ -49,9 +49,9 @@ def qparams_of_range(low: torch.Tensor, high: torch.Tensor, spec: QuantizationSp
     """The parameters with which ``low`` … ``high`` just fits into the quantized range.
 
     The formulas are those of ``torch.ao.quantization``'s observers, in float32, so that parameters
-    agree with theirs bit for bit. One case differs: where the range with a float zero point is narrow,
-    they take a scale of 1.0, which rounds the whole row away; here the scale is ``eps``. The range is widened to hold 0.0, which therefore is represented
-    exactly, except with a float zero point, where the range is taken as it is.
+    agree with theirs bit for bit. The range is widened to hold 0.0, which therefore is represented
+    exactly, except with a float zero point, where the range is taken as it is. (One case differs: for a
+    narrow range with a float zero point they take a scale of 1.0, which rounds all of it away.)
 
     Args:
         low: smallest value, a finite float tensor.
@@ -75,3 +75,26 @@ def qparams_of_range(low: torch.Tensor, high: torch.Tensor, spec: QuantizationSp
     scale = torch.maximum((high - low) / steps, eps)
     zero_point = spec.quant_min - torch.round(low / scale).to(torch.int64)
     return QParams(scale, zero_point.clamp(spec.quant_min, spec.quant_max))
+
+
+def quantize_with_float_zero_point(
+    tensor: torch.Tensor, found: QParams, spec: QuantizationSpec
+) -> torch.Tensor:
+    """The integers nearest to ``tensor / scale + zero_point``, in the dtype and shape of the tensor.
+
+    ``quantized_decomposed.quantize_per_channel`` rounds before it adds the zero point and cuts off what
+    is left of it, so with a float zero point it is off by up to one and a half steps. This is off by half
+    a step at most, and the same operator dequantizes it.
+
+    Args:
+        tensor: float32.
+        found: its parameters.
+        spec: says which elements share parameters, and the range.
+    """
+    rows, _ = as_rows(tensor, spec)
+    scaled = rows / found.scale.reshape(-1, 1) + found.zero_point.reshape(-1, 1)
+    integers = scaled.round_().clamp_(spec.quant_min, spec.quant_max).to(spec.dtype)
+    if spec.ch_axis is None:
+        return integers.reshape(tensor.shape)
+    moved = tensor.movedim(spec.ch_axis, 0).shape
+    return integers.reshape(moved).movedim(0, spec.ch_axis)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 
 import attrs
+import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
@@ -20,7 +21,7 @@ from torchquilt.graph.cost import multiply_adds, stored_tensors
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.in_place import make_functional
 from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import is_float_tensor, overload_name
+from torchquilt.graph.values import is_float_tensor, is_overwritten, overload_name, tensor_of
 from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.groups import Group, find_groups
@@ -101,6 +102,7 @@ def _own_copy(model: object) -> GraphModule:
             got=f"a {stage} model",
             remedy="prepare the exported float model again; it was not changed by preparing it",
         )
+    _check_is_exported(model)
     for node in model.graph.nodes:
         if _is_in_training_mode(node):
             raise ModelError(
@@ -117,7 +119,28 @@ def _is_in_training_mode(node: Node) -> bool:
     name = overload_name(node)
     if name in ("aten.dropout.default", "aten.dropout_.default"):
         return bool(node.args[2]) and bool(node.args[1])
-    return name == "aten.batch_norm.default" and bool(node.args[5])
+    # Without running statistics a BatchNorm takes those of the batch in evaluation mode, too.
+    return name == "aten.batch_norm.default" and bool(node.args[5]) and node.args[3] is not None
+
+
+def _check_is_exported(model: GraphModule) -> None:
+    """Refuse graphs of another making: not recorded with shapes, or with the weights as inputs."""
+    inputs = [node for node in model.graph.nodes if node.op == "placeholder"]
+    has_pytree = isinstance(model.graph._codegen, torch.fx.graph._PyTreeCodeGen)
+    if not has_pytree and any(str(node.target).startswith("p_") for node in inputs):
+        raise ModelError(
+            "This is the graph inside of an exported program, which takes the weights as inputs.",
+            expected="the ExportedProgram, or its .module()",
+            got=f"exported.graph_module, with the inputs {', '.join(str(node.target) for node in inputs)}",
+            remedy="hand in the ExportedProgram itself, or exported.module()",
+        )
+    if any("val" not in node.meta for node in inputs):
+        raise ModelError(
+            "This graph was not recorded by torch.export: its inputs have no shapes.",
+            expected="a torch.export.ExportedProgram, or its .module()",
+            got=f"a {type(model).__name__} whose inputs have no recorded value",
+            remedy="export the model: torch.export.export(model.eval(), example_inputs)",
+        )
 
 
 def _complain(problems: list[TorchquiltError] | tuple[TorchquiltError, ...], strict: bool) -> None:
@@ -149,15 +172,28 @@ def _check_annotations(model: GraphModule) -> None:
         check_annotation(node, annotation)
         quantized = [producer for producer, spec in annotation.input_qspec_map.items() if spec is not None]
         for tensor in (*quantized, *((node,) if annotation.output_qspec is not None else ())):
-            if not is_float_tensor(tensor):
+            trouble = _why_not_quantizable(tensor)
+            if trouble:
                 raise AnnotationError(
-                    f"{tensor.name} cannot be quantized: it is not a floating point tensor.",
+                    f"{tensor.name} cannot be quantized: {trouble}.",
                     node=node,
                     quantizer=annotation.quantizer or None,
-                    expected="one float tensor",
+                    expected="a float32, float16 or bfloat16 tensor that nothing writes into",
                     got=tensor.meta.get("val"),
-                    remedy="annotate only edges that carry float tensors",
+                    remedy="annotate only edges that carry such tensors",
                 )
+
+
+def _why_not_quantizable(tensor: Node) -> str:
+    """What keeps a tensor from being quantized, empty where nothing does."""
+    value = tensor_of(tensor)
+    if value is None or not is_float_tensor(tensor):
+        return "it is not a floating point tensor"
+    if value.dtype is torch.float64:
+        return "the quantized_decomposed operators do not take float64"
+    if is_overwritten(tensor):
+        return "the model writes into it, and would write into a copy"
+    return ""
 
 
 def make_ledger(

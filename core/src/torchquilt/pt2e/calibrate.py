@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,9 +44,7 @@ def calibrate(prepared: GraphModule, batches: Iterable[Any], *, limit: int | Non
         return prepared
     number = 0
     with torch.no_grad():
-        for batch in batches:
-            if limit is not None and number >= limit:
-                break
+        for batch in itertools.islice(batches, limit):
             _run(prepared, batch, number)
             number += 1
     if number == 0:

@@ -29,7 +29,7 @@ from torchquilt.graph.edits import (
     take_origin,
 )
 from torchquilt.graph.values import constant_nodes
-from torchquilt.observers import QParams
+from torchquilt.observers import QParams, quantize_with_float_zero_point
 from torchquilt.pt2e.points import (
     ConstantPoint,
     DerivedPoint,
@@ -39,7 +39,7 @@ from torchquilt.pt2e.points import (
     QuantizationPoint,
 )
 from torchquilt.pt2e.stage import set_stage, stage_of
-from torchquilt.spec import Granularity, dtype_name
+from torchquilt.spec import Granularity, ZeroPointDomain, dtype_name
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
 
@@ -104,7 +104,7 @@ class _Conversion:
     def __init__(self, model: GraphModule, points: dict[str, AnyPoint]) -> None:
         self.model = model
         self.points = points
-        self._constants = constant_nodes(model.graph)
+        self._constants = constant_nodes(model.graph, points)
         self._values: dict[AnyPoint, list[torch.Tensor]] = {}
         for node in model.graph.nodes:
             if node.op == "call_module" and isinstance(points.get(str(node.target)), ConstantPoint):
@@ -129,7 +129,7 @@ class _Conversion:
         return point.qparams()
 
     def _value_at(self, node: Node) -> torch.Tensor:
-        return constant_value(self.model, _behind_points(node, self.points))
+        return constant_value(self.model, _behind_points(node, self.points), self.points)
 
     def replace(self, node: Node, point: AnyPoint) -> None:
         """Put quantize and dequantize in the place of one call of a point."""
@@ -221,9 +221,12 @@ class _Conversion:
             constant_value(self.model, argument) if isinstance(argument, Node) else argument
             for argument in operators.arguments
         ]
-        value = constant_value(self.model, origin)
+        value = constant_value(self.model, origin, self.points).float()
         with torch.no_grad():
-            integers = operators.quantize(value.float() if value.dtype.itemsize < 4 else value, *values)
+            if point.spec.zero_point_domain is ZeroPointDomain.FLOAT:
+                integers = quantize_with_float_zero_point(value, self.qparams(point), point.spec)
+            else:
+                integers = operators.quantize(value, *values)
         return self._read(point, node, "", integers.contiguous())
 
     def _read(self, point: AnyPoint, node: Node, what: str, value: torch.Tensor) -> Node:

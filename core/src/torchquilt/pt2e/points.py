@@ -107,16 +107,23 @@ class FixedPoint(QuantizationPoint[FixedQParamsQuantizationSpec]):
         return QParams(torch.tensor(self.spec.scale), torch.tensor(self.spec.zero_point))
 
 
-class DerivedPoint(QuantizationPoint[DerivedQuantizationSpec]):
-    """A tensor whose parameters are computed from those of other points."""
+class DerivedPoint(QuantizationPoint[QuantizationSpec]):
+    """A tensor whose parameters are computed from those of other points.
+
+    It does not keep the spec that was annotated, which names nodes of one graph, but its numbers.
+    """
 
     def __init__(self, spec: DerivedQuantizationSpec, places: tuple[str, ...]) -> None:
-        super().__init__(spec, places)
+        numbers = QuantizationSpec(
+            spec.dtype, spec.quant_min, spec.quant_max, spec.granularity, ch_axis=spec.ch_axis
+        )
+        super().__init__(numbers, places)
+        self.derive_qparams_fn = spec.derive_qparams_fn
         #: names of the points that it is derived from, in order; prepare fills them in
         self.sources: tuple[str, ...] = ()
 
     def qparams_from(self, sources: list[QParams]) -> QParams:
         """The parameters, from those of the sources."""
-        scale, zero_point = self.spec.derive_qparams_fn([(q.scale, q.zero_point) for q in sources])
+        scale, zero_point = self.derive_qparams_fn([(q.scale, q.zero_point) for q in sources])
         shape = () if self.spec.ch_axis is None else (-1,)
         return QParams(scale.reshape(shape), zero_point.reshape(shape))

@@ -60,7 +60,9 @@ def prepare_pt2e(
     prepared = annotated.model
     points = _make_points(annotated, activation_observer)
     annotated.quantizer.prepare_obs_or_fq_callback(prepared, points)
-    _insert_points(prepared, points)
+    names = _register(prepared, points)
+    _link_derived(annotated.groups, points, names)
+    _insert_points(prepared, points, names)
     prepared.recompile()
     set_stage(prepared, "prepared", _record(annotated))
     return prepared
@@ -102,9 +104,7 @@ def _point_for(
     return ObservedPoint(group.spec, make_observer(choice, group.spec), places)
 
 
-def _insert_points(model: GraphModule, points: dict[EdgeOrNode, Any]) -> None:
-    names = _register(model, points)
-    _link_derived(points, names)
+def _insert_points(model: GraphModule, points: dict[EdgeOrNode, Any], names: dict[Any, str]) -> None:
     at_edge: dict[tuple[Node, str], Node] = {}
     edges: dict[Node, list[Node]] = {}
     for place in points:
@@ -118,7 +118,7 @@ def _insert_points(model: GraphModule, points: dict[EdgeOrNode, Any]) -> None:
             after = last_input[0] if producer.op == "placeholder" else producer
             source = _point_after(model, after, names[points[producer]], producer, serves=producer)
             for user in list(producer.users):
-                if user is not source:
+                if user is not source and not _only_checks(user):
                     redirect(user, producer, source)
         for user in sorted(edges.get(producer, ()), key=order.__getitem__):
             point = points[producer, user]
@@ -129,6 +129,11 @@ def _insert_points(model: GraphModule, points: dict[EdgeOrNode, Any]) -> None:
                 with model.graph.inserting_before(user):
                     at_edge[key] = _call_point(model, names[point], source, serves=user)
             redirect(user, source, at_edge[key])
+
+
+def _only_checks(user: Node) -> bool:
+    """Whether a node returns nothing, as the guards that export puts on the inputs."""
+    return user.op == "call_module" and not user.users
 
 
 def _point_after(model: GraphModule, after: Node, name: str, source: Node, serves: Node) -> Node:
@@ -161,16 +166,19 @@ def _register(model: GraphModule, points: dict[EdgeOrNode, Any]) -> dict[Any, st
     return names
 
 
-def _link_derived(points: dict[EdgeOrNode, Any], names: dict[Any, str]) -> None:
-    for place, point in points.items():
-        if isinstance(point, DerivedPoint):
-            missing = [source for source in point.spec.derived_from if source not in points]
-            if missing:
-                raise SharingError(
-                    f"The parameters of {place_name(place)} are derived from a place that has no spec.",
-                    node=place_name(place),
-                    expected="places that are annotated",
-                    got=", ".join(place_name(source) for source in missing),
-                    remedy="annotate the places that it is derived from",
-                )
-            point.sources = tuple(names[points[source]] for source in point.spec.derived_from)
+def _link_derived(groups: tuple[Group, ...], points: dict[EdgeOrNode, Any], names: dict[Any, str]) -> None:
+    """Tell each derived point the names of the points that it is derived from."""
+    for group in groups:
+        point = points[group.places[0]]
+        if not isinstance(group.spec, DerivedQuantizationSpec) or not isinstance(point, DerivedPoint):
+            continue
+        missing = [source for source in group.spec.derived_from if source not in points]
+        if missing:
+            raise SharingError(
+                f"The parameters of {place_name(group.places[0])} are derived from a place that has no spec.",
+                node=place_name(group.places[0]),
+                expected="places that are annotated",
+                got=", ".join(place_name(source) for source in missing),
+                remedy="annotate the places that it is derived from",
+            )
+        point.sources = tuple(names[points[source]] for source in group.spec.derived_from)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import copy
 import operator
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import attrs
 import torch
 from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as executorch_quantizer
+from strategies import export
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
@@ -32,30 +32,12 @@ _CHOOSE = "quantized_decomposed.choose_qparams"
 _SMALLEST_SCALE = 2**-12
 
 
-class Calls(nn.Module):
-    """A module around a function of itself and its inputs, for models that fit on a line."""
-
-    def __init__(self, function: Callable[..., Any], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            self.add_module(name, part)
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        """Call the function."""
-        return self.function(self, *inputs)
-
-
 @attrs.frozen(eq=False)
 class Model:
     """A float model, and inputs that it is exported, calibrated and run with."""
 
     module: nn.Module
     inputs: tuple[torch.Tensor, ...]
-
-    def exported(self) -> torch.export.ExportedProgram:
-        """The model as ``torch.export`` gives it, in evaluation mode."""
-        return torch.export.export(self.module.eval(), self.inputs)
 
 
 class OracleQuantizer(executorch_quantizer.XNNPACKQuantizer):  # type: ignore[misc]
@@ -100,17 +82,18 @@ def our_quantizer(*, is_per_channel: bool = True, is_dynamic: bool = False) -> X
 
 def quantized_by_oracle(model: Model, quantizer: Any) -> GraphModule:
     """The model after torchao's flow, calibrated with its inputs."""
-    prepared = torchao_flow.prepare_pt2e(model.exported().module(), quantizer)
+    prepared = torchao_flow.prepare_pt2e(export(model.module, *model.inputs).module(), quantizer)
     prepared(*model.inputs)
     converted: GraphModule = torchao_flow.convert_pt2e(prepared)
     return converted
 
 
 def quantized_by_us(model: Model, quantizer: Any) -> GraphModule:
-    """The model after our flow, calibrated with its inputs, min-max."""
-    prepared = tq.prepare_pt2e(model.exported(), quantizer, activation_observer="minmax")
-    tq.calibrate(prepared, [model.inputs])
-    return tq.convert_pt2e(prepared)
+    """The model after our flow, calibrated with its inputs, min-max; also where nothing is quantized."""
+    prepared = tq.prepare_pt2e(
+        export(model.module, *model.inputs), quantizer, activation_observer="minmax", strict=False
+    )
+    return tq.convert_pt2e(tq.calibrate(prepared, [model.inputs]))
 
 
 def outputs_of(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
@@ -136,10 +119,12 @@ def steps_of(model: GraphModule) -> Counter[str]:
     return Counter(description.step(node) for node in model.graph.nodes if _is_step(node))
 
 
-def line_of(description: list[str], operation: str) -> str:
-    """The only line of a description that is about an operator (``relu``), or about the ``output``."""
-    (line,) = (line for line in description if operation in line.split("(")[0].split("."))
-    return line
+def outline(model: GraphModule) -> list[str]:
+    """The operators of a converted graph in order, and which of the tensors that they read are quantized.
+
+    ``conv2d(q, q, -)``: input and weight are, the bias is read as it is.
+    """
+    return _Description(model).outline()
 
 
 class _Description:
@@ -150,13 +135,22 @@ class _Description:
     def lines(self) -> list[str]:
         found = []
         for node in self.model.graph.nodes:
-            if node.op in ("get_attr", "call_module") or _is_step(node) or _serves_a_step(node):
+            if node.op in ("get_attr", "call_module") or _is_machinery(node):
                 continue  # the only call of a module is the check of the inputs that export adds
             self.numbers[node] = len(self.numbers)
             arguments = [self._argument(value) for value in node.args]
             arguments += [f"{key}={self._argument(value)}" for key, value in node.kwargs.items()]
             name = str(node.target) if node.op == "call_function" else node.op
             found.append(f"{name}({', '.join(arguments)}) -> %{self.numbers[node]}")
+        return found
+
+    def outline(self) -> list[str]:
+        found = []
+        for node in self.model.graph.nodes:
+            if node.op == "output" or (node.op == "call_function" and not _is_machinery(node)):
+                name = str(node.target).split(".")[1] if node.op == "call_function" else "output"
+                read = ["q" if _is_step(source) else "-" for source in _tensors(node)]
+                found.append(f"{name}({', '.join(read)})")
         return found
 
     def _argument(self, value: Any) -> str:
@@ -201,7 +195,12 @@ def _is_step(node: Node) -> bool:
     return name.startswith(_DIALECT) and not name.startswith(_CHOOSE)
 
 
-def _serves_a_step(node: Node) -> bool:
-    """Whether a node finds parameters at run time, or takes them out of what found them."""
+def _is_machinery(node: Node) -> bool:
+    """Whether a node quantizes, dequantizes, finds parameters at run time, or takes them out of a tuple."""
     source = node.args[0] if node.target is operator.getitem else node
-    return str(getattr(source, "target", "")).startswith(_CHOOSE)
+    return _is_step(node) or str(getattr(source, "target", "")).startswith(_CHOOSE)
+
+
+def _tensors(node: Node) -> list[Node]:
+    """The nodes that a node reads, one that is read twice twice."""
+    return [value for value in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(value, Node)]

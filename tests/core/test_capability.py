@@ -1,0 +1,513 @@
+"""Capabilities: what is queried is what is annotated, and the answer is plain data."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import INT8, WEIGHT, Fn, annotated, export, normal
+from torch import nn
+from torch.nn import functional as F
+
+import torchquilt as tq
+from torchquilt import operators as ops
+from torchquilt_executorch_embedding import SUPPORT as EMBEDDING
+from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer, get_embedding_byte_config
+from torchquilt_xnnpack import SUPPORT, XNNPACKQuantizer, get_symmetric_quantization_config
+
+STATIC = get_symmetric_quantization_config(is_per_channel=True)
+DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+CONFIG = {"static": STATIC, "dynamic": DYNAMIC, "weight_only": get_embedding_byte_config()}
+BOTH = EMBEDDING.capabilities() | SUPPORT.capabilities()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Queries
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "op",
+    [nn.Linear, F.linear, torch.ops.aten.linear.default, torch.ops.aten.linear, "linear", "nn.Linear",
+     "torch.nn.functional.linear", "aten.linear.default"],
+    ids=str,
+)  # fmt: skip
+def test_an_operator_is_found_under_each_of_its_names(op: object) -> None:
+    """Module class, functional, overload, packet, and the text of any of them give the same rows."""
+    found = BOTH.filter(op)
+    assert {row.operators[0] for row in found} == {"linear"}
+    assert {row.mode for row in found} == {"static", "dynamic"}
+    assert found == BOTH.filter("linear")
+
+
+def functionals() -> list[tuple[str, str]]:
+    """Each functional that an operator lists, with the operator's name."""
+    return [(functional, operator.name) for operator in ops.OPERATORS for functional in operator.functionals]
+
+
+@pytest.mark.parametrize(("functional", "operator"), functionals())
+def test_the_function_itself_is_understood(functional: str, operator: str) -> None:
+    """The object that people import, not only its name, leads to the operator that export makes of it."""
+    module, _, name = functional.rpartition(".")
+    function = getattr(importlib.import_module(module), name)
+    wanted = next(known for known in ops.OPERATORS if known.name == operator)
+    assert ops.object_type(function).overloads == wanted.overloads
+
+
+@pytest.mark.parametrize("operator", [op for op in ops.OPERATORS if op.modules], ids=lambda op: op.name)
+def test_the_module_class_is_understood(operator: ops.Operator) -> None:
+    """Each listed class exists in torch, and leads to the operator."""
+    (full,) = operator.modules
+    module, _, name = full.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    assert ops.object_type(cls).name == full
+    assert ops.object_type(f"nn.{name}").name == full
+    assert all(row.operators[0] == operator.name for row in BOTH.filter(cls))
+
+
+@pytest.mark.parametrize("operator", ops.OPERATORS, ids=lambda op: op.name)
+def test_every_overload_exists_in_torch(operator: ops.Operator) -> None:
+    """A name in the table that torch does not have could never match."""
+    for overload in operator.overloads:
+        namespace, packet, name = overload.split(".")
+        found = getattr(getattr(getattr(torch.ops, namespace), packet), name)
+        assert str(found) == overload
+        arguments = found._schema.arguments
+        for operand in operator.operands:
+            assert arguments[operand.position].name == operand.keyword
+
+
+@pytest.mark.parametrize(
+    ("question", "count"),
+    [
+        ({"backend": "executorch_embedding"}, len(EMBEDDING.rows)),
+        ({"backend": "xnnpack"}, len(SUPPORT.rows)),
+        ({"backend": "nobody"}, 0),
+        ({"mode": "weight_only"}, 1),
+        ({"mode": "dynamic"}, 1),
+        ({"dtype": torch.uint8}, 1),
+        ({"dtype": "int8"}, len(SUPPORT.rows)),
+        ({"dtype": torch.int16}, 0),
+        ({"target": "executorch"}, len(SUPPORT.rows) + len(EMBEDDING.rows)),
+        ({"target": "nowhere"}, 0),
+        ({"op": nn.Embedding}, 1),
+        ({"op": nn.Embedding, "mode": "static"}, 0),
+        ({"op": "linear", "mode": "dynamic", "dtype": "int8", "backend": "xnnpack"}, 1),
+    ],
+    ids=str,
+)
+def test_rows_are_filtered_by_each_question(question: dict[str, Any], count: int) -> None:
+    """Every given question narrows the rows, and together they all hold."""
+    assert len(BOTH.filter(**question)) == count
+
+
+@pytest.mark.parametrize("op", ["liner", 3, torch.sin, "torch.nn.Linea"], ids=str)
+def test_a_question_about_nothing_is_an_error(op: object) -> None:
+    """What is no operator name is refused; where a name is near, it is offered."""
+    with pytest.raises(tq.IntentError) as caught:
+        BOTH.filter(op)
+    if op == "liner":
+        assert "linear" in str(caught.value.remedy)
+
+
+def test_an_operator_without_rows_is_no() -> None:
+    """An ATen operator that nobody has is a plain no, not an error."""
+    answer = BOTH.supports(torch.ops.aten.sin.default, STATIC)
+    assert not answer
+    assert answer.capability is None
+    assert str(answer).startswith("no")
+
+
+@pytest.mark.parametrize(
+    ("op", "config", "pattern"),
+    [
+        (nn.Linear, STATIC, "linear"),
+        (F.linear, DYNAMIC, "linear"),
+        (nn.Conv2d, STATIC, "conv2d"),
+        (torch.add, STATIC, "add"),
+        (nn.Embedding, get_embedding_byte_config(), "embedding_byte"),
+    ],
+)
+def test_what_is_supported_is_yes_with_the_row(op: object, config: Any, pattern: str) -> None:
+    """The answer is true, and names the row and its backend."""
+    answer = BOTH.supports(op, config)
+    assert answer
+    assert not answer.differences
+    assert answer.capability is not None
+    assert pattern in answer.capability.pattern
+    assert str(answer).startswith("yes")
+
+
+@pytest.mark.parametrize(
+    ("op", "config", "difference"),
+    [
+        (nn.Conv2d, DYNAMIC, "input_activation"),
+        (nn.Linear, tq.QuantizationConfig(weight=WEIGHT), "input_activation=None"),
+        (nn.Linear, attrs.evolve(STATIC, bias=tq.QuantizationSpec("int32", symmetric=True)), "bias"),
+        (nn.Linear, attrs.evolve(STATIC, is_qat=True), "is_qat"),
+        (nn.Linear, attrs.evolve(STATIC, output_activation=tq.QuantizationSpec("uint8")), "dtype=uint8"),
+        (
+            nn.Linear,
+            attrs.evolve(DYNAMIC, input_activation=tq.QuantizationSpec("int8", is_dynamic=True)),
+            "granularity=per_tensor",
+        ),
+        (
+            nn.Linear,
+            attrs.evolve(STATIC, weight=tq.QuantizationSpec("int8", granularity="per_axis", ch_axis=0)),
+            "symmetric=False",
+        ),
+        (nn.Embedding, tq.QuantizationConfig(weight=WEIGHT), "dtype=int8"),
+    ],
+    ids=str,
+)
+def test_what_is_not_supported_says_what_differs(op: object, config: Any, difference: str) -> None:
+    """The answer is false, with the nearest row and each thing of the config that it does not take."""
+    answer = BOTH.supports(op, config)
+    assert not answer
+    assert answer.capability is not None
+    assert any(difference in text for text in answer.differences)
+    assert all(text in str(answer) for text in answer.differences)
+
+
+def test_the_nearest_row_has_the_fewest_differences() -> None:
+    """A dynamic config with one wrong number is compared with the dynamic row, not with the static ones."""
+    near = attrs.evolve(DYNAMIC, weight=tq.QuantizationSpec("int16", symmetric=True))
+    answer = BOTH.supports(nn.Linear, near)
+    assert answer.capability is not None
+    assert answer.capability.mode == "dynamic"
+    assert {text.split(":")[0] for text in answer.differences} == {"weight"}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Merging, printing, JSON
+# ----------------------------------------------------------------------------------------------------------
+
+some_rows = st.lists(st.sampled_from(list(BOTH.rows)), max_size=8).map(
+    lambda rows: tq.Capabilities(tuple(dict.fromkeys(rows)))
+)
+
+
+@settings(max_examples=60)
+@given(some_rows, some_rows, some_rows)
+def test_merging_is_associative_and_keeps_order(
+    a: tq.Capabilities, b: tq.Capabilities, c: tq.Capabilities
+) -> None:
+    """(a | b) | c is a | (b | c): first all of a, then what is new of b, then what is new of c."""
+    merged = (a | b) | c
+    assert merged == a | (b | c)
+    assert merged.rows[: len(a)] == a.rows
+    new = [row for row in b.rows if row not in a.rows]
+    assert list(merged.rows[len(a) : len(a) + len(new)]) == new
+
+
+@settings(max_examples=40)
+@given(some_rows)
+def test_merging_with_itself_or_nothing_changes_nothing(a: tq.Capabilities) -> None:
+    """A row that is there already is not repeated, and the empty capabilities add nothing."""
+    assert a | a == a
+    assert a | tq.Capabilities() == a
+    assert tq.Capabilities() | a == a
+
+
+def test_the_first_backend_that_takes_a_thing_is_the_answer() -> None:
+    """Of two backends with one capability, supports() names the one that was merged first."""
+    theirs = tq.Capabilities(tuple(attrs.evolve(row, backend="acme") for row in SUPPORT.capabilities()))
+    for first, second in ((theirs, SUPPORT.capabilities()), (SUPPORT.capabilities(), theirs)):
+        answer = (first | second).supports(nn.Linear, STATIC)
+        assert answer.capability is not None
+        assert answer.capability.backend == first.rows[0].backend
+    assert (theirs | SUPPORT.capabilities()).backends == ("acme", "xnnpack")
+
+
+@settings(max_examples=40)
+@given(some_rows)
+def test_json_and_back_is_the_same(rows: tq.Capabilities) -> None:
+    """to_json and from_json are inverse, to rows that compare and hash equal."""
+    again = tq.Capabilities.from_json(rows.to_json())
+    assert again == rows
+    assert hash(again) == hash(rows)
+    assert again.to_json() == rows.to_json()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "not json", "[]", "3", '{"rows": []}', '{"schema": 1}', '{"schema": 99, "rows": []}', '{"schema": 1, "rows": [{}]}',
+     '{"schema": 1, "rows": [3]}', '{"schema": 1, "rows": 3}'],
+)  # fmt: skip
+def test_json_of_something_else_is_refused(text: str) -> None:
+    """Text that is not capabilities of this schema is an error of ours."""
+    with pytest.raises(tq.PatternError):
+        tq.Capabilities.from_json(text)
+
+
+def test_capabilities_are_made_and_read_without_torch(tmp_path: Path) -> None:
+    """A process that never imports torch reads the plugins' tables, asks, and prints what this one does."""
+    (tmp_path / "rows.json").write_text(BOTH.to_json())
+    code = """
+import sys
+from pathlib import Path
+import torchquilt as tq
+from torchquilt_xnnpack import SUPPORT
+from torchquilt_executorch_embedding import SUPPORT as EMBEDDING
+read = tq.Capabilities.from_json(Path(sys.argv[1]).read_text())
+assert read == EMBEDDING.capabilities() | SUPPORT.capabilities()
+assert len(read.filter("nn.Linear", mode="dynamic", dtype="int8")) == 1
+print(read)
+assert "torch" not in sys.modules, "torch was imported"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "rows.json")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(BOTH).strip()
+
+
+def test_the_printed_table_has_a_line_for_each_row() -> None:
+    """Header, rule, and one line a row with backend, pattern, mode and specs in columns."""
+    lines = str(BOTH).splitlines()
+    assert len(lines) == len(BOTH) + 2
+    assert lines[0].split() == ["backend", "pattern", "mode", "specs"]
+    start = lines[0].index("mode")
+    for line, row in zip(lines[2:], BOTH, strict=True):
+        assert line.startswith(row.backend)
+        assert line[start:].startswith(row.mode)
+        assert row.pattern in line
+
+
+def test_a_table_with_rules_says_where() -> None:
+    """What a configured quantizer answers shows the rule that asks."""
+    quantizer = XNNPACKQuantizer().set_module_name("encoder", STATIC)
+    text = str(quantizer.quantization_capabilities())
+    assert "where" in text.splitlines()[0]
+    assert "module encoder" in text
+
+
+def test_nothing_is_printed_as_such() -> None:
+    """Empty capabilities are said in words."""
+    assert str(tq.Capabilities()) == "no capabilities"
+
+
+def test_the_json_is_plain() -> None:
+    """Rows are objects of text, numbers, lists; the schema has a number."""
+    data = json.loads(BOTH.to_json())
+    assert data["schema"] == 1
+    assert {row["backend"] for row in data["rows"]} == {"xnnpack", "executorch_embedding"}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What is queried is what is annotated
+# ----------------------------------------------------------------------------------------------------------
+
+IMAGE, MATRIX = normal(2, 4, 6, 6), normal(4, 8)
+
+# For each operator that can stand first in a row: an expression over x (behind something quantized where
+# the operator only passes on), the parts that it needs, and an input.
+FIRST: dict[str, tuple[Callable[..., Any], dict[str, Any], torch.Tensor]] = {
+    "linear": (lambda m, x: m.fc(x), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "conv1d": (lambda m, x: m.conv(x), {"conv": nn.Conv1d(4, 4, 3)}, normal(2, 4, 8)),
+    "conv2d": (lambda m, x: m.conv(x), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE),
+    "embedding": (lambda m, x: m.emb(x), {"emb": nn.Embedding(8, 4)}, torch.tensor([1, 2])),
+    "add": (lambda m, x: x + x.sin(), {}, MATRIX),
+    "mul": (lambda m, x: x * x.sin(), {}, MATRIX),
+    "cat": (lambda m, x: torch.cat([x, x.sin()]), {}, MATRIX),
+    "adaptive_avg_pool2d": (lambda m, x: F.adaptive_avg_pool2d(x, 1), {}, IMAGE),
+    "mean": (lambda m, x: m.conv(x).mean((2, 3), keepdim=True), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE),
+    "max_pool2d": (lambda m, x: F.max_pool2d(m.conv(x), 2), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE),
+    "relu": (lambda m, x: torch.relu(torch.cat([x, x.sin()])), {}, MATRIX),
+    "relu6": (lambda m, x: torch.ops.aten.relu6.default(torch.cat([x, x.sin()])), {}, MATRIX),
+    "hardtanh": (lambda m, x: F.hardtanh(torch.cat([x, x.sin()])), {}, MATRIX),
+    "clamp": (lambda m, x: torch.clamp(torch.cat([x, x.sin()]), -1, 1), {}, MATRIX),
+    "view": (lambda m, x: m.fc(x).view(2, 16), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "reshape": (lambda m, x: m.fc(x).reshape(2, 16), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "flatten": (lambda m, x: m.fc(x).flatten(), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "permute": (lambda m, x: m.fc(x).permute(1, 0), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "transpose": (lambda m, x: m.fc(x).transpose(0, 1), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "slice": (lambda m, x: m.fc(x)[1:3], {"fc": nn.Linear(8, 8)}, MATRIX),
+    "squeeze": (lambda m, x: m.fc(x).squeeze(0), {"fc": nn.Linear(8, 8)}, MATRIX[:1]),
+    "unsqueeze": (lambda m, x: m.fc(x).unsqueeze(-1), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "dropout": (lambda m, x: F.dropout(m.fc(x), 0.5, m.training), {"fc": nn.Linear(8, 8)}, MATRIX),
+}
+AFTER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.relu,
+    "relu6": torch.ops.aten.relu6.default,
+    "hardtanh": F.hardtanh,
+    "clamp": lambda x: torch.clamp(x, -1, 1),
+}
+
+
+def model_for(row: tq.Capability) -> tuple[nn.Module, torch.Tensor]:
+    """A model in which the row's pattern stands."""
+    function, parts, x = FIRST[row.operators[0]]
+
+    def forward(module: Any, *inputs: torch.Tensor) -> torch.Tensor:
+        value = function(module, *inputs)
+        for name in row.operators[1:]:
+            value = AFTER[name](value)
+        return value
+
+    return Fn(forward, **parts), x
+
+
+CLAIMS = [(EMBEDDING, row) for row in EMBEDDING.rows] + [(SUPPORT, row) for row in SUPPORT.rows]
+
+
+def patterns_in(quantizer: tq.PatternQuantizer, row: tq.SupportRow) -> list[str]:
+    """The patterns that a quantizer annotates in the model for a row."""
+    model, x = model_for(row.describe("any"))
+    graph = export(model, x).module()
+    quantizer.transform_for_annotation(graph)
+    quantizer.annotate(graph)
+    return [found.pattern for found in annotated(graph).values()]
+
+
+def asked_for(table: tq.SupportTable, config: tq.QuantizationConfig) -> tq.PatternQuantizer:
+    """A quantizer over a table, asked everywhere for a config."""
+    return tq.PatternQuantizer(table).set_global(config)
+
+
+@pytest.mark.parametrize(
+    ("table", "row"), CLAIMS, ids=[f"{table.backend} {row.pattern.name} {row.mode}" for table, row in CLAIMS]
+)
+def test_what_is_claimed_is_annotated(table: tq.SupportTable, row: tq.SupportRow) -> None:
+    """A row of quantization_capabilities() is annotated where it stands, on each of its operators."""
+    quantizer = asked_for(table, CONFIG[row.mode])
+    claimed = [found.pattern for found in quantizer.quantization_capabilities()]
+    assert row.pattern.name in claimed
+    assert patterns_in(quantizer, row).count(row.pattern.name) == len(row.pattern.operators)
+
+
+@pytest.mark.parametrize(
+    ("table", "row"), CLAIMS, ids=[f"{table.backend} {row.pattern.name} {row.mode}" for table, row in CLAIMS]
+)
+def test_what_is_left_out_of_the_table_is_not_annotated(table: tq.SupportTable, row: tq.SupportRow) -> None:
+    """Without its row a pattern is neither claimed nor annotated, whatever else the table has."""
+    rest = attrs.evolve(table, rows=tuple(other for other in table.rows if other is not row))
+    if not any(not other.differences(CONFIG[row.mode]) for other in rest.rows):
+        with pytest.raises((tq.UnsupportedConfigError, ValueError)):
+            asked_for(rest, CONFIG[row.mode])
+        return
+    quantizer = asked_for(rest, CONFIG[row.mode])
+    assert row.pattern.name not in [found.pattern for found in quantizer.quantization_capabilities()]
+    assert row.pattern.name not in patterns_in(quantizer, row)
+
+
+@pytest.mark.parametrize(
+    ("table", "row"), CLAIMS, ids=[f"{table.backend} {row.pattern.name} {row.mode}" for table, row in CLAIMS]
+)
+def test_what_is_annotated_has_specs_that_the_row_claims(table: tq.SupportTable, row: tq.SupportRow) -> None:
+    """Every spec in an annotation is one that the queried row allows for some role."""
+    quantizer = asked_for(table, CONFIG[row.mode])
+    model, x = model_for(row.describe("any"))
+    graph = export(model, x).module()
+    quantizer.annotate(graph)
+    rows = {found.pattern: found for found in quantizer.quantization_capabilities()}
+    for found in annotated(graph).values():
+        allowed = [option for _, options in rows[found.pattern].specs for option in options]
+        for spec in (*found.input_qspec_map.values(), found.output_qspec):
+            if isinstance(spec, tq.QuantizationSpec):
+                assert any(not option.differences(spec) for option in allowed)
+
+
+def test_a_quantizer_that_is_asked_for_nothing_claims_nothing() -> None:
+    """Before anything is asked there is no capability; what the backend could do is another question."""
+    assert len(XNNPACKQuantizer().quantization_capabilities()) == 0
+    assert len(XNNPACKQuantizer.backend_capabilities()) == len(SUPPORT.rows)
+    assert len(ExecuTorchEmbeddingQuantizer().quantization_capabilities()) == 1
+
+
+@pytest.mark.parametrize("config", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+def test_a_configured_quantizer_claims_what_takes_its_config(config: tq.QuantizationConfig) -> None:
+    """The rows are those of the mode that was asked for."""
+    rows = XNNPACKQuantizer().set_global(config).quantization_capabilities()
+    assert {row.mode for row in rows} == {config.mode}
+    assert {row.scope for row in rows} == {"everywhere"}
+
+
+def test_a_rule_about_a_type_claims_that_operator_alone() -> None:
+    """set_object_type(nn.Linear) says nothing of convolutions, set_module_name may be about anything."""
+    by_type = XNNPACKQuantizer().set_object_type(nn.Linear, STATIC).quantization_capabilities()
+    assert {row.operators[0] for row in by_type} == {"linear"}
+    by_name = XNNPACKQuantizer().set_module_name("a", STATIC).quantization_capabilities()
+    assert {"linear", "conv2d"} <= {row.operators[0] for row in by_name}
+
+
+def test_what_is_excluded_is_not_claimed() -> None:
+    """With every linear left in float, no row for linear is claimed."""
+    quantizer = XNNPACKQuantizer().set_global(STATIC).set_object_type(nn.Linear, None)
+    assert not quantizer.quantization_capabilities().supports(nn.Linear, STATIC)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Tables that are not well formed
+# ----------------------------------------------------------------------------------------------------------
+
+LINEAR = tq.OperatorPattern.of(ops.LINEAR)
+ALLOWED = (tq.AllowedSpec("int8", -127, 127, ("per_axis",), symmetric=True, ch_axis=0),)
+
+
+def test_two_rows_for_one_thing_are_refused() -> None:
+    """A pattern and mode stand once in a table; the error names them."""
+    row = tq.SupportRow(LINEAR, {"weight": ALLOWED})
+    with pytest.raises(tq.PatternError) as caught:
+        tq.SupportTable("acme", (row, attrs.evolve(row, targets=("x",))))
+    assert "linear" in str(caught.value.got)
+    assert "acme" in str(caught.value)
+
+
+def test_a_role_that_does_not_exist_is_refused() -> None:
+    """The error lists the roles."""
+    with pytest.raises(tq.PatternError) as caught:
+        tq.SupportRow(LINEAR, {"kernel": ALLOWED})
+    assert "kernel" in str(caught.value.got)
+    assert "weight" in str(caught.value.expected)
+
+
+def test_longer_patterns_are_tried_first() -> None:
+    """Whatever the order of the rows is, linear + relu is found before linear."""
+    short = tq.SupportRow(LINEAR, {"weight": ALLOWED})
+    long = tq.SupportRow(tq.OperatorPattern.of(ops.LINEAR, ops.RELU), {"weight": ALLOWED})
+    for rows in ((short, long), (long, short)):
+        quantizer = asked_for(tq.SupportTable("acme", rows), tq.QuantizationConfig(weight=WEIGHT))
+        graph = export(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), normal(2, 4)).module()
+        quantizer.annotate(graph)
+        assert {found.pattern for found in annotated(graph).values()} == {"linear_relu"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "difference"),
+    [
+        (WEIGHT, None),
+        (attrs.evolve(WEIGHT, quant_min=-7, quant_max=7), None),
+        (attrs.evolve(WEIGHT, quant_min=-128), "range"),
+        (attrs.evolve(WEIGHT, ch_axis=1), "ch_axis"),
+        (attrs.evolve(WEIGHT, symmetric=False, zero_point=None), "symmetric"),
+        (attrs.evolve(WEIGHT, granularity="per_tensor", ch_axis=None), "granularity"),
+        (INT8, "granularity"),
+        (tq.QuantizationSpec("uint8", 0, 100, "per_axis", ch_axis=0, symmetric=True), "dtype"),
+        (
+            tq.QuantizationSpec("int8", -127, 127, "per_axis", ch_axis=0, zero_point_domain="float"),
+            "zero_point_domain",
+        ),
+    ],
+    ids=str,
+)
+def test_a_family_of_specs_says_what_differs(spec: tq.QuantizationSpec, difference: str | None) -> None:
+    """A spec inside of the family has no differences; outside each field that differs is named."""
+    found = ALLOWED[0].differences(spec)
+    assert bool(found) == (difference is not None)
+    assert difference is None or any(text.startswith(difference) for text in found)

@@ -1,0 +1,400 @@
+"""What the user asks for, and where: the most specific rule wins, and what cannot take effect is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from strategies import Fn, annotated, calls, export, normal
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+import torchquilt as tq
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+STATIC = get_symmetric_quantization_config()
+CHANNELS = get_symmetric_quantization_config(is_per_channel=True)
+DYNAMIC = get_symmetric_quantization_config(is_dynamic=True)
+NARROW = get_symmetric_quantization_config(weight_qmin=-7, weight_qmax=7)
+NAME = {STATIC: "static", CHANNELS: "channels", DYNAMIC: "dynamic", NARROW: "narrow"}
+
+
+class Block(nn.Module):
+    """Two linears and an add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """out(tanh(fc(x))) + x."""
+        return self.out(torch.tanh(self.fc(x))) + x
+
+
+class Model(nn.Module):
+    """Twelve blocks, so that layer.1 and layer.10 both are there, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Block() for _ in range(12))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """head(layer.11(… layer.0(x)))."""
+        for block in self.layer:
+            x = block(x)
+        return self.head(x)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["non-strict", "strict"])
+def exported(request: pytest.FixtureRequest) -> torch.export.ExportedProgram:
+    """The model exported in both ways: rules mean the same in each."""
+    return export(Model(), normal(2, 4), strict=request.param)
+
+
+def prepared(quantizer: tq.Quantizer, exported: torch.export.ExportedProgram) -> GraphModule:
+    """Prepared with a quantizer."""
+    return tq.prepare_pt2e(exported, quantizer, activation_observer="minmax")
+
+
+def kind_of(found: tq.QuantizationAnnotation, node: Node) -> str:
+    """Which of the configs an annotated linear has."""
+    weight = found.input_qspec_map[node.args[1].args[0]]
+    assert isinstance(weight, tq.QuantizationSpec)
+    if weight.ch_axis is not None:
+        return "channels"
+    if weight.quant_max == 7:
+        return "narrow"
+    return "static" if found.output_qspec is not None else "dynamic"
+
+
+def linears(quantizer: tq.Quantizer, exported: torch.export.ExportedProgram) -> dict[str, str]:
+    """Module path → config, for each linear that is annotated."""
+    graph = prepared(quantizer, exported)
+    found = annotated(graph)
+    return {
+        list(node.meta["nn_module_stack"].values())[-1][0]: kind_of(found[node.name], node)
+        for node in calls(graph, "aten.linear")
+        if node.name in found
+    }
+
+
+def xnnpack() -> XNNPACKQuantizer:
+    """A quantizer that is asked for nothing yet."""
+    return XNNPACKQuantizer()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Who decides
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_global_config_is_for_everything(exported: torch.export.ExportedProgram) -> None:
+    """Without other rules every linear has it."""
+    found = linears(xnnpack().set_global(STATIC), exported)
+    assert len(found) == 25
+    assert set(found.values()) == {"static"}
+
+
+def test_none_leaves_in_float(exported: torch.export.ExportedProgram) -> None:
+    """A module with None stays in float, and everything else is as asked."""
+    found = linears(xnnpack().set_global(STATIC).set_module_name("layer.3", None), exported)
+    assert len(found) == 23
+    assert not any(path.startswith("layer.3.") for path in found)
+
+
+def test_a_module_name_is_whole_parts(exported: torch.export.ExportedProgram) -> None:
+    """layer.1 holds layer.1.fc and layer.1.out, and neither layer.10 nor layer.11."""
+    assert set(linears(xnnpack().set_module_name("layer.1", STATIC), exported)) == {"layer.1.fc", "layer.1.out"}
+
+
+def test_the_longest_module_name_wins(exported: torch.export.ExportedProgram) -> None:
+    """A rule about a part of a module beats the one about the module, in whatever order they were given."""
+    one = xnnpack().set_module_name("layer.1", STATIC).set_module_name("layer.1.fc", NARROW)
+    other = xnnpack().set_module_name("layer.1.fc", NARROW).set_module_name("layer.1", STATIC)
+    for quantizer in (one, other):
+        assert linears(quantizer, exported) == {"layer.1.fc": "narrow", "layer.1.out": "static"}
+
+
+def test_a_name_beats_a_type_beats_global(exported: torch.export.ExportedProgram) -> None:
+    """module name > operator type > innermost module class > everywhere."""
+    quantizer = (
+        xnnpack()
+        .set_module_name("layer.0.fc", DYNAMIC)
+        .set_object_type(nn.Linear, CHANNELS)
+        .set_object_type(Block, NARROW)
+        .set_global(STATIC)
+    )
+    found = linears(quantizer, exported)
+    assert found.pop("layer.0.fc") == "dynamic"
+    assert set(found.values()) == {"channels"}
+
+
+def test_the_innermost_module_class_wins(exported: torch.export.ExportedProgram) -> None:
+    """Of two classes around a node the inner one decides: Linear inside of Block, Block for the rest of it."""
+    graph = prepared(xnnpack().set_object_type(Block, STATIC).set_object_type(nn.Linear, None), exported)
+    assert {found.pattern for found in annotated(graph).values()} == {"add"}
+
+
+def test_a_class_of_ones_own_is_all_that_is_inside(exported: torch.export.ExportedProgram) -> None:
+    """set_object_type(Block) takes what is in blocks and leaves the head in float."""
+    found = linears(xnnpack().set_object_type(Block, STATIC), exported)
+    assert len(found) == 24
+    assert "head" not in found
+
+
+def test_an_operator_beats_a_module_class(exported: torch.export.ExportedProgram) -> None:
+    """A rule about the operator decides over one about the class of the module around it."""
+    quantizer = xnnpack().set_object_type(F.linear, DYNAMIC).set_object_type(Block, STATIC)
+    graph = prepared(quantizer, exported)
+    found = annotated(graph)
+    kinds = {kind_of(found[node.name], node) for node in calls(graph, "aten.linear")}
+    assert kinds == {"dynamic"}
+    assert sum(annotation.pattern == "add" for annotation in found.values()) == 12
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [nn.Linear, F.linear, torch.ops.aten.linear.default, torch.ops.aten.linear, "nn.Linear", "linear"],
+    ids=str,
+)
+def test_a_type_has_many_names(subject: object, exported: torch.export.ExportedProgram) -> None:
+    """Module class, functional, overload, packet and text take the same 25 linears, and no add."""
+    graph = prepared(xnnpack().set_object_type(subject, STATIC), exported)
+    assert {found.pattern for found in annotated(graph).values()} == {"linear"}
+    assert len(annotated(graph)) == 25
+
+
+def test_a_functional_linear_is_no_module(exported: torch.export.ExportedProgram) -> None:
+    """nn.Linear is about modules, F.linear about the operator wherever it comes from."""
+    model = Fn(
+        lambda self, x: F.linear(self.fc(x), self.weight), fc=nn.Linear(4, 4), weight=nn.Parameter(normal(4, 4))
+    )
+    program = export(model, normal(2, 4))
+    assert len(annotated(prepared(xnnpack().set_object_type(nn.Linear, STATIC), program))) == 1
+    assert len(annotated(prepared(xnnpack().set_object_type(F.linear, STATIC), program))) == 2
+
+
+def test_a_later_rule_for_the_same_thing_replaces_the_earlier(exported: torch.export.ExportedProgram) -> None:
+    """Asking again is changing one's mind."""
+    quantizer = (
+        xnnpack()
+        .set_global(DYNAMIC)
+        .set_global(STATIC)
+        .set_module_name("head", STATIC)
+        .set_module_name("head", NARROW)
+        .set_object_type(nn.Linear, None)
+        .set_object_type(nn.Linear, CHANNELS)
+    )
+    found = linears(quantizer, exported)
+    assert found.pop("head") == "narrow"
+    assert set(found.values()) == {"channels"}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Filters
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_filter_is_exact(exported: torch.export.ExportedProgram) -> None:
+    """A filter for the linear node never takes the add behind it, or anything else."""
+    quantizer = xnnpack().set_global(STATIC).set_filter_function(lambda node: node.name == "linear_1")
+    assert list(annotated(prepared(quantizer, exported))) == ["linear_1"]
+
+
+def test_a_filter_narrows_every_rule(exported: torch.export.ExportedProgram) -> None:
+    """A node has to be asked for and let through."""
+    quantizer = (
+        xnnpack()
+        .set_module_name("layer.2", STATIC)
+        .set_filter_function(lambda node: "linear" in str(node.target))
+    )
+    assert set(linears(quantizer, exported)) == {"layer.2.fc", "layer.2.out"}
+    assert len(annotated(prepared(quantizer, exported))) == 2
+
+
+def test_a_filter_sees_shapes() -> None:
+    """The seed case of the README: only linears with a 3-D input."""
+    model = Fn(lambda self, x: self.a(x) + self.b(x[0]), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+
+    def is_3d(node: Node) -> bool:
+        return "linear" in str(node.target) and node.args[0].meta["val"].dim() == 3
+
+    quantizer = xnnpack().set_global(STATIC).set_filter_function(is_3d)
+    assert list(annotated(prepared(quantizer, export(model, normal(2, 3, 4))))) == ["linear"]
+
+
+def test_a_filter_that_fails_is_an_error_with_the_node(exported: torch.export.ExportedProgram) -> None:
+    """The user's exception is the cause, and the node is named."""
+
+    def broken(node: Node) -> bool:
+        return node.meta["missing"]
+
+    with pytest.raises(tq.IntentError) as caught:
+        prepared(xnnpack().set_global(STATIC).set_filter_function(broken), exported)
+    assert caught.value.node == "linear"
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Patterns of several operators
+# ----------------------------------------------------------------------------------------------------------
+
+
+def with_relu() -> torch.export.ExportedProgram:
+    """conv + relu + linear + relu."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.act2(self.fc(self.act(self.conv(x)).mean((2, 3))))
+
+    parts = {"conv": nn.Conv2d(3, 4, 3), "act": nn.ReLU(), "fc": nn.Linear(4, 4), "act2": nn.ReLU()}
+    return export(Fn(forward, **parts), normal(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize("way", ["name", "type", "filter"])
+def test_without_its_activation_a_pattern_falls_back_to_the_shorter(way: str) -> None:
+    """Where the relu is to stay in float the convolution is still quantized, by itself."""
+    quantizer = xnnpack().set_global(STATIC)
+    if way == "name":
+        quantizer.set_module_name("act", None).set_module_name("act2", None)
+    elif way == "type":
+        quantizer.set_object_type(nn.ReLU, None)
+    else:
+        quantizer.set_filter_function(lambda node: "relu" not in str(node.target))
+    found = {name: annotation.pattern for name, annotation in annotated(prepared(quantizer, with_relu())).items()}
+    assert found["conv2d"] == "conv2d"
+    assert found["linear"] == "linear"
+    assert not any("relu" in name for name in found)
+
+
+def test_all_of_a_pattern_has_to_be_asked_for() -> None:
+    """A rule about the linear alone takes the linear without the relu behind it."""
+    found = annotated(prepared(xnnpack().set_module_name("fc", STATIC), with_relu()))
+    assert {name: annotation.pattern for name, annotation in found.items()} == {"linear": "linear"}
+
+
+def test_two_configs_in_one_pattern_do_not_mix() -> None:
+    """A linear and its relu that are asked for differently are two matches."""
+    quantizer = xnnpack().set_module_name("fc", NARROW).set_module_name("act2", STATIC)
+    found = annotated(prepared(quantizer, with_relu()))
+    assert found["linear"].pattern == "linear"
+    assert found.get("relu_1") is None or found["relu_1"].pattern == "relu"
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What cannot take effect
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("layer.1.fcc", "layer.1.fc"), ("haed", "head"), ("layers.1", "layer.1"), ("layer.12", "layer.1")],
+)
+@pytest.mark.parametrize("config", [STATIC, None], ids=["config", "None"])
+def test_a_module_that_does_not_exist_is_refused(
+    name: str, nearest: str, config: Any, exported: torch.export.ExportedProgram
+) -> None:
+    """A misspelt name is an error with the nearest one, also where it would leave something in float."""
+    quantizer = xnnpack().set_global(STATIC).set_module_name(name, config)
+    with pytest.raises(tq.IntentError, match=name.replace(".", r"\.")) as caught:
+        prepared(quantizer, exported)
+    assert nearest in str(caught.value.remedy)
+    assert caught.value.quantizer == "XNNPACKQuantizer"
+
+
+@pytest.mark.parametrize("subject", [nn.Conv2d, F.conv2d, torch.ops.aten.conv2d.default], ids=str)
+@pytest.mark.parametrize("config", [STATIC, None], ids=["config", "None"])
+def test_a_type_that_no_node_comes_from_is_refused(
+    subject: object, config: Any, exported: torch.export.ExportedProgram
+) -> None:
+    """A rule about convolutions in a model that has none is an error."""
+    quantizer = xnnpack().set_global(STATIC).set_object_type(subject, config)
+    with pytest.raises(tq.IntentError, match="conv2d|Conv2d"):
+        prepared(quantizer, exported)
+
+
+def test_a_misspelt_rule_in_a_composition_names_its_quantizer(exported: torch.export.ExportedProgram) -> None:
+    """Of several quantizers the error says whose rule it is."""
+    composed = tq.ComposableQuantizer([xnnpack().set_global(STATIC), xnnpack().set_module_name("haed", STATIC)])
+    with pytest.raises(tq.IntentError) as caught:
+        prepared(composed, exported)
+    assert "XNNPACKQuantizer" in str(caught.value.quantizer)
+
+
+@pytest.mark.parametrize("subject", ["liner", 3, torch.sin, None], ids=str)
+def test_what_is_no_type_is_refused(subject: object) -> None:
+    """The error comes where the rule is given, not where a model is prepared."""
+    with pytest.raises(tq.IntentError) as caught:
+        xnnpack().set_object_type(subject, STATIC)
+    assert "module class" in str(caught.value.expected)
+
+
+def test_a_config_that_no_row_takes_is_refused() -> None:
+    """The error comes where the config is given, with the nearest row and what differs."""
+    odd = tq.QuantizationConfig(weight=tq.QuantizationSpec("int16", symmetric=True))
+    for ask in (
+        lambda: xnnpack().set_global(odd),
+        lambda: xnnpack().set_module_name("fc", odd),
+        lambda: xnnpack().set_object_type(nn.Linear, odd),
+    ):
+        with pytest.raises(tq.UnsupportedConfigError) as caught:
+            ask()
+        assert "nearest" in str(caught.value.expected)
+        assert "int16" in str(caught.value.got) or "None" in str(caught.value.got)
+        assert "static_int8" in str(caught.value.remedy)
+
+
+def test_a_config_that_the_operator_does_not_take_is_refused() -> None:
+    """Dynamic convolutions are not to be had, though the config as such is known to the backend."""
+    with pytest.raises(tq.TorchquiltError) as caught:
+        prepared(xnnpack().set_object_type(nn.Conv2d, DYNAMIC), with_relu())
+    assert "onv2d" in str(caught.value)
+
+
+@pytest.mark.parametrize("config", ["static", 8, tq.QuantizationSpec("int8"), lambda: STATIC], ids=str)
+def test_what_is_no_config_is_refused(config: Any) -> None:
+    """A rule takes a config or None."""
+    with pytest.raises(tq.IntentError):
+        xnnpack().set_global(config)
+
+
+def test_rules_are_checked_before_anything_is_changed(exported: torch.export.ExportedProgram) -> None:
+    """A refused rule leaves the exported program as it was."""
+    text = str(exported)
+    with pytest.raises(tq.IntentError):
+        prepared(xnnpack().set_module_name("nowhere", STATIC), exported)
+    assert str(exported) == text
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Values
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_intent_is_a_value() -> None:
+    """Changing makes another one; equal rules are equal."""
+    one = tq.Intent().with_global(STATIC)
+    assert one == tq.Intent().with_global(STATIC)
+    assert one != one.with_name("a", None)
+    assert one.with_name("a", STATIC).with_name("a", None) == one.with_name("a", None)
+    with pytest.raises(AttributeError):
+        one.global_rule = None  # type: ignore[misc]
+
+
+def test_quantizers_with_equal_rules_are_equal() -> None:
+    """Equality is by class, table and rules."""
+    assert xnnpack().set_global(STATIC) == xnnpack().set_global(STATIC)
+    assert xnnpack().set_global(STATIC) != xnnpack().set_global(DYNAMIC)
+    assert xnnpack() != "XNNPACKQuantizer"
+
+
+def test_setters_return_the_quantizer() -> None:
+    """Calls can be chained."""
+    quantizer = xnnpack()
+    assert quantizer.set_global(STATIC) is quantizer
+    assert quantizer.set_module_name("a", None) is quantizer
+    assert quantizer.set_object_type(nn.Linear, None) is quantizer
+    assert quantizer.set_filter_function(None) is quantizer
