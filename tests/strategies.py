@@ -1,5 +1,7 @@
-"""What several test files draw or build: small exported models, quantizers made of a function, specs, data and
-random graphs that go through the whole flow."""
+"""What several test files draw or build.
+
+Small exported models, quantizers made of a function, specs, data, and random graphs for the whole flow.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +38,11 @@ class Fn(nn.Module):
     def forward(self, *args: Any) -> Any:
         """Call the function with this module first."""
         return self.function(self, *args)
+
+
+def name_of(value: object) -> str:
+    """A name for a test's parameter that is the same in every process (no addresses in it)."""
+    return str(getattr(value, "__name__", value))
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -170,7 +177,7 @@ _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1
 
 @st.composite
 def specs(draw: st.DrawFn, granularities: tuple[str, ...] = ("per_tensor",)) -> tq.QuantizationSpec:
-    """Static specs that make sense: any integer type of up to 16 bits, any part of its range, any symmetry."""
+    """Static specs that make sense: integer types of up to 16 bits, any part of the range, any symmetry."""
     dtype = draw(st.sampled_from(sorted(_RANGES)))
     lowest, highest = _RANGES[dtype]
     granularity = draw(st.sampled_from(granularities))
@@ -230,9 +237,12 @@ class RandomModel(nn.Module):
     Weights keep the size of the signal (variance 1 / fan in), so that error is measured against a signal.
     """
 
-    def __init__(self, steps: tuple[Step, ...], shapes: tuple[tuple[int, ...], ...], seed: int) -> None:
+    def __init__(
+        self, steps: tuple[Step, ...], shapes: tuple[tuple[int, ...], ...], seed: int, example: torch.Tensor
+    ) -> None:
         super().__init__()
         self.steps = steps
+        self.example = example
         self.layers = nn.ModuleDict()
         generator = torch.Generator().manual_seed(seed)
         for step in steps:
@@ -253,6 +263,10 @@ class RandomModel(nn.Module):
             function = self.layers[name] if name else _FUNCTIONS[step.kind]
             values.append(function(*arguments) if name else function(step.number, *arguments))
         return values[-1], values[len(values) // 2]
+
+    def __repr__(self) -> str:
+        steps = ", ".join(f"{step.kind}{step.inputs}{step.number}" for step in self.steps)
+        return f"RandomModel({tuple(self.example.shape)}: {steps})"
 
 
 _FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
@@ -322,8 +336,8 @@ def _kinds(shape: tuple[int, ...]) -> list[str]:
 
 
 @st.composite
-def random_models(draw: st.DrawFn) -> tuple[RandomModel, torch.Tensor]:
-    """A model of two to eight steps over an image or a sequence, and an input for it."""
+def random_models(draw: st.DrawFn) -> RandomModel:
+    """A model of two to eight steps over an image, a sequence or a matrix, with an example input."""
     shape = draw(st.sampled_from([(2, 4, 6, 6), (2, 5, 8), (4, 8)]))
     x = normal(*shape, seed=draw(st.integers(0, 2**16)))
     values = [x]
@@ -333,7 +347,8 @@ def random_models(draw: st.DrawFn) -> tuple[RandomModel, torch.Tensor]:
         here = values[first]
         kinds = _kinds(tuple(here.shape))
         if sum(step.kind == "mul" for step in steps) >= 2:
-            kinds.remove("mul")  # products of products are mostly zero with few large values: no grid suits them
+            # Products of products are mostly near zero with a few large values, which suits no grid.
+            kinds.remove("mul")
         kind = draw(st.sampled_from(kinds))
         inputs = [first]
         if kind in _TWO_INPUTS:
@@ -343,7 +358,7 @@ def random_models(draw: st.DrawFn) -> tuple[RandomModel, torch.Tensor]:
         shapes = tuple(tuple(value.shape) for value in values)
         values.append(_probe(steps[-1], shapes, [values[i] for i in inputs]))
     shapes = tuple(tuple(value.shape) for value in values)
-    return RandomModel(tuple(steps), shapes, draw(st.integers(0, 2**16))).eval(), x
+    return RandomModel(tuple(steps), shapes, draw(st.integers(0, 2**16)), x).eval()  # type: ignore[return-value]
 
 
 def _probe(step: Step, shapes: tuple[tuple[int, ...], ...], inputs: list[torch.Tensor]) -> torch.Tensor:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import INT8, WEIGHT
 from torch.fx import Graph, Node
 
 import torchquilt as tq
+from strategies import INT8, WEIGHT
 from torchquilt.annotation import ANNOTATION_KEY
 
 Annotation = tq.QuantizationAnnotation
@@ -113,7 +113,7 @@ def test_what_is_no_annotation_is_refused(nodes: tuple[Node, Node, Node], foreig
 
 
 def test_an_annotation_of_torchao_is_noticed(nodes: tuple[Node, Node, Node]) -> None:
-    """torchao writes under the same key, so that its annotations cannot be overlooked."""
+    """Torchao writes under the same key, so that its annotations cannot be overlooked."""
     module = pytest.importorskip("torchao.quantization.pt2e.quantizer")
     *_, add = nodes
     add.meta[ANNOTATION_KEY] = module.QuantizationAnnotation(_annotated=True)

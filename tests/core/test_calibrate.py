@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import Fn, export, normal, prepare
 from torch import nn
 from torch.fx import GraphModule
 
 import torchquilt as tq
+from strategies import Fn, export, normal, prepare
 from torchquilt.pt2e.points import ObservedPoint
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -44,7 +44,11 @@ def seen(prepared: GraphModule) -> dict[str, tuple[int, float, float]]:
     """For each observed tensor: how many values, the smallest, the largest."""
     points = [module for module in prepared.modules() if isinstance(module, ObservedPoint)]
     return {
-        point.places[0]: (point.observer.count, float(point.observer.low.min()), float(point.observer.high.max()))
+        point.places[0]: (
+            point.observer.count,
+            float(point.observer.low.min()),
+            float(point.observer.high.max()),
+        )
         for point in points
     }
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import INT8, WEIGHT, Fn, annotated, export, normal
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 import torchquilt as tq
+from strategies import INT8, WEIGHT, Fn, annotated, export, name_of, normal
 from torchquilt import operators as ops
 from torchquilt_executorch_embedding import SUPPORT as EMBEDDING
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer, get_embedding_byte_config
@@ -39,10 +39,18 @@ BOTH = EMBEDDING.capabilities() | SUPPORT.capabilities()
 
 @pytest.mark.parametrize(
     "op",
-    [nn.Linear, F.linear, torch.ops.aten.linear.default, torch.ops.aten.linear, "linear", "nn.Linear",
-     "torch.nn.functional.linear", "aten.linear.default"],
-    ids=str,
-)  # fmt: skip
+    [
+        nn.Linear,
+        functional.linear,
+        torch.ops.aten.linear.default,
+        torch.ops.aten.linear,
+        "linear",
+        "nn.Linear",
+        "torch.nn.functional.linear",
+        "aten.linear.default",
+    ],
+    ids=name_of,
+)
 def test_an_operator_is_found_under_each_of_its_names(op: object) -> None:
     """Module class, functional, overload, packet, and the text of any of them give the same rows."""
     found = BOTH.filter(op)
@@ -53,13 +61,13 @@ def test_an_operator_is_found_under_each_of_its_names(op: object) -> None:
 
 def functionals() -> list[tuple[str, str]]:
     """Each functional that an operator lists, with the operator's name."""
-    return [(functional, operator.name) for operator in ops.OPERATORS for functional in operator.functionals]
+    return [(name, operator.name) for operator in ops.OPERATORS for name in operator.functionals]
 
 
-@pytest.mark.parametrize(("functional", "operator"), functionals())
-def test_the_function_itself_is_understood(functional: str, operator: str) -> None:
+@pytest.mark.parametrize(("full_name", "operator"), functionals())
+def test_the_function_itself_is_understood(full_name: str, operator: str) -> None:
     """The object that people import, not only its name, leads to the operator that export makes of it."""
-    module, _, name = functional.rpartition(".")
+    module, _, name = full_name.rpartition(".")
     function = getattr(importlib.import_module(module), name)
     wanted = next(known for known in ops.OPERATORS if known.name == operator)
     assert ops.object_type(function).overloads == wanted.overloads
@@ -83,9 +91,10 @@ def test_every_overload_exists_in_torch(operator: ops.Operator) -> None:
         namespace, packet, name = overload.split(".")
         found = getattr(getattr(getattr(torch.ops, namespace), packet), name)
         assert str(found) == overload
-        arguments = found._schema.arguments
+        arguments = [argument.name for argument in found._schema.arguments]
         for operand in operator.operands:
-            assert arguments[operand.position].name == operand.keyword
+            # The in-place form of dropout calls its input self, and has no other form with keywords.
+            assert arguments[operand.position] in (operand.keyword, "self")
 
 
 @pytest.mark.parametrize(
@@ -105,14 +114,14 @@ def test_every_overload_exists_in_torch(operator: ops.Operator) -> None:
         ({"op": nn.Embedding, "mode": "static"}, 0),
         ({"op": "linear", "mode": "dynamic", "dtype": "int8", "backend": "xnnpack"}, 1),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_rows_are_filtered_by_each_question(question: dict[str, Any], count: int) -> None:
     """Every given question narrows the rows, and together they all hold."""
     assert len(BOTH.filter(**question)) == count
 
 
-@pytest.mark.parametrize("op", ["liner", 3, torch.sin, "torch.nn.Linea"], ids=str)
+@pytest.mark.parametrize("op", ["liner", 3, torch.sin, "torch.nn.Linea"], ids=name_of)
 def test_a_question_about_nothing_is_an_error(op: object) -> None:
     """What is no operator name is refused; where a name is near, it is offered."""
     with pytest.raises(tq.IntentError) as caught:
@@ -133,7 +142,7 @@ def test_an_operator_without_rows_is_no() -> None:
     ("op", "config", "pattern"),
     [
         (nn.Linear, STATIC, "linear"),
-        (F.linear, DYNAMIC, "linear"),
+        (functional.linear, DYNAMIC, "linear"),
         (nn.Conv2d, STATIC, "conv2d"),
         (torch.add, STATIC, "add"),
         (nn.Embedding, get_embedding_byte_config(), "embedding_byte"),
@@ -169,7 +178,7 @@ def test_what_is_supported_is_yes_with_the_row(op: object, config: Any, pattern:
         ),
         (nn.Embedding, tq.QuantizationConfig(weight=WEIGHT), "dtype=int8"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_what_is_not_supported_says_what_differs(op: object, config: Any, difference: str) -> None:
     """The answer is false, with the nearest row and each thing of the config that it does not take."""
@@ -242,9 +251,19 @@ def test_json_and_back_is_the_same(rows: tq.Capabilities) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "not json", "[]", "3", '{"rows": []}', '{"schema": 1}', '{"schema": 99, "rows": []}', '{"schema": 1, "rows": [{}]}',
-     '{"schema": 1, "rows": [3]}', '{"schema": 1, "rows": 3}'],
-)  # fmt: skip
+    [
+        "",
+        "not json",
+        "[]",
+        "3",
+        '{"rows": []}',
+        '{"schema": 1}',
+        '{"schema": 99, "rows": []}',
+        '{"schema": 1, "rows": [{}]}',
+        '{"schema": 1, "rows": [3]}',
+        '{"schema": 1, "rows": 3}',
+    ],
+)
 def test_json_of_something_else_is_refused(text: str) -> None:
     """Text that is not capabilities of this schema is an error of ours."""
     with pytest.raises(tq.PatternError):
@@ -325,12 +344,12 @@ FIRST: dict[str, tuple[Callable[..., Any], dict[str, Any], torch.Tensor]] = {
     "add": (lambda m, x: x + x.sin(), {}, MATRIX),
     "mul": (lambda m, x: x * x.sin(), {}, MATRIX),
     "cat": (lambda m, x: torch.cat([x, x.sin()]), {}, MATRIX),
-    "adaptive_avg_pool2d": (lambda m, x: F.adaptive_avg_pool2d(x, 1), {}, IMAGE),
+    "adaptive_avg_pool2d": (lambda m, x: functional.adaptive_avg_pool2d(x, 1), {}, IMAGE),
     "mean": (lambda m, x: m.conv(x).mean((2, 3), keepdim=True), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE),
-    "max_pool2d": (lambda m, x: F.max_pool2d(m.conv(x), 2), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE),
+    "max_pool2d": (lambda m, x: functional.max_pool2d(m.conv(x), 2), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE),
     "relu": (lambda m, x: torch.relu(torch.cat([x, x.sin()])), {}, MATRIX),
     "relu6": (lambda m, x: torch.ops.aten.relu6.default(torch.cat([x, x.sin()])), {}, MATRIX),
-    "hardtanh": (lambda m, x: F.hardtanh(torch.cat([x, x.sin()])), {}, MATRIX),
+    "hardtanh": (lambda m, x: functional.hardtanh(torch.cat([x, x.sin()])), {}, MATRIX),
     "clamp": (lambda m, x: torch.clamp(torch.cat([x, x.sin()]), -1, 1), {}, MATRIX),
     "view": (lambda m, x: m.fc(x).view(2, 16), {"fc": nn.Linear(8, 8)}, MATRIX),
     "reshape": (lambda m, x: m.fc(x).reshape(2, 16), {"fc": nn.Linear(8, 8)}, MATRIX),
@@ -340,12 +359,12 @@ FIRST: dict[str, tuple[Callable[..., Any], dict[str, Any], torch.Tensor]] = {
     "slice": (lambda m, x: m.fc(x)[1:3], {"fc": nn.Linear(8, 8)}, MATRIX),
     "squeeze": (lambda m, x: m.fc(x).squeeze(0), {"fc": nn.Linear(8, 8)}, MATRIX[:1]),
     "unsqueeze": (lambda m, x: m.fc(x).unsqueeze(-1), {"fc": nn.Linear(8, 8)}, MATRIX),
-    "dropout": (lambda m, x: F.dropout(m.fc(x), 0.5, m.training), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "dropout": (lambda m, x: functional.dropout(m.fc(x), 0.5, m.training), {"fc": nn.Linear(8, 8)}, MATRIX),
 }
 AFTER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu,
     "relu6": torch.ops.aten.relu6.default,
-    "hardtanh": F.hardtanh,
+    "hardtanh": functional.hardtanh,
     "clamp": lambda x: torch.clamp(x, -1, 1),
 }
 
@@ -447,8 +466,8 @@ def test_a_rule_about_a_type_claims_that_operator_alone() -> None:
 
 
 def test_what_is_excluded_is_not_claimed() -> None:
-    """With every linear left in float, no row for linear is claimed."""
-    quantizer = XNNPACKQuantizer().set_global(STATIC).set_object_type(nn.Linear, None)
+    """With the operator left in float wherever it comes from, no row for it is claimed."""
+    quantizer = XNNPACKQuantizer().set_global(STATIC).set_object_type(functional.linear, None)
     assert not quantizer.quantization_capabilities().supports(nn.Linear, STATIC)
 
 
@@ -462,11 +481,19 @@ ALLOWED = (tq.AllowedSpec("int8", -127, 127, ("per_axis",), symmetric=True, ch_a
 
 def test_two_rows_for_one_thing_are_refused() -> None:
     """A pattern and mode stand once in a table; the error names them."""
-    row = tq.SupportRow(LINEAR, {"weight": ALLOWED})
+    rows = tuple(tq.SupportRow(LINEAR, {"weight": ALLOWED}, targets=targets) for targets in ((), ("x",)))
     with pytest.raises(tq.PatternError) as caught:
-        tq.SupportTable("acme", (row, attrs.evolve(row, targets=("x",))))
+        tq.SupportTable("acme", rows)
     assert "linear" in str(caught.value.got)
     assert "acme" in str(caught.value)
+
+
+def test_a_row_can_be_derived_from_another() -> None:
+    """attrs.evolve of a row keeps what is not named, so that a table can be made from another one."""
+    row = tq.SupportRow(LINEAR, {"weight": ALLOWED})
+    other = attrs.evolve(row, targets=("phone",))
+    assert (other.specs, other.pattern, other.targets) == (row.specs, row.pattern, ("phone",))
+    assert attrs.evolve(other, targets=()) == row
 
 
 def test_a_role_that_does_not_exist_is_refused() -> None:
@@ -504,7 +531,7 @@ def test_longer_patterns_are_tried_first() -> None:
             "zero_point_domain",
         ),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_a_family_of_specs_says_what_differs(spec: tq.QuantizationSpec, difference: str | None) -> None:
     """A spec inside of the family has no differences; outside each field that differs is named."""

@@ -9,6 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.fx import GraphModule
+
+import torchquilt as tq
 from strategies import (
     INT8,
     WEIGHT,
@@ -23,10 +27,6 @@ from strategies import (
     prepare,
     weights_of,
 )
-from torch import nn
-from torch.fx import GraphModule
-
-import torchquilt as tq
 from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -87,12 +87,14 @@ def test_the_second_one_gets_what_is_left() -> None:
 
 
 def test_compositions_nest() -> None:
-    """A composition within a composition has the precedence of its place, and the same outcome as a flat one."""
+    """A composition within a composition has the precedence of its place, and the outcome of a flat one."""
     one, two, three = outputs_of("tanh", name="one"), outputs_of("relu", name="two"), xnnpack()
     flat, nested, other = mlp(), mlp(), mlp()
     tq.ComposableQuantizer([one, two, three]).annotate(flat)
     tq.ComposableQuantizer([tq.ComposableQuantizer([one, two]), three]).annotate(nested)
-    tq.ComposableQuantizer([one, tq.ComposableQuantizer([two, tq.ComposableQuantizer([three])])]).annotate(other)
+    tq.ComposableQuantizer([one, tq.ComposableQuantizer([two, tq.ComposableQuantizer([three])])]).annotate(
+        other
+    )
     assert decisions(flat) == decisions(nested) == decisions(other)
 
 
@@ -241,7 +243,9 @@ def test_an_unsigned_annotation_with_a_foreign_input_names_its_author() -> None:
 
 
 @pytest.mark.parametrize(
-    "subject", [XNNPACKQuantizer, 3, None, nn.Linear(2, 2), lambda model: model], ids=lambda s: type(s).__name__
+    "subject",
+    [XNNPACKQuantizer, 3, None, nn.Linear(2, 2), lambda model: model],
+    ids=lambda s: type(s).__name__,
 )
 def test_what_is_no_quantizer_is_refused(subject: Any) -> None:
     """A class instead of an instance, a module, a function: an error when the composition is made."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from strategies import INT8, WEIGHT
 
 import torchquilt as tq
+from strategies import INT8, WEIGHT, name_of
 
 Config = tq.QuantizationConfig
 DYNAMIC = tq.QuantizationSpec("int8", granularity="per_token", is_dynamic=True)
@@ -38,7 +38,7 @@ def test_only_the_input_can_be_dynamic(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["input_activation", "output_activation", "weight", "bias"])
-@pytest.mark.parametrize("value", ["int8", 8, tq.FixedQParamsQuantizationSpec("int8", 1.0, 0)], ids=str)
+@pytest.mark.parametrize("value", ["int8", 8, tq.FixedQParamsQuantizationSpec("int8", 1.0, 0)], ids=name_of)
 def test_a_role_takes_a_spec_of_ours(role: str, value: Any) -> None:
     """Anything else is refused, with the type that was found."""
     with pytest.raises(tq.SpecError) as caught:

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+import torchquilt as tq
 from strategies import (
     INT8,
     WEIGHT,
@@ -25,12 +29,14 @@ from strategies import (
     sqnr,
     weights_of,
 )
-from torch import nn
-from torch.fx import GraphModule, Node
-
-import torchquilt as tq
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Weights are the same in every run, since how near an outcome is depends on them."""
+    torch.manual_seed(0)
 
 
 def xnnpack(**asked: bool) -> XNNPACKQuantizer:
@@ -202,17 +208,19 @@ def test_fixed_parameters_need_no_data() -> None:
 
 
 def test_a_constant_that_is_computed_is_quantized_by_its_value() -> None:
-    """weight.t() and weight * 2 are constants as well: their integers are stored, what they came from is not."""
+    """The integers of weight.t() * 2 are stored, and what they were computed from is not."""
     weight = nn.Parameter(normal(16, 8))
     model = Fn(lambda self, x: nn.functional.linear(x, self.weight.t() * 2), weight=weight).eval()
     quantized = quantize(model, xnnpack(is_per_channel=True), X)
     assert not calls(quantized, "aten.t.") + calls(quantized, "aten.mul")
-    assert all(tensor.dtype is not torch.float32 or tensor.dim() < 2 for tensor in quantized.state_dict().values())
+    assert all(
+        tensor.dtype is not torch.float32 or tensor.dim() < 2 for tensor in quantized.state_dict().values()
+    )
     assert sqnr(model(X), quantized(X)) > 30
 
 
 def test_a_constant_computed_from_a_quantized_constant() -> None:
-    """A position embedding of constant ids is a constant behind another quantized constant: both come out right."""
+    """A position embedding of constant ids is a constant behind a quantized constant: both are right."""
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         return x + self.table(self.ids)
@@ -293,7 +301,7 @@ def test_each_row_of_an_embedding_is_within_half_a_step() -> None:
 
 @modes
 def test_the_prepared_model_can_be_used_again(asked: dict[str, bool]) -> None:
-    """After convert the prepared model is as it was: it computes floats, calibrates further, converts again."""
+    """After convert the prepared model is as it was: it computes floats, and goes on calibrating."""
     model = mlp()
     prepared = tq.calibrate(prepare(model, xnnpack(**asked), X), [(X,)])
     code, state = prepared.code, {name: id(t) for name, t in prepared.state_dict(keep_vars=True).items()}
@@ -343,7 +351,11 @@ def test_only_a_prepared_model_is_converted(kind: str) -> None:
     """The error says what has to come before; a converted model runs on as before."""
     quantized = quantize(nn.Linear(16, 8), xnnpack(), X)
     before = quantized(X)
-    model = {"exported": export(nn.Linear(16, 8), X).module(), "float": nn.Linear(16, 8), "converted": quantized}
+    model = {
+        "exported": export(nn.Linear(16, 8), X).module(),
+        "float": nn.Linear(16, 8),
+        "converted": quantized,
+    }
     with pytest.raises(tq.ModelError) as caught:
         tq.convert_pt2e(model[kind])
     assert "prepare_pt2e" in str(caught.value.remedy)
@@ -361,7 +373,7 @@ def test_no_annotation_and_no_point_is_left(asked: dict[str, bool]) -> None:
 
 @modes
 def test_every_node_says_what_it_computes_and_where_it_comes_from(asked: dict[str, bool]) -> None:
-    """val has the shape and dtype of what really comes out, and q/dq nodes name the module that they serve."""
+    """The recorded value has the shape and dtype of what comes out, and q/dq nodes name their module."""
     quantized = quantize(Encoder(), composed(**asked), IDS)
 
     class Check(torch.fx.Interpreter):

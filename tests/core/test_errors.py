@@ -78,7 +78,7 @@ def test_errors_cross_processes(kind: type[errors.TorchquiltError], way: str) ->
 def test_errors_are_caught_by_their_builtin_meaning(
     kind: type[errors.TorchquiltError], builtin: type[Exception]
 ) -> None:
-    """except ValueError and the like work as people expect, and so does except TorchquiltError."""
+    """Except ValueError and the like work as people expect, and so does except TorchquiltError."""
     with pytest.raises(builtin):
         raise make(kind)
     with pytest.raises(tq.TorchquiltError):

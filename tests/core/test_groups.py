@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import INT8, ByFunction, Fn, export, normal, prepare, quantize
 from torch.fx import GraphModule, Node
 
 import torchquilt as tq
+from strategies import INT8, ByFunction, Fn, export, normal, prepare, quantize
 from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.pt2e.groups import Group, find_groups, place_name
 
@@ -19,6 +20,12 @@ UINT8 = tq.QuantizationSpec("uint8")
 FIXED = tq.FixedQParamsQuantizationSpec("int8", 1 / 128, 0)
 Annotation = tq.QuantizationAnnotation
 Shared = tq.SharedQuantizationSpec
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Weights are the same in every run, since how near an outcome is depends on them."""
+    torch.manual_seed(0)
 
 
 def chain_of(count: int) -> tuple[GraphModule, list[Node]]:
@@ -39,12 +46,15 @@ def names(groups: tuple[Group, ...]) -> list[set[str]]:
 
 
 def test_an_output_and_its_edges_with_one_spec_are_one_group() -> None:
-    """The same tensor, asked for in the same way by its producer and by all users, has one set of parameters."""
+    """A tensor that its producer and all its users ask for in the same way has one set of parameters."""
     model, (a, b, c) = chain_of(3)
     a.meta[ANNOTATION_KEY] = Annotation({}, INT8)
     b.meta[ANNOTATION_KEY] = Annotation({a: INT8}, INT8)
     c.meta[ANNOTATION_KEY] = Annotation({b: INT8})
-    assert names(find_groups(model.graph)) == [{a.name, f"{a.name} → {b.name}"}, {b.name, f"{b.name} → {c.name}"}]
+    assert names(find_groups(model.graph)) == [
+        {a.name, f"{a.name} → {b.name}"},
+        {b.name, f"{b.name} → {c.name}"},
+    ]
 
 
 def test_an_output_and_an_edge_with_different_specs_are_two_groups() -> None:
@@ -84,7 +94,7 @@ def test_a_tensor_that_is_joined_with_itself_is_quantized_once() -> None:
 
 def test_the_place_that_is_shared_with_may_come_later() -> None:
     """An early tensor can take the parameters of one that is computed after it."""
-    model, (a, b, c) = chain_of(3)
+    model, (a, _, c) = chain_of(3)
     a.meta[ANNOTATION_KEY] = Annotation({}, Shared(c))
     c.meta[ANNOTATION_KEY] = Annotation({}, INT8)
     (group,) = find_groups(model.graph)
@@ -95,7 +105,7 @@ def test_the_place_that_is_shared_with_may_come_later() -> None:
 def test_a_chain_of_shared_specs_is_one_group() -> None:
     """Sharing with a place that shares with another one reaches the spec at the end of the chain."""
     model, nodes = chain_of(6)
-    for node, following in zip(nodes, nodes[1:], strict=False):
+    for node, following in pairwise(nodes):
         node.meta[ANNOTATION_KEY] = Annotation({}, Shared(following))
     nodes[-1].meta[ANNOTATION_KEY] = Annotation({}, UINT8)
     (group,) = find_groups(model.graph)
@@ -205,7 +215,7 @@ def test_two_users_of_one_tensor_may_have_different_grids(given_as: str) -> None
 
 @st.composite
 def sharings(draw: st.DrawFn) -> tuple[list[tuple[int, int | None, int | None]], list[int]]:
-    """For each node of a chain: (number, whom its output shares with, whom its input edge shares with); an order.
+    """For each node of a chain: its number, whom its output and whom its input edge shares with; an order.
 
     None is a spec of its own. A sharing points anywhere, so circles occur as well.
     """
@@ -275,7 +285,7 @@ def test_long_chains_of_sharing_are_followed_to_the_end() -> None:
     nodes = [graph.placeholder("x")]
     for _ in range(4000):
         nodes.append(graph.call_function(torch.ops.aten.sigmoid.default, (nodes[-1],)))
-    for node, following in zip(nodes[1:], nodes[2:], strict=False):
+    for node, following in pairwise(nodes[1:]):
         node.meta[ANNOTATION_KEY] = Annotation({}, Shared(following))
     nodes[-1].meta[ANNOTATION_KEY] = Annotation({}, INT8)
     (group,) = find_groups(graph)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import normal, not_data, ordinary, specs, tensors
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 
 import torchquilt as tq
+from strategies import normal, not_data, ordinary, specs, tensors
 from torchquilt.observers import (
     HistogramObserver,
     MinMaxObserver,
@@ -235,7 +235,7 @@ def test_large_values_beside_zeros_keep_their_range() -> None:
 def test_the_histogram_costs_no_more_than_min_max(
     name: str, factor: float, seed: int, bits: int, symmetric: bool
 ) -> None:
-    """Its squared error is at most min-max's, and where there is no tail to clip an eighth above it at most."""
+    """Its squared error is at most min-max's; without a tail to clip it may be an eighth above it."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(20_000, generator=generator)
     uniform = torch.rand(20_000, generator=generator)
@@ -406,7 +406,7 @@ def test_parameters_make_sense(spec: tq.QuantizationSpec, ends: list[float]) -> 
 def test_inside_the_range_the_error_is_half_a_step(
     spec: tq.QuantizationSpec, ends: list[float], positions: list[float]
 ) -> None:
-    """quantize → dequantize moves a value that the grid reaches by half a scale at most."""
+    """Quantize → dequantize moves a value that the grid reaches by half a scale at most."""
     low, high = min(ends[0], 0.0), max(ends[1], 0.0)
     found = qparams_of_range(torch.tensor(low), torch.tensor(high), spec)
     scale, zero_point = float(found.scale), int(found.zero_point)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
-from strategies import specs
 
 import torchquilt as tq
+from strategies import specs
 from torchquilt.spec import FLOAT32_EPS, INTEGER_RANGES, Granularity, ZeroPointDomain
 
 Spec = tq.QuantizationSpec
@@ -142,7 +142,9 @@ def test_specs_are_values(one: tq.QuantizationSpec, other: tq.QuantizationSpec) 
     """Equal specs have equal hashes, a pickled one is equal, and different ones differ in some field."""
     assert pickle.loads(pickle.dumps(one)) == one
     assert hash(pickle.loads(pickle.dumps(one))) == hash(one)
-    fields = [name for name in type(one).__attrs_attrs__ if getattr(one, name.name) != getattr(other, name.name)]
+    fields = [
+        name for name in type(one).__attrs_attrs__ if getattr(one, name.name) != getattr(other, name.name)
+    ]
     assert (one == other) == (not fields)
     assert len({one, other}) == (1 if one == other else 2)
 
@@ -191,7 +193,7 @@ def test_a_spec_is_printed_in_short(spec: tq.QuantizationSpec, text: str, bits: 
 
 
 def test_the_smallest_scale_is_that_of_torch() -> None:
-    """eps is float32's unless it is given."""
+    """Eps is float32's unless it is given."""
     assert Spec("int8").eps == FLOAT32_EPS == torch.finfo(torch.float32).eps
 
 

@@ -7,13 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import INT8, ByFunction, Fn, annotated, calls, export, normal, prepare, quantize
 from torch import nn
 from torch.fx import GraphModule, Node
 
 import torchquilt as tq
+from strategies import INT8, ByFunction, Fn, annotated, calls, export, normal, prepare, quantize
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Weights are the same in every run, since how near an outcome is depends on them."""
+    torch.manual_seed(0)
 
 
 def everything(**asked: bool) -> tq.ComposableQuantizer:
@@ -74,7 +80,7 @@ def argmax(self: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "function", [computed_index, flipped_index, bool_mask, int_mask, where, argmax], ids=lambda f: f.__name__
 )
 def test_integers_come_through_untouched(function: Callable[..., Any], is_dynamic: bool) -> None:
-    """No integer node is annotated or observed, each is still there, and the result stays near the float one."""
+    """No integer node is annotated or observed, each is still there, and the result is near the float one."""
     x = normal(4, 6)
     model = Fn(function, fc=nn.Linear(6, 6))
     before = integer_nodes(export(model, x).module())
@@ -130,7 +136,7 @@ def test_position_ids_and_masks(computed: bool, is_dynamic: bool) -> None:
     got, want = quantized(ids, mask), model(ids, mask)
     assert bool((got[1, :, 4:] == 0).all())
     assert torch.allclose(got, want, atol=0.05)
-    if not computed:
+    if is_dynamic and not computed:  # where the sum is static, the rows of the positions are stored instead
         assert torch.equal(quantized.state_dict()["position_ids"], model.position_ids)
 
 

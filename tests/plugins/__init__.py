@@ -1,0 +1,1 @@
+"""Tests of the plugins, and what the tests of several plugins need."""

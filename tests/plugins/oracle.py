@@ -11,12 +11,11 @@ from __future__ import annotations
 import copy
 import operator
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
 from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as executorch_quantizer
-from strategies import export
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
@@ -24,6 +23,7 @@ from torchao.quantization.pt2e import quantize_pt2e as torchao_flow
 from torchao.quantization.pt2e.observer import MinMaxObserver
 
 import torchquilt as tq
+from strategies import export
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 _DIALECT = "quantized_decomposed."
@@ -47,7 +47,7 @@ class OracleQuantizer(executorch_quantizer.XNNPACKQuantizer):  # type: ignore[mi
     looking for them takes 1.5 seconds a model. A test holds that leaving them out changes nothing.
     """
 
-    SUPPORTED_PATTERNS = [
+    SUPPORTED_PATTERNS: ClassVar[list[Any]] = [
         pattern
         for pattern in executorch_quantizer.XNNPACKQuantizer.SUPPORTED_PATTERNS
         if not pattern.name.endswith(("_bn", "_bn_relu"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 # test holds the two equal.
 _PUBLIC = {
     "annotation": ("QuantizationAnnotation", "annotate_node", "annotation_of"),
+    "artifact": ("load", "save"),
     "capability": (
         "AllowedSpec",
         "Capabilities",
@@ -29,6 +30,7 @@ _PUBLIC = {
     "config": ("QuantizationConfig",),
     "errors": (
         "AnnotationError",
+        "ArtifactError",
         "CalibrationError",
         "CompositionError",
         "IntentError",
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
     from torchquilt.annotation import QuantizationAnnotation as QuantizationAnnotation
     from torchquilt.annotation import annotate_node as annotate_node
     from torchquilt.annotation import annotation_of as annotation_of
+    from torchquilt.artifact import load as load
+    from torchquilt.artifact import save as save
     from torchquilt.capability import AllowedSpec as AllowedSpec
     from torchquilt.capability import Capabilities as Capabilities
     from torchquilt.capability import Capability as Capability
@@ -81,6 +85,7 @@ if TYPE_CHECKING:
     from torchquilt.compose import ComposableQuantizer as ComposableQuantizer
     from torchquilt.config import QuantizationConfig as QuantizationConfig
     from torchquilt.errors import AnnotationError as AnnotationError
+    from torchquilt.errors import ArtifactError as ArtifactError
     from torchquilt.errors import CalibrationError as CalibrationError
     from torchquilt.errors import CompositionError as CompositionError
     from torchquilt.errors import IntentError as IntentError

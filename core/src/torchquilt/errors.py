@@ -10,6 +10,7 @@ This module imports neither torch nor anything else of torchquilt.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 
@@ -103,6 +104,25 @@ class SharingError(TorchquiltError, ValueError):
 
 class ModelError(TorchquiltError, ValueError):
     """The model that was handed in is not one that this step of the flow takes."""
+
+
+class ArtifactError(TorchquiltError, ValueError):
+    """A model that cannot be saved, or a file that is not a saved model, was changed, or cannot be trusted.
+
+    ``path`` is the file, where there is one; ``differences`` lists what in it is not as its lock says.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        differences: tuple[Any, ...] = (),
+        **details: Any,
+    ) -> None:
+        super().__init__(problem, **details)
+        self.path = None if path is None else os.fspath(path)
+        self.differences = differences
 
 
 class CalibrationError(TorchquiltError, RuntimeError):

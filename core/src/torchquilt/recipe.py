@@ -15,9 +15,15 @@
     [[quantizer.type]]
     name = "torch.nn.Linear"                   # of torch: module class, functional or ATen operator
 
-    [quantizer.type.config.weight]             # ... or spelled out: a spec for each role
+    [quantizer.type.config.input_activation]   # ... or spelled out: a spec for each role
     dtype = "int8"
-    quant_min = -127
+    granularity = "per_token"
+    is_dynamic = true
+
+    [quantizer.type.config.weight]
+    dtype = "int8"
+    quant_min = -7
+    quant_max = 7
     symmetric = true
 
     [[quantizer.type]]
@@ -32,8 +38,10 @@ A ``[[quantizer]]`` without a backend is a composition: its parts are ``[[quanti
 backend asks for by itself stays, unless a rule says otherwise. A spec has the fields of
 :class:`torchquilt.QuantizationSpec`, with the same defaults.
 
-Reading checks all that the file says by itself. What depends on the installed backends is checked when the
-quantizers are made. Both name the line. Importing this module does not import torch; nor does loading a recipe.
+Loading checks all that the file says by itself, and imports neither torch nor a plugin. What depends on the
+installed backends is checked when the quantizers are made. The errors of both name the line.
+
+Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -73,7 +81,7 @@ if TYPE_CHECKING:
 #: The number of the format that this module reads and writes.
 SCHEMA = 1
 
-#: The config that leaves in float. TOML has no null, and leaving a key out must not mean to ask for something.
+#: The config that leaves in float: TOML has no null.
 FLOAT = "float"
 
 _HEADING = "What is quantized, by which backend. The first quantizer to claim a node keeps it."
@@ -107,7 +115,8 @@ class SpelledConfig:
 
     def config(self) -> QuantizationConfig:
         """The config of these values. This imports torch, which defines the dtypes."""
-        specs: dict[str, Any] = {role: QuantizationSpec(**dict(fields)) for role, fields in self.specs}
+        written: dict[str, dict[str, Any]] = {role: dict(fields) for role, fields in self.specs}
+        specs: dict[str, Any] = {role: QuantizationSpec(**fields) for role, fields in written.items()}
         return QuantizationConfig(**specs, is_qat=self.is_qat)
 
 
@@ -120,8 +129,8 @@ class RecipeRule:
     """One rule of a quantizer.
 
     Args:
-        kind: what it is about: everything (``global``), what comes from something that torch has (``type``) or
-            from a class of the user's own (``class``), or a module of the model (``module``).
+        kind: what it is about: everything (``global``), what comes from something that torch has (``type``)
+            or from a class of the user's own (``class``), or a module of the model (``module``).
         name: of the type, the class or the module; empty for ``global``.
         config: what is asked there.
     """
@@ -155,10 +164,11 @@ class RecipePart:
 class Recipe:
     """The whole intent of a composition, as a value. Made by :meth:`load`, :meth:`from_toml` or :meth:`of`.
 
-    Two recipes are equal if they say the same, wherever they come from: comments, the order of keys, and fields
-    that are given their default make no difference. What only the backend could tell does: a preset by its name
-    is not the same as spelled out, nor ``torch.nn.Linear`` the same as ``nn.Linear``. :meth:`of` always writes
-    the first of these, so ``Recipe.of(recipe.quantizer())`` brings a recipe into one form.
+    Two recipes are equal if they say the same: comments, the order of keys, and fields that are given their
+    default make no difference. What only the backend could tell does: a preset by its name is not the same as
+    spelled out, ``torch.nn.Linear`` not as ``nn.Linear``, nor a rule as the default of the backend that it
+    repeats. :meth:`of` writes the first of each two, so ``Recipe.of(recipe.quantizer())`` brings any recipe
+    into one form, and leaves one that is in this form as it is.
 
     Args:
         quantizers: in order of precedence; a recipe among them is a nested composition.
@@ -222,7 +232,7 @@ class Recipe:
             raise RecipeError(
                 "The recipe is not valid TOML.",
                 file=file,
-                line=int(found[1]) if found else len(text.splitlines()),
+                line=int(found[1]) if found else text.rstrip().count("\n") + 1,
                 got=message,
                 remedy="mend that line; texts stand in quotes, and a key may be given only once",
             ) from error
@@ -250,8 +260,8 @@ class Recipe:
         """Make the quantizers. Loads the plugins that the recipe names, and no others.
 
         Raises:
-            RecipeError: a backend or a preset is not there, a type is not known, or a backend supports a config
-                nowhere; it has the file, the line and the key, and the error of the backend is its cause.
+            RecipeError: a backend or a preset is not there, a type is not known, or a backend supports a
+                config nowhere; it has the file, the line and the key. The error of the backend is its cause.
         """
         return _compose(self, Place(self.origin))
 
@@ -335,7 +345,7 @@ class Place:
                 text += f"[{step}]"
             else:
                 bare = re.fullmatch(r"[A-Za-z0-9_-]+", step)
-                text += ("." if text else "") + (step if bare else json.dumps(step))
+                text += ("." if text else "") + (step if bare else _shown(step))
         return text
 
     @property
@@ -406,6 +416,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 #: The fields of a spec that are always written, since a reader would have to look up their defaults.
 _ALWAYS_WRITTEN = ("dtype", "quant_min", "quant_max", "granularity")
 
+#: What people may call a key, after the arguments of torchquilt, where no spelling leads to it.
+_ALSO_CALLED = {"preset": "global", "type": "name", "module": "name"}
+
 _A_CONFIG = f'"{FLOAT}", the name of a preset in quotes, or a table with a spec for each role'
 
 
@@ -464,18 +477,19 @@ def _read_part(value: object, place: Place) -> RecipePart | Recipe:
 
 
 def _read_rules(table: dict[str, Any], place: Place) -> tuple[RecipeRule, ...]:
-    rules: dict[tuple[str, str], RecipeRule] = {}
+    rules: list[RecipeRule] = []
+    places: dict[tuple[str, str], Place] = {}
     if "global" in table:
-        rules["global", ""] = RecipeRule("global", "", _read_config(table["global"], place.at("global")))
+        rules.append(RecipeRule("global", "", _read_config(table["global"], place.at("global"))))
     for array, read in (("type", _read_type_rule), ("module", _read_module_rule)):
         for index, item in enumerate(_checked(table.get(array, []), list, place.at(array))):
             spot = place.at(array, index)
             rule = read(item, spot)
-            if (rule.kind, rule.name) in rules:
-                first = next(i for i, earlier in enumerate(table[array]) if rule.name in earlier.values())
-                raise _second_rule(rule, spot, place.at(array, first))
-            rules[rule.kind, rule.name] = rule
-    return tuple(rules.values())
+            first = places.setdefault((rule.kind, rule.name), spot)
+            if first is not spot:
+                raise _second_rule(rule, spot, first)
+            rules.append(rule)
+    return tuple(rules)
 
 
 def _read_type_rule(value: object, place: Place) -> RecipeRule:
@@ -563,17 +577,19 @@ def _table(
                 f"There is no key {_shown(key)} here.",
                 expected=" | ".join(known),
                 got=key,
-                remedy=_did_you_mean(key, known),
+                remedy=_did_you_mean(_ALSO_CALLED.get(key, key), known),
             )
+    remedies = {
+        "quantizer": "write quantizer = [] for a recipe that quantizes nothing",
+        "config": f'write config = "{FLOAT}" to leave it in float',
+    }
     for key in needed:
         if key not in table:
             raise place.at(key).error(
                 f"The key {_shown(key)} is missing.",
                 expected=_A_CONFIG if key == "config" else key,
                 got=f"only {', '.join(table)}" if table else "nothing",
-                remedy="write quantizer = [] for a recipe that quantizes nothing"
-                if key == "quantizer"
-                else None,
+                remedy=remedies.get(key),
             )
     return table
 
@@ -583,7 +599,13 @@ def _checked(value: object, kind: type, place: Place) -> Any:
     fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
     # To Python true is a number, to whoever wrote it is not.
     if not fits or (isinstance(value, bool) and kind is not bool):
-        raise place.error(f"This has to be {_KINDS[kind]}.", expected=_KINDS[kind], got=_shown(value))
+        single = kind is list and isinstance(value, dict)
+        raise place.error(
+            f"This has to be {_KINDS[kind]}.",
+            expected=_KINDS[kind],
+            got=_shown(value),
+            remedy=f"write [[{place.steps[-1]}]], in double brackets" if single else None,
+        )
     return value
 
 
@@ -701,7 +723,7 @@ def _meant_type(made: PatternQuantizer, rule: RecipeRule, place: Place) -> Objec
 def _subject(made: PatternQuantizer, rule: RecipeRule) -> object:
     """Something that ``set_object_type`` takes for the type of this rule."""
     if rule.kind == "class":
-        # Rules know classes by their names alone, so one of that name will do, and the user's module is not run.
+        # Rules know a class by its name alone, so any of that name will do: nothing of the user is imported.
         module, _, name = rule.name.rpartition(".")
         return type(name, (), {"__module__": module, "__qualname__": name})
     try:
@@ -761,7 +783,7 @@ def _describe_part(quantizer: Quantizer, backends: registry.Backends, place: Pla
             quantizer=backend.name,
             expected="rules about modules and types",
             got=getattr(quantizer.intent.filter_function, "__qualname__", quantizer.intent.filter_function),
-            remedy="remove it with set_filter_function(None), and set it again on what recipe.quantizer() makes",
+            remedy="set_filter_function(None) removes it; set it again on what recipe.quantizer() makes",
         )
     distribution = backend.distribution if backend.status == "duplicate" else None
     part = RecipePart(backend.name, tuple(_rules_of(quantizer, place)), distribution)
@@ -770,22 +792,24 @@ def _describe_part(quantizer: Quantizer, backends: registry.Backends, place: Pla
 
 
 def _backend_of(quantizer: Quantizer, backends: registry.Backends, place: Place) -> registry.Backend:
+    # An object that is only like a quantizer comes in an adapter.
+    cls = type(getattr(quantizer, "subject", quantizer))
     for backend in backends:
         if backend.manifest is None or backend.status not in ("ok", "duplicate"):
             continue
         module, _, path = backend.manifest.quantizer.partition(":")
         # Nothing is imported for this: the module of an instance that is there has been.
-        found = functools.reduce(
-            lambda owner, name: getattr(owner, name, None), path.split("."), sys.modules.get(module)
-        )
-        if found is type(quantizer):
+        found: object = sys.modules.get(module)
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if found is cls:
             return backend
     names = [backend.name for backend in backends if backend.status in ("ok", "duplicate")]
     raise place.error(
         f"{quantizer.name} cannot be written: no installed backend provides it.",
         quantizer=quantizer.name,
         expected=f"a quantizer of {', '.join(names)}" if names else "a quantizer of an installed backend",
-        got=f"{type(quantizer).__module__}.{type(quantizer).__qualname__}",
+        got=f"{cls.__module__}.{cls.__qualname__}",
         remedy="make it a plugin, or leave it out and compose it with what recipe.quantizer() makes",
     )
 

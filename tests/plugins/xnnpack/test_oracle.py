@@ -1,4 +1,4 @@
-"""Ours beside torchao's flow with ExecuTorch's quantizer: the same, and each difference by name and reason."""
+"""Ours beside torchao's flow with ExecuTorch's quantizer: the same, and each difference by name."""
 
 from __future__ import annotations
 
@@ -9,19 +9,11 @@ from typing import Any
 import attrs
 import pytest
 import torch
-import torch.nn.functional as F
 from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer as FullOracleQuantizer
-from strategies import Fn, normal, sqnr
 from torch import nn
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantizer.composable_quantizer import (
-    ComposableQuantizer as OracleComposableQuantizer,
-)
-from torchao.quantization.pt2e.quantizer.embedding_quantizer import (
-    EmbeddingQuantizer as OracleEmbeddingQuantizer,
-)
+from torch.nn import functional
 
-import torchquilt as tq
 from plugins.oracle import (
     Model,
     are_bit_equal,
@@ -35,7 +27,7 @@ from plugins.oracle import (
     quantized_by_us,
     steps_of,
 )
-from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
+from strategies import Fn, normal, sqnr
 
 # A model of which nothing is to be quantized is what some of these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:Something was asked for in this model")
@@ -179,7 +171,11 @@ SAME: dict[str, Callable[[], Model]] = {
         nn.Sequential(conv(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(4)), (image(),)
     ),
     "mean head": lambda: Model(
-        Fn(lambda m, x: m.fc(m.conv(x).relu().mean((2, 3), keepdim=True).flatten(1)), conv=conv(), fc=linear(4)),
+        Fn(
+            lambda m, x: m.fc(m.conv(x).relu().mean((2, 3), keepdim=True).flatten(1)),
+            conv=conv(),
+            fc=linear(4),
+        ),
         (image(),),
     ),
     "add": lambda: Model(Fn(lambda m, x, y: x + y), PAIR),
@@ -196,7 +192,7 @@ SAME: dict[str, Callable[[], Model]] = {
     "attention": lambda: Model(Attention(), (normal(2, 4, 6),)),
     "views between linears": views,
     "float between linears": lambda: Model(
-        Fn(lambda m, x: m.last(F.gelu(m.first(x))) + x, first=linear(), last=linear()), ROWS
+        Fn(lambda m, x: m.last(functional.gelu(m.first(x))) + x, first=linear(), last=linear()), ROWS
     ),
     "two outputs": lambda: Model(Fn(lambda m, x: (lambda y: (y, y.relu()))(m.fc(x)), fc=linear()), ROWS),
     "nothing to quantize": lambda: Model(nn.Sequential(nn.ReLU(), nn.Flatten()), PAIR[:1]),
@@ -219,7 +215,7 @@ def both(name: str, is_per_channel: bool) -> tuple[Model, GraphModule, GraphModu
 @weights
 @models
 def test_static_graphs_are_the_same(name: str, is_per_channel: bool) -> None:
-    """Quantize and dequantize stand at the same places with the same parameters, between the same operators."""
+    """Quantize and dequantize stand at the same places with the same parameters between the same nodes."""
     _, theirs, ours = both(name, is_per_channel)
 
     assert describe(ours) == describe(theirs)
@@ -244,20 +240,6 @@ def test_oracle_needs_no_patterns_for_training() -> None:
     assert describe(full) == describe(quantized_by_oracle(model, oracle_quantizer()))
 
 
-def test_embedding_composed_with_xnnpack() -> None:
-    """A byte embedding before a linear: both compositions make the same graph and the same numbers."""
-    torch.manual_seed(0)
-    model = Model(nn.Sequential(nn.Embedding(9, 6), linear(), nn.ReLU(), linear()), IDS)
-    theirs = quantized_by_oracle(
-        model, OracleComposableQuantizer([OracleEmbeddingQuantizer(), oracle_quantizer()])
-    )
-    ours = quantized_by_us(model, tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer(), our_quantizer()]))
-
-    assert describe(ours) == describe(theirs)
-    assert steps_of(ours) == steps_of(theirs)
-    assert are_bit_equal(ours, theirs, model.inputs)
-
-
 # ----------------------------------------------------------------------------------------------------------
 # Differences that are meant
 # ----------------------------------------------------------------------------------------------------------
@@ -279,7 +261,9 @@ class Difference:
     reason: str
 
 
-def after_linear(function: Callable[[torch.Tensor], torch.Tensor], *inputs: torch.Tensor) -> Callable[[], Model]:
+def after_linear(
+    function: Callable[[torch.Tensor], torch.Tensor], *inputs: torch.Tensor
+) -> Callable[[], Model]:
     """A linear, and a function of its output."""
     return lambda: Model(Fn(lambda m, x: function(m.fc(x)), fc=linear()), inputs or ROWS)
 
@@ -300,7 +284,7 @@ DIFFERENCES = {
         "XNNPACK clamps in the kernel of the convolution, so the grid need only reach over what is left",
     ),
     "hardtanh behind a linear": Difference(
-        after_linear(F.hardtanh),
+        after_linear(functional.hardtanh),
         (LINEAR, "hardtanh(q)", "output(q)"),
         (LINEAR, "hardtanh(-)", "output(q)"),
         "XNNPACK clamps in the kernel of the linear",
@@ -360,7 +344,7 @@ DIFFERENCES = {
         "only the pool to one pixel becomes an operator that the delegate has (a mean)",
     ),
     "average pool as a function": Difference(
-        lambda: Model(Fn(lambda m, x: F.adaptive_avg_pool2d(x, 1)), (image(),)),
+        lambda: Model(Fn(lambda m, x: functional.adaptive_avg_pool2d(x, 1)), (image(),)),
         ("adaptive_avg_pool2d(-)", "output(-)"),
         ("adaptive_avg_pool2d(q)", "output(q)"),
         "the oracle looks up the module class that the node came from; the operator is the same without one",
@@ -387,7 +371,10 @@ DIFFERENCES = {
     "attention mask": Difference(
         lambda: Model(
             Fn(lambda m, x, mask: (m.fc(x) + mask).softmax(-1), fc=linear()),
-            (normal(3, 6), torch.zeros(3, 6).index_fill(1, torch.tensor([1, 4]), torch.finfo(torch.float32).min)),
+            (
+                normal(3, 6),
+                torch.zeros(3, 6).index_fill(1, torch.tensor([1, 4]), torch.finfo(torch.float32).min),
+            ),
         ),
         (LINEAR, "add(q, q)", "softmax(q)", "output(-)"),
         (LINEAR, "add(q, -)", "softmax(-)", "output(-)"),
@@ -440,7 +427,7 @@ def test_static_difference_of_ours(name: str) -> None:
 
 
 def test_attention_mask_in_float_keeps_the_attention() -> None:
-    """The reason for leaving masks in float: quantized like the oracle does, nothing is left of the scores."""
+    """The reason for leaving masks in float: quantized as the oracle does, no score is left."""
     _, model = different("attention mask")
     (expected,) = outputs_of(model.module, model.inputs)
 
@@ -463,7 +450,7 @@ def test_fused_clamp_has_the_finer_grid() -> None:
 
 
 def test_integer_arithmetic_stays_integer() -> None:
-    """arange(n) + 0 as an index stays as it is; the oracle turns the 0 into a float tensor, which cannot index."""
+    """arange(n) + 0 as an index stays as it is; the oracle makes a float of the 0, which cannot index."""
     torch.manual_seed(0)
     model = Model(
         Fn(
@@ -510,16 +497,12 @@ def test_dynamic_is_per_token_at_the_places_of_the_oracle(name: str) -> None:
 
 def _per_token(line: str) -> str:
     """A line of the oracle's description with its dynamic steps per token."""
-    chosen = "choose_qparams.tensor[0], choose_qparams.tensor[1]"
-    per_token = chosen.replace("choose_qparams.tensor", "choose_qparams_per_token_asymmetric.default")
-    grid = "-128, 127, torch.int8"
+    tensor = "choose_qparams.tensor[0], choose_qparams.tensor[1], -128, 127, torch.int8"
+    token = tensor.replace("choose_qparams.tensor", "choose_qparams_per_token_asymmetric.default")
     line = line.replace(
-        f"quantize_per_tensor.tensor({chosen}, {grid}) | de", f"quantize_per_token.default({per_token}, {grid}) | de"
+        f"dequantize_per_tensor.tensor({tensor})", f"dequantize_per_token.default({token}, torch.float32)"
     )
-    return line.replace(
-        f"dequantize_per_tensor.tensor({chosen}, {grid})",
-        f"dequantize_per_token.default({per_token}, {grid}, torch.float32)",
-    )
+    return line.replace(f"quantize_per_tensor.tensor({tensor})", f"quantize_per_token.default({token})")
 
 
 def test_dynamic_of_one_token_is_that_of_the_oracle() -> None:

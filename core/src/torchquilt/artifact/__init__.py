@@ -1,0 +1,17 @@
+"""Saving a quantized model in one file, with a lock of what made it, and loading it with every check.
+
+The file is what ``torch.export.save`` writes, so ``torch.export.load`` reads it too. The lock is one more
+entry in it: who quantized with what, the parameters of each quantized tensor, and digests of everything.
+
+``lock`` is what a lock says and how two differ, ``archive`` reads it out of a file; neither needs torch.
+``program`` reads the same facts off an ExportedProgram, ``screening`` refuses what could run code when torch
+reads it, ``replacing`` writes files whole or not at all; ``saving`` and ``loading`` put these together.
+Importing this package does not import torch.
+"""
+
+from torchquilt.artifact.archive import read_lock
+from torchquilt.artifact.loading import Artifact, load
+from torchquilt.artifact.lock import Change, Lock, LockDiff, diff
+from torchquilt.artifact.saving import save
+
+__all__ = ["Artifact", "Change", "Lock", "LockDiff", "diff", "load", "read_lock", "save"]

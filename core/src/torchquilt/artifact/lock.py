@@ -1,0 +1,355 @@
+"""The lock of a saved model: what made it, what is in it, and how two of them differ.
+
+A lock is plain data. Importing this module does not import torch, and neither does reading a lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import attrs
+from attrs import validators
+
+from torchquilt.errors import ArtifactError
+from torchquilt.ledger import Ledger
+
+#: Version of the JSON that :meth:`Lock.to_json` writes.
+JSON_SCHEMA = 1
+
+_T = TypeVar("_T")
+
+_text = validators.instance_of(str)
+_whole = validators.instance_of(int)
+_maybe_text = validators.optional(_text)
+_maybe_whole = validators.optional(_whole)
+_number_or_name = validators.optional(validators.instance_of((int, float, str)))
+
+
+def _tuple_of(kind: type) -> Any:
+    return validators.deep_iterable(validators.instance_of(kind), validators.instance_of(tuple))
+
+
+@attrs.frozen
+class Plugin:
+    """A backend that took part.
+
+    Args:
+        backend: its name.
+        distribution, version: the installed package that it came from; None where there was no such plugin
+            (a quantizer of the user's own).
+    """
+
+    backend: str = attrs.field(validator=_text)
+    distribution: str | None = attrs.field(default=None, validator=_maybe_text)
+    version: str | None = attrs.field(default=None, validator=_maybe_text)
+
+
+@attrs.frozen
+class Entry:
+    """One entry of the archive: its name below the root folder, its size in bytes, its digest."""
+
+    name: str = attrs.field(validator=_text)
+    nbytes: int = attrs.field(validator=_whole)
+    sha256: str = attrs.field(validator=_text)
+
+
+@attrs.frozen
+class StoredTensor:
+    """One tensor of the state or of the constants.
+
+    Args:
+        name: as in the state dict.
+        role: ``parameter``, ``buffer`` or ``constant``.
+        dtype: ``"int8"``.
+        shape: its sizes.
+        sha256: of its elements in row-major order, little-endian; what
+            ``hashlib.sha256(tensor.contiguous().numpy().tobytes())`` gives.
+        entry: the entry of the archive that holds it; tensors that share memory share an entry.
+    """
+
+    name: str = attrs.field(validator=_text)
+    role: str = attrs.field(validator=_text)
+    dtype: str = attrs.field(validator=_text)
+    shape: tuple[int, ...] = attrs.field(validator=_tuple_of(int))
+    sha256: str = attrs.field(validator=_text)
+    entry: str = attrs.field(default="", validator=_text)
+
+
+@attrs.frozen
+class QuantizedTensor:
+    """The parameters of one quantized tensor: ``x ≈ (q - zero_point) * scale``.
+
+    Args:
+        name: of a stored tensor as in the state dict, otherwise of the node that computes it.
+        kind: ``constant`` (stored as integers), ``static`` (parameters found by calibration) or ``dynamic``
+            (found anew for each input).
+        module: path of the module that it comes from.
+        dtype, quant_min, quant_max: the integers.
+        granularity: as :class:`torchquilt.spec.Granularity`.
+        axis, group_size: for ``per_axis``, for ``per_group``.
+        scale, zero_point: the number; where there are many, the name of the stored tensor that holds them;
+            None where the program computes them.
+    """
+
+    name: str = attrs.field(validator=_text)
+    kind: str = attrs.field(validator=_text)
+    module: str = attrs.field(validator=_text)
+    dtype: str = attrs.field(validator=_text)
+    quant_min: int = attrs.field(validator=_whole)
+    quant_max: int = attrs.field(validator=_whole)
+    granularity: str = attrs.field(validator=_text)
+    axis: int | None = attrs.field(default=None, validator=_maybe_whole)
+    group_size: int | None = attrs.field(default=None, validator=_maybe_whole)
+    scale: float | str | None = attrs.field(default=None, validator=_number_or_name)
+    zero_point: float | str | None = attrs.field(default=None, validator=_number_or_name)
+
+
+@attrs.frozen
+class OperatorCount:
+    """How often the program calls an operator."""
+
+    operator: str = attrs.field(validator=_text)
+    count: int = attrs.field(validator=_whole)
+
+
+@attrs.frozen
+class Lock:
+    """What made a saved model, and what has to be in it.
+
+    Args:
+        torchquilt, torch: the versions that wrote it.
+        plugins: the backends that took part, in order of precedence.
+        quantizer: the quantizer with its intent, in words; None where the model did not say.
+        capabilities: content hash of what the quantizer could do; likewise.
+        ledger_json: every decision, as JSON; likewise. :attr:`ledger` reads it.
+        quantized: the parameters of each quantized tensor.
+        tensors: each tensor of the state and of the constants.
+        operators: what the program calls.
+        entries: each entry of the archive but the lock.
+    """
+
+    torchquilt: str = attrs.field(validator=_text)
+    torch: str = attrs.field(validator=_text)
+    plugins: tuple[Plugin, ...] = attrs.field(validator=_tuple_of(Plugin))
+    quantizer: str | None = attrs.field(validator=_maybe_text)
+    capabilities: str | None = attrs.field(validator=_maybe_text)
+    ledger_json: str | None = attrs.field(repr=False, validator=_maybe_text)
+    quantized: tuple[QuantizedTensor, ...] = attrs.field(validator=_tuple_of(QuantizedTensor))
+    tensors: tuple[StoredTensor, ...] = attrs.field(validator=_tuple_of(StoredTensor))
+    operators: tuple[OperatorCount, ...] = attrs.field(validator=_tuple_of(OperatorCount))
+    entries: tuple[Entry, ...] = attrs.field(validator=_tuple_of(Entry))
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """Every decision, or None where the model carried none.
+
+        Raises:
+            ModelError: it was written by a torchquilt whose ledgers have another schema.
+        """
+        return None if self.ledger_json is None else Ledger.from_json(self.ledger_json)
+
+    @property
+    def sha256(self) -> str:
+        """The digest of all that the lock says. The lock says the digest of everything else in the file."""
+        return _digest(self._content())
+
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """How many bytes of the file the tensors of each dtype take; memory that is shared counts once."""
+        sizes = {entry.name: entry.nbytes for entry in self.entries}
+        held = {(tensor.entry, tensor.dtype) for tensor in self.tensors}
+        found: Counter[str] = Counter()
+        for entry, dtype in sorted(held):
+            found[dtype] += sizes.get(entry, 0)
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+    def to_json(self) -> str:
+        """The lock as JSON text, with a schema version and its own digest."""
+        content = self._content()
+        return json.dumps({**content, "sha256": _digest(content)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Lock:
+        """The inverse of :meth:`to_json`; needs no torch.
+
+        Raises:
+            ArtifactError: the text is no lock, is of another schema version, or was changed.
+        """
+        try:
+            data = json.loads(text)
+            schema, written = data.pop("schema"), data.pop("sha256")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ArtifactError(
+                "This is not JSON of a lock.", got=f"{type(error).__name__}: {error}"
+            ) from error
+        if schema != JSON_SCHEMA:
+            raise ArtifactError(
+                "This lock is of another schema version.",
+                expected=JSON_SCHEMA,
+                got=schema,
+                remedy="read it with the torchquilt that wrote it",
+            )
+        found = _digest({"schema": schema, **data})
+        if found != written:
+            raise ArtifactError(
+                "The lock was changed after it was written: its content does not have its digest.",
+                expected=f"sha256 {written}",
+                got=f"sha256 {found}",
+                remedy="get the file again from where it was saved",
+            )
+        try:
+            return cls(**{name: _field(name, value) for name, value in data.items()})
+        except (TypeError, ValueError, AttributeError) as error:
+            # attrs says the rest of it in further arguments, with the whole definition of the field.
+            raise ArtifactError(
+                "The lock does not have the fields that a lock has.",
+                expected=", ".join(attribute.name for attribute in attrs.fields(cls)),
+                got=str(error.args[0]) if error.args else type(error).__name__,
+            ) from error
+
+    def _content(self) -> dict[str, Any]:
+        return {"schema": JSON_SCHEMA, **attrs.asdict(self)}
+
+
+def _field(name: str, value: Any) -> Any:
+    """A field of a lock from JSON, whose lists become tuples of values again."""
+    kinds: dict[str, type] = {
+        "plugins": Plugin,
+        "quantized": QuantizedTensor,
+        "tensors": StoredTensor,
+        "operators": OperatorCount,
+        "entries": Entry,
+    }
+    if name not in kinds:
+        return value
+    return tuple(
+        kinds[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in value
+    )
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of data, however it is laid out as text."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@attrs.frozen
+class Change:
+    """One thing that two locks say differently.
+
+    Args:
+        subject: what kind of thing: ``tensor``, ``quantized tensor``, ``version``, ``decision`` …
+        name: which one.
+        field: what of it; empty where it is there in one lock only.
+        before, after: what either lock says; None where it has no such thing.
+    """
+
+    subject: str
+    name: str
+    field: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        what = " ".join(filter(None, (self.subject, self.name)))
+        if self.field == "" and self.before is None:
+            return f"{what} added: {self.after}"
+        if self.field == "" and self.after is None:
+            return f"{what} removed: {self.before}"
+        label = f"{what}, {self.field}" if self.field else what
+        return f"{label}: {_short(self.before)} → {_short(self.after)}"
+
+
+@attrs.frozen
+class LockDiff:
+    """All that two locks say differently; false where that is nothing. Prints one line for each."""
+
+    changes: tuple[Change, ...] = ()
+
+    def __iter__(self) -> Iterator[Change]:
+        return iter(self.changes)
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.changes)) or "no difference"
+
+    def to_json(self) -> str:
+        """The changes as JSON text, with a schema version."""
+        return json.dumps({"schema": JSON_SCHEMA, **attrs.asdict(self)}, indent=1)
+
+
+def diff(before: Lock, after: Lock) -> LockDiff:
+    """Say what ``after`` says differently from ``before``.
+
+    Where in the archive things lie is not compared, nor are digests of entries: the same model saved twice
+    has no difference, though notes inside of the program (numbers of graphs) make its bytes differ.
+    """
+    return LockDiff((*_of_origin(before, after), *contents_diff(before, after)))
+
+
+def contents_diff(before: Lock, after: Lock) -> tuple[Change, ...]:
+    """The part of :func:`diff` that is about what is in the program, not about what made it."""
+    return (
+        *_of_rows("tensor", _by("name", before.tensors), _by("name", after.tensors), ignored="entry"),
+        *_of_rows("quantized tensor", _by("name", before.quantized), _by("name", after.quantized)),
+        *_of_rows("operator", _by("operator", before.operators), _by("operator", after.operators)),
+    )
+
+
+def _of_origin(before: Lock, after: Lock) -> Iterator[Change]:
+    for name in ("torchquilt", "torch"):
+        yield from _of_texts("version", name, getattr(before, name), getattr(after, name))
+    yield from _of_rows("plugin", _by("backend", before.plugins), _by("backend", after.plugins))
+    yield from _of_texts("quantizer", "", before.quantizer, after.quantizer)
+    yield from _of_texts("capabilities", "", before.capabilities, after.capabilities)
+    if before.ledger_json != after.ledger_json:
+        for change in (before.ledger or Ledger(())).diff(after.ledger or Ledger(())):
+            yield from _of_texts("decision", change.node, change.before, change.after)
+
+
+def _of_texts(subject: str, name: str, before: str | None, after: str | None) -> Iterator[Change]:
+    if before != after:
+        yield Change(subject, name, "", before, after)
+
+
+def _of_rows(
+    subject: str, before: Mapping[str, Any], after: Mapping[str, Any], ignored: str = ""
+) -> Iterator[Change]:
+    """What was removed, added and changed among rows of one kind, field by field."""
+    for name in dict.fromkeys((*before, *after)):
+        old, new = before.get(name), after.get(name)
+        if old is None or new is None:
+            yield Change(subject, name, "", _summary(old, ignored), _summary(new, ignored))
+            continue
+        for attribute in attrs.fields(type(old)):
+            pair = getattr(old, attribute.name), getattr(new, attribute.name)
+            if attribute.name != ignored and pair[0] != pair[1]:
+                yield Change(subject, name, attribute.name, str(pair[0]), str(pair[1]))
+
+
+def _by(key: str, rows: tuple[_T, ...]) -> dict[str, _T]:
+    return {getattr(row, key): row for row in rows}
+
+
+def _summary(row: Any, ignored: str) -> str | None:
+    """A row in one line: what it says beside its name."""
+    if row is None:
+        return None
+    _, *rest = attrs.fields(type(row))
+    found = [
+        (attribute.name, getattr(row, attribute.name)) for attribute in rest if attribute.name != ignored
+    ]
+    return ", ".join(f"{name} {_short(str(value))}" for name, value in found if value is not None)
+
+
+def _short(text: str | None) -> str:
+    """Digests are told apart by their first digits."""
+    text = "nothing" if text is None else text
+    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return f"{text[:12]}…" if is_digest else text

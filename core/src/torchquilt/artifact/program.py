@@ -1,0 +1,194 @@
+"""What a program holds: tensors and their digests, the parameters of what is quantized, operators."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from torchquilt.artifact.lock import OperatorCount, QuantizedTensor, StoredTensor
+from torchquilt.errors import ArtifactError
+from torchquilt.graph.scope import module_path
+from torchquilt.graph.values import operator_of
+from torchquilt.spec import dtype_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+    from torch.fx import Graph, Node
+
+_NAMESPACE = "quantized_decomposed"
+_GRANULARITIES = {  # by what follows quantize_ or dequantize_; the longest that fits
+    "per_channel_group": "per_group",
+    "per_channel": "per_axis",
+    "per_token": "per_token",
+    "per_tensor": "per_tensor",
+}
+
+
+def stored_tensors(program: ExportedProgram, entries: Mapping[str, str]) -> tuple[StoredTensor, ...]:
+    """Each tensor of the state and of the constants.
+
+    Args:
+        program: it is only read.
+        entries: name of a tensor → entry of the archive that holds it.
+
+    Raises:
+        ArtifactError: something there is not a plain tensor.
+    """
+    parameters = set(program.graph_signature.parameters)
+    buffers = set(program.graph_signature.buffers)
+    found = []
+    for name, value in (*program.state_dict.items(), *program.constants.items()):
+        role = "parameter" if name in parameters else "buffer" if name in buffers else "constant"
+        tensor = _plain_tensor(name, role, value)
+        found.append(
+            StoredTensor(
+                name=name,
+                role=role,
+                dtype=dtype_name(tensor.dtype),
+                shape=tuple(tensor.shape),
+                sha256=tensor_digest(tensor),
+                entry=entries.get(name, ""),
+            )
+        )
+    return tuple(found)
+
+
+def _plain_tensor(name: str, role: str, value: Any) -> torch.Tensor:
+    import torch
+
+    if (
+        type(value) not in (torch.Tensor, torch.nn.Parameter)
+        or value.layout != torch.strided
+        or value.is_meta
+    ):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ArtifactError(
+            f"The {role} {name!r} is not a plain tensor with values, so it would have to be pickled.",
+            expected="a strided torch.Tensor on a real device",
+            got=f"{kind}, {value.layout}, {value.device}" if isinstance(value, torch.Tensor) else kind,
+            remedy="convert it to a plain tensor in the model before it is exported",
+        )
+    tensor: torch.Tensor = value
+    return tensor
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of the elements in row-major order."""
+    plain = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+    size = plain.numel() * plain.element_size()
+    # A view of the memory: neither numpy nor a copy of the weight is needed for it.
+    view = (ctypes.c_ubyte * size).from_address(plain.data_ptr()) if size else b""
+    return hashlib.sha256(view).hexdigest()
+
+
+def operator_counts(program: ExportedProgram) -> tuple[OperatorCount, ...]:
+    """How often each operator is called, in the bodies of control flow as well."""
+    counts = Counter(
+        str(node.target)
+        for _, graph in _graphs(program)
+        for node in graph.nodes
+        if node.op == "call_function"
+    )
+    return tuple(OperatorCount(name, count) for name, count in sorted(counts.items()))
+
+
+def quantized_tensors(program: ExportedProgram) -> tuple[QuantizedTensor, ...]:
+    """The parameters of each quantized tensor, as its quantize or dequantize operator has them."""
+    found: dict[str, QuantizedTensor] = {}
+    for prefix, graph in _graphs(program):
+        stored = _stored_names(program) if not prefix else {}
+        for node in graph.nodes:
+            row = _quantized_tensor(node, prefix, stored)
+            if row is None:
+                continue
+            # A constant is dequantized for each of its users; a tensor may be quantized in two ways.
+            name, number = row.name, 1
+            while name in found and attrs.evolve(found[name], name=row.name) != row:
+                number += 1
+                name = f"{row.name}#{number}"
+            found[name] = attrs.evolve(row, name=name)
+    return tuple(found.values())
+
+
+def _quantized_tensor(node: Node, prefix: str, stored: Mapping[str, str]) -> QuantizedTensor | None:
+    form = _form(node)
+    if form is None:
+        return None
+    is_quantize, granularity = form
+    arguments = _arguments(node)
+    source = arguments["input"]
+    if not is_quantize and (_form(source) or (False,))[0]:
+        return None  # what is behind a quantize operator is told by that one
+    scale = _parameter(arguments.get("scale", arguments.get("scales")), stored)
+    zero_point = _parameter(arguments.get("zero_point", arguments.get("zero_points")), stored)
+    if not is_quantize and source.name in stored:
+        kind = "constant"
+    else:
+        kind = "dynamic" if scale is None else "static"
+    return QuantizedTensor(
+        name=stored.get(source.name, f"{prefix}{source.name}"),
+        kind=kind,
+        module=module_path(node),
+        dtype=dtype_name(arguments["dtype"]),
+        quant_min=int(arguments["quant_min"]),
+        quant_max=int(arguments["quant_max"]),
+        granularity=granularity,
+        axis=arguments.get("axis"),
+        group_size=arguments.get("group_size"),
+        scale=scale,
+        zero_point=zero_point,
+    )
+
+
+def _form(node: Node) -> tuple[bool, str] | None:
+    """Whether a node quantizes (or dequantizes) and with which granularity; None where it does neither."""
+    operator = operator_of(node)
+    if operator is None or operator._schema.name.partition("::")[0] != _NAMESPACE:
+        return None
+    verb, _, manner = operator._schema.name.partition("::")[2].partition("_")
+    fitting = (told for start, told in _GRANULARITIES.items() if manner.startswith(start))
+    granularity = next(fitting, None)
+    if verb not in ("quantize", "dequantize") or granularity is None:
+        return None
+    return verb == "quantize", granularity
+
+
+def _arguments(node: Node) -> dict[str, Any]:
+    """The arguments of a call by their names in the schema."""
+    schema = operator_of(node)._schema.arguments
+    return {
+        **{argument.name: value for argument, value in zip(schema, node.args, strict=False)},
+        **node.kwargs,
+    }
+
+
+def _parameter(value: Any, stored: Mapping[str, str]) -> float | str | None:
+    """A number as it is, a stored tensor by its name, None for what the program computes."""
+    if isinstance(value, (int, float)):
+        return value
+    return stored.get(value.name) if value is not None else None
+
+
+def _stored_names(program: ExportedProgram) -> dict[str, str]:
+    """Name of an input of the graph that stands for a stored tensor → name of that tensor."""
+    signature = program.graph_signature
+    return {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+
+
+def _graphs(program: ExportedProgram) -> Iterator[tuple[str, Graph]]:
+    """The graph and those of the bodies of control flow, each with what its names are preceded by."""
+    import torch
+
+    for path, module in program.graph_module.named_modules():
+        if isinstance(module, torch.fx.GraphModule):
+            yield f"{path}." if path else "", module.graph

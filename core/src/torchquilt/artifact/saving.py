@@ -1,0 +1,347 @@
+"""save: a quantized model and its lock, in one file, whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import inspect
+import io
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from torchquilt.artifact import screening
+from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY
+from torchquilt.artifact.lock import Entry, Lock, Plugin
+from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
+from torchquilt.artifact.replacing import replacing
+from torchquilt.errors import ArtifactError, ModelError
+from torchquilt.plugins.registry import backends
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+
+def save(
+    quantized: GraphModule | ExportedProgram,
+    path: str | os.PathLike[str],
+    example_inputs: object = None,
+    dynamic_shapes: Any = None,
+) -> Lock:
+    """Write a quantized model and the lock of what made it to a file, whole or not at all.
+
+    The file is what ``torch.export.save`` writes, with one more entry; ``torch.export.load`` reads it, too.
+    When writing fails (a full disk, an exception, the end of the process), what was at ``path`` stays.
+
+    Args:
+        quantized: what :func:`torchquilt.convert_pt2e` returned, or an ExportedProgram of it, which is taken
+            as it is.
+        path: the file; by custom it ends in ``.pt2``.
+        example_inputs: for a GraphModule, which has to be exported again: one batch as for
+            :func:`torchquilt.calibrate`. Dimensions that are dynamic need a size of 2 or more in it.
+        dynamic_shapes: as for ``torch.export.export``. By default the dimensions that were dynamic when the
+            model was exported stay so.
+
+    Returns:
+        The lock. Its ``sha256`` may be kept elsewhere and given to :func:`torchquilt.load`.
+
+    Raises:
+        ArtifactError: example inputs are missing or do not fit, the model holds what cannot be saved without
+            pickling (objects, subclasses of tensors), or the file cannot be written.
+        ModelError: the model is not a converted one.
+
+    Warns:
+        UserWarning: the example inputs of an ExportedProgram are objects that would have to be pickled; they
+            are left out.
+    """
+    program = _program(quantized, example_inputs, dynamic_shapes)
+    record = _record(quantized) or _record(program.graph_module)
+    program = _with_plain_inputs(program)
+    stored_tensors(program, {})  # refuses what cannot be saved, before anything is written
+    try:
+        with replacing(path) as file:
+            _write_program(program, file)
+            lock = _lock(program, record, file)
+            with zipfile.ZipFile(file, "a") as archive:
+                root = archive.namelist()[0].partition("/")[0]
+                archive.writestr(f"{root}/{LOCK_ENTRY}", lock.to_json())
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} could not be written; what was there before is untouched.",
+            path=path,
+            got=str(error),
+            remedy="make room, or save to another place",
+        ) from error
+    return lock
+
+
+def _record(model: object) -> Mapping[str, Any]:
+    """What the flow noted on a model: quantizer, backends, capabilities, ledger; empty where it did not."""
+    from torchquilt.pt2e.stage import RECORD_KEY
+
+    found = getattr(model, "meta", {}).get(RECORD_KEY)
+    return found if isinstance(found, Mapping) else {}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The program
+# ----------------------------------------------------------------------------------------------------------
+
+
+def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> ExportedProgram:
+    """The ExportedProgram that is going to be saved."""
+    import torch
+
+    from torchquilt.pt2e.stage import stage_of
+
+    if isinstance(quantized, torch.export.ExportedProgram):
+        if example_inputs is not None or dynamic_shapes is not None:
+            raise ArtifactError(
+                "An ExportedProgram is saved as it is, so example inputs and dynamic shapes have no effect.",
+                expected="no example_inputs and no dynamic_shapes with it",
+                got=", ".join(
+                    name
+                    for name, value in (
+                        ("example_inputs", example_inputs),
+                        ("dynamic_shapes", dynamic_shapes),
+                    )
+                    if value is not None
+                ),
+                remedy="leave them out, or pass what convert_pt2e returned",
+            )
+        return quantized
+    stage = stage_of(quantized)
+    if not isinstance(quantized, torch.fx.GraphModule) or stage == "prepared":
+        raise ModelError(
+            "Only a converted model can be saved.",
+            expected="what convert_pt2e returned, or an ExportedProgram of it",
+            got=f"a {stage} model"
+            if stage
+            else f"{type(quantized).__module__}.{type(quantized).__qualname__}",
+            remedy="prepare_pt2e, calibrate, convert_pt2e, then save",
+        )
+    if example_inputs is None:
+        names = [str(node.target) for node in quantized.graph.nodes if node.op == "placeholder"]
+        raise ArtifactError(
+            "A model has to be exported again to be saved, and that needs example inputs.",
+            expected=f"example_inputs for {', '.join(names) or 'no inputs'}",
+            got=None,
+            remedy="save(quantized, path, example_inputs=batch) with a batch as calibrate takes it, or () where "
+            "there are no inputs; or save an ExportedProgram of it",
+        )
+    return _exported(quantized, example_inputs, dynamic_shapes)
+
+
+def _exported(model: GraphModule, example_inputs: object, dynamic_shapes: Any) -> ExportedProgram:
+    import torch
+
+    if isinstance(example_inputs, Mapping):
+        args, kwargs = (), dict(example_inputs)
+    else:
+        args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+        kwargs = {}
+    try:
+        shapes = _kept_shapes(model, args, kwargs) if dynamic_shapes is None else dynamic_shapes
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+    except Exception as error:  # torch raises what it likes for inputs that do not fit
+        raise ArtifactError(
+            "The model cannot be exported with these example inputs.",
+            expected=f"inputs as in {inspect.signature(model.forward)}",
+            got=f"{type(error).__name__}: {error}",
+            remedy="pass a batch as calibrate takes it; see the cause above",
+        ) from error
+    if dynamic_shapes is None:
+        _check_shapes_are_kept(model, program)
+    return program
+
+
+def _kept_shapes(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """``dynamic_shapes`` that say: what was dynamic stays so. Ranges come from the guards in the model."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    values = [node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder"]
+    given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    leaves, structure = pytree.tree_flatten(given)
+    if len(leaves) != len(values) or not any(map(_dynamic_dimensions, values)):
+        return None
+    automatic = torch.export.Dim.AUTO
+    shapes = [
+        automatic
+        if isinstance(value, torch.SymInt)
+        else dict.fromkeys(_dynamic_dimensions(value), automatic) or None
+        for value in values
+    ]
+    found: dict[str, Any] = pytree.tree_unflatten(shapes, structure)
+    return found
+
+
+def _dynamic_dimensions(value: Any) -> tuple[int, ...]:
+    """Which dimensions of a recorded input have no fixed size; ``(0,)`` for a number that is not fixed."""
+    import torch
+
+    if isinstance(value, torch.SymInt):
+        return (0,)
+    if not isinstance(value, torch.Tensor):
+        return ()
+    return tuple(number for number, size in enumerate(value.shape) if isinstance(size, torch.SymInt))
+
+
+def _check_shapes_are_kept(model: GraphModule, program: ExportedProgram) -> None:
+    """Refuse an example of size 0 or 1 where the size was dynamic: torch takes it for a fixed one."""
+    wanted = {n.target: n for n in model.graph.nodes if n.op == "placeholder"}.values()
+    inputs = set(program.graph_signature.user_inputs)
+    found = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    for before, after in zip(wanted, found, strict=False):
+        lost = set(_dynamic_dimensions(before.meta.get("val"))) - set(
+            _dynamic_dimensions(after.meta.get("val"))
+        )
+        if lost:
+            raise ArtifactError(
+                f"The example inputs would fix a size of {before.target} that was dynamic in the model.",
+                expected=f"dimension {', '.join(map(str, sorted(lost)))} of {before.target} to stay dynamic",
+                got=f"an example of shape {tuple(getattr(after.meta.get('val'), 'shape', ()))}",
+                remedy="pass an example with a size of 2 or more there; to fix it on purpose, dynamic_shapes",
+            )
+
+
+def _with_plain_inputs(program: ExportedProgram) -> ExportedProgram:
+    """The program, without its example inputs where reading them back would run code."""
+    import torch
+
+    if program.example_inputs is None:
+        return program
+    pickled = io.BytesIO()
+    try:
+        torch.save(program.example_inputs, pickled)
+        screening.check_inputs(pickled.getvalue())
+    except Exception as error:  # what cannot even be pickled fails in any way it likes
+        warnings.warn(
+            "The example inputs of the program are left out of the file: reading them back could run code. "
+            f"({type(error).__name__}: {getattr(error, 'got', None) or error})",
+            UserWarning,
+            stacklevel=3,
+        )
+        without = copy.copy(program)
+        without._example_inputs = None
+        return without
+    return program
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The file
+# ----------------------------------------------------------------------------------------------------------
+
+
+class _Sink(io.RawIOBase):
+    """What torch writes to. It keeps an error for later: torch ends the process when writing fails.
+
+    Its writer of archives finishes the archive when it is destroyed, where C++ takes no exception.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.failure: BaseException | None = None
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._unless_failed(lambda: self._file.write(data), memoryview(data).nbytes)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._unless_failed(lambda: self._file.seek(offset, whence), offset)
+
+    def _unless_failed(self, action: Any, otherwise: int) -> int:
+        if self.failure is None:
+            try:
+                return int(action())
+            except BaseException as failure:
+                self.failure = failure
+        return otherwise
+
+
+def _write_program(program: ExportedProgram, file: BinaryIO) -> None:
+    import torch
+
+    sink = _Sink(file)
+    try:
+        torch.export.save(program, sink)  # type: ignore[arg-type]  # it wants IO[bytes], and takes any file
+    except Exception as error:
+        if sink.failure is None:
+            raise ArtifactError(
+                "torch cannot save this program.",
+                expected="a program that torch.export.save takes",
+                got=f"{type(error).__name__}: {error}",
+                remedy="see the cause above",
+            ) from error
+    if sink.failure is not None:
+        raise sink.failure
+    file.flush()
+
+
+def _lock(program: ExportedProgram, record: Mapping[str, Any], file: BinaryIO) -> Lock:
+    """The lock of what has been written so far. Refuses to lock what load would refuse to read."""
+    import torch
+
+    with zipfile.ZipFile(file) as archive:
+        entries = tuple(_entries(archive))
+        root = archive.namelist()[0].partition("/")[0]
+
+        def read(name: str) -> bytes:
+            return archive.read(f"{root}/{name}")
+
+        screening.check_entries(entry.name for entry in entries)
+        screening.check_program(read(PROGRAM_ENTRY))
+        places = {
+            name: folder + held
+            for folder, entry in screening.PAYLOAD_ENTRIES.items()
+            for name, held in screening.check_payloads(read(entry)).items()
+        }
+    ledger = record.get("ledger")
+    return Lock(
+        torchquilt=_own_version(),
+        torch=str(torch.__version__),
+        plugins=_plugins(record.get("backends") or ()),
+        quantizer=record.get("quantizer"),
+        capabilities=record.get("capabilities"),
+        ledger_json=None if ledger is None else json.dumps(ledger, allow_nan=False),
+        quantized=quantized_tensors(program),
+        tensors=stored_tensors(program, places),
+        operators=operator_counts(program),
+        entries=entries,
+    )
+
+
+def _own_version() -> str:
+    # The package imports this module, so that the one place that knows the version is not imported above.
+    return str(importlib.import_module("torchquilt").__version__)
+
+
+def _entries(archive: zipfile.ZipFile) -> Iterator[Entry]:
+    for info in archive.infolist():
+        digest = hashlib.sha256()
+        with archive.open(info) as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+        yield Entry(info.filename.partition("/")[2], info.file_size, digest.hexdigest())
+
+
+def _plugins(names: Any) -> tuple[Plugin, ...]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the environment, which is not the matter here
+        installed = {backend.name: backend for backend in backends()}
+    return tuple(
+        Plugin(name, installed[name].distribution, installed[name].version)
+        if name in installed
+        else Plugin(name)
+        for name in map(str, names)
+    )

@@ -1,0 +1,31 @@
+"""The conformance kit: what a backend claims, held against what it does.
+
+The author of a plugin installs ``torchquilt[testing]`` and runs, from any folder::
+
+    pytest --pyargs torchquilt.testing --torchquilt-backend=NAME
+
+Everything that is tested follows from the backend's own support table. Each row of it is annotated and
+converted, compared with the float operator, asked for what it does not claim, brought to both sides of its
+constraints, and composed with a quantizer that knows nothing of it. A table of what was found is printed
+at the end.
+
+=============  ====================================================================================
+file           what is in it
+=============  ====================================================================================
+``plugin``     the options of pytest, the hook for lowering, and printing the table at the end
+``conftest``   one test for each row: what is parametrized, and the fixtures
+``subject``    the backend under test
+``configs``    the configs that a row takes, and some that it does not
+``operators``  ways to call each operator that torchquilt knows
+``examples``   models made of these calls, for a row
+``trials``     one model through the flow, and what is asked of the result
+``bench``      the backend with a model for each of its rows
+``coverage``   the table that is printed
+``test_*``     what has to hold
+=============  ====================================================================================
+
+Two things can be supplied. A class may have ``conformance_examples``: the name of a pattern → a function that
+returns ``(module, inputs)``, or a tuple of such functions; it is needed for operators that the kit cannot
+call by itself. And a pytest plugin may implement the hook ``pytest_torchquilt_lowering``, see
+:mod:`torchquilt.testing.plugin`; without it, lowering is reported as not checked.
+"""

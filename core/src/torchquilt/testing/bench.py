@@ -1,0 +1,91 @@
+"""The backend with a model for each of its rows. What was exported is kept, since many tests look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+import pytest
+from torch.fx import GraphModule
+
+from torchquilt.capability import Sharing, SupportRow
+from torchquilt.claims import Claim
+from torchquilt.config import QuantizationConfig
+from torchquilt.testing.configs import configs_of, group_size
+from torchquilt.testing.examples import Example, examples_of
+from torchquilt.testing.operators import Sizes
+from torchquilt.testing.subject import Subject
+from torchquilt.testing.trials import Trial, export
+
+
+@attrs.define(eq=False)
+class Bench:
+    """Finds and keeps a model for each row.
+
+    Args:
+        subject: the backend.
+    """
+
+    subject: Subject
+    _exported: dict[str, list[tuple[Example, GraphModule]]] = attrs.field(factory=dict, init=False)
+    _trials: dict[tuple[SupportRow, QuantizationConfig], Trial] = attrs.field(factory=dict, init=False)
+
+    def trial(self, row: SupportRow, example: Example, config: QuantizationConfig) -> Trial:
+        """A new model for a row."""
+        return Trial(row, config, self.subject.cls, example, export(example))
+
+    def surveyed(self, row: SupportRow, config: QuantizationConfig) -> Iterator[Trial]:
+        """All models that the kit can make or is given, at fixed sizes. Some the row does not take."""
+        key = f"{row.pattern.name} {row.sharing is Sharing.PASSED_ON} {group_size(config)}"
+        if key not in self._exported:
+            self._exported[key] = []
+            for example in self._examples(row, config):
+                self._exported[key].append((example, export(example)))
+        for example, model in self._exported[key]:
+            yield Trial(row, config, self.subject.cls, example, model)
+
+    def _examples(self, row: SupportRow, config: QuantizationConfig) -> Iterator[Example]:
+        for number, build in enumerate(self.subject.supplied(row.pattern.name)):
+            module, inputs = build()
+            yield Example(f"{row.pattern.name}, supplied model {number}", module.eval(), inputs)
+        sizes = Sizes(group=group_size(config))
+        yield from examples_of(row.pattern, sizes, in_front=row.sharing is Sharing.PASSED_ON)
+
+    def models(self, row: SupportRow) -> list[Trial]:
+        """A model that the row claims, for each of the configs that it takes.
+
+        Fails the test that asks if there is none, and says what to supply.
+        """
+        configs = configs_of(row)
+        if not configs:
+            pytest.fail(
+                f"No config can ask for the row {row.pattern.name}, "
+                f"whose specs are: {row.describe('').spec_text() or 'none'}.\n"
+                "Write specs that torchquilt.QuantizationSpec can say.",
+                pytrace=False,
+            )
+        return [self._model(row, config) for config in configs]
+
+    def _model(self, row: SupportRow, config: QuantizationConfig) -> Trial:
+        if (row, config) not in self._trials:
+            self._trials[row, config] = self._find_model(row, config)
+        return self._trials[row, config]
+
+    def _find_model(self, row: SupportRow, config: QuantizationConfig) -> Trial:
+        refused: dict[str, str] = {}
+        for trial in self.surveyed(row, config):
+            _, verdict = trial.judged()
+            if isinstance(verdict, Claim):
+                return trial
+            refused.setdefault(f"{verdict.code}: {verdict.text}", trial.example.label)
+        name = row.pattern.name
+        tried = [f"  {label}: {reason}" for reason, label in refused.items()]
+        pytest.fail(
+            f"There is no model that the row {name} ({row.mode}) claims, asked for {config}.\n"
+            + "\n".join(
+                ["Tried were:", *tried] if tried else ["The kit cannot make one for these operators."]
+            )
+            + f"\nIf there is one, supply it: {self.subject.cls.__name__}.conformance_examples = "
+            f"{{{name!r}: function}}, where function() returns (module, inputs).",
+            pytrace=False,
+        )

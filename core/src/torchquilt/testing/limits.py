@@ -1,0 +1,122 @@
+"""The limits of a row: its constraints, and beyond them what it has to do and what it has to say."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from torchquilt.annotation import annotation_of
+from torchquilt.capability import Constraint
+from torchquilt.claims import Claim
+from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, input_rank
+from torchquilt.errors import TorchquiltError
+from torchquilt.testing.configs import least_sqnr
+from torchquilt.testing.examples import Example
+from torchquilt.testing.trials import Trial, has_quantized_tensors
+
+# What the ready constraints of the core mean, known from how an example was made and not from its graph.
+_Meaning = Callable[[Example], bool | None]
+_MEANINGS: dict[tuple[str, str], _Meaning] = {
+    (CONSTANT_WEIGHT.code, CONSTANT_WEIGHT.text): lambda example: example.has_constant_weight,
+    (FLOAT32.code, FLOAT32.text): lambda example: example.dtypes == {torch.float32},
+}
+
+
+# Why a row may leave a model that stands for its pattern, asked for a config that it takes.
+_REASONS = (
+    "constraint",
+    "claimed_by",
+    "constant",
+    "not_float",
+    "writes_in_place",
+    "used_elsewhere",
+    "no_quantized_neighbour",
+    "neighbour_not_supported",
+)
+
+
+def describe(trial: Trial) -> str:
+    """A trial in one line, for messages."""
+    return (
+        f"{trial.row.pattern.name} ({trial.row.mode}), model {trial.example.label}, asked for {trial.config}"
+    )
+
+
+def check_limits(trial: Trial, reached: dict[str, set[bool]]) -> None:
+    """Hold a model against the constraints of the row: either the row does it, or says what does not hold.
+
+    Args:
+        trial: the model.
+        reached: for each constraint the sides of it that were seen so far; this model's are added.
+    """
+    match, verdict = trial.judged()
+    if match is None:
+        return  # a way to call the operator that is not of this pattern, with another overload
+    broken = trial.broken(match)
+    for constraint in trial.row.constraints:
+        reached[constraint.code].add(constraint not in broken)
+        _check_meaning(trial, constraint, constraint not in broken)
+    if isinstance(verdict, Claim):
+        assert not broken, f"{describe(trial)}: claimed, though not {broken[0].text}"
+        _check_works(trial)
+    else:
+        _check_refused(trial, verdict.code, [f"constraint:{constraint.code}" for constraint in broken])
+
+
+def _check_meaning(trial: Trial, constraint: Constraint, holds: bool) -> None:
+    meaning = _MEANINGS.get((constraint.code, constraint.text)) or _meaning_of_rank(constraint)
+    expected = meaning(trial.example) if meaning else None
+    assert expected in (None, holds), (
+        f"{describe(trial)}: the constraint {constraint.code!r} says that {constraint.text}; "
+        f"this is {expected}, and it finds {holds}"
+    )
+
+
+def _meaning_of_rank(constraint: Constraint) -> _Meaning | None:
+    """The meaning of :func:`torchquilt.constraints.input_rank`, whose text has the numbers in it."""
+    ranks = [int(number) for number in re.findall(r"\d+", constraint.text)]
+    if not ranks or (constraint.code, constraint.text) != (input_rank(*ranks).code, input_rank(*ranks).text):
+        return None
+    return lambda example: example.rank in ranks
+
+
+def _check_works(trial: Trial) -> None:
+    """What is claimed converts and is near the float operator; otherwise the row is too wide."""
+    try:
+        trial.run(trial.example.module)
+    except (RuntimeError, NotImplementedError):
+        return  # torch has no kernel for this dtype on this machine, so there is nothing to compare with
+    try:
+        quantized = trial.convert()
+        ratio = trial.sqnr(quantized)
+    except (TorchquiltError, RuntimeError, ValueError, AssertionError) as error:
+        pytest.fail(
+            f"The row is too wide: {describe(trial)} is claimed, and does not convert:\n{error}\n"
+            "Add a constraint for it, or narrow the specs.",
+            pytrace=False,
+        )
+    assert has_quantized_tensors(quantized), f"{describe(trial)}: claimed, and nothing of it is quantized"
+    bound = least_sqnr(trial.row, trial.config)
+    if math.isnan(ratio) or ratio < bound:
+        pytest.fail(
+            f"The row is too wide: {describe(trial)} is claimed with an SQNR of {ratio:.1f} dB; "
+            f"it has to be {bound:.1f} dB or more.",
+            pytrace=False,
+        )
+
+
+def _check_refused(trial: Trial, code: str, broken: list[str]) -> None:
+    """What is not claimed says why, a constraint that does not hold if there is one, and is not annotated."""
+    kind = code.partition(":")[0]
+    assert kind in _REASONS, f"{describe(trial)}: refused with {code!r}, which says nothing about this model"
+    if kind == "constraint":
+        assert code in broken, f"{describe(trial)}: refused with {code}, and what does not hold is {broken}"
+    patterns = [annotation_of(node) for node in trial.annotate().graph.nodes]
+    mine = [a for a in patterns if a and a.quantizer == trial.quantizer().name]
+    assert trial.row.pattern.name not in [a.pattern for a in mine], (
+        f"{describe(trial)}: refused with {code}, and annotated all the same"
+    )

@@ -1,0 +1,300 @@
+"""Ways to call each operator that torchquilt knows: the plain one first, then those that a row may not take.
+
+A call is made for the activation that it will be given, so that shapes fit in a chain. Sizes come from
+:class:`Sizes`: fixed where a model for a row is looked for, drawn by hypothesis where limits are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import attrs
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from torchquilt.operators import Operator
+
+
+def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Numbers between -0.5 and 1.0, the same for the same shape and seed.
+
+    Their mean is not zero, so that sums do not cancel: an error is measured against a signal.
+    """
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 1.5 - 0.5
+
+
+class Sizes:
+    """Where the sizes of models come from.
+
+    Args:
+        pick: a whole number between two, both included.
+        group: size of the groups of a weight; the number of features is a multiple of it, or not if drawn.
+    """
+
+    def __init__(self, pick: Callable[[int, int], int] | None = None, group: int = 1) -> None:
+        self._pick = pick
+        self.group = group
+
+    def between(self, low: int, high: int) -> int:
+        """A size; the lower of the two where sizes are fixed."""
+        return low if self._pick is None else self._pick(low, high)
+
+    def features(self) -> int:
+        """A number of features."""
+        if self.group == 1:
+            return self.between(8, 19)
+        strays = self.between(0, 1)  # with 1 it does not divide into groups
+        return 2 * self.group + strays
+
+
+@attrs.frozen(eq=False)
+class Call:
+    """One operator, called in one way.
+
+    Args:
+        label: what is particular about it, empty for the plain call.
+        function: takes the activation and the extras.
+        extras: further inputs of the model that it needs.
+        has_constant_weight: its weight and bias, if any, are constants of the model.
+    """
+
+    label: str
+    function: Callable[..., torch.Tensor]
+    extras: tuple[torch.Tensor, ...] = ()
+    has_constant_weight: bool = True
+
+
+Calls: TypeAlias = "Callable[[torch.Tensor, Sizes], list[Call]]"
+Activations: TypeAlias = "Callable[[Sizes], list[torch.Tensor]]"
+
+
+def calls_of(operator: Operator, activation: torch.Tensor, sizes: Sizes) -> list[Call]:
+    """Ways to call an operator with an activation of this shape; none where the kit does not know it."""
+    known = _KNOWN.get(operator.overloads[0])
+    return known[1](activation, sizes) if known else []
+
+
+def activations_of(operator: Operator, sizes: Sizes) -> list[torch.Tensor]:
+    """Activations to call an operator with, the most usual first."""
+    known = _KNOWN.get(operator.overloads[0])
+    return known[0](sizes) if known else []
+
+
+# --- Activations --------------------------------------------------------------------------------------------
+
+
+def _rows(sizes: Sizes) -> list[torch.Tensor]:
+    batch, features = sizes.between(4, 7), sizes.features()
+    return [uniform(batch, features), uniform(2, batch, features), uniform(features)]
+
+
+def _signals(sizes: Sizes) -> list[torch.Tensor]:
+    channels, length = 2 * sizes.between(1, 3), sizes.between(6, 11)
+    return [uniform(2, channels, length), uniform(channels, length)]
+
+
+def _images(sizes: Sizes) -> list[torch.Tensor]:
+    channels, height, width = 2 * sizes.between(1, 3), sizes.between(4, 7), sizes.between(4, 7)
+    return [uniform(2, channels, height, width), uniform(channels, height, width)]
+
+
+def _anything(sizes: Sizes) -> list[torch.Tensor]:
+    floats = [*_rows(sizes)[:2], _images(sizes)[0]]
+    return [*floats, torch.arange(12).reshape(3, 4)]
+
+
+def _with_a_one(sizes: Sizes) -> list[torch.Tensor]:
+    batch, features = sizes.between(4, 7), sizes.between(6, 9)
+    return [uniform(batch, 1, features), uniform(1, batch, 1, features)]
+
+
+_VOCABULARY = 10
+
+
+def _tokens(sizes: Sizes) -> list[torch.Tensor]:
+    tokens = torch.arange(2 * sizes.between(4, 7)) % _VOCABULARY
+    return [tokens, tokens.reshape(2, -1), tokens.int()]
+
+
+# --- Calls --------------------------------------------------------------------------------------------------
+
+
+def _filled(module: nn.Module) -> nn.Module:
+    """A module whose parameters are like the data, see :func:`uniform`."""
+    for seed, parameter in enumerate(module.parameters(), start=1):
+        parameter.data = uniform(*parameter.shape, seed=seed)
+    return module
+
+
+def _linear(x: torch.Tensor, sizes: Sizes) -> list[Call]:
+    features, outputs = x.shape[-1], sizes.between(5, 17)
+    return [
+        Call("", _filled(nn.Linear(features, outputs))),
+        Call("no bias", _filled(nn.Linear(features, outputs, bias=False))),
+        Call(
+            "weight is an input", F.linear, (uniform(outputs, features, seed=1),), has_constant_weight=False
+        ),
+    ]
+
+
+def _convolution(
+    layer: type[nn.Conv1d | nn.Conv2d], function: Callable[..., torch.Tensor], rank: int
+) -> Calls:
+    def calls(x: torch.Tensor, sizes: Sizes) -> list[Call]:
+        channels, outputs = x.shape[-1 - rank], 2 * sizes.between(2, 4)
+        weight = uniform(outputs, channels, *[3] * rank, seed=1)
+        return [
+            Call("", _filled(layer(channels, outputs, 3))),
+            Call("strided, padded, no bias", _filled(layer(channels, outputs, 3, 2, 1, bias=False))),
+            Call("depthwise", _filled(layer(channels, 2 * channels, 3, groups=channels))),
+            Call("padding='same'", _filled(layer(channels, outputs, 3, padding="same"))),
+            Call("weight is an input", function, (weight,), has_constant_weight=False),
+        ]
+
+    return calls
+
+
+def _embedding(_: torch.Tensor, sizes: Sizes) -> list[Call]:
+    width = sizes.features()
+    weight = uniform(_VOCABULARY, width, seed=1)
+
+    def look_up(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return F.embedding(tokens, table)
+
+    return [
+        Call("", _filled(nn.Embedding(_VOCABULARY, width))),
+        Call("padding_idx=0", _filled(nn.Embedding(_VOCABULARY, width, padding_idx=0))),
+        Call("weight is an input", look_up, (weight,), has_constant_weight=False),
+    ]
+
+
+def _binary(function: Callable[..., torch.Tensor]) -> Calls:
+    def calls(x: torch.Tensor, _: Sizes) -> list[Call]:
+        other = uniform(*x.shape, seed=1)
+        found = [
+            Call("", function, (other,)),
+            Call("broadcast", function, (other[..., :1],)),
+            Call("with a number", lambda x: function(x, 0.75)),
+            Call("with itself", lambda x: function(x, x)),
+            Call("with -1e9", lambda x: function(x, -1e9)),
+            Call("before softmax", lambda x, y: torch.softmax(function(x, y), -1), (other,)),
+        ]
+        if function is torch.add:
+            found.append(Call("alpha=2", lambda x, y: torch.add(x, y, alpha=2), (other,)))
+        return found
+
+    return calls
+
+
+def _cat(x: torch.Tensor, _: Sizes) -> list[Call]:
+    other = uniform(*x.shape, seed=1)
+    return [
+        Call("", lambda x, y: torch.cat([x, y]), (other,)),
+        Call("three, last dimension", lambda x, y, z: torch.cat([x, y, z], -1), (other, other + 0.25)),
+        Call("with itself", lambda x: torch.cat([x, x])),
+    ]
+
+
+def _one(function: Callable[..., Any], **others: Callable[..., Any]) -> Calls:
+    """Calls that need the activation and nothing else; the labels of the others as keywords."""
+
+    def calls(_: torch.Tensor, __: Sizes) -> list[Call]:
+        labelled = [Call(label.replace("_", " "), other) for label, other in others.items()]
+        return [Call("", function), *labelled]
+
+    return calls
+
+
+def _activation(function: Callable[..., Any], in_place: Callable[..., Any]) -> Calls:
+    return _one(function, in_place=lambda x: in_place(x.clone()))
+
+
+def _bounds(x: torch.Tensor) -> tuple[float, float]:
+    """Bounds that cut off a tenth of the activation at either end."""
+    low, high = x.double().quantile(torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _hardtanh(x: torch.Tensor, _: Sizes) -> list[Call]:
+    low, high = _bounds(x)
+    return [Call("", lambda x: F.hardtanh(x, low, high)), Call("between -1 and 1", F.hardtanh)]
+
+
+def _clamp(x: torch.Tensor, _: Sizes) -> list[Call]:
+    low, high = _bounds(x)
+    return [
+        Call("", lambda x: torch.clamp(x, low, high)),
+        Call("min only", lambda x: torch.clamp(x, min=low)),
+        Call("max only", lambda x: torch.clamp(x, max=high)),
+    ]
+
+
+def _mean(x: torch.Tensor, _: Sizes) -> list[Call]:
+    over_image = x.dim() == 4
+    found = [
+        Call("", lambda x: x.mean((2, 3), keepdim=True)),
+        Call("last two, counted from the end", lambda x: x.mean((-1, -2), keepdim=True)),
+        Call("keepdim=False", lambda x: x.mean((2, 3))),
+    ]
+    return [*(found if over_image else []), Call("one dimension", lambda x: x.mean(-1, keepdim=True))]
+
+
+def _squeeze(x: torch.Tensor, _: Sizes) -> list[Call]:
+    one = list(x.shape).index(1) if 1 in x.shape else 0
+    return [Call("", lambda x: x.squeeze(one)), Call("a tuple", lambda x: x.squeeze((one,)))]
+
+
+def _unsqueeze(x: torch.Tensor, _: Sizes) -> list[Call]:
+    rank = x.dim()
+    return [
+        Call("", lambda x: x.unsqueeze(-1)),
+        Call("last, counted from the start", lambda x: x.unsqueeze(rank)),
+        Call("first", lambda x: x.unsqueeze(0)),
+    ]
+
+
+_KNOWN: dict[str, tuple[Activations, Calls]] = {
+    "aten.linear.default": (_rows, _linear),
+    "aten.conv1d.default": (_signals, _convolution(nn.Conv1d, F.conv1d, 1)),
+    "aten.conv2d.default": (_images, _convolution(nn.Conv2d, F.conv2d, 2)),
+    "aten.embedding.default": (_tokens, _embedding),
+    "aten.add.Tensor": (_anything, _binary(torch.add)),
+    "aten.mul.Tensor": (_anything, _binary(torch.mul)),
+    "aten.cat.default": (_anything, _cat),
+    "aten.relu.default": (_anything, _activation(torch.relu, torch.relu_)),
+    "aten.relu6.default": (_anything, _activation(F.relu6, nn.ReLU6(inplace=True))),
+    "aten.hardtanh.default": (_anything, _hardtanh),
+    "aten.clamp.default": (_anything, _clamp),
+    "aten.max_pool2d.default": (
+        _images,
+        _one(
+            lambda x: F.max_pool2d(x, 2),
+            overlapping=lambda x: F.max_pool2d(x, 3, 2, 1),
+            ceil_mode=lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
+        ),
+    ),
+    "aten.adaptive_avg_pool2d.default": (
+        _images,
+        _one(
+            lambda x: F.adaptive_avg_pool2d(x, 1),
+            to_two_by_two=lambda x: F.adaptive_avg_pool2d(x, 2),
+            to_one_column=lambda x: F.adaptive_avg_pool2d(x, (2, 1)),
+        ),
+    ),
+    "aten.mean.dim": (lambda sizes: [*_images(sizes), *_rows(sizes)], _mean),
+    "aten.view.default": (_anything, _one(lambda x: x.view(-1), rows=lambda x: x.view(x.shape[0], -1, 1))),
+    "aten.reshape.default": (
+        _anything, _one(lambda x: x.reshape(-1), rows=lambda x: x.reshape(x.shape[0], -1, 1))
+    ),
+    "aten.flatten.using_ints": (
+        _anything, _one(torch.flatten, from_the_second=lambda x: torch.flatten(x, 1))
+    ),
+    "aten.permute.default": (_anything, _one(lambda x: x.permute(*reversed(range(x.dim()))))),
+    "aten.transpose.int": (_anything, _one(lambda x: x.transpose(0, 1), ends=lambda x: x.transpose(0, -1))),
+    "aten.slice.Tensor": (_anything, _one(lambda x: x[1:], last_dimension=lambda x: x[..., 1:3])),
+    "aten.squeeze.dim": (_with_a_one, _squeeze),
+    "aten.unsqueeze.default": (_anything, _unsqueeze),
+    "aten.dropout.default": (_anything, _one(nn.Dropout(0.5))),
+}  # fmt: skip

@@ -1,0 +1,98 @@
+"""What pytest needs of the kit before it has found it: options, a hook, and the table at the end.
+
+pytest reads options before it looks for what ``--pyargs`` names, so this module is an entry point of pytest
+and imported in every run of it where torchquilt is installed. It imports neither torch nor anything else of
+the kit, and does nothing unless one of its options is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pytest
+
+from torchquilt.errors import TorchquiltError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import GraphModule
+
+    from torchquilt.testing.subject import Subject
+
+#: Lowers a quantized model, runs it, and returns its output. Raises where a part does not run as integers.
+Lowering: TypeAlias = "Callable[[GraphModule, tuple[Any, ...]], torch.Tensor]"
+
+# Set where the kit is asked for, so that its conftest finds it.
+SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()
+LOWERINGS: pytest.StashKey[dict[str, Lowering]] = pytest.StashKey()
+
+
+class LoweringHooks:
+    """The hook that a lowering target implements in a pytest plugin of its own (``-p package.module``)."""
+
+    @staticmethod
+    @pytest.hookspec
+    def pytest_torchquilt_lowering() -> Mapping[str, Lowering]:
+        """Say how a quantized model is lowered.
+
+        Returns:
+            Name of a target, as in the rows of support tables → function that takes the converted model and
+            its inputs, lowers the model, runs it and returns its output. It raises an exception of any kind
+            where a part of the model that is quantized would not run as integers.
+        """
+        raise NotImplementedError  # pluggy reads only the signature
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    group = parser.getgroup("torchquilt", "conformance of torchquilt backends (--pyargs torchquilt.testing)")
+    group.addoption("--torchquilt-backend", metavar="NAME", help="the installed backend to test")
+    group.addoption(
+        "--torchquilt-quantizer",
+        metavar="MODULE:CLASS",
+        help="test this class instead; it need not be installed, and its manifest is not tested",
+    )
+    group.addoption(
+        "--torchquilt-shapes",
+        metavar="N",
+        type=int,
+        default=5,
+        help="how many shapes are drawn for the limits of each row (default: 5)",
+    )
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hook for lowering."""
+    pluginmanager.add_hookspecs(LoweringHooks)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the backend that is asked for."""
+    backend, reference = config.getoption("--torchquilt-backend"), config.getoption("--torchquilt-quantizer")
+    if not (backend or reference):
+        return
+    if backend and reference:
+        raise pytest.UsageError("Give --torchquilt-backend or --torchquilt-quantizer, not both.")
+    from torchquilt.testing import subject
+
+    try:
+        config.stash[SUBJECT] = subject.installed(backend) if backend else subject.named(reference)
+    except TorchquiltError as error:
+        raise pytest.UsageError(str(error)) from error
+    found: dict[str, Lowering] = {}
+    for lowerings in config.hook.pytest_torchquilt_lowering():
+        found.update(lowerings)
+    config.stash[LOWERINGS] = found
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what was found of each row."""
+    if SUBJECT not in config.stash:
+        return
+    from torchquilt.testing.coverage import coverage_table
+
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    subject, checked = config.stash[SUBJECT], frozenset(config.stash[LOWERINGS].keys())
+    terminalreporter.section(f"what {subject.name} claims, and what was found", sep="-")
+    terminalreporter.write_line(coverage_table(subject, reports, checked))

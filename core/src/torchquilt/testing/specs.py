@@ -1,0 +1,45 @@
+"""What an annotation comes down to: the spec that holds at a place, and whether a row takes it."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from torchquilt.annotation import annotation_of
+from torchquilt.capability import SupportRow
+from torchquilt.spec import AnySpec, EdgeOrNode, OwnSpec, QuantizationSpec, SharedQuantizationSpec, dtype_name
+
+
+def own_spec(place: EdgeOrNode) -> OwnSpec | None:
+    """The spec at a place, followed through whatever it shares its parameters with; None for float."""
+    seen: set[EdgeOrNode] = set()
+    while place not in seen:
+        seen.add(place)
+        spec = _annotated_at(place)
+        if not isinstance(spec, SharedQuantizationSpec):
+            return spec
+        place = spec.edge_or_node
+    return None
+
+
+def _annotated_at(place: EdgeOrNode) -> AnySpec | None:
+    node: Node = place[1] if isinstance(place, tuple) else place
+    annotation = annotation_of(node)
+    if annotation is None:
+        return None
+    return annotation.input_qspec_map.get(place[0]) if isinstance(place, tuple) else annotation.output_qspec
+
+
+def takes(row: SupportRow, role: str, spec: OwnSpec | None) -> bool:
+    """Whether a row says that a role has this spec; None where the row leaves the role in float."""
+    allowed = dict(row.specs).get(role)
+    if allowed is None or spec is None:
+        return allowed is None and spec is None
+    if isinstance(spec, QuantizationSpec):
+        # A config says the axis of a weight as nn.Linear has it; the row says where this operator has it.
+        own_axis = role == "weight" and spec.ch_axis == row.weight_axis
+        return any(
+            all(own_axis and text.startswith("ch_axis") for text in option.differences(spec))
+            for option in allowed
+        )
+    # Fixed and derived specs say numbers of their own; what can be compared is what stores them.
+    return any(option.dtype == dtype_name(spec.dtype) for option in allowed)

@@ -1,0 +1,223 @@
+"""One model through the flow, asked for one row of the backend: what is decided, done and computed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from torchquilt.annotation import QuantizationAnnotation, annotate_node, annotation_of
+from torchquilt.capability import Constraint, Sharing, SupportRow
+from torchquilt.claims import Claim, decide
+from torchquilt.compose import ComposableQuantizer
+from torchquilt.config import QuantizationConfig
+from torchquilt.graph.batch_norm import fold_batch_norm
+from torchquilt.graph.edits import copy_model
+from torchquilt.graph.in_place import make_functional
+from torchquilt.graph.values import is_float_tensor, is_overwritten, overload_name, tensor_of
+from torchquilt.pattern import Match, Reject
+from torchquilt.pt2e.annotate import annotate_copy
+from torchquilt.pt2e.calibrate import calibrate
+from torchquilt.pt2e.convert import convert_pt2e
+from torchquilt.pt2e.prepare import prepare_pt2e
+from torchquilt.quantizers import PatternQuantizer, Quantizer
+from torchquilt.spec import QuantizationSpec, SharedQuantizationSpec
+from torchquilt.testing.examples import Example
+
+NEIGHBOUR = "the kit's neighbour"
+FOREIGN = "the kit's foreign quantizer"
+
+# Unlike what backends ask for, so that it cannot be mistaken for it.
+_FOREIGN_SPEC = QuantizationSpec("uint8", 0, 200)
+
+
+class Outputs(Quantizer):
+    """A quantizer that knows nothing of the backend: it annotates the outputs of operators that are free.
+
+    Args:
+        name: what it is called.
+        spec: what the outputs will be.
+        overloads: the operators; None for all of them.
+    """
+
+    def __init__(self, name: str, spec: QuantizationSpec, overloads: tuple[str, ...] | None = None) -> None:
+        self._name = name
+        self.spec = spec
+        self.overloads = overloads
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self._name
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate the output of each operator that is meant, is free, and can be quantized."""
+        for node in model.graph.nodes:
+            operator = overload_name(node)
+            meant = operator and (self.overloads is None or operator in self.overloads)
+            if meant and _can_be_quantized(node) and annotation_of(node) is None:
+                annotate_node(node, QuantizationAnnotation({}, self.spec, quantizer=self.name))
+        return model
+
+
+def _can_be_quantized(node: Node) -> bool:
+    """Whether the flow takes an annotation of the node's output: the q/dq operators know no float64."""
+    tensor = tensor_of(node)
+    return (
+        tensor is not None
+        and is_float_tensor(node)
+        and tensor.dtype is not torch.float64
+        and not is_overwritten(node)
+    )
+
+
+def foreign(overloads: tuple[str, ...] | None = None) -> Outputs:
+    """A foreign quantizer, of these operators or of all."""
+    return Outputs(FOREIGN, _FOREIGN_SPEC, overloads)
+
+
+@attrs.frozen(eq=False)
+class Trial:
+    """A model that is to be quantized by one row with one config.
+
+    Args:
+        row: the row.
+        config: what is asked for.
+        cls: the class of the quantizer.
+        example: the model.
+        model: the exported model.
+    """
+
+    row: SupportRow
+    config: QuantizationConfig
+    cls: type[PatternQuantizer]
+    example: Example
+    model: GraphModule
+
+    def quantizer(self) -> PatternQuantizer:
+        """The backend's own quantizer, asked for the config everywhere."""
+        return self.cls().set_global(self.config)
+
+    def neighbour(self) -> tuple[Quantizer, ...]:
+        """For a row that only passes on what it gets: who quantizes the operator in front of it."""
+        spec = self.config.input_activation
+        if self.row.sharing is not Sharing.PASSED_ON or spec is None:
+            return ()
+        return (Outputs(NEIGHBOUR, spec, ("aten.neg.default",)),)
+
+    def composed(self, *quantizers: Quantizer) -> ComposableQuantizer:
+        """These quantizers behind the neighbour."""
+        return ComposableQuantizer([*self.neighbour(), *quantizers])
+
+    def judged(self) -> tuple[Match | None, Claim | Reject]:
+        """Where the pattern of the row stands in the model, and the claim of the row or why there is none."""
+        model = fold_batch_norm(make_functional(copy_model(self.model)))
+        ComposableQuantizer(self.neighbour()).annotate(model)
+        quantizer = self.quantizer()
+        rows = quantizer.table.rows_starting_with()
+        standing = None
+        answer = Reject("not_the_operator", (), f"nothing in it is what {self.row.pattern.name} begins with")
+        for node, found in decide(quantizer.table, quantizer.intent, model.graph):
+            candidates = rows[overload_name(node)]
+            if self.row not in candidates:
+                continue
+            match = self.row.pattern.match(node)
+            standing = match if isinstance(match, Match) else standing
+            if not isinstance(found, Claim):
+                answer = found[candidates.index(self.row)]
+            elif found.row == self.row:
+                return standing, found
+            else:
+                text = f"{node.name} is taken by the row {found.row.pattern.name}, which comes first"
+                answer = Reject("claimed_by:another_row", (node,), text)
+        return standing, answer
+
+    def annotate(self, *quantizers: Quantizer) -> GraphModule:
+        """A copy of the model as these quantizers annotate it, by default the backend's own."""
+        return annotated(self.model, self.composed(*(quantizers or (self.quantizer(),))))
+
+    def convert(self, *quantizers: Quantizer) -> GraphModule:
+        """The model quantized by these quantizers, by default the backend's own."""
+        quantizer = self.composed(*(quantizers or (self.quantizer(),)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            prepared = prepare_pt2e(self.model, quantizer, activation_observer="minmax", strict=False)
+        return convert_pt2e(calibrate(prepared, [self.example.fresh_inputs()]))
+
+    def run(self, model: Any) -> torch.Tensor:
+        """What a model returns for the inputs."""
+        with torch.no_grad():
+            found: torch.Tensor = model(*self.example.fresh_inputs())
+        return found
+
+    def sqnr(self, quantized: Any) -> float:
+        """Signal to quantization noise ratio of a quantized model against the float model, in dB."""
+        return sqnr(self.run(self.example.module), self.run(quantized))
+
+    def broken(self, match: Match) -> tuple[Constraint, ...]:
+        """The constraints of the row that do not hold."""
+        return tuple(constraint for constraint in self.row.constraints if not constraint.holds(match))
+
+
+def export(example: Example) -> GraphModule:
+    """The exported model of an example."""
+    found = torch.export.export(example.module, example.fresh_inputs()).module()
+    assert isinstance(found, GraphModule)
+    return found
+
+
+def annotated(model: GraphModule, quantizer: Quantizer) -> GraphModule:
+    """A copy of a model as a quantizer annotates it; that nothing may come of it is no error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return annotate_copy(model, quantizer, strict=False).model
+
+
+def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """Signal to quantization noise ratio in dB: the energy of the reference over that of the difference."""
+    signal, noise = float(reference.double().norm()), float((reference.double() - other.double()).norm())
+    if noise == 0:
+        return math.inf
+    return 20 * math.log10(signal / noise) if signal and math.isfinite(noise) else -math.inf
+
+
+def has_quantized_tensors(model: GraphModule) -> bool:
+    """Whether a converted model dequantizes anything."""
+    return any(
+        overload_name(node).startswith("quantized_decomposed.dequantize") for node in model.graph.nodes
+    )
+
+
+def decisions(model: GraphModule) -> dict[int, tuple[Any, ...]]:
+    """The annotations of a graph as values that compare, with positions instead of nodes."""
+    position = {node: index for index, node in enumerate(model.graph.nodes)}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, SharedQuantizationSpec):
+            return "shared", plain(value.edge_or_node)
+        if isinstance(value, tuple):
+            return tuple(map(plain, value))
+        return position[value] if isinstance(value, Node) else value
+
+    found = {}
+    for node, index in position.items():
+        annotation = annotation_of(node)
+        if annotation is not None:
+            inputs = {plain(source): plain(spec) for source, spec in annotation.input_qspec_map.items()}
+            found[index] = (inputs, plain(annotation.output_qspec), annotation.quantizer, annotation.pattern)
+    return found
+
+
+def renamed(model: GraphModule) -> GraphModule:
+    """A copy of a graph with other names, which sort the other way round."""
+    copy = copy_model(model)
+    nodes = list(copy.graph.nodes)
+    for index, node in enumerate(nodes):
+        if node.op != "placeholder" and node.op != "output":
+            node._rename(f"renamed_{len(nodes) - index:04d}")
+    copy.recompile()
+    return copy

@@ -1,0 +1,1 @@
+"""The Acme NPU backend of torchquilt. Empty, since listing backends imports it and must not import torch."""

@@ -1,0 +1,45 @@
+"""What the Acme NPU runs as integers: the one table that is both queried and annotated from."""
+
+from __future__ import annotations
+
+from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, SupportRow, SupportTable
+from torchquilt import operators as ops
+from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, input_rank
+from torchquilt_acme_npu.specs import GROUP
+
+_INT8 = AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)
+_INT16 = AllowedSpec("int16", -(2**15), 2**15 - 1, ("per_tensor",), symmetric=True)
+_ACTIVATIONS = {"input_activation": (_INT8, _INT16), "output_activation": (_INT8, _INT16)}
+_WEIGHT_8 = AllowedSpec("int8", -127, 127, ("per_axis",), symmetric=True, ch_axis=0)
+_WEIGHT_4 = AllowedSpec("int8", -8, 7, ("per_group",), symmetric=True, group_sizes=(GROUP,))
+
+
+def _divides_into_groups(match: Match) -> bool:
+    (weight,) = match.inputs("weight")
+    return bool(weight.meta["val"].shape[-1] % GROUP == 0)
+
+
+GROUPS = Constraint("groups", f"the input features are a multiple of {GROUP}", _divides_into_groups)
+
+
+def _row(
+    *operators: ops.Operator, weight: AllowedSpec, name: str = "", also: tuple[Constraint, ...] = ()
+) -> SupportRow:
+    return SupportRow(
+        OperatorPattern.of(*operators, name=name),
+        {**_ACTIVATIONS, "weight": (weight,)},
+        constraints=(FLOAT32, CONSTANT_WEIGHT, *also),
+        targets=("acme_npu",),
+    )
+
+
+SUPPORT = SupportTable(
+    "acme_npu",
+    (
+        _row(ops.LINEAR, ops.RELU, weight=_WEIGHT_8),
+        _row(ops.LINEAR, weight=_WEIGHT_8),
+        _row(ops.LINEAR, weight=_WEIGHT_4, name="linear_int4", also=(GROUPS,)),
+        _row(ops.CONV2D, ops.RELU, weight=_WEIGHT_8, also=(input_rank(4),)),
+        _row(ops.CONV2D, weight=_WEIGHT_8, also=(input_rank(4),)),
+    ),
+)

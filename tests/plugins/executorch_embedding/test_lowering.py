@@ -1,0 +1,179 @@
+"""Byte embeddings run: lowered with ExecuTorch, alone and composed with XNNPACK, and executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+import torchquilt as tq
+from plugins.lowered import Lowered, lower
+from plugins.oracle import Model, outline, outputs_of, quantized_by_us
+from strategies import Fn, annotated, prepare, sqnr
+from torchquilt_executorch_embedding import SUPPORT, ExecuTorchEmbeddingQuantizer
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+IDS = torch.tensor([[0, 8, 3, 3, 6], [5, 1, 7, 2, 4]])
+KERNEL = "quantized_decomposed::embedding_byte.out"
+
+
+def embedding(**options: Any) -> nn.Embedding:
+    """Nine rows of eight."""
+    return nn.Embedding(9, 8, **options)
+
+
+#: (pattern, mode) of each row → its model.
+MODELS: dict[tuple[str, str], Callable[[], nn.Module]] = {("embedding_byte", "weight_only"): embedding}
+
+FORMS: dict[str, Callable[[], nn.Module]] = {
+    "padding_idx": lambda: embedding(padding_idx=0),
+    "functional": lambda: Fn(lambda m, ids: nn.functional.embedding(ids, m.table), table=embedding().weight),
+    "one dimension of ids": lambda: Fn(lambda m, ids: m.table(ids[0]), table=embedding()),
+    "one table read twice": lambda: Fn(lambda m, ids: m.table(ids) - m.table(ids % 4), table=embedding()),
+    "two tables": lambda: Fn(
+        lambda m, ids: m.word(ids) * m.place(ids % 4), word=embedding(), place=embedding()
+    ),
+}
+
+
+class Tied(nn.Module):
+    """An embedding whose table is also the weight of the output projection, if it is tied."""
+
+    def __init__(self, *, is_tied: bool = True) -> None:
+        super().__init__()
+        self.embed = embedding()
+        self.hidden = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 9, bias=False)
+        if is_tied:
+            self.out.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embed, transform, project back."""
+        return self.out(self.hidden(self.embed(ids)).relu())
+
+
+@attrs.frozen(eq=False)
+class Case:
+    """A model on its way, and what the converted model and the runtime return."""
+
+    prepared: GraphModule
+    converted: GraphModule
+    lowered: Lowered
+    expected: torch.Tensor
+    found: torch.Tensor
+
+
+def dequantizing(lowered: Lowered) -> list[str]:
+    """The operators of a program that make floats of a table outside of the byte kernel."""
+    return [name for name in lowered.operators if "dequantize" in name]
+
+
+def case_of(module: nn.Module, quantizer: object) -> Case:
+    """Quantize, lower, run."""
+    prepared = prepare(module, quantizer, IDS)
+    converted = tq.convert_pt2e(tq.calibrate(prepared, [(IDS,)]))
+    lowered = lower(converted, IDS)
+    assert not dequantizing(lowered), "the runtime aborts the process at a float zero point"
+    (expected,), (found,) = outputs_of(converted, (IDS,)), lowered.run(IDS)
+    return Case(prepared, converted, lowered, expected, found)
+
+
+def test_every_row_has_a_model() -> None:
+    """No row of the table is without a model here."""
+    assert {(row.pattern.name, row.mode) for row in SUPPORT.rows} <= set(MODELS)
+
+
+@pytest.mark.parametrize(("pattern", "mode"), [(row.pattern.name, row.mode) for row in SUPPORT.rows])
+def test_row_runs_as_claimed(pattern: str, mode: str) -> None:
+    """The kernel that a row is named after is all that runs, and returns what the converted model does."""
+    torch.manual_seed(0)
+    case = case_of(MODELS[pattern, mode](), ExecuTorchEmbeddingQuantizer())
+
+    assert pattern in {annotation.pattern for annotation in annotated(case.prepared).values()}
+    assert case.lowered.operators == (f"quantized_decomposed::{pattern}.out",)
+    assert torch.equal(case.found, case.expected)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_form_runs_as_byte_embedding(name: str) -> None:
+    """However a table is read, the byte kernel reads it, and no float table is made at run time."""
+    torch.manual_seed(0)
+    case = case_of(FORMS[name](), ExecuTorchEmbeddingQuantizer())
+
+    assert KERNEL in case.lowered.operators
+    assert "aten::embedding.out" not in case.lowered.operators
+    assert sqnr(case.expected, case.found) > 100
+
+
+@pytest.mark.parametrize("option", ["sparse", "scale_grad_by_freq"])
+def test_options_of_the_gradient_leave_no_dequantize_behind(option: str) -> None:
+    """Options that only training reads: the table runs as bytes or stays in float, but the program runs.
+
+    The pass that makes the byte kernel does not know the operator with these arguments, and what it leaves
+    behind, a dequantize with a float zero point, aborts the process when it is run.
+    """
+    torch.manual_seed(0)
+    converted = quantized_by_us(Model(embedding(**{option: True}), (IDS,)), ExecuTorchEmbeddingQuantizer())
+
+    assert not dequantizing(lower(converted, IDS))
+
+
+@pytest.mark.filterwarnings("ignore:Something was asked for in this model")
+@pytest.mark.parametrize(
+    ("dtype", "ids"),
+    [(torch.float16, IDS), (torch.bfloat16, IDS), (torch.float32, IDS.int())],
+    ids=["float16 table", "bfloat16 table", "ids of int32"],
+)
+def test_what_the_kernel_does_not_take_stays_in_float(dtype: torch.dtype, ids: torch.Tensor) -> None:
+    """The byte kernel reads int64 ids and returns float32; with others the program aborts when it runs."""
+    model = Model(embedding().to(dtype), (ids,))
+
+    assert outline(quantized_by_us(model, ExecuTorchEmbeddingQuantizer())) == ["embedding(-, -)", "output(-)"]
+
+
+@cache
+def composed(is_tied: bool, is_dynamic: bool) -> Case:
+    """An embedding and linears, each quantized by the plugin for it."""
+    torch.manual_seed(0)
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
+    quantizer = tq.ComposableQuantizer(
+        [ExecuTorchEmbeddingQuantizer(), XNNPACKQuantizer().set_global(config)]
+    )
+    return case_of(Tied(is_tied=is_tied), quantizer)
+
+
+modes = pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+ties = pytest.mark.parametrize("is_tied", [False, True], ids=["untied", "tied"])
+
+
+@modes
+@ties
+def test_composition_runs_each_part_where_it_belongs(is_tied: bool, is_dynamic: bool) -> None:
+    """The embedding runs as the byte kernel and the linears as integers in the delegate, tied or not."""
+    lowered = composed(is_tied, is_dynamic).lowered
+    linear = (
+        "FullyConnected(qdint8, qcint8) -> fp32" if is_dynamic else "FullyConnected(qint8, qcint8) -> qint8"
+    )
+
+    assert lowered.operators == (KERNEL,)
+    assert [kernel for kernel in lowered.kernels if kernel.startswith("FullyConnected")] == [linear, linear]
+
+
+@modes
+@ties
+def test_composition_returns_what_the_converted_model_returns(is_tied: bool, is_dynamic: bool) -> None:
+    """Runtime and converted model agree: within a step of the grid, or 60 dB where it is dynamic."""
+    case = composed(is_tied, is_dynamic)
+    (output,) = (node for node in case.converted.graph.nodes if node.op == "output")
+
+    if is_dynamic:
+        assert sqnr(case.expected, case.found) > 60
+    else:
+        step = float(output.all_input_nodes[0].args[1])
+        assert (case.expected - case.found).abs().max() <= 1.001 * step

@@ -1,0 +1,169 @@
+"""Byte embeddings beside those of torchao: the same places and parameters, the integers rounded once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantizer.composable_quantizer import (
+    ComposableQuantizer as OracleComposableQuantizer,
+)
+from torchao.quantization.pt2e.quantizer.embedding_quantizer import EmbeddingQuantizer as OracleQuantizer
+
+import torchquilt as tq
+from plugins.oracle import (
+    Model,
+    describe,
+    oracle_quantizer,
+    our_quantizer,
+    outline,
+    outputs_of,
+    quantized_by_oracle,
+    quantized_by_us,
+    steps_of,
+)
+from strategies import Fn
+from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
+
+IDS = torch.tensor([[0, 8, 3, 3], [5, 1, 7, 2]])
+
+
+def embedding(**options: Any) -> nn.Embedding:
+    """Nine rows of six."""
+    return nn.Embedding(9, 6, **options)
+
+
+class Tied(nn.Module):
+    """An embedding whose table is also the weight of the output projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = embedding()
+        self.hidden = nn.Linear(6, 6)
+        self.out = nn.Linear(6, 9, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embed, transform, project back."""
+        return self.out(self.hidden(self.embed(ids)).relu())
+
+
+MODELS = {
+    "embedding": embedding,
+    "two tables": lambda: Fn(
+        lambda m, ids: m.word(ids) + m.place(ids % 4), word=embedding(), place=embedding()
+    ),
+    "one table read twice": lambda: Fn(lambda m, ids: m.table(ids) - m.table(ids % 4), table=embedding()),
+    "functional": lambda: Fn(lambda m, ids: nn.functional.embedding(ids, m.table), table=embedding().weight),
+}
+COMPOSED = {
+    "classifier": lambda: nn.Sequential(embedding(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)),
+    "tied": Tied,
+}
+
+
+def both(module: nn.Module, **composed: bool) -> tuple[Model, GraphModule, GraphModule]:
+    """A model, and what the oracle and we make of it; with XNNPACK behind the embeddings if asked for."""
+    model = Model(module, (IDS,))
+    theirs, ours = OracleQuantizer(), ExecuTorchEmbeddingQuantizer()
+    if composed:
+        theirs = OracleComposableQuantizer([theirs, oracle_quantizer(**composed)])
+        ours = tq.ComposableQuantizer([ours, our_quantizer(**composed)])
+    return model, quantized_by_oracle(model, theirs), quantized_by_us(model, ours)
+
+
+def table_of(model: GraphModule) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers, scale and zero point of the only byte table of a converted model."""
+    (integers,) = (tensor for tensor in model.state_dict().values() if tensor.dtype == torch.uint8)
+    (step,) = (
+        node
+        for node in model.graph.nodes
+        if "dequantize_per_channel" in str(node.target) and torch.uint8 in node.args
+    )
+    scale, zero_point = (model.get_buffer(argument.target) for argument in step.args[1:3])
+    return integers.int(), scale, zero_point
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tables_have_the_places_and_parameters_of_the_oracle(name: str) -> None:
+    """The same tables are quantized, per row, with the same scales and zero points."""
+    torch.manual_seed(0)
+    _, theirs, ours = both(MODELS[name]())
+
+    assert outline(ours) == outline(theirs)
+    assert steps_of(ours) == steps_of(theirs)
+
+
+@pytest.mark.parametrize("is_per_channel", [False, True], ids=["per tensor", "per channel"])
+@pytest.mark.parametrize("name", COMPOSED)
+def test_composition_with_xnnpack_is_that_of_the_oracle(name: str, is_per_channel: bool) -> None:
+    """Composed with XNNPACK's quantizer all but the integers of the table is as torchao composes it."""
+    torch.manual_seed(0)
+    _, theirs, ours = both(COMPOSED[name](), is_per_channel=is_per_channel)
+
+    def without_table(converted: GraphModule) -> list[str]:
+        return [line for line in describe(converted) if not line.startswith("aten.embedding")]
+
+    assert outline(ours) == outline(theirs)
+    assert steps_of(ours) == steps_of(theirs)
+    assert without_table(ours) == without_table(theirs)
+
+
+def test_integers_are_rounded_once() -> None:
+    """A difference that is meant: the integers are those nearest to the table, one off torchao's at most.
+
+    Its operator rounds before it adds the float zero point and then cuts off what is left, which is off by up
+    to one and a half steps. Both are dequantized alike.
+    """
+    torch.manual_seed(0)
+    model, theirs, ours = both(embedding())
+    integers, scale, zero_point = table_of(ours)
+    nearest = (model.module.weight / scale[:, None] + zero_point[:, None]).round().clamp(0, 255)
+    distance = (table_of(theirs)[0] - integers).abs()
+
+    assert torch.equal(integers.float(), nearest)
+    assert distance.max() == 1
+
+
+def test_integers_are_nearer_than_those_of_the_oracle() -> None:
+    """The reason for rounding once: our largest error is half a step, that of the oracle is more than one."""
+    torch.manual_seed(0)
+    model, theirs, ours = both(embedding())
+    (expected,) = outputs_of(model.module, model.inputs)
+    steps = table_of(ours)[1][IDS][:, :, None]
+
+    def error(converted: GraphModule) -> float:
+        return float(((outputs_of(converted, model.inputs)[0] - expected).abs() / steps).max())
+
+    assert error(ours) < 0.501
+    assert error(theirs) > 1
+
+
+def test_rows_of_a_narrow_range_are_kept() -> None:
+    """A difference that is meant: a row whose values lie close together keeps them.
+
+    torchao takes a scale of 1.0 for a range of less than 255 · 2⁻¹², which makes one number of the row.
+    """
+    torch.manual_seed(0)
+    module = embedding()
+    with torch.no_grad():
+        module.weight[3] = 1 + module.weight[3] * 1e-3
+    model, theirs, ours = both(module)
+    expected = outputs_of(model.module, model.inputs)[0][0, 2]
+
+    assert table_of(theirs)[1][3] == 1.0
+    assert (outputs_of(theirs, model.inputs)[0][0, 2] - expected).abs().max() > 1e-3
+    assert (outputs_of(ours, model.inputs)[0][0, 2] - expected).abs().max() < 1e-5
+
+
+def test_padding_row_is_zero_on_both_sides() -> None:
+    """The row of padding_idx, all zero, is the narrowest of all: zero comes out of it, whatever its scale."""
+    torch.manual_seed(0)
+    model, theirs, ours = both(embedding(padding_idx=0))
+
+    for converted in (theirs, ours):
+        assert not outputs_of(converted, model.inputs)[0][0, 0].any()
+        assert outputs_of(converted, model.inputs)[0][0, 1].any()

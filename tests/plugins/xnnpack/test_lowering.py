@@ -1,0 +1,343 @@
+"""What the support table claims runs: each row is lowered to XNNPACK, looked at, and run.
+
+The rule for a row of the target ``executorch``: nothing of its model is left outside of the delegate, and
+inside of it no kernel but the conversions at the border reads or writes float. (A dynamic kernel reads
+integers that are made when it runs, and writes float.) The program returns what the converted model returns,
+up to one step of the output's grid; a dynamic one up to the order of float additions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.nn import functional
+
+from plugins.lowered import Lowered, lower
+from plugins.oracle import Model, outputs_of
+from strategies import Fn, export, normal, quantize, sqnr
+from torchquilt import SupportRow
+from torchquilt_xnnpack import SUPPORT, XNNPACKQuantizer, get_symmetric_quantization_config
+
+# ----------------------------------------------------------------------------------------------------------
+# The smallest model for each row
+# ----------------------------------------------------------------------------------------------------------
+
+ROWS = (normal(3, 8),)
+SEQUENCE = (normal(2, 4, 9),)
+IMAGE = (normal(2, 4, 6, 6),)
+PAIR = (normal(2, 3, 4), normal(2, 3, 4, seed=1))
+IMAGES = (normal(2, 3, 4, 4), normal(2, 3, 4, 4, seed=1))
+
+WEIGHTED: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
+    "linear": (lambda: nn.Linear(8, 6), ROWS),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), SEQUENCE),
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3, padding=1), IMAGE),
+}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.relu,
+    "relu6": functional.relu6,
+    "hardtanh": lambda x: functional.hardtanh(x, -0.5, 0.5),
+    "clamp": lambda x: x.clamp(-0.5, 0.5),
+}
+MOVES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "view": lambda x: x.view(2, 12, 4),
+    "reshape": lambda x: x.reshape(2, 12, 4),
+    "flatten": lambda x: x.flatten(1),
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "transpose": lambda x: x.transpose(1, 2),
+    "slice": lambda x: x[:, 1:3],
+    "squeeze": lambda x: x[:, :1].squeeze(1),
+    "unsqueeze": lambda x: x.unsqueeze(-1),
+    "dropout": lambda x: functional.dropout(x, training=False),
+    "max_pool2d": lambda x: functional.max_pool2d(x, 2),
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
+}
+
+
+def fused(name: str, activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Model]:
+    """An operator with a weight, and an activation of its output."""
+    make, inputs = WEIGHTED[name]
+    return lambda: Model(Fn(lambda m, x: activation(m.op(x)), op=make()), inputs)
+
+
+def behind_an_add(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Model]:
+    """An operator that passes on what it gets, behind one that is quantized."""
+    return lambda: Model(Fn(lambda m, x, y: function(x + y)), IMAGES)
+
+
+def of_pair(function: Callable[..., torch.Tensor]) -> Callable[[], Model]:
+    """A function of two tensors."""
+    return lambda: Model(Fn(lambda m, x, y: function(x, y)), PAIR)
+
+
+#: (pattern, mode) → its model.
+MODELS: dict[tuple[str, str], Callable[[], Model]] = {
+    **{(name, "static"): fused(name, lambda x: x) for name in WEIGHTED},
+    **{
+        (f"{name}_{act}", "static"): fused(name, ACTIVATIONS[act]) for name in WEIGHTED for act in ACTIVATIONS
+    },
+    ("linear", "dynamic"): fused("linear", lambda x: x),
+    ("add", "static"): of_pair(torch.add),
+    ("add_relu", "static"): of_pair(lambda x, y: (x + y).relu()),
+    ("mul", "static"): of_pair(torch.mul),
+    ("mul_relu", "static"): of_pair(lambda x, y: (x * y).relu()),
+    ("cat", "static"): of_pair(lambda x, y: torch.cat([x, y], 1)),
+    ("adaptive_avg_pool2d", "static"): lambda: Model(nn.AdaptiveAvgPool2d(1), IMAGE),
+    ("relu", "static"): of_pair(lambda x, y: torch.cat([x, y], 1).relu()),  # behind an add it is fused
+    **{(name, "static"): behind_an_add(f) for name, f in ACTIVATIONS.items() if name != "relu"},
+    **{(name, "static"): behind_an_add(f) for name, f in MOVES.items()},
+}
+
+
+def granularities(row: SupportRow) -> tuple[str | None, ...]:
+    """Those of a row's weight; one where an activation is fused, which is apart from how weights are stored."""
+    allowed = dict(row.specs).get("weight")
+    if allowed is None:
+        return (None,)
+    found = allowed[0].granularities
+    return found if len(row.pattern.operators) == 1 else found[-1:]
+
+
+#: Each row, once for each granularity of its weight (``None``: it has no weight).
+CLAIMS = [
+    (row.pattern.name, row.mode, granularity) for row in SUPPORT.rows for granularity in granularities(row)
+]
+claims = pytest.mark.parametrize(
+    ("pattern", "mode", "granularity"), CLAIMS, ids=["-".join(filter(None, claim)) for claim in CLAIMS]
+)
+
+
+@attrs.frozen(eq=False)
+class Case:
+    """A model on its way: the names of the patterns that were found in it, converted, lowered."""
+
+    inputs: tuple[torch.Tensor, ...]
+    patterns: frozenset[str]
+    converted: GraphModule
+    lowered: Lowered
+
+    def differences(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each output of the converted model, and what the runtime makes of it."""
+        expected = outputs_of(self.converted, self.inputs)
+        return list(zip(expected, self.lowered.run(*self.inputs), strict=True))
+
+
+def case_of(model: Model, *, is_dynamic: bool = False, is_per_channel: bool = True) -> Case:
+    """Quantize with min-max and lower."""
+    config = get_symmetric_quantization_config(is_per_channel=is_per_channel, is_dynamic=is_dynamic)
+    quantizer = XNNPACKQuantizer().set_global(config)
+    claims = quantizer.claims(export(model.module, *model.inputs).module())
+    converted = quantize(model.module, quantizer, *model.inputs)
+    patterns = frozenset(claim.row.pattern.name for claim in claims)
+    return Case(model.inputs, patterns, converted, lower(converted, *model.inputs))
+
+
+@cache
+def claimed(pattern: str, mode: str, granularity: str | None) -> Case:
+    """The case of a claim, lowered once."""
+    torch.manual_seed(0)
+    model = MODELS[pattern, mode]()
+    return case_of(model, is_dynamic=mode == "dynamic", is_per_channel=granularity != "per_tensor")
+
+
+def in_float(kernel: str) -> bool:
+    """Whether a kernel of the delegate reads float, or writes it without having read dynamic integers."""
+    read, written = kernel.split(" -> ")
+    return "fp" in read or ("fp" in written and "qd" not in read)
+
+
+def largest_step(converted: GraphModule) -> float:
+    """The largest step of the grids that outputs lie on."""
+    (output,) = (node for node in converted.graph.nodes if node.op == "output")
+    assert all("dequantize_per_tensor" in str(node.target) for node in output.all_input_nodes)
+    return max(float(node.args[1]) for node in output.all_input_nodes)
+
+
+def test_every_row_has_a_model() -> None:
+    """No row of the table is without a model here, so none is claimed without having run."""
+    assert [row.pattern.name for row in SUPPORT.rows if (row.pattern.name, row.mode) not in MODELS] == []
+
+
+def test_every_row_is_for_executorch() -> None:
+    """All rows name the one target on which they are run here."""
+    assert {row.targets for row in SUPPORT.rows} == {("executorch",)}
+
+
+@claims
+def test_row_is_what_its_model_shows(pattern: str, mode: str, granularity: str | None) -> None:
+    """The model of a row is quantized by that row, so that what is lowered is what is claimed."""
+    assert pattern in claimed(pattern, mode, granularity).patterns
+
+
+@claims
+def test_row_is_delegated(pattern: str, mode: str, granularity: str | None) -> None:
+    """Nothing of the row is left outside of the delegate: neither the operator nor a q/dq node."""
+    assert claimed(pattern, mode, granularity).lowered.outside == ()
+
+
+@claims
+def test_row_computes_with_integers(pattern: str, mode: str, granularity: str | None) -> None:
+    """Inside of the delegate the row computes with integers."""
+    lowered = claimed(pattern, mode, granularity).lowered
+
+    assert [kernel for kernel in lowered.computing if in_float(kernel)] == []
+    assert lowered.computing or pattern == "dropout"
+
+
+@claims
+def test_row_returns_what_the_converted_model_returns(
+    pattern: str, mode: str, granularity: str | None
+) -> None:
+    """Runtime and converted model agree: within a step of the grid, or 60 dB where it is dynamic."""
+    case = claimed(pattern, mode, granularity)
+    ((expected, found),) = case.differences()
+
+    if mode == "dynamic":
+        assert sqnr(expected, found) > 60
+    else:
+        assert (expected - found).abs().max() <= 1.001 * largest_step(case.converted)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Forms and combinations of what the rows claim
+# ----------------------------------------------------------------------------------------------------------
+
+
+def conv(inputs: int = 4, outputs: int = 4, kernel: int = 3, **options: Any) -> nn.Conv2d:
+    """A convolution for IMAGE."""
+    return nn.Conv2d(inputs, outputs, kernel, **options)
+
+
+def residual_block() -> nn.Module:
+    """Two convolutions with a BatchNorm each in a residual, with activations in place."""
+
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu(m.bn1(m.conv1(x)), inplace=True)
+        y = m.bn2(m.conv2(y))
+        y += x
+        return functional.relu(y, inplace=True)
+
+    parts = {
+        "conv1": conv(padding=1),
+        "bn1": nn.BatchNorm2d(4),
+        "conv2": conv(padding=1),
+        "bn2": nn.BatchNorm2d(4),
+    }
+    return Fn(run, **parts)
+
+
+COMBINATIONS: dict[str, Callable[[], Model]] = {
+    "same padding": lambda: Model(conv(padding="same"), IMAGE),
+    "same padding, even kernel": lambda: Model(conv(kernel=4, padding="same"), IMAGE),
+    "depthwise": lambda: Model(conv(outputs=8, groups=4), IMAGE),
+    "grouped, strided, dilated": lambda: Model(conv(groups=2, stride=2, dilation=2, bias=False), IMAGE),
+    "clamp with one bound behind a conv": lambda: Model(
+        Fn(lambda m, x: m.conv(x).clamp(max=0.2), conv=conv()), IMAGE
+    ),
+    "conv with two users": lambda: Model(
+        Fn(lambda m, x: (lambda y: y.clamp(-0.5, 0.5) + y)(m.conv(x)), conv=conv()), IMAGE
+    ),
+    "residual block in place": lambda: Model(residual_block(), IMAGE),
+    "linear of three dimensions": lambda: Model(nn.Linear(8, 6), (normal(2, 5, 8),)),
+    "linear of one dimension": lambda: Model(nn.Linear(8, 6), (normal(8),)),
+    "one linear called three times": lambda: Model(
+        Fn(lambda m, x: m.fc(m.fc(m.fc(x))), fc=nn.Linear(8, 8)), ROWS
+    ),
+    "mul by a number": lambda: Model(Fn(lambda m, x: m.fc(x) * 0.5, fc=nn.Linear(8, 8)), ROWS),
+    "add of different shapes": lambda: Model(Fn(lambda m, x, y: x + y), (normal(2, 3, 4), normal(4))),
+    "cat of six": lambda: Model(
+        Fn(lambda m, *x: torch.cat(x, 1)), tuple(normal(2, 3, seed=i) for i in range(6))
+    ),
+    "max-pool in ceil mode": lambda: Model(nn.Sequential(conv(), nn.MaxPool2d(3, 2, ceil_mode=True)), IMAGE),
+    "network": lambda: Model(
+        nn.Sequential(
+            conv(),
+            nn.ReLU6(),
+            conv(groups=4, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        ),
+        IMAGE,
+    ),
+}
+
+
+@cache
+def combined(name: str) -> Case:
+    """A combination, lowered once."""
+    torch.manual_seed(0)
+    return case_of(COMBINATIONS[name]())
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_combination_computes_with_integers(name: str) -> None:
+    """Nothing is left outside of the delegate, and inside of it nothing computes in float."""
+    lowered = combined(name).lowered
+
+    assert lowered.outside == ()
+    assert [kernel for kernel in lowered.computing if in_float(kernel)] == []
+    assert lowered.computing
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_combination_returns_what_the_converted_model_returns(name: str) -> None:
+    """Runtime and converted model agree within a step of the grid."""
+    case = combined(name)
+    ((expected, found),) = case.differences()
+
+    assert (expected - found).abs().max() <= 1.001 * largest_step(case.converted)
+
+
+LEFT_IN_FLOAT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "squeeze": lambda x: x[:, :1].squeeze(1),
+    "unsqueeze at the front": lambda x: x.unsqueeze(0),
+    "slice with a step": lambda x: x[:, ::2],
+    "max-pool that leaves pixels out": lambda x: functional.max_pool2d(x, 1, 2),
+    "average pool to more than a pixel": lambda x: functional.adaptive_avg_pool2d(x, 2),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_IN_FLOAT)
+def test_what_the_delegate_does_not_take_stays_in_float(name: str) -> None:
+    """What the delegate leaves outside keeps its output in float: integers would only lose precision."""
+    model = Model(Fn(lambda m, x, y: LEFT_IN_FLOAT[name](x + y)), IMAGES)
+    case = case_of(model)
+    (output,) = (node for node in case.converted.graph.nodes if node.op == "output")
+
+    assert len(case.lowered.outside) == 1
+    assert "dequantize" not in str(output.all_input_nodes[0].target)
+
+
+def test_dynamic_linears_share_the_quantization_of_their_input() -> None:
+    """Query, key and value read one input that is quantized once, per token, also with three dimensions."""
+    torch.manual_seed(0)
+    parts = {name: nn.Linear(8, 6) for name in ("query", "key", "value")}
+    model = Model(Fn(lambda m, x: (m.query(x), m.key(x), m.value(x)), **parts), (normal(2, 5, 8),))
+    case = case_of(model, is_dynamic=True)
+
+    assert case.lowered.outside == ()
+    assert case.lowered.kernels == (
+        "Convert(fp32) -> qdint8",
+        *["FullyConnected(qdint8, qcint8) -> fp32"] * 3,
+    )
+    assert all(sqnr(expected, found) > 60 for expected, found in case.differences())
+
+
+def test_dynamic_rows_of_different_magnitude() -> None:
+    """Each token has its own grid at run time as in the converted model, however different they are."""
+    torch.manual_seed(0)
+    inputs = torch.cat([normal(2, 8) * 1000, normal(2, 8, seed=1) * 0.001])
+    case = case_of(Model(nn.Linear(8, 6, bias=False), (inputs,)), is_dynamic=True)
+    ((expected, found),) = case.differences()
+
+    assert sqnr(expected[:2], found[:2]) > 60
+    assert sqnr(expected[2:], found[2:]) > 60
