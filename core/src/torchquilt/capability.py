@@ -13,7 +13,7 @@ import enum
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -134,7 +134,12 @@ class Sharing(str, enum.Enum):
         return self.value
 
 
-def _by_role(specs: Mapping[str, Iterable[AllowedSpec]]) -> tuple[tuple[str, tuple[AllowedSpec, ...]], ...]:
+SpecsByRole: TypeAlias = tuple[tuple[str, tuple[AllowedSpec, ...]], ...]
+
+
+def _by_role(specs: Mapping[str, Iterable[AllowedSpec]] | SpecsByRole) -> SpecsByRole:
+    """Specs in the order of roles; what this returns may be given again (``attrs.evolve``)."""
+    specs = dict(specs)
     unknown = set(specs) - set(ROLES)
     if unknown:
         raise PatternError(
@@ -431,18 +436,16 @@ class Capabilities:
         """
         try:
             data = json.loads(text)
-            schema = data["schema"]
-            rows = data["rows"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise PatternError("This is not JSON of capabilities.", got=str(error)) from error
-        if schema != JSON_SCHEMA:
-            raise PatternError(
-                "These capabilities are of another schema version.",
-                expected=JSON_SCHEMA,
-                got=schema,
-                remedy="read them with the torchquilt that wrote them",
-            )
-        return cls(tuple(_capability_from(row) for row in rows))
+            if data["schema"] == JSON_SCHEMA:
+                return cls(tuple(_capability_from(row) for row in data["rows"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PatternError("This is not JSON of capabilities.", got=repr(error)) from error
+        raise PatternError(
+            "These capabilities are of another schema version.",
+            expected=JSON_SCHEMA,
+            got=data["schema"],
+            remedy="read them with the torchquilt that wrote them",
+        )
 
     def __str__(self) -> str:
         """A table for a terminal: who, what, when, with which specs."""

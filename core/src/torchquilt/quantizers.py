@@ -321,9 +321,16 @@ class PatternQuantizer(Quantizer):
                 if row.differences(rule.config):
                     continue
                 capability = row.describe(self.table.backend, rule.config, scope=str(rule))
-                if _is_meant(rule, capability):
+                if _is_meant(rule, capability) and not self._is_overruled(rule, capability):
                     found.append(capability)
         return Capabilities(tuple(found))
+
+    def _is_overruled(self, rule: Rule, capability: Capability) -> bool:
+        """Whether a more specific rule decides wherever the operator of a row comes from."""
+        if not isinstance(rule, GlobalRule):
+            return False
+        about = (other.type for other in self.intent.type_rules if other.type.kind != "module")
+        return any(set(capability.overloads) <= set(kind.overloads) for kind in about)
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Turn Python numbers into constant tensors where the operator is going to be quantized."""

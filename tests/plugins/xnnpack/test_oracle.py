@@ -191,6 +191,9 @@ SAME: dict[str, Callable[[], Model]] = {
     ),
     "attention": lambda: Model(Attention(), (normal(2, 4, 6),)),
     "views between linears": views,
+    "squeeze": lambda: Model(
+        Fn(lambda m, x: m.last(m.first(x).squeeze(1)), first=linear(), last=linear()), (normal(2, 1, 6),)
+    ),
     "float between linears": lambda: Model(
         Fn(lambda m, x: m.last(functional.gelu(m.first(x))) + x, first=linear(), last=linear()), ROWS
     ),
@@ -306,12 +309,6 @@ DIFFERENCES = {
         (LINEAR, "unsqueeze(q)", "output(-)"),
         (LINEAR, "unsqueeze(q)", "output(q)"),
         "the delegate takes a new last dimension as a reshape of integers",
-    ),
-    "squeeze": Difference(
-        after_linear(lambda y: y.squeeze(1), normal(2, 1, 6)),
-        (LINEAR, "squeeze(q)", "output(q)"),
-        (LINEAR, "squeeze(q)", "output(-)"),
-        "the delegate has no squeeze: quantized or not, it runs in float outside of it",
     ),
     "slice with a step": Difference(
         after_linear(lambda y: y[:, ::2]),

@@ -58,6 +58,9 @@ def load(path: str | os.PathLike[str], *, sha256: str | None = None) -> Artifact
             cannot be read by this torch. ``differences`` lists what is not as the lock says.
         OSError: the file cannot be opened.
     """
+    # Registers the quantized_decomposed operators, which the program calls.
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401
+
     from torchquilt.pt2e.stage import RECORD_KEY
 
     # One handle from first to last: a file that is replaced meanwhile cannot be checked here and read there.
@@ -183,7 +186,6 @@ def _differ(differences: list[Change]) -> ArtifactError:
 
 def _deserialized(file: BinaryIO, lock: Lock) -> ExportedProgram:
     import torch
-    from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 
     file.seek(0)
     try:

@@ -131,8 +131,8 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
             "A model has to be exported again to be saved, and that needs example inputs.",
             expected=f"example_inputs for {', '.join(names) or 'no inputs'}",
             got=None,
-            remedy="save(quantized, path, example_inputs=batch) with a batch as calibrate takes it, or () where "
-            "there are no inputs; or save an ExportedProgram of it",
+            remedy="save(quantized, path, example_inputs=batch) with a batch as calibrate takes it, or () "
+            "where there are no inputs; or save an ExportedProgram of it",
         )
     return _exported(quantized, example_inputs, dynamic_shapes)
 

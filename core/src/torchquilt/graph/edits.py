@@ -112,6 +112,14 @@ def lift_scalar(model: GraphModule, node: Node, position: int, value: int | floa
     node.update_arg(position, constant)
 
 
+def own_copy(model: GraphModule, user: Node, source: Node) -> None:
+    """Let ``user`` read a copy of the stored tensor that ``source`` reads, under a name of its own."""
+    value = attribute(model, str(source.target)).detach().clone()
+    copied = torch.nn.Parameter(value, requires_grad=False)
+    name = free_name(model, str(source.target))
+    user.replace_input_with(source, read_tensor(model, name, copied, before=user))
+
+
 def redirect(user: Node, old: Node, new: Node) -> None:
     """Let ``user`` read ``new`` instead of ``old``, except where it writes to ``old``."""
     if not writes_to(user, old):

@@ -5,13 +5,11 @@ A *place* is the output of a node, or the edge from a node to one of its users. 
 1. explicitly, where an annotation says :class:`torchquilt.SharedQuantizationSpec`;
 2. implicitly, where places are the same tensor (an output and its edges) and ask for the same spec.
 
-Neither depends on the order of nodes. A group that explicit sharing makes may hold several specs; they
-are settled by this rule:
-
-* one spec: it holds;
-* one fixed spec beside ordinary ones of the same dtype and range: the fixed one holds, since its
-  operator cannot have another;
-* anything else is an error, and so is a group in which everybody points to somebody else.
+Neither depends on the order of nodes. Explicit sharing makes a tree, so a group that it makes has one
+spec, that of its root; if there is no root, the places only point at each other, and that is an error.
+Implicit sharing joins groups only where their specs are equal. So no group ever has to be settled: a
+tensor that is made with one spec and used with another (a fixed one, that of another backend) is in two
+groups, and is requantized where it is used.
 """
 
 from __future__ import annotations
@@ -23,14 +21,7 @@ from torch.fx import Graph, Node
 
 from torchquilt.annotation import annotation_of
 from torchquilt.errors import SharingError
-from torchquilt.spec import (
-    AnySpec,
-    EdgeOrNode,
-    FixedQParamsQuantizationSpec,
-    OwnSpec,
-    QuantizationSpec,
-    SharedQuantizationSpec,
-)
+from torchquilt.spec import AnySpec, EdgeOrNode, OwnSpec, SharedQuantizationSpec
 
 
 @attrs.frozen(eq=False)
@@ -55,8 +46,7 @@ def find_groups(graph: Graph) -> tuple[Group, ...]:
     """The groups of an annotated graph, in the order of their first place.
 
     Raises:
-        SharingError: specs that are tied together and cannot be settled, a sharing that points to a
-            place without a spec, or one that only points in a circle.
+        SharingError: a sharing that points to a place without a spec, or one that only points in a circle.
     """
     specs = _annotated_places(graph)
     joined = _DisjointSets(specs)
@@ -68,12 +58,11 @@ def find_groups(graph: Graph) -> tuple[Group, ...]:
                     node=place_name(place),
                     quantizer=_owner(place),
                     expected="a place that is annotated with a spec",
-                    got=_describe(spec.edge_or_node),
+                    got=place_name(spec.edge_or_node),
                     remedy="annotate that place, too, or give this one a spec of its own",
                 )
             joined.unite(place, spec.edge_or_node)
-    settled = {members[0]: _settle(members, specs) for members in joined.sets()}
-    root_spec = {place: settled[joined.first(place)] for place in specs}
+    root_spec = {place: spec for members in joined.sets() for place, spec in _spread(members, specs)}
     for same_tensor in _places_by_tensor(specs):
         first_with: dict[OwnSpec, EdgeOrNode] = {}
         for place in same_tensor:
@@ -107,57 +96,32 @@ def _places_by_tensor(specs: Iterable[EdgeOrNode]) -> Iterable[list[EdgeOrNode]]
     return by_producer.values()
 
 
-def _settle(members: tuple[EdgeOrNode, ...], specs: dict[EdgeOrNode, AnySpec]) -> OwnSpec:
-    """The one spec of a group, by the rule in the module's docstring."""
-    own: dict[OwnSpec, None] = {}
+def _spread(
+    members: tuple[EdgeOrNode, ...], specs: dict[EdgeOrNode, AnySpec]
+) -> Iterable[tuple[EdgeOrNode, OwnSpec]]:
+    spec = _root_spec(members, specs)
+    return ((place, spec) for place in members)
+
+
+def _root_spec(members: tuple[EdgeOrNode, ...], specs: dict[EdgeOrNode, AnySpec]) -> OwnSpec:
+    """The spec of the one place of a group that does not point at another."""
     for place in members:
         spec = specs[place]
         if not isinstance(spec, SharedQuantizationSpec):
-            own[spec] = None
-    if len(own) == 1:
-        return next(iter(own))
-    if not own:
-        raise SharingError(
-            "These places share parameters in a circle, and none of them has a spec.",
-            node=" → ".join(place_name(place) for place in (*members, members[0])),
-            quantizer=_owner(members[0]),
-            expected="one place with a spec of its own",
-            got="only SharedQuantizationSpec",
-            remedy="give one of them a QuantizationSpec",
-        )
-    fixed = [spec for spec in own if isinstance(spec, FixedQParamsQuantizationSpec)]
-    others = [spec for spec in own if not isinstance(spec, FixedQParamsQuantizationSpec)]
-    if len(fixed) == 1 and all(_same_grid(fixed[0], spec) for spec in others):
-        return fixed[0]
+            return spec
     raise SharingError(
-        "These places share one set of parameters but ask for different ones.",
-        node=", ".join(f"{place_name(place)}: {_describe(specs[place])}" for place in members),
-        quantizer=" and ".join(dict.fromkeys(_owner(place) for place in members)),
-        expected="one spec, or one fixed spec and others of the same dtype and range",
-        got="; ".join(str(spec) for spec in own),
-        remedy="ask for the same spec at all of them, or leave the sharing operator in float",
-    )
-
-
-def _same_grid(fixed: FixedQParamsQuantizationSpec, other: OwnSpec) -> bool:
-    return (
-        isinstance(other, QuantizationSpec)
-        and not other.is_dynamic
-        and (fixed.dtype, fixed.quant_min, fixed.quant_max) == (other.dtype, other.quant_min, other.quant_max)
+        "These places share parameters in a circle, and none of them has a spec.",
+        node=" → ".join(place_name(place) for place in (*members, members[0])),
+        quantizer=_owner(members[0]),
+        expected="one place with a spec of its own",
+        got="only SharedQuantizationSpec",
+        remedy="give one of them a QuantizationSpec",
     )
 
 
 def _owner(place: EdgeOrNode) -> str:
     annotation = annotation_of(place[1] if isinstance(place, tuple) else place)
     return (annotation.quantizer if annotation else "") or "unnamed"
-
-
-def _describe(subject: object) -> str:
-    if isinstance(subject, SharedQuantizationSpec):
-        return f"shared with {_describe(subject.edge_or_node)}"
-    if isinstance(subject, (tuple, Node)):
-        return place_name(subject)
-    return str(subject)
 
 
 class _DisjointSets:

@@ -6,10 +6,12 @@ Which config a row takes is asked of the table, as :meth:`torchquilt.Capabilitie
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
+import torch
 
 from torchquilt.capability import AllowedSpec, Sharing, SupportRow
 from torchquilt.config import QuantizationConfig
@@ -22,6 +24,9 @@ _MOST_CONFIGS = 8
 # Where a row takes every size of group, or does not say which axis.
 _GROUP_SIZE = 8
 _AXIS = 0
+
+# More of them disappear in the rounding of float32.
+_MOST_BITS = 16
 
 # What is asked of a row that does not take it: of each kind of spec one that is common somewhere.
 _COMMON_SPECS = (
@@ -107,13 +112,20 @@ def group_size(config: QuantizationConfig) -> int:
     return (config.weight.group_size if config.weight else None) or 1
 
 
-def least_sqnr(row: SupportRow, config: QuantizationConfig) -> float:
+def least_sqnr(row: SupportRow, config: QuantizationConfig, dtypes: Iterable[torch.dtype]) -> float:
     """The signal to quantization noise ratio, in dB, that a row has to reach with the kit's data.
 
     A tensor that fills the range of ``b`` bits evenly has a ratio of 6.02 dB a bit (Bennett 1948, "Spectra of
-    quantized signals"). The fewest bits of any role decide. 20 dB, a tenth in amplitude, are granted for
-    tensors that do not fill their range and for several of them being quantized at once; clipping or a
-    wrong axis costs more.
+    quantized signals"). The fewest bits of any role decide, or those of the float numbers that are computed
+    with, if they are fewer. 12 dB, two bits, are granted for tensors that do not fill their range and for
+    several of them being quantized at once; clipping costs more.
+
+    Args:
+        row: the row.
+        config: what it is asked for.
+        dtypes: the types of the model's tensors; integers do not count.
     """
     specs = [config.spec(role) for role, _ in row.specs]
-    return 6.02 * min(spec.bits for spec in specs if spec is not None) - 20
+    bits = [spec.bits for spec in specs if spec is not None]
+    precisions = [-math.log2(torch.finfo(dtype).eps) for dtype in dtypes if dtype.is_floating_point]
+    return 6.02 * min(*bits, _MOST_BITS, *precisions) - 12

@@ -39,10 +39,11 @@ class Note:
 
 
 def notes_of(reports: Iterable[Any]) -> list[Note]:
-    """The notes in the reports of tests; reports that are not about rows have none."""
+    """The notes in the reports of tests; those that are skipped or not about rows have none."""
     return [
         Note(row, column, text, bool(report.passed))
         for report in reports
+        if getattr(report, "when", "") == "call" and not report.skipped
         for name, value in getattr(report, "user_properties", ())
         if name == PROPERTY
         for row, column, text in (value,)

@@ -14,15 +14,23 @@ from torchquilt.capability import Constraint
 from torchquilt.claims import Claim
 from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, input_rank
 from torchquilt.errors import TorchquiltError
-from torchquilt.testing.configs import least_sqnr
 from torchquilt.testing.examples import Example
 from torchquilt.testing.trials import Trial, has_quantized_tensors
+
+
+def _all_float32(example: Example) -> bool | None:
+    """Whether every tensor is float32; unknown with integers, which may be indices and no operands."""
+    floats = {dtype for dtype in example.dtypes if dtype.is_floating_point}
+    if floats != {torch.float32}:
+        return False
+    return True if floats == example.dtypes else None
+
 
 # What the ready constraints of the core mean, known from how an example was made and not from its graph.
 _Meaning = Callable[[Example], bool | None]
 _MEANINGS: dict[tuple[str, str], _Meaning] = {
     (CONSTANT_WEIGHT.code, CONSTANT_WEIGHT.text): lambda example: example.has_constant_weight,
-    (FLOAT32.code, FLOAT32.text): lambda example: example.dtypes == {torch.float32},
+    (FLOAT32.code, FLOAT32.text): _all_float32,
 }
 
 
@@ -100,7 +108,7 @@ def _check_works(trial: Trial) -> None:
             pytrace=False,
         )
     assert has_quantized_tensors(quantized), f"{describe(trial)}: claimed, and nothing of it is quantized"
-    bound = least_sqnr(trial.row, trial.config)
+    bound = trial.least_sqnr()
     if math.isnan(ratio) or ratio < bound:
         pytest.fail(
             f"The row is too wide: {describe(trial)} is claimed with an SQNR of {ratio:.1f} dB; "

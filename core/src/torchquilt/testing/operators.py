@@ -272,6 +272,7 @@ _KNOWN: dict[str, tuple[Activations, Calls]] = {
         _one(
             lambda x: F.max_pool2d(x, 2),
             overlapping=lambda x: F.max_pool2d(x, 3, 2, 1),
+            skipping_pixels=lambda x: F.max_pool2d(x, 1, 2),
             ceil_mode=lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
         ),
     ),
@@ -293,7 +294,7 @@ _KNOWN: dict[str, tuple[Activations, Calls]] = {
     ),
     "aten.permute.default": (_anything, _one(lambda x: x.permute(*reversed(range(x.dim()))))),
     "aten.transpose.int": (_anything, _one(lambda x: x.transpose(0, 1), ends=lambda x: x.transpose(0, -1))),
-    "aten.slice.Tensor": (_anything, _one(lambda x: x[1:], last_dimension=lambda x: x[..., 1:3])),
+    "aten.slice.Tensor": (_anything, _one(lambda x: x[1:], last_dimension=lambda x: x[..., 1:3], step_of_two=lambda x: x[::2])),
     "aten.squeeze.dim": (_with_a_one, _squeeze),
     "aten.unsqueeze.default": (_anything, _unsqueeze),
     "aten.dropout.default": (_anything, _one(nn.Dropout(0.5))),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torchquilt.capability import SupportRow
 from torchquilt.testing.bench import Bench
-from torchquilt.testing.configs import least_sqnr
 from torchquilt.testing.conftest import NoteDown
 from torchquilt.testing.limits import describe
 from torchquilt.testing.plugin import Lowering
@@ -19,7 +18,7 @@ def test_a_row_lowers(
     for trial in bench.models(row):
         quantized = trial.convert()
         lowered = lowerings[target](quantized, trial.example.fresh_inputs())
-        ratio, bound = sqnr(trial.run(quantized), lowered), least_sqnr(row, trial.config)
+        ratio, bound = sqnr(trial.run(quantized), lowered), trial.least_sqnr()
         assert ratio >= bound, (
             f"{describe(trial)}: lowered for {target}, SQNR to the converted model {ratio:.1f} dB"
         )

@@ -26,6 +26,7 @@ from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.quantizers import PatternQuantizer, Quantizer
 from torchquilt.spec import QuantizationSpec, SharedQuantizationSpec
+from torchquilt.testing.configs import least_sqnr
 from torchquilt.testing.examples import Example
 
 NEIGHBOUR = "the kit's neighbour"
@@ -157,6 +158,10 @@ class Trial:
     def sqnr(self, quantized: Any) -> float:
         """Signal to quantization noise ratio of a quantized model against the float model, in dB."""
         return sqnr(self.run(self.example.module), self.run(quantized))
+
+    def least_sqnr(self) -> float:
+        """The ratio that it has to reach."""
+        return least_sqnr(self.row, self.config, self.example.dtypes)
 
     def broken(self, match: Match) -> tuple[Constraint, ...]:
         """The constraints of the row that do not hold."""

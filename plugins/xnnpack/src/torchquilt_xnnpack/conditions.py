@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 __all__ = [
+    "CEIL_MODE_IS_STATIC",
     "CONSTANT_WEIGHT",
+    "EVERY_PIXEL",
     "FLOAT32",
     "IMAGE",
-    "LAST_DIMENSION",
     "MEAN_OVER_IMAGE",
     "NOT_A_MASK",
     "NO_ALPHA",
-    "NO_CEIL_MODE",
     "POOLS_TO_ONE_PIXEL",
+    "STATIC_SHAPE",
+    "STEP_OF_ONE",
     "TWO_BOUNDS",
     "TWO_OR_MORE",
     "bounds",
@@ -65,18 +67,37 @@ MEAN_OVER_IMAGE = Constraint(
 )
 
 
-def _has_no_ceil_mode(match: Match) -> bool:
-    return not argument(match, 5, "ceil_mode", False)
+def _ceil_mode_is_static(match: Match) -> bool:
+    return not argument(match, 5, "ceil_mode", False) or _is_static(match)
 
 
-NO_CEIL_MODE = Constraint("ceil_mode", "ceil_mode is False", _has_no_ceil_mode)
+CEIL_MODE_IS_STATIC = Constraint(
+    "ceil_mode", "ceil_mode is False, or the shapes are static", _ceil_mode_is_static
+)
 
 
-def _is_last_dimension(match: Match) -> bool:
-    return argument(match, 1, "dim") in (-1, _rank(match))
+def _pools_every_pixel(match: Match) -> bool:
+    kernel = argument(match, 1, "kernel_size")
+    stride = argument(match, 2, "stride") or kernel
+    pairs = zip(*(list(value) * (2 // len(value)) for value in (kernel, stride)), strict=True)
+    return all(step <= size for size, step in pairs)
 
 
-LAST_DIMENSION = Constraint("dim", "the new dimension is the last one", _is_last_dimension)
+EVERY_PIXEL = Constraint("stride", "the stride is not larger than the kernel", _pools_every_pixel)
+
+
+def _has_step_of_one(match: Match) -> bool:
+    return bool(argument(match, 4, "step", 1) == 1)
+
+
+STEP_OF_ONE = Constraint("step", "the step is 1", _has_step_of_one)
+
+
+def _is_static(match: Match) -> bool:
+    return all(isinstance(size, int) for size in match.output.meta["val"].shape)
+
+
+STATIC_SHAPE = Constraint("static_shape", "the shape is static", _is_static)
 
 
 def bounds(clamp: Node) -> tuple[Any, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchquilt import PatternQuantizer
+from torchquilt.graph.edits import own_copy
 from torchquilt_xnnpack.conditions import bounds
 from torchquilt_xnnpack.specs import PRESETS
 from torchquilt_xnnpack.support import SUPPORT
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Node
 
 
 class XNNPACKQuantizer(PatternQuantizer):
@@ -29,17 +30,38 @@ class XNNPACKQuantizer(PatternQuantizer):
     PRESETS = PRESETS
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Besides what every table needs: write ``clamp`` as ``hardtanh`` where it is to be fused.
+        """Besides what every table needs: write what is claimed in the form that the delegate takes.
 
-        With two bounds the two compute the same, but the delegate fuses only ``hardtanh``.
+        What is written computes the same: ``hardtanh`` for a fused ``clamp`` with two bounds,
+        ``reshape`` for ``squeeze`` and ``unsqueeze``, and a bias of its own for each operator that
+        shares one (the delegate quantizes a bias once, by the scale of the input of its first reader).
         """
-        import torch
-
         model = super().transform_for_annotation(model)
+        biases: set[str] = set()
         for claim in self.claims(model):
-            last = claim.match.output
-            if last is not claim.match.anchor and last.target is torch.ops.aten.clamp.default:
-                last.args = (last.args[0], *bounds(last))
-                last.kwargs = {}
-                last.target = torch.ops.aten.hardtanh.default
+            name = claim.match.pattern.operators[-1].name
+            if name == "clamp" and claim.match.output is not claim.match.anchor:
+                _write_as_hardtanh(claim.match.output)
+            elif name in ("squeeze", "unsqueeze"):
+                _write_as_reshape(claim.match.output)
+            for bias in claim.match.inputs("bias") if claim.row.mode == "static" else ():
+                if str(bias.target) in biases:
+                    own_copy(model, claim.match.anchor, bias)
+                biases.add(str(bias.target))
         return model
+
+
+def _write_as_hardtanh(clamp: Node) -> None:
+    import torch
+
+    clamp.args = (clamp.args[0], *bounds(clamp))
+    clamp.kwargs = {}
+    clamp.target = torch.ops.aten.hardtanh.default
+
+
+def _write_as_reshape(node: Node) -> None:
+    import torch
+
+    node.args = (node.args[0], list(node.meta["val"].shape))
+    node.kwargs = {}
+    node.target = torch.ops.aten.reshape.default

@@ -28,7 +28,7 @@ def get_symmetric_quantization_config(
         is_per_channel: a weight has one scale for each output channel instead of one in all.
         is_qat: for quantization-aware training, which this plugin does not offer yet.
         is_dynamic: activations are quantized when the model runs, each row (token) by itself, as
-            XNNPACK's dynamic kernels do; outputs stay float32.
+            XNNPACK's dynamic kernels do; outputs stay float32. These kernels need ``is_per_channel``.
         act_qmin: smallest number of activations, from -128 on. Dynamic ones use all of int8.
         act_qmax: largest number of activations, up to 127.
         weight_qmin: smallest number of weights, from -128 on.
@@ -67,7 +67,6 @@ def get_symmetric_quantization_config(
 PRESETS: Mapping[str, Callable[[], QuantizationConfig]] = {
     "static_int8": lambda: get_symmetric_quantization_config(),
     "static_int8_per_channel": lambda: get_symmetric_quantization_config(is_per_channel=True),
-    "dynamic_int8": lambda: get_symmetric_quantization_config(is_dynamic=True),
     "dynamic_int8_per_channel": lambda: get_symmetric_quantization_config(
         is_per_channel=True, is_dynamic=True
     ),

@@ -17,10 +17,13 @@ _TARGETS = ("executorch",)
 _ACTIVATION = AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)
 _TOKENS = AllowedSpec("int8", -128, 127, ("per_token",), symmetric=False, is_dynamic=True, exact_range=True)
 _WEIGHT = AllowedSpec("int8", -128, 127, ("per_tensor", "per_axis"), symmetric=True, ch_axis=0)
+# The dynamic kernels read one scale for each output channel. A weight with one scale in all would be taken
+# for a float32 one by the delegate, and come out wrong.
+_CHANNELS = AllowedSpec("int8", -128, 127, ("per_axis",), symmetric=True, ch_axis=0)
 
 _STATIC = {"input_activation": (_ACTIVATION,), "output_activation": (_ACTIVATION,)}
 _STATIC_WEIGHTED = {**_STATIC, "weight": (_WEIGHT,)}
-_DYNAMIC_WEIGHTED = {"input_activation": (_TOKENS,), "weight": (_WEIGHT,)}
+_DYNAMIC_WEIGHTED = {"input_activation": (_TOKENS,), "weight": (_CHANNELS,)}
 
 
 def _row(
@@ -53,10 +56,11 @@ _WEIGHTED = tuple(
 
 _DYNAMIC = (_row(ops.LINEAR, specs=_DYNAMIC_WEIGHTED, constraints=(when.CONSTANT_WEIGHT,)),)
 
+# The delegate fuses relu into an integer addition, but would multiply in float with a relu behind it; so a
+# relu after a multiplication is a row of its own, below.
 _ELEMENTWISE = (
     _row(ops.ADD, ops.RELU, constraints=(when.NO_ALPHA, when.NOT_A_MASK)),
     _row(ops.ADD, constraints=(when.NO_ALPHA, when.NOT_A_MASK)),
-    _row(ops.MUL, ops.RELU, constraints=(when.NOT_A_MASK,)),
     _row(ops.MUL, constraints=(when.NOT_A_MASK,)),
 )
 
@@ -67,12 +71,12 @@ _OTHERS = (
         sharing=Sharing.OUTPUT_AS_INPUT,
         constraints=(when.IMAGE, when.POOLS_TO_ONE_PIXEL),
     ),
+    _row(ops.MEAN, sharing=Sharing.PASSED_ON, constraints=(when.IMAGE, when.MEAN_OVER_IMAGE)),
     _row(
-        ops.MEAN,
+        ops.MAX_POOL2D,
         sharing=Sharing.PASSED_ON,
-        constraints=(when.IMAGE, when.MEAN_OVER_IMAGE),
+        constraints=(when.CEIL_MODE_IS_STATIC, when.EVERY_PIXEL),
     ),
-    _row(ops.MAX_POOL2D, sharing=Sharing.PASSED_ON, constraints=(when.NO_CEIL_MODE,)),
 )
 
 # What only moves numbers, or cuts them off, keeps the parameters of what it gets.
@@ -80,10 +84,14 @@ _PASSING_ON = (
     *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)),
     *(
         _row(op, sharing=Sharing.PASSED_ON)
-        for op in (ops.VIEW, ops.RESHAPE, ops.FLATTEN, ops.PERMUTE, ops.TRANSPOSE, ops.SLICE, ops.SQUEEZE)
+        for op in (ops.VIEW, ops.RESHAPE, ops.FLATTEN, ops.PERMUTE, ops.TRANSPOSE, ops.DROPOUT)
     ),
-    _row(ops.UNSQUEEZE, sharing=Sharing.PASSED_ON, constraints=(when.LAST_DIMENSION,)),
-    _row(ops.DROPOUT, sharing=Sharing.PASSED_ON),
+    _row(ops.SLICE, sharing=Sharing.PASSED_ON, constraints=(when.STEP_OF_ONE,)),
+    # Written as reshape by the quantizer, since the delegate leaves most of them outside.
+    *(
+        _row(op, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE,))
+        for op in (ops.SQUEEZE, ops.UNSQUEEZE)
+    ),
 )
 
 SUPPORT = SupportTable("xnnpack", (*_WEIGHTED, *_DYNAMIC, *_ELEMENTWISE, *_OTHERS, *_PASSING_ON))

@@ -1,0 +1,119 @@
+"""Backends that claim what is not so, each in one point. The kit is run on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+import torchquilt as tq
+from torchquilt import operators as ops
+from torchquilt.annotation import ANNOTATION_KEY
+from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, input_rank
+
+ACTIVATION = tq.AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)
+WEIGHT = tq.AllowedSpec("int8", -127, 127, ("per_axis",), symmetric=True, ch_axis=0)
+GROUPED = tq.AllowedSpec("int8", -8, 7, ("per_group",), symmetric=True, group_sizes=(8,))
+STATIC = {"input_activation": (ACTIVATION,), "output_activation": (ACTIVATION,)}
+WEIGHTED = {**STATIC, "weight": (WEIGHT,)}
+
+
+def row(*operators: ops.Operator, name: str = "", specs: Any = WEIGHTED, **rest: Any) -> tq.SupportRow:
+    """A row that is true unless something in ``rest`` or the specs is not."""
+    rest.setdefault("constraints", (FLOAT32, CONSTANT_WEIGHT))
+    return tq.SupportRow(tq.OperatorPattern.of(*operators, name=name), specs, **rest)
+
+
+class Honest(tq.PatternQuantizer):
+    """Claims nothing that is not so."""
+
+    TABLE = tq.SupportTable("honest", (row(ops.LINEAR, targets=("toy",)), row(ops.ADD, specs=STATIC)))
+
+
+class Shadowed(tq.PatternQuantizer):
+    """Its second row is never reached: the first one takes all of it."""
+
+    TABLE = tq.SupportTable("shadowed", (row(ops.LINEAR), row(ops.LINEAR, name="linear_again")))
+
+
+class Forgetful(tq.PatternQuantizer):
+    """Claims additions and does not annotate them."""
+
+    TABLE = Honest.TABLE
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate, and forget about additions."""
+        for node in super().annotate(model).graph.nodes:
+            if node.target is torch.ops.aten.add.Tensor:
+                node.meta.pop(ANNOTATION_KEY, None)
+        return model
+
+
+class TooWide(tq.PatternQuantizer):
+    """Claims weights in groups of eight, whether or not the features divide into them."""
+
+    TABLE = tq.SupportTable("too_wide", (row(ops.LINEAR, specs={**STATIC, "weight": (GROUPED,)}),))
+
+
+class Clipping(tq.PatternQuantizer):
+    """Gives sums the range of what is added."""
+
+    TABLE = tq.SupportTable("clipping", (row(ops.ADD, specs=STATIC, sharing=tq.Sharing.OUTPUT_AS_INPUT),))
+
+
+class DoesNotLower(tq.PatternQuantizer):
+    """Claims that convolutions run on the toy, which knows only linear."""
+
+    TABLE = tq.SupportTable("toy", (row(ops.LINEAR, targets=("toy",)), row(ops.CONV2D, targets=("toy",))))
+
+
+class FalseConstraint(tq.PatternQuantizer):
+    """Says that the input has two dimensions, and takes every other number of them as well."""
+
+    TABLE = tq.SupportTable(
+        "false_constraint",
+        (row(ops.LINEAR, constraints=(tq.Constraint("rank", input_rank(2).text, lambda _: True), FLOAT32)),),
+    )
+
+
+class Thief(tq.PatternQuantizer):
+    """Takes what others have taken."""
+
+    TABLE = Honest.TABLE
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Forget who was first."""
+        for node in model.graph.nodes:
+            if node.target is torch.ops.aten.linear.default:
+                node.meta.pop(ANNOTATION_KEY, None)
+        return super().annotate(model)
+
+
+class NotPickled(tq.PatternQuantizer):
+    """Keeps something that cannot be pickled."""
+
+    TABLE = Honest.TABLE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = lambda: None
+
+
+class Supplied(tq.PatternQuantizer):
+    """Has an operator that the kit cannot call."""
+
+    SIGMOID = ops.Operator(
+        "sigmoid", ("aten.sigmoid.default",), (ops.Operand("input_activation", 0, "self"),)
+    )
+    TABLE = tq.SupportTable("supplied", (row(SIGMOID, specs=STATIC, constraints=(FLOAT32,)),))
+
+
+class WithExample(Supplied):
+    """The same, and says how it is called."""
+
+    conformance_examples = {"sigmoid": lambda: (torch.nn.Sigmoid(), (torch.linspace(-1, 1, 20),))}  # noqa: RUF012
+
+
+class NoTable(tq.Quantizer):
+    """Claims nothing at all."""
