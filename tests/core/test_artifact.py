@@ -246,6 +246,7 @@ def test_nested_inputs_and_outputs_come_back(tmp_path: Path) -> None:
     assert torch.equal(got["y"], quantized(batch)["y"])
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # from run_decompositions
 def test_buffers_keep_mutating(tmp_path: Path) -> None:
     """A counter counts on after load; one that is not persistent and a constant are there as well."""
 
@@ -843,7 +844,7 @@ def knows_nameless_files(folder: Path) -> bool:
 
 
 def test_a_process_that_is_killed_leaves_the_old_file(saved: Path) -> None:
-    """Killed while torch writes, or when all is written: the old file is there, and where possible no other."""
+    """Killed while torch writes or when all is written: the old file is there, and if possible no other."""
     code = """
 import os, signal, sys
 from pathlib import Path
@@ -1071,6 +1072,18 @@ def test_a_tensor_that_was_changed_is_named(saved: Path) -> None:
     assert caught.value.got == hashlib.sha256(entries[entry]).hexdigest()
     (change,) = caught.value.differences
     assert (change.subject, change.name, change.field) == ("tensor", "fc.weight_int8", "sha256")
+
+
+def test_a_tensor_whose_bytes_cannot_be_read_is_named(saved: Path) -> None:
+    """Damage around a tensor is told as precisely as damage in it."""
+    entry = f"archive/{weight_entry(saved)}"
+    with zipfile.ZipFile(saved) as archive:
+        start = archive.getinfo(entry).header_offset
+    content = saved.read_bytes()
+    saved.write_bytes(content[:start] + b"XXXX" + content[start + 4 :])
+    with pytest.raises(tq.ArtifactError, match=r"tensor fc\.weight_int8 content") as caught:
+        tq.load(saved)
+    assert "unreadable" in str(caught.value.got)
 
 
 def test_all_that_was_changed_is_listed(saved: Path) -> None:
@@ -1470,6 +1483,62 @@ def test_a_text_in_the_place_of_a_number_is_refused() -> None:
     for field in ("as_int", "hint", "min_val", "some_new_field"):
         with pytest.raises(tq.ArtifactError, match="a text"):
             screening.check_program(json.dumps({"graph": {field: "exec(1)"}}).encode())
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        {"as_custom_obj": {"name": "a", "class_fqn": "b"}},
+        {"custom_obj_values": {"a": {}}},
+        {"nodes": [{"target": "_operator.add", "metadata": {"stack_trace": 1}}]},
+        {"as_float": "exec(1)"},
+        {"fqn": "a'b"},
+        {"buffer_name": "a\nb"},
+        {"parameter_name": "a\\"},
+        {"a'b": 1},
+        {"in_spec": "nonsense"},
+        {"out_spec": "[1, {}]"},
+        {"out_spec": '[1, {"type": null, "context": "{", "children_spec": []}]'},
+    ],
+    ids=str,
+)
+def test_what_is_neither_a_name_nor_arithmetic_is_refused(program: dict[str, Any]) -> None:
+    """Objects, notes that are more than texts, quotes and line breaks in names, and what torch does not write."""
+    with pytest.raises(tq.ArtifactError, match="could run code"):
+        screening.check_program(json.dumps(program).encode())
+
+
+@pytest.mark.parametrize("kind", ["list", "open"])
+def test_a_default_factory_is_a_plain_type(kind: str) -> None:
+    """A defaultdict of lists passes; any other function that could be called for a missing key does not."""
+    context = {"default_factory_module": "builtins", "default_factory_name": kind, "dict_context": ["a"]}
+    leaf = {"type": None, "context": None, "children_spec": []}
+    tree = {"type": "collections.defaultdict", "context": context, "children_spec": [leaf]}
+    program = json.dumps({"out_spec": json.dumps([1, tree])}).encode()
+    if kind == "list":
+        screening.check_program(program)
+    else:
+        with pytest.raises(tq.ArtifactError, match="a default factory"):
+            screening.check_program(program)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"not json",
+        b"[]",
+        b'{"config": []}',
+        b'{"config": {"a": 1}}',
+        b'{"config": {"a": {"path_name": "weight_0"}}}',
+        b'{"config": {"a": {"path_name": "../weight_0", "use_pickle": false}}}',
+        b'{"config": {"a\'b": {"path_name": "weight_0", "use_pickle": false}}}',
+    ],
+    ids=str,
+)
+def test_a_list_of_tensors_leads_to_plain_bytes_in_the_archive(text: bytes) -> None:
+    """Every other form is refused."""
+    with pytest.raises(tq.ArtifactError, match="could run code"):
+        screening.check_payloads(text)
 
 
 def test_the_screening_knows_every_text_of_torchs_schema() -> None:

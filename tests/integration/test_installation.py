@@ -243,5 +243,6 @@ def test_quantizers_are_made_from_what_the_wheels_declare(
         "byte_per_row ExecuTorchEmbeddingQuantizer",
         "static_int8 XNNPACKQuantizer",
         "static_int8_per_channel XNNPACKQuantizer",
+        "dynamic_int8 XNNPACKQuantizer",
         "dynamic_int8_per_channel XNNPACKQuantizer",
     ]

@@ -56,10 +56,20 @@ class TooWide(tq.PatternQuantizer):
     TABLE = tq.SupportTable("too_wide", (row(ops.LINEAR, specs={**STATIC, "weight": (GROUPED,)}),))
 
 
-class Clipping(tq.PatternQuantizer):
-    """Gives sums the range of what is added."""
+class Steep(tq.PatternQuantizer):
+    """Claims the exponential function with eight bits, whose steps it makes very large."""
 
-    TABLE = tq.SupportTable("clipping", (row(ops.ADD, specs=STATIC, sharing=tq.Sharing.OUTPUT_AS_INPUT),))
+    EXP = ops.Operator("exp", ("aten.exp.default",), (ops.Operand("input_activation", 0, "self"),))
+    TABLE = tq.SupportTable("steep", (row(EXP, specs=STATIC, constraints=(FLOAT32,)),))
+    conformance_examples = {"exp": lambda: (Exponential(), (torch.linspace(-50, 50, 20),))}  # noqa: RUF012
+
+
+class Exponential(torch.nn.Module):
+    """The exponential function."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute it."""
+        return torch.exp(x)
 
 
 class DoesNotLower(tq.PatternQuantizer):

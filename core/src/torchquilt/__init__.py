@@ -17,15 +17,7 @@ from typing import TYPE_CHECKING
 _PUBLIC = {
     "annotation": ("QuantizationAnnotation", "annotate_node", "annotation_of"),
     "artifact": ("load", "save"),
-    "capability": (
-        "AllowedSpec",
-        "Capabilities",
-        "Capability",
-        "Constraint",
-        "Sharing",
-        "SupportRow",
-        "SupportTable",
-    ),
+    "capability": ("AllowedSpec", "Capabilities", "Capability", "Support"),
     "compose": ("ComposableQuantizer",),
     "config": ("QuantizationConfig",),
     "errors": (
@@ -49,6 +41,7 @@ _PUBLIC = {
     "intent": ("Intent",),
     "ledger": ("Ledger",),
     "pattern": ("Match", "OperatorPattern", "Reject"),
+    "pattern_quantizer": ("PatternQuantizer",),
     "plugins.manifest": ("Manifest", "PresetInfo"),
     "plugins.registry": ("Backend", "Backends", "backends", "quantizer"),
     "pt2e.annotate": ("explain",),
@@ -56,7 +49,7 @@ _PUBLIC = {
     "pt2e.convert": ("convert_pt2e",),
     "pt2e.prepare": ("prepare_pt2e",),
     "pt2e.stage": ("ledger_of",),
-    "quantizers": ("PatternQuantizer", "Quantizer"),
+    "quantizers": ("Quantizer",),
     "recipe": ("Recipe",),
     "spec": (
         "DerivedQuantizationSpec",
@@ -64,6 +57,7 @@ _PUBLIC = {
         "QuantizationSpec",
         "SharedQuantizationSpec",
     ),
+    "support": ("Constraint", "Sharing", "SupportRow", "SupportTable"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -78,10 +72,11 @@ if TYPE_CHECKING:
     from torchquilt.capability import AllowedSpec as AllowedSpec
     from torchquilt.capability import Capabilities as Capabilities
     from torchquilt.capability import Capability as Capability
-    from torchquilt.capability import Constraint as Constraint
-    from torchquilt.capability import Sharing as Sharing
-    from torchquilt.capability import SupportRow as SupportRow
-    from torchquilt.capability import SupportTable as SupportTable
+    from torchquilt.capability import Support as Support
+    from torchquilt.support import Constraint as Constraint
+    from torchquilt.support import Sharing as Sharing
+    from torchquilt.support import SupportRow as SupportRow
+    from torchquilt.support import SupportTable as SupportTable
     from torchquilt.compose import ComposableQuantizer as ComposableQuantizer
     from torchquilt.config import QuantizationConfig as QuantizationConfig
     from torchquilt.errors import AnnotationError as AnnotationError
@@ -116,7 +111,7 @@ if TYPE_CHECKING:
     from torchquilt.pt2e.convert import convert_pt2e as convert_pt2e
     from torchquilt.pt2e.prepare import prepare_pt2e as prepare_pt2e
     from torchquilt.pt2e.stage import ledger_of as ledger_of
-    from torchquilt.quantizers import PatternQuantizer as PatternQuantizer
+    from torchquilt.pattern_quantizer import PatternQuantizer as PatternQuantizer
     from torchquilt.quantizers import Quantizer as Quantizer
     from torchquilt.recipe import Recipe as Recipe
     from torchquilt.spec import DerivedQuantizationSpec as DerivedQuantizationSpec

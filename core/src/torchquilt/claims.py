@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import attrs
 
 from torchquilt.annotation import QuantizationAnnotation, annotation_of
-from torchquilt.capability import Sharing, SupportRow, SupportTable
 from torchquilt.config import QuantizationConfig
 from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name
 from torchquilt.intent import Intent, Rule
 from torchquilt.pattern import Match, Reject
 from torchquilt.spec import AnySpec, Granularity, QuantizationSpec, SharedQuantizationSpec
+from torchquilt.support import Sharing, SupportRow, SupportTable
 
 if TYPE_CHECKING:
     from torch.fx import Graph, Node

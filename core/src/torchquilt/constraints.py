@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchquilt.capability import Constraint
 from torchquilt.graph.values import is_constant, rank, tensor_of
 from torchquilt.pattern import Match
+from torchquilt.support import Constraint
 
 
 def _weights_are_constant(match: Match) -> bool:

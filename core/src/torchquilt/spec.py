@@ -168,6 +168,8 @@ class QuantizationSpec:
             None fills it in.
         zero_point_domain: see :class:`ZeroPointDomain`.
         eps: smallest scale that calibration may choose, > 0 (in units of the float tensor).
+        uniform: only for ``per_axis``: every index of the axis gets the same parameters, those of the
+            whole tensor. For kernels that read one scale for each channel where one in all is wanted.
 
     Raises:
         SpecError: two fields contradict each other; its ``field`` says which one to change.
@@ -186,6 +188,7 @@ class QuantizationSpec:
         default=ZeroPointDomain.INT, converter=_to_domain, kw_only=True
     )
     eps: float = attrs.field(default=FLOAT32_EPS, kw_only=True)
+    uniform: bool = attrs.field(default=False, kw_only=True)
 
     @quant_min.default
     def _lowest(self) -> int:
@@ -228,6 +231,15 @@ class QuantizationSpec:
                 expected="an int >= 2",
                 got=f"group_size={self.group_size!r}",
                 remedy="32 and 128 are the usual sizes",
+            )
+
+        if self.uniform and self.granularity is not Granularity.PER_AXIS:
+            raise SpecError(
+                f"The granularity {self.granularity} has nothing to make uniform.",
+                field="uniform",
+                expected="uniform=False, or granularity=per_axis",
+                got=f"uniform=True, granularity={self.granularity}",
+                remedy="leave uniform out",
             )
 
     def _check_when_found(self) -> None:
@@ -312,6 +324,8 @@ class QuantizationSpec:
             layout += f"({self.ch_axis})"
         if self.group_size is not None:
             layout += f"({self.group_size})"
+        if self.uniform:
+            layout += " uniform"
         words = [dtype_name(self.dtype), layout, "symmetric" if self.symmetric else "affine"]
         if self.zero_point_domain is ZeroPointDomain.FLOAT:
             words.append("float zero point")

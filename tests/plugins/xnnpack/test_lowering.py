@@ -105,7 +105,7 @@ def granularities(row: SupportRow) -> tuple[str | None, ...]:
     return found if len(row.pattern.operators) == 1 else found[-1:]
 
 
-#: Each row that claims to run as integers, once for each granularity of its weight (``None``: it has no weight).
+#: Each row that claims a target, once for each granularity of its weight (``None``: it has no weight).
 CLAIMS = [
     (row.pattern.name, row.mode, granularity)
     for row in SUPPORT.rows

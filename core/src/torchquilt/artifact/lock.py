@@ -287,8 +287,8 @@ class LockDiff:
 def diff(before: Lock, after: Lock) -> LockDiff:
     """Say what ``after`` says differently from ``before``.
 
-    Where in the archive things lie is not compared, nor are digests of entries: a model that was made twice in
-    the same way has no difference, though notes in the program (numbers of graphs) make its bytes differ.
+    Where in the archive things lie is not compared, nor are digests of entries: a model that was made twice
+    in the same way has no difference, though notes in the program (numbers of graphs) make its bytes differ.
     """
     return LockDiff((*_of_origin(before, after), *contents_diff(before, after)))
 

@@ -61,4 +61,6 @@ class MinMaxObserver(Observer):
         self._check_has_data()
         # A row that had no ordinary value at all is all zero as far as we know.
         empty = self.low > self.high
+        if self.spec.uniform:
+            return self.low.min().expand_as(self.low), self.high.max().expand_as(self.high)
         return self.low.masked_fill(empty, 0.0), self.high.masked_fill(empty, 0.0)

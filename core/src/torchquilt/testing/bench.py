@@ -8,9 +8,9 @@ import attrs
 import pytest
 from torch.fx import GraphModule
 
-from torchquilt.capability import Sharing, SupportRow
 from torchquilt.claims import Claim
 from torchquilt.config import QuantizationConfig
+from torchquilt.support import Sharing, SupportRow
 from torchquilt.testing.configs import configs_of, group_size
 from torchquilt.testing.examples import Example, examples_of
 from torchquilt.testing.operators import Sizes

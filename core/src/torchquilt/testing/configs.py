@@ -13,10 +13,11 @@ from typing import Any
 import attrs
 import torch
 
-from torchquilt.capability import AllowedSpec, Sharing, SupportRow
+from torchquilt.capability import AllowedSpec
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import SpecError
 from torchquilt.spec import Granularity, QuantizationSpec
+from torchquilt.support import Sharing, SupportRow
 
 # A row with more combinations than this is tried with each of its specs, though not with all pairs of them.
 _MOST_CONFIGS = 8

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from torchquilt.annotation import annotation_of
-from torchquilt.capability import Constraint
 from torchquilt.claims import Claim
 from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, input_rank
 from torchquilt.errors import TorchquiltError
+from torchquilt.support import Constraint
 from torchquilt.testing.examples import Example
 from torchquilt.testing.trials import Trial, has_quantized_tensors
 

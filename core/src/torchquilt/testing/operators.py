@@ -294,7 +294,10 @@ _KNOWN: dict[str, tuple[Activations, Calls]] = {
     ),
     "aten.permute.default": (_anything, _one(lambda x: x.permute(*reversed(range(x.dim()))))),
     "aten.transpose.int": (_anything, _one(lambda x: x.transpose(0, 1), ends=lambda x: x.transpose(0, -1))),
-    "aten.slice.Tensor": (_anything, _one(lambda x: x[1:], last_dimension=lambda x: x[..., 1:3], step_of_two=lambda x: x[::2])),
+    "aten.slice.Tensor": (
+        _anything,
+        _one(lambda x: x[1:], last_dimension=lambda x: x[..., 1:3], step_of_two=lambda x: x[::2]),
+    ),
     "aten.squeeze.dim": (_with_a_one, _squeeze),
     "aten.unsqueeze.default": (_anything, _unsqueeze),
     "aten.dropout.default": (_anything, _one(nn.Dropout(0.5))),

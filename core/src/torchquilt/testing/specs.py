@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch.fx import Node
 
 from torchquilt.annotation import annotation_of
-from torchquilt.capability import SupportRow
 from torchquilt.spec import AnySpec, EdgeOrNode, OwnSpec, QuantizationSpec, SharedQuantizationSpec, dtype_name
+from torchquilt.support import SupportRow
 
 
 def own_spec(place: EdgeOrNode) -> OwnSpec | None:

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 import attrs
 from torch import nn
 
-from torchquilt.capability import SupportRow, SupportTable
 from torchquilt.errors import PatternError, PluginLoadError
+from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.plugins.registry import Backend, backends, quantizer
-from torchquilt.quantizers import PatternQuantizer
+from torchquilt.support import SupportRow, SupportTable
 
 #: Makes a module, and the inputs to export and run it with.
 ModelBuilder: TypeAlias = Callable[[], tuple[nn.Module, tuple[Any, ...]]]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from torchquilt.capability import Capabilities
-from torchquilt.quantizers import PatternQuantizer
+from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.testing.configs import configs_of
 from torchquilt.testing.subject import Subject
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchquilt.annotation import annotation_of
-from torchquilt.capability import SupportRow
+from torchquilt.support import SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.conftest import NoteDown
 from torchquilt.testing.limits import describe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchquilt.capability import SupportRow
+from torchquilt.support import SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.conftest import NoteDown
 from torchquilt.testing.limits import describe

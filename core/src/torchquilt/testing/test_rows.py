@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch.fx import GraphModule
 
 from torchquilt.annotation import annotation_of
-from torchquilt.capability import Sharing, SupportRow
 from torchquilt.claims import Claim
 from torchquilt.errors import IntentError, UnsupportedConfigError
 from torchquilt.graph.values import overload_name
 from torchquilt.operators import Operator
 from torchquilt.pattern import OperatorPattern
+from torchquilt.support import Sharing, SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.configs import configs_of, group_size, near_misses
 from torchquilt.testing.conftest import NoteDown

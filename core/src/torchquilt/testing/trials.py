@@ -11,7 +11,6 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.annotation import QuantizationAnnotation, annotate_node, annotation_of
-from torchquilt.capability import Constraint, Sharing, SupportRow
 from torchquilt.claims import Claim, decide
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.config import QuantizationConfig
@@ -20,12 +19,14 @@ from torchquilt.graph.edits import copy_model
 from torchquilt.graph.in_place import make_functional
 from torchquilt.graph.values import is_float_tensor, is_overwritten, overload_name, tensor_of
 from torchquilt.pattern import Match, Reject
+from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.pt2e.annotate import annotate_copy
 from torchquilt.pt2e.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
-from torchquilt.quantizers import PatternQuantizer, Quantizer
+from torchquilt.quantizers import Quantizer
 from torchquilt.spec import QuantizationSpec, SharedQuantizationSpec
+from torchquilt.support import Constraint, Sharing, SupportRow
 from torchquilt.testing.configs import least_sqnr
 from torchquilt.testing.examples import Example
 

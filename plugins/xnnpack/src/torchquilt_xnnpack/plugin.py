@@ -14,6 +14,7 @@ def torchquilt_manifest() -> Manifest:
         presets=(
             PresetInfo("static_int8", "activations calibrated; one scale a weight tensor"),
             PresetInfo("static_int8_per_channel", "activations calibrated; one weight scale a channel"),
+            PresetInfo("dynamic_int8", "activations per token at run time; one scale a weight tensor"),
             PresetInfo(
                 "dynamic_int8_per_channel", "activations per token at run time; one weight scale a channel"
             ),

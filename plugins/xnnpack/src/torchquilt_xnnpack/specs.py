@@ -28,7 +28,8 @@ def get_symmetric_quantization_config(
         is_per_channel: a weight has one scale for each output channel instead of one in all.
         is_qat: for quantization-aware training, which this plugin does not offer yet.
         is_dynamic: activations are quantized when the model runs, each row (token) by itself, as
-            XNNPACK's dynamic kernels do; outputs stay float32. These kernels need ``is_per_channel``.
+            XNNPACK's dynamic kernels do; outputs stay float32. These kernels read a weight scale for each
+            output channel, so without ``is_per_channel`` one scale is repeated for all of them.
         act_qmin: smallest number of activations, from -128 on. Dynamic ones use all of int8.
         act_qmax: largest number of activations, up to 127.
         weight_qmin: smallest number of weights, from -128 on.
@@ -53,10 +54,11 @@ def get_symmetric_quantization_config(
         "int8",
         weight_qmin,
         weight_qmax,
-        "per_axis" if is_per_channel else "per_tensor",
+        "per_axis" if is_per_channel or is_dynamic else "per_tensor",
         symmetric=True,
-        ch_axis=0 if is_per_channel else None,
+        ch_axis=0 if is_per_channel or is_dynamic else None,
         eps=SMALLEST_SCALE,
+        uniform=is_dynamic and not is_per_channel,
     )
     return QuantizationConfig(
         input_activation=activation, output_activation=None if is_dynamic else activation, weight=weight
@@ -67,6 +69,7 @@ def get_symmetric_quantization_config(
 PRESETS: Mapping[str, Callable[[], QuantizationConfig]] = {
     "static_int8": lambda: get_symmetric_quantization_config(),
     "static_int8_per_channel": lambda: get_symmetric_quantization_config(is_per_channel=True),
+    "dynamic_int8": lambda: get_symmetric_quantization_config(is_dynamic=True),
     "dynamic_int8_per_channel": lambda: get_symmetric_quantization_config(
         is_per_channel=True, is_dynamic=True
     ),

@@ -1,0 +1,213 @@
+"""Values into quantizers, and back. Importing this module imports torch, but no plugin."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from torchquilt.compose import ComposableQuantizer
+from torchquilt.config import QuantizationConfig
+from torchquilt.errors import IntentError, RecipeError
+from torchquilt.operators import ObjectType
+from torchquilt.pattern_quantizer import PatternQuantizer
+from torchquilt.plugins import registry
+from torchquilt.quantizers import Quantizer, as_quantizer
+from torchquilt.recipe.parts import FLOAT, Parts, RecipePart, RecipeRule, with_torch, without_torch
+from torchquilt.recipe.place import Place
+
+# --- Making -------------------------------------------------------------------------------------------------
+
+
+def make(parts: Parts) -> ComposableQuantizer:
+    """The quantizers that a recipe asks for.
+
+    Raises:
+        RecipeError: an installed backend is missing, or refuses what is asked.
+    """
+    return ComposableQuantizer(make(part) if isinstance(part, tuple) else _make(part) for part in parts)
+
+
+def _make(part: RecipePart) -> Quantizer:
+    with part.place.at("backend").blamed():
+        made = registry.quantizer(part.backend, distribution=part.distribution)
+    if not isinstance(made, PatternQuantizer):
+        return _make_without_rules(part, made)
+    decided: set[object] = set()
+    for rule in part.rules:
+        subject: object = rule.name
+        about: object = (rule.kind, rule.name)
+        if rule.kind in ("type", "class"):
+            with rule.place.at(rule.name_key).blamed():
+                subject = _subject(made, rule.kind, rule.name)
+                about = _type(made, subject)
+        if about in decided:
+            raise rule.place.error(
+                f"There are two rules about the {rule.kind} {rule.name!r}.",
+                expected="one",
+                got="another one above, maybe by another name of the type",
+                remedy="remove one of them",
+            )
+        decided.add(about)
+        _ask(made, rule, subject)
+    return made
+
+
+def _make_without_rules(part: RecipePart, made: Quantizer) -> Quantizer:
+    """A backend that does not work from a table and rules takes a preset, at most."""
+    for rule in part.rules:
+        if rule.kind != "global" or not isinstance(rule.config, str):
+            raise rule.place.error(
+                f"The backend {part.backend!r} takes no rules, only presets.",
+                quantizer=part.backend,
+                expected="global = the name of a preset, or nothing",
+                remedy="remove the rule",
+            )
+        with rule.place.blamed():
+            made = registry.quantizer(part.backend, rule.config, distribution=part.distribution)
+    return made
+
+
+def _subject(made: PatternQuantizer, kind: str, name: str) -> object:
+    """Something that ``set_object_type`` takes for the type of this name."""
+    if kind == "class":
+        # Rules know a class by its name alone, so any of that name will do: nothing of the user is imported.
+        module, _, last = name.rpartition(".")
+        return type(last, (), {"__module__": module, "__qualname__": last})
+    try:
+        _type(made, name)
+    except IntentError:
+        package, _, path = name.partition(".")
+        found = _attribute(torch, path) if package == "torch" else None
+        if not callable(found):
+            raise
+        return found
+    return name
+
+
+def _type(made: PatternQuantizer, subject: object) -> ObjectType:
+    """What the quantizer, which is left as it is, understands a subject to be."""
+    return copy.copy(made).set_object_type(subject, None).intent.type_rules[-1].type
+
+
+def _ask(made: PatternQuantizer, rule: RecipeRule, subject: object) -> None:
+    with rule.config_place.blamed():
+        config = _config(made, rule.config)
+        if rule.kind == "global":
+            made.set_global(config)
+        elif rule.kind == "module":
+            made.set_module_name(rule.name, config)
+        else:
+            made.set_object_type(subject, config)
+
+
+def _config(made: PatternQuantizer, asked: QuantizationConfig | str | None) -> QuantizationConfig | None:
+    if not isinstance(asked, str):
+        return None if asked is None else with_torch(asked)
+    if asked not in made.PRESETS:
+        raise IntentError(
+            f"{made.name} has no preset {asked!r}.",
+            quantizer=made.name,
+            expected=" | ".join([*made.PRESETS, FLOAT]),
+            got=asked,
+        )
+    return made.PRESETS[asked]()
+
+
+# --- Describing ---------------------------------------------------------------------------------------------
+
+
+def describe(quantizer: object) -> Parts:
+    """The parts of the recipe that makes an equal quantizer; one that is no composition is the only part.
+
+    Raises:
+        RecipeError: a part of it cannot be written.
+        IntentError: it is no quantizer.
+    """
+    found = as_quantizer(quantizer)
+    quantizers = found.quantizers if type(found) is ComposableQuantizer else (found,)
+    return _describe(quantizers, registry.backends(), Place())
+
+
+def _describe(quantizers: tuple[Quantizer, ...], backends: registry.Backends, place: Place) -> Parts:
+    parts: list[RecipePart | Parts] = []
+    for index, quantizer in enumerate(quantizers):
+        spot = place.at("quantizer", index)
+        # A class that derives from it may do something else, which would be lost.
+        if type(quantizer) is ComposableQuantizer:
+            parts.append(_describe(quantizer.quantizers, backends, spot))
+        else:
+            parts.append(_describe_part(quantizer, backends, spot))
+    return tuple(parts)
+
+
+def _describe_part(quantizer: Quantizer, backends: registry.Backends, place: Place) -> RecipePart:
+    backend = next((backend for backend in backends if _class_of(backend) is type(quantizer)), None)
+    if backend is None or not isinstance(quantizer, PatternQuantizer):
+        raise place.error(
+            f"{quantizer.name} cannot be written: it is no pattern quantizer of an installed backend.",
+            quantizer=quantizer.name,
+            expected="a PatternQuantizer of " + ", ".join(backend.name for backend in backends),
+            got=repr(quantizer),
+            remedy="leave it out, and compose it with what recipe.quantizer() makes",
+        )
+    distribution = backend.distribution if backend.status == "duplicate" else None
+    part = RecipePart(backend.name, tuple(_rules(quantizer, place)), distribution, place)
+    with contextlib.suppress(RecipeError):
+        if _make(part) == quantizer:
+            return part
+    raise place.error(
+        f"{quantizer.name} cannot be written: it has more to it than rules about types and modules.",
+        quantizer=backend.name,
+        expected="no filter function, which is code, and the support table and first rules of the backend",
+        got=repr(quantizer),
+        remedy="set_filter_function(None), and set it again on what recipe.quantizer() makes",
+    )
+
+
+def _class_of(backend: registry.Backend) -> object:
+    """The class of a backend, if it is loaded, which it is where there is an instance."""
+    if backend.manifest is None:
+        return None
+    module, _, path = backend.manifest.quantizer.partition(":")
+    return _attribute(sys.modules.get(module), path)
+
+
+def _attribute(owner: object, path: str) -> object:
+    """What a dotted path leads to, or None."""
+    for name in path.split("."):
+        owner = getattr(owner, name, None)
+    return owner
+
+
+def _rules(quantizer: PatternQuantizer, place: Place) -> Iterator[RecipeRule]:
+    presets = [(name, make_config()) for name, make_config in quantizer.PRESETS.items()]
+
+    def written(config: QuantizationConfig | None) -> QuantizationConfig | str | None:
+        if config is None:
+            return None
+        return next((name for name, preset in presets if preset == config), without_torch(config))
+
+    intent = quantizer.intent
+    if intent.global_rule is not None:
+        yield RecipeRule("global", "", written(intent.global_rule.config), place.at("global"))
+    for index, about_type in enumerate(intent.type_rules):
+        kind, name = _name_of(quantizer, about_type.type)
+        yield RecipeRule(kind, name, written(about_type.config), place.at("type", index))
+    for index, about_name in enumerate(intent.name_rules):
+        yield RecipeRule("module", about_name.name, written(about_name.config), place.at("module", index))
+
+
+def _name_of(quantizer: PatternQuantizer, meant: ObjectType) -> tuple[Literal["type", "class"], str]:
+    """The shortest of the names that are read as this type again."""
+    is_of_torch = meant.name.startswith("torch.nn.modules.")
+    shorter = [f"torch.nn.{meant.name.rpartition('.')[2]}"] if is_of_torch else []
+    for name in (*shorter, meant.name, f"torch.ops.{meant.name}"):
+        with contextlib.suppress(IntentError):
+            if _type(quantizer, _subject(quantizer, "type", name)) == meant:
+                return "type", name
+    return "class" if meant.kind == "module" else "type", meant.name

@@ -1,0 +1,158 @@
+"""The support table of a backend: the one thing that both answers the query and drives the annotation.
+
+Its rows are matched and annotated by :class:`torchquilt.PatternQuantizer`; described as plain data they
+are what :meth:`SupportTable.capabilities` returns.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Mapping
+
+import attrs
+
+from torchquilt.capability import AllowedSpec, Capabilities, Capability, SpecsByRole, differences_of
+from torchquilt.config import ROLES, QuantizationConfig
+from torchquilt.errors import PatternError
+from torchquilt.pattern import Match, OperatorPattern
+
+
+@attrs.frozen
+class Constraint:
+    """A condition on a match that the operator and the specs alone do not say.
+
+    Args:
+        code: stable code; a match that fails is rejected with ``constraint:<code>``.
+        text: one sentence that says what must hold, shown in tables and in rejections.
+        holds: the condition. It reads the match and must not write.
+    """
+
+    code: str
+    text: str
+    holds: Callable[[Match], bool]
+
+
+class Sharing(str, enum.Enum):
+    """How the parameters of a match's inputs and output hang together."""
+
+    NONE = "none"  #: every tensor has its own
+    OUTPUT_AS_INPUT = "output_as_input"  #: the output has those of the first input
+    ALL = "all"  #: all inputs and the output have one set (``cat``)
+    PASSED_ON = "passed_on"  #: like OUTPUT_AS_INPUT, but only behind a tensor that is quantized already
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def _by_role(specs: Mapping[str, Iterable[AllowedSpec]] | SpecsByRole) -> SpecsByRole:
+    """Specs in the order of roles; what this returns may be given again (``attrs.evolve``)."""
+    specs = dict(specs)
+    unknown = set(specs) - set(ROLES)
+    if unknown:
+        raise PatternError(
+            "A support row gives specs for a role that does not exist.",
+            expected=" | ".join(ROLES),
+            got=", ".join(sorted(unknown)),
+        )
+    return tuple((role, tuple(specs[role])) for role in ROLES if role in specs)
+
+
+@attrs.frozen
+class SupportRow:
+    """One thing that a backend can do: a pattern, the specs it takes, and under which conditions.
+
+    Args:
+        pattern: what is matched.
+        specs: for each role that is quantized, the specs that are taken. A role that the pattern has
+            and that is missing here stays in float.
+        sharing: how the parameters hang together.
+        constraints: conditions on the match.
+        targets: lowering targets on which the row runs as integers.
+        weight_axis: the axis of the weight that a config's axis 0 means (1 for transposed conv).
+        is_qat: whether the row is for quantization-aware training.
+    """
+
+    pattern: OperatorPattern
+    specs: SpecsByRole = attrs.field(converter=_by_role)
+    sharing: Sharing = Sharing.NONE
+    constraints: tuple[Constraint, ...] = ()
+    targets: tuple[str, ...] = ()
+    weight_axis: int = 0
+    is_qat: bool = False
+
+    @property
+    def mode(self) -> str:
+        """``static``, ``dynamic`` or ``weight_only``."""
+        allowed = dict(self.specs)
+        if "input_activation" not in allowed and "output_activation" not in allowed:
+            return "weight_only"
+        if any(spec.is_dynamic for spec in allowed.get("input_activation", ())):
+            return "dynamic"
+        return "static"
+
+    def differences(self, config: QuantizationConfig) -> tuple[str, ...]:
+        """What of ``config`` this row does not take; empty where it takes all of it."""
+        return differences_of(self.specs, self.pattern.roles, self.is_qat, config)
+
+    def describe(self, backend: str, config: QuantizationConfig | None = None, scope: str = "") -> Capability:
+        """The row as plain data; with a config that it takes, the specs that it would use of all it takes."""
+        first = self.pattern.operators[0]
+        specs = self.specs
+        if config is not None:
+            asked = [(role, config.spec(role)) for role, _ in specs]
+            specs = tuple((role, (AllowedSpec.of(spec),)) for role, spec in asked if spec is not None)
+        return Capability(
+            backend=backend,
+            pattern=self.pattern.name,
+            operators=tuple(operator.name for operator in self.pattern.operators),
+            overloads=first.overloads,
+            functionals=first.functionals,
+            modules=first.modules,
+            roles=self.pattern.roles,
+            mode=self.mode,
+            specs=specs,
+            sharing=str(self.sharing),
+            constraints=tuple((constraint.code, constraint.text) for constraint in self.constraints),
+            targets=self.targets,
+            is_qat=self.is_qat,
+            scope=scope,
+        )
+
+
+@attrs.frozen
+class SupportTable:
+    """All that a backend supports. The order of rows of one length is the order in which they are tried.
+
+    Args:
+        backend: name of the backend, as in its plugin manifest.
+        rows: the rows.
+    """
+
+    backend: str
+    rows: tuple[SupportRow, ...]
+
+    def __attrs_post_init__(self) -> None:
+        seen: set[tuple[object, ...]] = set()
+        for row in self.rows:
+            key = (row.pattern.name, row.mode, row.is_qat)
+            if key in seen:
+                raise PatternError(
+                    f"The table of {self.backend} has two rows for one thing.",
+                    expected="one row for each pattern and mode; several specs go into one row",
+                    got=f"pattern {row.pattern.name}, mode {row.mode}, twice",
+                )
+            seen.add(key)
+
+    def rows_starting_with(self) -> dict[str, tuple[SupportRow, ...]]:
+        """Overload of the first operator → rows, the longest pattern first."""
+        index: dict[str, list[SupportRow]] = {}
+        for row in sorted(self.rows, key=lambda row: -len(row.pattern.operators)):
+            for overload in row.pattern.operators[0].overloads:
+                index.setdefault(overload, []).append(row)
+        return {overload: tuple(rows) for overload, rows in index.items()}
+
+    def capabilities(self) -> Capabilities:
+        """All that the backend can do, as plain data."""
+        return Capabilities(tuple(row.describe(self.backend) for row in self.rows))
