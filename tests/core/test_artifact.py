@@ -1469,6 +1469,14 @@ def test_guards_that_torch_writes_pass(guard: str) -> None:
     screening.check_program(json.dumps({"guards_code": [guard]}).encode())
 
 
+@pytest.mark.parametrize("depth", [100, 400, 700, 5000, 100_000])
+def test_a_program_that_is_nested_too_deep_is_refused(depth: int) -> None:
+    """The error is ours, however deep it is."""
+    text = b'{"nodes": ' + b"[" * depth + b'"x"' + b"]" * depth + b"}"
+    with pytest.raises(tq.ArtifactError):
+        screening.check_program(text)
+
+
 @pytest.mark.parametrize("name", ["tensor_values", "as_string_to_argument", "range_constraints"])
 def test_a_key_that_is_a_name_hides_nothing(name: str) -> None:
     """What is called "metadata" or "arg" among things by name is looked at as any other."""
@@ -1503,7 +1511,7 @@ def test_a_text_in_the_place_of_a_number_is_refused() -> None:
     ids=str,
 )
 def test_what_is_neither_a_name_nor_arithmetic_is_refused(program: dict[str, Any]) -> None:
-    """Objects, notes that are more than texts, quotes and line breaks in names, and what torch does not write."""
+    """Objects, notes that are more than texts, quotes and line breaks in names, broken structures."""
     with pytest.raises(tq.ArtifactError, match="could run code"):
         screening.check_program(json.dumps(program).encode())
 

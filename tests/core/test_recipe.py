@@ -569,7 +569,7 @@ def test_a_quantizer_of_no_backend_cannot_be_written(quantizer: object, name: st
         tq.Recipe.of(nested)
     assert caught.value.quantizer == name
     assert caught.value.key == "quantizer[1].quantizer[0]"
-    assert str(caught.value.got).startswith(f"{name}(")
+    assert str(caught.value.problem).startswith(f"{name} cannot be written")
     assert "xnnpack" in str(caught.value.expected)
 
 
@@ -657,7 +657,7 @@ _W = _X + "[quantizer.global.weight]\n"
 _HEAD = 'schema = 1\n# a comment\nquantizer = [{ backend = "xnnpack", '
 
 WRONG_IN_ITSELF = {
-    "no schema": Wrong("quantizer = []", 0, "schema", ("schema = 1", "no schema")),
+    "no schema": Wrong("quantizer = []", 0, None, ("schema = 1", "no schema")),
     "newer schema": Wrong(
         "schema = 2\nnew = 1", 1, "schema", ("schema = 2", "pip install --upgrade torchquilt")
     ),
@@ -671,7 +671,6 @@ WRONG_IN_ITSELF = {
     "unknown key of a part": Wrong(
         f"schema = 1\n{_X}\nbackends = 1", 5, "quantizer[0].backends", ("did you mean backend?",)
     ),
-    "a key that needs quotes": Wrong(f'schema = 1\n{_X}"a b" = 1', 4, 'quantizer[0]."a b"', ()),
     "neither backend nor quantizers": Wrong(
         "schema = 1\n[[quantizer]]\nglobal = 'float'", 2, "quantizer[0].backend", ("is missing",)
     ),
@@ -1062,7 +1061,7 @@ HARD_LINES = {
 def test_lines_are_found_in_all_that_toml_allows() -> None:
     """Comments, four kinds of strings, dotted and quoted keys, nested arrays and tables do not mislead it.
 
-    Of an array in an array over several lines, everything is on the line where the element of the outer begins.
+    What is in an array in an array over several lines has the line of the element of the outer one.
     """
     assert lines_of(HARD) == HARD_LINES
     assert set(places(tomlkit.parse(HARD).unwrap())) == set(HARD_LINES)

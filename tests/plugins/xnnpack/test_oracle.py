@@ -191,9 +191,6 @@ SAME: dict[str, Callable[[], Model]] = {
     ),
     "attention": lambda: Model(Attention(), (normal(2, 4, 6),)),
     "views between linears": views,
-    "squeeze": lambda: Model(
-        Fn(lambda m, x: m.last(m.first(x).squeeze(1)), first=linear(), last=linear()), (normal(2, 1, 6),)
-    ),
     "float between linears": lambda: Model(
         Fn(lambda m, x: m.last(functional.gelu(m.first(x))) + x, first=linear(), last=linear()), ROWS
     ),
@@ -304,11 +301,17 @@ DIFFERENCES = {
         (LINEAR, "clamp(q)", "output(q)"),
         "XNNPACK clamps integers; the oracle makes it a float operator between two conversions",
     ),
-    "unsqueeze at the end": Difference(
-        after_linear(lambda y: y.unsqueeze(-1)),
+    "unsqueeze": Difference(
+        after_linear(lambda y: y.unsqueeze(1)),
         (LINEAR, "unsqueeze(q)", "output(-)"),
-        (LINEAR, "unsqueeze(q)", "output(q)"),
-        "the delegate takes a new last dimension as a reshape of integers",
+        (LINEAR, "reshape(q)", "output(q)"),
+        "written as a reshape the delegate moves integers; an unsqueeze it takes for the last dimension only",
+    ),
+    "squeeze": Difference(
+        after_linear(lambda y: y.squeeze(1), normal(2, 1, 6)),
+        (LINEAR, "squeeze(q)", "output(q)"),
+        (LINEAR, "reshape(q)", "output(q)"),
+        "written as a reshape the delegate moves integers; it has no squeeze",
     ),
     "slice with a step": Difference(
         after_linear(lambda y: y[:, ::2]),

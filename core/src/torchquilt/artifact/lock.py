@@ -182,6 +182,7 @@ class Lock:
         try:
             data = json.loads(text)
             schema, written = data.pop("schema"), data.pop("sha256")
+            found = _digest({"schema": schema, **data})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError(
                 "This is not JSON of a lock.", got=f"{type(error).__name__}: {error}"
@@ -193,7 +194,6 @@ class Lock:
                 got=schema,
                 remedy="read it with the torchquilt that wrote it",
             )
-        found = _digest({"schema": schema, **data})
         if found != written:
             raise ArtifactError(
                 "The lock was changed after it was written: its content does not have its digest.",

@@ -128,7 +128,10 @@ def check_program(text: bytes) -> None:
     Raises:
         ArtifactError: there is such text, or the text is not such JSON.
     """
-    _check(_parsed(text), "", "the program", False)
+    try:
+        _check(_parsed(text), "", "the program", False)
+    except RecursionError as error:
+        raise _unsafe("an entry", "JSON that is nested too deep", "a program", "the archive") from error
 
 
 def _parsed(text: bytes) -> dict[str, Any]:

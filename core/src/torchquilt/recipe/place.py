@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -43,19 +41,13 @@ class Place:
     @property
     def key(self) -> str:
         """The steps as text: ``quantizer[1].global.weight``. The first element of an array is 0."""
-        text = ""
-        for step in self.steps:
-            if isinstance(step, int):
-                text += f"[{step}]"
-            else:
-                bare = re.fullmatch(r"[A-Za-z0-9_-]+", step)
-                text += ("." if text else "") + (step if bare else json.dumps(step, ensure_ascii=False))
-        return text
+        steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.steps)
+        return "".join(steps).removeprefix(".")
 
     @property
     def line(self) -> int | None:
         """Its line; for what is missing, the line of what it is missing from."""
-        lines = lines_of(self.text)
+        lines = lines_of(self.text) if self.steps else {}
         above = (self.steps[:end] for end in range(len(self.steps), 0, -1))
         return next((lines[steps] for steps in above if steps in lines), None)
 
@@ -134,9 +126,7 @@ def _enter(data: Any, is_array: bool, line: int, lines: dict[Steps, int], newest
 
 
 def _places(value: object) -> Iterator[Steps]:
-    children = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for step, child in children:
-        yield (step,)
-        yield from ((step, *steps) for steps in _places(child))
+    if isinstance(value, (dict, list)):
+        for step, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield (step,)
+            yield from ((step, *steps) for steps in _places(child))

@@ -24,11 +24,7 @@ from torchquilt.recipe.place import Place
 
 
 def make(parts: Parts) -> ComposableQuantizer:
-    """The quantizers that a recipe asks for.
-
-    Raises:
-        RecipeError: an installed backend is missing, or refuses what is asked.
-    """
+    """The quantizers that a recipe asks for."""
     return ComposableQuantizer(make(part) if isinstance(part, tuple) else _make(part) for part in parts)
 
 
@@ -77,7 +73,7 @@ def _subject(made: PatternQuantizer, kind: str, name: str) -> object:
     if kind == "class":
         # Rules know a class by its name alone, so any of that name will do: nothing of the user is imported.
         module, _, last = name.rpartition(".")
-        return type(last, (), {"__module__": module, "__qualname__": last})
+        return type("Stand-in", (), {"__module__": module, "__qualname__": last})
     try:
         _type(made, name)
     except IntentError:
@@ -122,12 +118,7 @@ def _config(made: PatternQuantizer, asked: QuantizationConfig | str | None) -> Q
 
 
 def describe(quantizer: object) -> Parts:
-    """The parts of the recipe that makes an equal quantizer; one that is no composition is the only part.
-
-    Raises:
-        RecipeError: a part of it cannot be written.
-        IntentError: it is no quantizer.
-    """
+    """The parts of the recipe that makes an equal quantizer; one that is no composition is the only part."""
     found = as_quantizer(quantizer)
     quantizers = found.quantizers if type(found) is ComposableQuantizer else (found,)
     return _describe(quantizers, registry.backends(), Place())

@@ -24,11 +24,7 @@ else:
 
 
 def read(text: str, file: str | None) -> Parts:
-    """The parts of the recipe that a text is.
-
-    Raises:
-        RecipeError: it is no TOML, or says something that no recipe can.
-    """
+    """The parts of the recipe that a text is."""
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a ValueError, too, for a number with too many digits
@@ -43,7 +39,7 @@ def read(text: str, file: str | None) -> Parts:
         ) from error
     place = Place(file, text)
     # The schema comes first: another one may have keys that this one does not know.
-    _check_schema(document.get("schema"), place.at("schema"))
+    _check_schema(document.get("schema"), place)
     table = _table(document, place, needed=("schema", "quantizer"))
     return _parts(table["quantizer"], place.at("quantizer"))
 
@@ -52,7 +48,7 @@ def _check_schema(schema: object, place: Place) -> None:
     if type(schema) is int and schema == SCHEMA:
         return
     is_newer = isinstance(schema, int) and schema > SCHEMA
-    raise place.error(
+    raise (place if schema is None else place.at("schema")).error(
         "The recipe does not have the format that this torchquilt reads.",
         expected=f"schema = {SCHEMA}",
         got="no schema" if schema is None else f"schema = {_shown(schema)}",

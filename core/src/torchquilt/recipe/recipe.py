@@ -39,8 +39,7 @@ class Recipe:
         """Read a recipe from a file. Imports neither torch nor a plugin.
 
         Raises:
-            RecipeError: the file cannot be read, is no TOML, or says something that no recipe can; it has
-                the file, the line and the key.
+            RecipeError: the file cannot be read, or is no recipe; it has the file, the line and the key.
         """
         file = os.fspath(path)
         try:
@@ -57,11 +56,7 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, text: str, *, file: str | None = None) -> Recipe:
-        """Read a recipe from text, which errors call ``file``.
-
-        Raises:
-            RecipeError: as with :meth:`load`.
-        """
+        """Read a recipe from text, which errors call ``file``."""
         return cls(read(text, file))
 
     @classmethod
@@ -71,8 +66,8 @@ class Recipe:
         A config that equals a preset of the backend is written as the name of the preset.
 
         Raises:
-            RecipeError: a part of it cannot be written, so that reading would make another quantizer: a
-                quantizer that no installed backend provides, a filter function, a table of its own.
+            RecipeError: what is read would not be equal: a quantizer that no installed backend provides, a
+                filter function, a table of its own.
             IntentError: it is no quantizer.
         """
         from torchquilt.recipe.quantizers import describe
