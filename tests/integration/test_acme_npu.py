@@ -1,4 +1,4 @@
-"""A plugin of a third party, from its source folder to a model that it quantized: built, installed, found, tested.
+"""A plugin of a third party, from its source folder to a model that it quantized.
 
 Nothing here sees the source tree; see ``test_installation`` for how the environments are made.
 """
@@ -28,7 +28,8 @@ _COMPOSE = """
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
     inputs = (torch.rand(16, 64) - 0.25,)
-    acme = tq.quantizer("acme_npu").set_module_name("0", INT16_INT4).set_module_name("1", INT16_INT4)
+    acme = tq.quantizer("acme_npu")
+    acme.set_module_name("0", acme.PRESETS["int16_int4"]())
     xnnpack = tq.quantizer("xnnpack", preset="static_int8_per_channel")
     quantizer = tq.ComposableQuantizer([acme, xnnpack])
     exported = torch.export.export(model.eval(), inputs)
@@ -38,7 +39,8 @@ _COMPOSE = """
         print(row.op, row.quantizer, row.pattern)
     for node in quantized.graph.nodes:
         if node.op == "call_function" and "dequantize" in str(node.target):
-            print(str(node.target).split(".")[1], *[a for a in node.args if isinstance(a, (int, torch.dtype))][-4:])
+            grid = [value for value in node.args if isinstance(value, (int, torch.dtype))]
+            print(str(node.target).split(".")[1], *grid)
     with torch.no_grad():
         reference, found = model(*inputs), quantized(*inputs)
     print(bool((reference - found).norm() < 0.15 * reference.norm()))
@@ -47,7 +49,7 @@ _COMPOSE = """
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment with the wheels of core, XNNPACK and Acme, what the core needs, and pytest and hypothesis."""
+    """An environment with core, XNNPACK and Acme, and what the core and the kit need."""
     made = Environment(tmp_path_factory.mktemp("acme") / "env")
     run(sys.executable, "-m", "venv", "--without-pip", made.folder)
     for project in (PROJECTS["core"], PROJECTS["xnnpack"], ACME):
@@ -92,8 +94,7 @@ def test_the_plugin_is_discovered(environment: Environment) -> None:
 
 def test_it_composes_with_xnnpack(environment: Environment) -> None:
     """Of a model with two linear layers it takes the first one with 4-bit weights, and XNNPACK the rest."""
-    code = _COMPOSE.replace("INT16_INT4", 'type(tq.quantizer("acme_npu")).PRESETS["int16_int4"]()')
-    lines = environment.run(code)
+    lines = environment.run(_COMPOSE)
     assert lines[:3] == [
         "aten.linear.default AcmeNPUQuantizer linear_int4",
         "aten.relu.default None ",
@@ -105,10 +106,16 @@ def test_it_composes_with_xnnpack(environment: Environment) -> None:
 
 
 def test_it_passes_the_kit(environment: Environment, tmp_path: Path) -> None:
-    """The command of the documentation, run in a folder without anything in it, finds all that it claims true."""
+    """The command of the documentation, run in an empty folder, finds true all that it claims."""
     command = [environment.python, "-I", "-m", "pytest", "-p", "no:cacheprovider", "-q"]
     done = subprocess.run(
-        [*command, "--pyargs", "torchquilt.testing", "--torchquilt-backend=acme_npu", "--torchquilt-shapes=2"],
+        [
+            *command,
+            "--pyargs",
+            "torchquilt.testing",
+            "--torchquilt-backend=acme_npu",
+            "--torchquilt-shapes=2",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
