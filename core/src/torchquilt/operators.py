@@ -101,7 +101,10 @@ EMBEDDING = Operator(
 ADD = Operator("add", _in_place_too("add", "Tensor"), _BINARY, ("torch.add", "operator.add"))
 MUL = Operator("mul", _in_place_too("mul", "Tensor"), _BINARY, ("torch.mul", "operator.mul"))
 CAT = Operator(
-    "cat", ("aten.cat.default",), (Operand("input_activation", 0, "tensors", many=True),), ("torch.cat",)
+    "cat",
+    ("aten.cat.default", "aten.concat.default", "aten.concatenate.default"),
+    (Operand("input_activation", 0, "tensors", many=True),),
+    ("torch.cat", "torch.concat", "torch.concatenate"),
 )
 RELU = Operator(
     "relu", _in_place_too("relu"), _UNARY, (f"{_F}.relu", "torch.relu"), (f"{_NN}.activation.ReLU",)
@@ -110,7 +113,9 @@ RELU6 = Operator("relu6", _in_place_too("relu6"), _UNARY, (f"{_F}.relu6",), (f"{
 HARDTANH = Operator(
     "hardtanh", _in_place_too("hardtanh"), _UNARY, (f"{_F}.hardtanh",), (f"{_NN}.activation.Hardtanh",)
 )
-CLAMP = Operator("clamp", _in_place_too("clamp"), _UNARY, ("torch.clamp", "torch.clip"))
+CLAMP = Operator(
+    "clamp", (*_in_place_too("clamp"), *_in_place_too("clip")), _UNARY, ("torch.clamp", "torch.clip")
+)
 MAX_POOL2D = Operator(
     "max_pool2d", ("aten.max_pool2d.default",), _UNARY, (f"{_F}.max_pool2d",), (f"{_NN}.pooling.MaxPool2d",)
 )

@@ -23,6 +23,7 @@ __all__ = [
     "MEAN_OVER_IMAGE",
     "NOT_A_MASK",
     "NO_ALPHA",
+    "PLAIN_SIZE",
     "POOLS_TO_ONE_PIXEL",
     "STATIC_SHAPE",
     "STEP_OF_ONE",
@@ -98,6 +99,15 @@ def _is_static(match: Match) -> bool:
 
 
 STATIC_SHAPE = Constraint("static_shape", "the shape is static", _is_static)
+
+
+def _has_plain_size(match: Match) -> bool:
+    return all(isinstance(size, int) for size in argument(match, 1, "size") or argument(match, 1, "shape"))
+
+
+PLAIN_SIZE = Constraint(
+    "plain_size", "the new shape is given in numbers, one of which may be -1", _has_plain_size
+)
 
 
 def bounds(clamp: Node) -> tuple[Any, Any]:

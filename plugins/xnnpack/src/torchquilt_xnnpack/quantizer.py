@@ -37,17 +37,15 @@ class XNNPACKQuantizer(PatternQuantizer):
         shares one (the delegate quantizes a bias once, by the scale of the input of its first reader).
         """
         model = super().transform_for_annotation(model)
-        biases: set[str] = set()
         for claim in self.claims(model):
             name = claim.match.pattern.operators[-1].name
             if name == "clamp" and claim.match.output is not claim.match.anchor:
                 _write_as_hardtanh(claim.match.output)
             elif name in ("squeeze", "unsqueeze"):
                 _write_as_reshape(claim.match.output)
-            for bias in claim.match.inputs("bias") if claim.row.mode == "static" else ():
-                if str(bias.target) in biases:
+            for bias in claim.match.inputs("bias"):
+                if claim.row.mode == "static" and len(bias.users) > 1:
                     own_copy(model, claim.match.anchor, bias)
-                biases.add(str(bias.target))
         return model
 
 

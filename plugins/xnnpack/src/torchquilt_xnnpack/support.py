@@ -82,11 +82,10 @@ _OTHERS = (
 # What only moves numbers, or cuts them off, keeps the parameters of what it gets.
 _PASSING_ON = (
     *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)),
-    *(
-        _row(op, sharing=Sharing.PASSED_ON)
-        for op in (ops.VIEW, ops.RESHAPE, ops.FLATTEN, ops.PERMUTE, ops.TRANSPOSE, ops.DROPOUT)
-    ),
-    _row(ops.SLICE, sharing=Sharing.PASSED_ON, constraints=(when.STEP_OF_ONE,)),
+    *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.PERMUTE, ops.TRANSPOSE, ops.DROPOUT)),
+    *(_row(op, sharing=Sharing.PASSED_ON, constraints=(when.PLAIN_SIZE,)) for op in (ops.VIEW, ops.RESHAPE)),
+    _row(ops.FLATTEN, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE,)),
+    _row(ops.SLICE, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE, when.STEP_OF_ONE)),
     # Written as reshape by the quantizer, since the delegate leaves most of them outside.
     *(
         _row(op, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE,))
