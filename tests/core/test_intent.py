@@ -63,11 +63,11 @@ def kind_of(found: tq.QuantizationAnnotation, node: Node) -> str:
     """Which of the configs an annotated linear has."""
     weight = found.input_qspec_map[node.args[1].args[0]]
     assert isinstance(weight, tq.QuantizationSpec)
+    if found.output_qspec is None:
+        return "dynamic"
     if weight.ch_axis is not None:
         return "channels"
-    if weight.quant_max == 7:
-        return "narrow"
-    return "static" if found.output_qspec is not None else "dynamic"
+    return "narrow" if weight.quant_max == 7 else "static"
 
 
 def linears(quantizer: tq.Quantizer, exported: torch.export.ExportedProgram) -> dict[str, str]:

@@ -248,7 +248,6 @@ def test_a_quantized_scalar_is_nearly_exact(value: float) -> None:
         (lambda self, x: torch.clamp(self.conv(x), -1, 1), "conv2d_hardtanh"),
         (lambda self, x: self.conv(x), "conv2d"),
         (lambda self, x: torch.relu(self.conv(x) + self.conv(x)), "add_relu"),
-        (lambda self, x: torch.relu(self.conv(x) * self.conv(x)), "mul_relu"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -100,14 +100,14 @@ def test_it_composes_with_xnnpack(environment: Environment) -> None:
         "aten.relu.default None ",
         "aten.linear.default XNNPACKQuantizer linear",
     ]
-    assert "dequantize_per_channel_group -8 7 torch.int8 32" in lines
+    assert "dequantize_per_channel_group -8 7 torch.int8 32 torch.float32" in lines
     assert "dequantize_per_tensor 0 -32768 32767 torch.int16" in lines
     assert lines[-1] == "True"
 
 
 def test_it_passes_the_kit(environment: Environment, tmp_path: Path) -> None:
     """The command of the documentation, run in an empty folder, finds true all that it claims."""
-    command = [environment.python, "-I", "-m", "pytest", "-p", "no:cacheprovider", "-q"]
+    command = [str(environment.python), "-I", "-m", "pytest", "-p", "no:cacheprovider", "-q"]
     done = subprocess.run(
         [
             *command,

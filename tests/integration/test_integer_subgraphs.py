@@ -141,8 +141,8 @@ def test_position_ids_and_masks(computed: bool, is_dynamic: bool) -> None:
 
 
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
-def test_the_ids_of_an_embedding_keep_their_type(ids_dtype: torch.dtype) -> None:
-    """Indices of either integer type go into a quantized embedding as they are."""
+def test_the_ids_of_an_embedding_may_be_of_either_type(ids_dtype: torch.dtype) -> None:
+    """A quantized embedding takes int32 and int64 indices, as the float one does."""
     ids = torch.tensor([[0, 3, 19]], dtype=ids_dtype)
     model = Fn(lambda self, ids: self.emb(ids), emb=nn.Embedding(20, 8))
     quantized = quantize(model, everything(), ids)

@@ -34,6 +34,7 @@ MODELS: dict[tuple[str, str], Callable[[], nn.Module]] = {("embedding_byte", "we
 FORMS: dict[str, Callable[[], nn.Module]] = {
     "padding_idx": lambda: embedding(padding_idx=0),
     "functional": lambda: Fn(lambda m, ids: nn.functional.embedding(ids, m.table), table=embedding().weight),
+    "ids of int32": lambda: Fn(lambda m, ids: m.table(ids.int()), table=embedding()),
     "one dimension of ids": lambda: Fn(lambda m, ids: m.table(ids[0]), table=embedding()),
     "one table read twice": lambda: Fn(lambda m, ids: m.table(ids) - m.table(ids % 4), table=embedding()),
     "two tables": lambda: Fn(
@@ -125,14 +126,10 @@ def test_options_of_the_gradient_leave_no_dequantize_behind(option: str) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Something was asked for in this model")
-@pytest.mark.parametrize(
-    ("dtype", "ids"),
-    [(torch.float16, IDS), (torch.bfloat16, IDS), (torch.float32, IDS.int())],
-    ids=["float16 table", "bfloat16 table", "ids of int32"],
-)
-def test_what_the_kernel_does_not_take_stays_in_float(dtype: torch.dtype, ids: torch.Tensor) -> None:
-    """The byte kernel reads int64 ids and returns float32; with others the program aborts when it runs."""
-    model = Model(embedding().to(dtype), (ids,))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_what_the_kernel_does_not_take_stays_in_float(dtype: torch.dtype) -> None:
+    """The byte kernel returns float32; with a table of another type the program aborts when it runs."""
+    model = Model(embedding().to(dtype), (IDS,))
 
     assert outline(quantized_by_us(model, ExecuTorchEmbeddingQuantizer())) == ["embedding(-, -)", "output(-)"]
 

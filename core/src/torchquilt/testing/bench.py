@@ -38,9 +38,8 @@ class Bench:
         """All models that the kit can make or is given, at fixed sizes. Some the row does not take."""
         key = f"{row.pattern.name} {row.sharing is Sharing.PASSED_ON} {group_size(config)}"
         if key not in self._exported:
-            self._exported[key] = []
-            for example in self._examples(row, config):
-                self._exported[key].append((example, export(example)))
+            examples = self._examples(row, config)
+            self._exported[key] = [(example, export(example)) for example in examples]
         for example, model in self._exported[key]:
             yield Trial(row, config, self.subject.cls, example, model)
 

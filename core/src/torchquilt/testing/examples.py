@@ -30,12 +30,14 @@ class Example:
         module: the model.
         inputs: what it is exported and run with.
         has_constant_weight: weights and biases are constants of the model; None where that is not known.
+        is_dynamic: its shapes are exported as dynamic, as far as the model allows it.
     """
 
     label: str
     module: nn.Module
     inputs: tuple[Any, ...]
     has_constant_weight: bool | None = None
+    is_dynamic: bool = False
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -91,7 +93,7 @@ class Chain(nn.Module):
 
 
 def examples_of(pattern: OperatorPattern, sizes: Sizes, in_front: bool = False) -> Iterator[Example]:
-    """Models of a pattern: every activation, then every way to call each operator, then other dtypes.
+    """Models of a pattern: every activation, every way to call each operator, other dtypes, dynamic shapes.
 
     Args:
         pattern: the chain of operators.
@@ -113,6 +115,11 @@ def examples_of(pattern: OperatorPattern, sizes: Sizes, in_front: bool = False) 
             example = _example(pattern, activation, sizes, in_front)
             if example is not None:
                 yield _in_dtype(example, dtype)
+        # Longer chains begin with an operator that computes; ways to call it hardly depend on its shape.
+        for choice in (0, 1) if len(pattern.operators) == 1 else (0,):
+            example = _example(pattern, activation, sizes, in_front, {0: choice})
+            if example is not None:
+                yield attrs.evolve(example, label=f"{example.label}, dynamic shapes", is_dynamic=True)
 
 
 def _example(

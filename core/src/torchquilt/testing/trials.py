@@ -171,7 +171,13 @@ class Trial:
 
 def export(example: Example) -> GraphModule:
     """The exported model of an example."""
-    found = torch.export.export(example.module, example.fresh_inputs()).module()
+    shapes: Any = None
+    if example.is_dynamic:
+        first, *extras = (
+            dict.fromkeys(range(value.dim()), torch.export.Dim.AUTO) for value in example.inputs
+        )
+        shapes = (first, tuple(extras)) if extras else (first,)  # as Chain.forward takes them
+    found = torch.export.export(example.module, example.fresh_inputs(), dynamic_shapes=shapes).module()
     assert isinstance(found, GraphModule)
     return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, SupportRow, SupportTable
 from torchquilt import operators as ops
-from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, argument
+from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32
 
 _ROWS = AllowedSpec("uint8", 0, 255, ("per_axis",), symmetric=False, ch_axis=0, zero_point_domain="float")
 
@@ -19,21 +19,13 @@ def _is_matrix(match: Match) -> bool:
 
 MATRIX = Constraint("matrix", "the embedding table has two dimensions", _is_matrix)
 
-
-def _has_int64_indices(match: Match) -> bool:
-    indices = argument(match, 1, "indices")
-    return str(indices.meta["val"].dtype) == "torch.int64"
-
-
-INT64_INDICES = Constraint("int64_indices", "the indices are int64", _has_int64_indices)
-
 SUPPORT = SupportTable(
     "executorch_embedding",
     (
         SupportRow(
             OperatorPattern.of(ops.EMBEDDING, name="embedding_byte"),
             {"weight": (_ROWS,)},
-            constraints=(CONSTANT_WEIGHT, FLOAT32, MATRIX, INT64_INDICES),
+            constraints=(CONSTANT_WEIGHT, FLOAT32, MATRIX),
             targets=("executorch",),
         ),
     ),
