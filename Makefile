@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 PLUGINS := plugins/xnnpack plugins/executorch_embedding
 PACKAGES := core $(PLUGINS)
-SOURCES := core/src $(addsuffix /src,$(PLUGINS)) $(wildcard tests/typing)
+SOURCES := core/src $(addsuffix /src,$(PLUGINS)) examples/acme_npu/src
 MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES)) constraints.txt
 
 DEMO_ARGS ?=

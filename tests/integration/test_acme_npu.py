@@ -58,7 +58,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     for name in ("pytest", "hypothesis"):  # the extra "testing" of the core
         distribution = importlib_metadata.distribution(name)
         for needed in (name, *needed_by(distribution, without=set())):
-            made._link(importlib_metadata.distribution(needed))
+            made.link(importlib_metadata.distribution(needed))
     return made
 
 

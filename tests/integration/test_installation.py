@@ -96,9 +96,9 @@ class Environment:
         """Link in what the installed core declares that it needs, from where the tests run."""
         (core,) = importlib_metadata.distributions(name="torchquilt", path=[str(self.site)])
         for name in needed_by(core, without=without):
-            self._link(importlib_metadata.distribution(name))
+            self.link(importlib_metadata.distribution(name))
 
-    def _link(self, distribution: importlib_metadata.Distribution) -> None:
+    def link(self, distribution: importlib_metadata.Distribution) -> None:
         tops: Iterable[str] = {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}
         for top in tops:
             if not (self.site / top).exists():

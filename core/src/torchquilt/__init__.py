@@ -73,10 +73,6 @@ if TYPE_CHECKING:
     from torchquilt.capability import Capabilities as Capabilities
     from torchquilt.capability import Capability as Capability
     from torchquilt.capability import Support as Support
-    from torchquilt.support import Constraint as Constraint
-    from torchquilt.support import Sharing as Sharing
-    from torchquilt.support import SupportRow as SupportRow
-    from torchquilt.support import SupportTable as SupportTable
     from torchquilt.compose import ComposableQuantizer as ComposableQuantizer
     from torchquilt.config import QuantizationConfig as QuantizationConfig
     from torchquilt.errors import AnnotationError as AnnotationError
@@ -100,6 +96,7 @@ if TYPE_CHECKING:
     from torchquilt.pattern import Match as Match
     from torchquilt.pattern import OperatorPattern as OperatorPattern
     from torchquilt.pattern import Reject as Reject
+    from torchquilt.pattern_quantizer import PatternQuantizer as PatternQuantizer
     from torchquilt.plugins.manifest import Manifest as Manifest
     from torchquilt.plugins.manifest import PresetInfo as PresetInfo
     from torchquilt.plugins.registry import Backend as Backend
@@ -111,13 +108,16 @@ if TYPE_CHECKING:
     from torchquilt.pt2e.convert import convert_pt2e as convert_pt2e
     from torchquilt.pt2e.prepare import prepare_pt2e as prepare_pt2e
     from torchquilt.pt2e.stage import ledger_of as ledger_of
-    from torchquilt.pattern_quantizer import PatternQuantizer as PatternQuantizer
     from torchquilt.quantizers import Quantizer as Quantizer
     from torchquilt.recipe import Recipe as Recipe
     from torchquilt.spec import DerivedQuantizationSpec as DerivedQuantizationSpec
     from torchquilt.spec import FixedQParamsQuantizationSpec as FixedQParamsQuantizationSpec
     from torchquilt.spec import QuantizationSpec as QuantizationSpec
     from torchquilt.spec import SharedQuantizationSpec as SharedQuantizationSpec
+    from torchquilt.support import Constraint as Constraint
+    from torchquilt.support import Sharing as Sharing
+    from torchquilt.support import SupportRow as SupportRow
+    from torchquilt.support import SupportTable as SupportTable
 
     __version__: str
 else:

@@ -177,7 +177,7 @@ def object_type(subject: object, known: tuple[Operator, ...] = OPERATORS) -> Obj
     if isinstance(subject, type):
         return ObjectType("module", f"{subject.__module__}.{subject.__qualname__}")
     text = subject if isinstance(subject, str) else _full_name(subject)
-    if _is_overload(text):
+    if _is_overload(subject, text):
         return ObjectType("overload", text, (text,))
     packets = tuple(o for op in known for o in op.overloads if o.rpartition(".")[0] == text)
     if packets or _is_packet(subject):
@@ -220,8 +220,11 @@ def _full_name(subject: object) -> str:
 _FUNCTION_NAMESPACES = ("torch", "torch.functional", _F, "torch._C._nn", "torch._C", "_operator", "operator")
 
 
-def _is_overload(text: str) -> bool:
-    return text.count(".") == 2 and text.split(".")[0] in ("aten", "quantized_decomposed", "prims")
+def _is_overload(subject: object, text: str) -> bool:
+    """An overload itself, or its name ``namespace.operator.overload``; names of torch's modules look alike."""
+    if type(subject).__name__ == "OpOverload":
+        return True
+    return text.count(".") == 2 and text.split(".")[0] not in ("torch", "nn", "operator")
 
 
 def _is_packet(subject: object) -> bool:

@@ -286,7 +286,7 @@ def _nothing_came_of(
     reasons = dict.fromkeys(
         f"{reject.code}: {reject.text}" for node in nodes for _, reject in rejected.get(node, ())
     )
-    known = "; ".join([*reasons][:5]) or "none of its operators is in the table: " + ", ".join(
+    known = "; ".join([*reasons][:5]) or "no row of the table starts with any of these: " + ", ".join(
         dict.fromkeys(str(node.target) for node in nodes)
     )
     where = "in this model" if isinstance(rule, GlobalRule) else f"by the rule for {rule}"

@@ -233,6 +233,14 @@ class QuantizationSpec:
                 remedy="32 and 128 are the usual sizes",
             )
 
+        if dtype_name(self.dtype) == "uint16" and self.granularity is not Granularity.PER_TENSOR:
+            raise SpecError(
+                "uint16 is quantized per tensor only: torch's operators take no other.",
+                field="granularity",
+                expected="granularity=per_tensor with uint16",
+                got=f"granularity={self.granularity}",
+                remedy="take int16, or granularity='per_tensor'",
+            )
         if self.uniform and self.granularity is not Granularity.PER_AXIS:
             raise SpecError(
                 f"The granularity {self.granularity} has nothing to make uniform.",
@@ -252,6 +260,8 @@ class QuantizationSpec:
                 got="is_dynamic=False",
                 remedy="set is_dynamic=True, or take granularity='per_tensor'",
             )
+        if self.granularity is Granularity.PER_TOKEN:
+            self._check_per_token_grid()
         if self.is_dynamic and self.granularity in (Granularity.PER_AXIS, Granularity.PER_GROUP):
             raise SpecError(
                 f"Dynamic quantization is per tensor or per token, not {self.granularity}.",
@@ -267,6 +277,17 @@ class QuantizationSpec:
                 expected="0 < eps < inf",
                 got=f"eps={self.eps!r}",
                 remedy="leave it out (2**-23), or pass 2**-12 as XNNPACK does",
+            )
+
+    def _check_per_token_grid(self) -> None:
+        grid = (dtype_name(self.dtype), self.quant_min, self.quant_max, self.symmetric)
+        if grid != ("int8", -128, 127, False):
+            raise SpecError(
+                "Per-token quantization is affine and uses all of int8: torch's operator knows no other.",
+                field="symmetric" if self.symmetric else "quant_min" if grid[0] == "int8" else "dtype",
+                expected="dtype=int8, quant_min=-128, quant_max=127, symmetric=False with per_token",
+                got=f"dtype={grid[0]}, quant_min={grid[1]}, quant_max={grid[2]}, symmetric={self.symmetric}",
+                remedy="leave the range and symmetric out, or take granularity='per_tensor'",
             )
 
     def _check_zero_point(self) -> None:

@@ -33,9 +33,12 @@ def tensor_of(node: Node) -> torch.Tensor | None:
 
 
 def is_float_tensor(node: Node) -> bool:
-    """Whether the node returns one tensor of real numbers (float16 or wider), all that can be quantized."""
+    """Whether the node returns one tensor that can be quantized: float32, float16 or bfloat16.
+
+    The ``quantized_decomposed`` operators take no float64.
+    """
     value = tensor_of(node)
-    return value is not None and value.dtype.is_floating_point and value.dtype.itemsize >= 2
+    return value is not None and value.dtype.is_floating_point and value.dtype.itemsize in (2, 4)
 
 
 def rank(node: Node) -> int | None:

@@ -25,7 +25,7 @@ def as_rows(tensor: torch.Tensor, spec: QuantizationSpec) -> tuple[torch.Tensor,
     """A tensor as a matrix with one row for each set of parameters, and the shape of the parameters.
 
     Raises:
-        ValueError: the tensor has no such axis, or its last dimension does not divide into groups.
+        ValueError: the tensor has no such axis, or it is no matrix whose rows divide into groups.
     """
     if spec.granularity is Granularity.PER_AXIS:
         assert spec.ch_axis is not None
@@ -35,10 +35,9 @@ def as_rows(tensor: torch.Tensor, spec: QuantizationSpec) -> tuple[torch.Tensor,
         return rows.reshape(rows.shape[0], -1), (rows.shape[0],)
     if spec.granularity is Granularity.PER_GROUP:
         assert spec.group_size is not None
-        if tensor.dim() == 0 or tensor.shape[-1] % spec.group_size:
+        if tensor.dim() != 2 or tensor.shape[-1] % spec.group_size:
             raise ValueError(
-                f"the last dimension of shape {tuple(tensor.shape)} "
-                f"does not divide into groups of {spec.group_size}"
+                f"shape {tuple(tensor.shape)} is no matrix whose rows divide into groups of {spec.group_size}"
             )
         groups = tensor.shape[-1] // spec.group_size
         return tensor.reshape(-1, spec.group_size), (*tensor.shape[:-1], groups)

@@ -187,10 +187,10 @@ def _check_annotations(model: GraphModule) -> None:
 def _why_not_quantizable(tensor: Node) -> str:
     """What keeps a tensor from being quantized, empty where nothing does."""
     value = tensor_of(tensor)
-    if value is None or not is_float_tensor(tensor):
-        return "it is not a floating point tensor"
-    if value.dtype is torch.float64:
+    if value is not None and value.dtype is torch.float64:
         return "the quantized_decomposed operators do not take float64"
+    if not is_float_tensor(tensor):
+        return "it is not a floating point tensor"
     if is_overwritten(tensor):
         return "the model writes into it, and would write into a copy"
     return ""

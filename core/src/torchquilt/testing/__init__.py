@@ -20,6 +20,8 @@ file           what is in it
 ``examples``   models made of these calls, for a row
 ``trials``     one model through the flow, and what is asked of the result
 ``bench``      the backend with a model for each of its rows
+``limits``     a model held against the constraints of a row
+``specs``      the spec that an annotation comes down to
 ``coverage``   the table that is printed
 ``test_*``     what has to hold
 =============  ====================================================================================
