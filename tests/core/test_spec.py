@@ -65,6 +65,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "per_group",
         "per_token",
     ),
+    "per token of part of int8": (
+        {"granularity": "per_token", "is_dynamic": True, "quant_min": -8, "quant_max": 7},
+        "quant_min",
+        "-8",
+        "-128",
+    ),
+    "per token of uint8": (
+        {"granularity": "per_token", "is_dynamic": True, "dtype": "uint8"},
+        "dtype",
+        "uint8",
+        "int8",
+    ),
+    "per token symmetric": (
+        {"granularity": "per_token", "is_dynamic": True, "symmetric": True},
+        "symmetric",
+        "True",
+        "symmetric=False",
+    ),
+    "uint16 per axis": (
+        {"granularity": "per_axis", "ch_axis": 0, "dtype": "uint16"},
+        "granularity",
+        "per_axis",
+        "per_tensor",
+    ),
+    "uniform per tensor": ({"uniform": True}, "uniform", "per_tensor", "per_axis"),
     "symmetric int8 with a zero point": ({"symmetric": True, "zero_point": 3}, "zero_point", "3", "0"),
     "symmetric uint8 with another": (
         {"dtype": "uint8", "symmetric": True, "zero_point": 0},

@@ -99,6 +99,7 @@ class Environment:
             self.link(importlib_metadata.distribution(name))
 
     def link(self, distribution: importlib_metadata.Distribution) -> None:
+        """Let the environment see what one installed distribution has, and nothing else."""
         tops: Iterable[str] = {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}
         for top in tops:
             if not (self.site / top).exists():

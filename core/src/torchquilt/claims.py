@@ -14,7 +14,7 @@ import attrs
 
 from torchquilt.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.config import QuantizationConfig
-from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name, tensor_of
+from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name
 from torchquilt.intent import Intent, Rule
 from torchquilt.pattern import Match, Reject
 from torchquilt.spec import AnySpec, Granularity, QuantizationSpec, SharedQuantizationSpec
@@ -152,7 +152,6 @@ class _Decision:
             )
         return (
             self._broken_constraint(row, match)
-            or _misfit_group(match, config)
             or self._without_quantized_neighbour(row, match)
             or Claim(match, row, rule, config)
         )
@@ -255,16 +254,3 @@ class _Decision:
                 return None
             place = spec.edge_or_node
         return None
-
-
-def _misfit_group(match: Match, config: QuantizationConfig) -> Reject | None:
-    """Groups lie along the rows of a matrix and divide them; the operators take nothing else."""
-    if config.weight is None or config.weight.group_size is None:
-        return None
-    for weight in match.inputs("weight"):
-        value = tensor_of(weight)
-        if value is None or value.dim() != 2 or value.shape[-1] % config.weight.group_size:
-            shape = None if value is None else tuple(value.shape)
-            text = f"groups of {config.weight.group_size} do not divide the rows of {weight.name}, {shape}"
-            return Reject("constraint:group_size", match.nodes, text)
-    return None

@@ -221,7 +221,7 @@ _FUNCTION_NAMESPACES = ("torch", "torch.functional", _F, "torch._C._nn", "torch.
 
 
 def _is_overload(subject: object, text: str) -> bool:
-    """An overload itself, or its name ``namespace.operator.overload``; names of torch's modules look alike."""
+    """An overload itself, or its name ``namespace.operator.overload``; modules of torch look alike."""
     if type(subject).__name__ == "OpOverload":
         return True
     return text.count(".") == 2 and text.split(".")[0] not in ("torch", "nn", "operator")
