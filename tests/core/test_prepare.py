@@ -525,3 +525,13 @@ def test_a_prepared_model_can_be_deep_copied() -> None:
     tq.calibrate(prepared, [(x,)])
     assert sqnr(prepared(x), tq.convert_pt2e(prepared)(x)) > 25
     assert sqnr(prepared(x), tq.convert_pt2e(other)(x)) < 15
+
+
+def test_a_loaded_quantized_program_is_not_prepared_again() -> None:
+    """A program with quantize and dequantize operators is refused, wherever it comes from."""
+    x = normal(3, 6)
+    quantized = tq.convert_pt2e(prepare(nn.Linear(6, 5), xnnpack(is_dynamic=True), x))
+    exported = torch.export.export(quantized, (x,)).module()
+    exported.meta.clear()  # as it is after a file
+    with pytest.raises(tq.ModelError, match="quantized already"):
+        tq.prepare_pt2e(exported, xnnpack())

@@ -134,7 +134,7 @@ class _Decision:
         return (
             self._taken(match)
             or self._constant(match)
-            or self._written_in_place(match)
+            or self._written_in_place(row, match)
             or self._unsuitable_type(row, match)
             or self._claim_or_refuse(row, match, self._asked(match))
         )
@@ -166,9 +166,11 @@ class _Decision:
                 return Reject(f"claimed_by:{owner}", (node,), f"{node.name} is annotated by {owner}")
         return None
 
-    def _written_in_place(self, match: Match) -> Reject | None:
+    def _written_in_place(self, row: SupportRow, match: Match) -> Reject | None:
         """Prepare has made functional what can be; what still writes is seen by others."""
-        for tensor in (*(producer for producer, _, _ in match.operands), *match.nodes):
+        # Where the output stays in float, what is written into it later changes nothing here.
+        written = match.nodes if "output_activation" in dict(row.specs) else match.nodes[:-1]
+        for tensor in (*(producer for producer, _, _ in match.operands), *written):
             if is_overwritten(tensor):
                 return Reject("writes_in_place", (tensor,), f"the model writes into {tensor.name}")
         return None
@@ -203,6 +205,8 @@ class _Decision:
         tensors = [node for node, _, role in match.operands if role in quantized]
         if "output_activation" in quantized or "input_activation" in quantized:
             tensors.append(match.output)
+        if any(isinstance(value, complex) for _, _, value in match.scalars):
+            return Reject("not_float", match.nodes, f"{match.anchor.name} has a complex operand")
         for node in tensors:
             if not is_float_tensor(node):
                 return Reject(

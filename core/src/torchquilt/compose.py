@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
 from torchquilt.annotation import ANNOTATION_KEY, QuantizationAnnotation, annotation_of, check_annotation
 from torchquilt.capability import Capabilities
-from torchquilt.errors import CompositionError, TorchquiltError
+from torchquilt.errors import CompositionError, ModelError, TorchquiltError
 from torchquilt.pattern import Reject
 from torchquilt.quantizers import Quantizer, as_quantizer
 from torchquilt.spec import EdgeOrNode
@@ -36,7 +36,16 @@ class ComposableQuantizer(Quantizer):
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Let each quantizer transform the model, in order."""
         for quantizer in self.quantizers:
-            model = quantizer.transform_for_annotation(model)
+            transformed: object = quantizer.transform_for_annotation(model)
+            if not hasattr(transformed, "graph"):
+                raise ModelError(
+                    "The quantizer did not return the model that it transformed.",
+                    quantizer=quantizer.name,
+                    expected="transform_for_annotation returns a GraphModule",
+                    got=f"{type(transformed).__module__}.{type(transformed).__qualname__}",
+                    remedy="end transform_for_annotation with `return model`",
+                )
+            model = cast("GraphModule", transformed)
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -51,7 +60,15 @@ class ComposableQuantizer(Quantizer):
             if annotation is not None:
                 decided[node] = (annotation, annotation.quantizer or "an earlier quantizer")
         for quantizer in self.quantizers:
-            quantizer.annotate(model)
+            returned: object = quantizer.annotate(model)
+            if returned is not None and returned is not model:
+                raise ModelError(
+                    "The quantizer annotated another model than the one that it was given.",
+                    quantizer=quantizer.name,
+                    expected="annotations on the nodes of the model that annotate receives",
+                    got="another model returned from annotate",
+                    remedy="annotate in place; rewriting belongs into transform_for_annotation",
+                )
             _keep_what_was_decided(model, quantizer.name, decided)
         return model
 

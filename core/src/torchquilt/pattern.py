@@ -56,7 +56,9 @@ class Reject:
     @property
     def weight(self) -> int:
         """How far a row came before it was rejected: the larger, the more telling the reason is."""
-        return _ORDER_OF_QUESTIONS.index(self.code.partition(":")[0])
+        kind = self.code.partition(":")[0]
+        # A code of somebody's own is told last of all, as the most particular one.
+        return _ORDER_OF_QUESTIONS.index(kind) if kind in _ORDER_OF_QUESTIONS else len(_ORDER_OF_QUESTIONS)
 
 
 @attrs.frozen
@@ -75,7 +77,7 @@ class Match:
     pattern: OperatorPattern
     nodes: tuple[Node, ...]
     operands: tuple[tuple[Node, Node, str], ...]
-    scalars: tuple[tuple[Node, int, int | float], ...] = ()
+    scalars: tuple[tuple[Node, int, int | float | complex], ...] = ()
 
     @property
     def anchor(self) -> Node:
@@ -159,14 +161,14 @@ def _argument(node: Node, position: int, keyword: str = "") -> Any:
 
 def _operands(
     node: Node, declared: tuple[Operand, ...]
-) -> tuple[tuple[tuple[Node, Node, str], ...], tuple[tuple[Node, int, int | float], ...]]:
+) -> tuple[tuple[tuple[Node, Node, str], ...], tuple[tuple[Node, int, int | float | complex], ...]]:
     """The tensors and the numbers that stand at the declared arguments of a node."""
     tensors: list[tuple[Node, Node, str]] = []
-    scalars: list[tuple[Node, int, int | float]] = []
+    scalars: list[tuple[Node, int, int | float | complex]] = []
     for operand in declared:
         value = _argument(node, operand.position, operand.keyword)
         for item in value if operand.many else (value,):
-            if isinstance(item, (int, float)):
+            if isinstance(item, (int, float, complex)):
                 scalars.append((node, operand.position, item))
             elif item is not None:
                 tensors.append((item, node, operand.role))

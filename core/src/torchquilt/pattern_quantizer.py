@@ -116,8 +116,17 @@ class PatternQuantizer(Quantizer):
             config: what is asked there.
 
         Raises:
+            IntentError: the name is no text.
             UnsupportedConfigError: no row of the backend takes this config.
         """
+        if not isinstance(name, str):
+            raise IntentError(
+                "A module is named by text.",
+                quantizer=self.name,
+                expected="a name as in model.named_modules()",
+                got=repr(name),
+                remedy="for a class or an operator there is set_object_type",
+            )
         self.intent = self.intent.with_name(name, self._checked(config))
         return self
 

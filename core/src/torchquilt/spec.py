@@ -291,6 +291,14 @@ class QuantizationSpec:
             )
 
     def _check_zero_point(self) -> None:
+        if self.is_dynamic and self.zero_point_domain is ZeroPointDomain.FLOAT:
+            raise SpecError(
+                "Dynamic quantization finds an integer zero point.",
+                field="zero_point_domain",
+                expected="zero_point_domain=int with is_dynamic=True",
+                got="zero_point_domain=float",
+                remedy="leave zero_point_domain out",
+            )
         if self.symmetric and self.zero_point_domain is ZeroPointDomain.FLOAT:
             raise SpecError(
                 "A symmetric spec has its zero on the integer grid.",

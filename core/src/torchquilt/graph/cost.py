@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any
 
 from torch.fx import Node
 
-from torchquilt.graph.values import is_constant, overload_name, tensor_of
+from torchquilt.graph.values import overload_name, tensor_of
 
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution")
 _TRANSPOSED = ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
@@ -32,15 +33,22 @@ def multiply_adds(node: Node) -> int:
         return math.prod(output) * math.prod(weight[1:])
     if packet in _TRANSPOSED:
         return math.prod(data) * math.prod(weight[1:])
+    if packet == "aten.addmm":
+        return math.prod(output) * weight[-1]
     if packet in _PRODUCTS:
         return math.prod(output) * data[-1]
     return 0
 
 
-def stored_tensors(node: Node) -> tuple[tuple[str, int], ...]:
-    """Name and size in bytes of each stored float tensor that a node reads, directly or through a view."""
+def stored_tensors(node: Node, constants: Container[Node]) -> tuple[tuple[str, int], ...]:
+    """Name and size in bytes of each stored float tensor that a node reads, directly or computed from.
+
+    Args:
+        node: the node.
+        constants: the nodes of the graph that are constant (``constant_nodes``).
+    """
     found = {}
-    pending = [source for source in node.all_input_nodes if is_constant(source)]
+    pending = [source for source in node.all_input_nodes if source in constants]
     while pending:
         source = pending.pop()
         value = tensor_of(source)

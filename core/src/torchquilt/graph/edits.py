@@ -104,7 +104,7 @@ def read_tensor(model: GraphModule, name: str, value: torch.Tensor, before: Node
     return node
 
 
-def lift_scalar(model: GraphModule, node: Node, position: int, value: int | float) -> None:
+def lift_scalar(model: GraphModule, node: Node, position: int, value: complex) -> None:
     """Put a constant tensor (0-d, of the node's dtype) where an argument is a Python number."""
     dtype = node.meta["val"].dtype
     name = free_name(model, f"{node.name}_scalar")

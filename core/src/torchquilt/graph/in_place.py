@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch._subclasses import FakeTensor
+from torch.fx import GraphModule, Node, map_arg
 
-from torchquilt.graph.values import operator_of, returns_view, writes_to
+from torchquilt.graph.values import operator_of, returns_view, writes, writes_to
 
 
 def make_functional(model: GraphModule) -> GraphModule:
@@ -52,11 +53,22 @@ def _functional_form(node: Node) -> Any:
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
     overload = getattr(packet, target._overloadname, None)
     same = overload is not None and len(overload._schema.arguments) == len(target._schema.arguments)
-    return overload if same else None
+    return overload if same and _keeps_dtype(node, overload) else None
+
+
+def _keeps_dtype(node: Node, overload: Any) -> bool:
+    """Whether the operator returns what was written: in place a result is cast to what is written to."""
+    value = node.meta.get("val")
+    if not isinstance(value, FakeTensor):
+        return False
+    read = lambda source: source.meta.get("val")  # noqa: E731
+    with value.fake_mode:
+        result = overload(*map_arg(node.args, read), **map_arg(node.kwargs, read))
+    return isinstance(result, torch.Tensor) and result.dtype == value.dtype
 
 
 def _is_private(written: Any) -> bool:
     """Whether the tensor is computed in the graph and no other node is a view of it, nor it of another."""
-    if written.op != "call_function" or returns_view(written):
+    if written.op != "call_function" or returns_view(written) or writes(written):
         return False
     return not any(returns_view(user) for user in written.users if not writes_to(user, written))

@@ -68,11 +68,26 @@ def writes_to(user: Node, node: Node) -> bool:
     )
 
 
+# In evaluation mode these return their input itself, though their schema does not say so.
+_UNDECLARED_VIEWS = tuple(
+    f"aten.{name}.default"
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+)
+
+
+def writes(node: Node) -> bool:
+    """Whether a node is an operator that writes into one of its inputs, and so returns that input."""
+    operator = operator_of(node)
+    return operator is not None and bool(operator._schema.is_mutable)
+
+
 def returns_view(node: Node) -> bool:
     """Whether what a node returns may share memory with one of its inputs."""
     operator = operator_of(node)
     if operator is None:
         return node.op == "call_function"  # getitem and other Python functions: not known
+    if str(operator) in _UNDECLARED_VIEWS:
+        return True
     returned = (value.alias_info for value in operator._schema.returns)
     return any(alias is not None and not alias.is_write for alias in returned)
 

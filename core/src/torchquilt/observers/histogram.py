@@ -31,8 +31,10 @@ _PER_OCTAVE = 2**_MANTISSA_BITS
 _SHIFT = 23 - _MANTISSA_BITS
 _SIDE = 2 ** (8 + _MANTISSA_BITS)  # bins of one sign
 _SEARCHED_OCTAVES = 6
-# Values this large and far apart from all others are taken for mask values, see _without_far_values.
-_FAR_FROM = 2.0**12
+# What makes a finite value a masked one, see HistogramObserver.range.
+_MASKED_FROM = 2.0**12
+_MASKED_SHARE = 0.005
+_ALWAYS_MASKED_FROM = 2.0**20
 
 
 def _edges() -> torch.Tensor:
@@ -50,8 +52,7 @@ class HistogramObserver(Observer):
     """Counts all values of a tensor by magnitude and sign; per tensor only.
 
     What cannot stretch the range: NaN and infinities; mask values, from half the largest number of the
-    tensor's dtype on; and finite values that stand far apart from all the rest, such as scores with
-    -10,000 added (see :meth:`range`).
+    tensor's dtype on; and scores with a number such as -10,000 added (see :meth:`range`).
     """
 
     def __init__(self, spec: QuantizationSpec) -> None:
@@ -89,27 +90,32 @@ class HistogramObserver(Observer):
         self.high = torch.maximum(self.high, other.high)
 
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The range of least squared error, among the values that are not far apart from the others.
+        """The range of least squared error, among the values that are not taken for masked ones.
 
-        Far apart is: magnitude of 4,096 or more, and an empty gap below it of as many octaves as the
-        spec has bits. An integer grid that reached over such a gap would have a step larger than every
-        value below it. Without values other than zero below the gap nothing is left out.
+        Masked scores (a score with -10,000 added) are negative, of magnitude 4,096 or more, at least half
+        a percent of the values, and further from all others than the spec has levels: an integer grid that
+        reached over such a gap would have a step larger than every score. Rarer and positive ones are data
+        (a few activations of a language model are that large, and matter), up to a magnitude of a million;
+        beyond that whatever stands so far apart is a mask.
         """
         self._check_has_data()
-        positive, negative = self._without_far_values()
+        positive, negative = self._without_masked_values()
         high, low = _least_squared_error(
             _Side(positive, float(self.high)), _Side(negative, -float(self.low)), self.spec
         )
         return torch.tensor(-low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)
 
-    def _without_far_values(self) -> torch.Tensor:
+    def _without_masked_values(self) -> torch.Tensor:
         counts = self.counts[:, : len(_edges())].clone()
-        gap = self.spec.bits * _PER_OCTAVE
+        gap = max(self.spec.bits, 8) * _PER_OCTAVE
         # The bins below the smallest normal float hold zeros: they do not make a value to compare with.
         filled = [i for i in (counts.sum(dim=0) > 0).nonzero().flatten().tolist() if i >= _PER_OCTAVE]
         for below, above in pairwise(filled):
-            if above - below > gap and above >= _bin_of(_FAR_FROM):
-                counts[:, above:] = 0
+            if above - below > gap and above >= _bin_of(_MASKED_FROM):
+                if int(counts[1, above:].sum()) >= _MASKED_SHARE * self.count:
+                    counts[1, above:] = 0
+                if above >= _bin_of(_ALWAYS_MASKED_FROM):
+                    counts[:, above:] = 0
                 break
         return counts
 

@@ -21,7 +21,7 @@ from torchquilt.graph.cost import multiply_adds, stored_tensors
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.in_place import make_functional
 from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import is_float_tensor, is_overwritten, overload_name, tensor_of
+from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name, tensor_of
 from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.groups import Group, find_groups
@@ -72,7 +72,7 @@ def annotate_copy(
     problems = [*signed.rule_problems(copy)]
     _complain(problems, strict)
     copy = fold_batch_norm(make_functional(copy))
-    copy = _returned(signed.transform_for_annotation(copy), decider.name)
+    copy = signed.transform_for_annotation(copy)
     signed.annotate(copy)
     _check_annotations(copy)
     outcome = signed.outcome_problems(copy)
@@ -134,6 +134,13 @@ def _check_is_exported(model: GraphModule) -> None:
             got=f"exported.graph_module, with the inputs {', '.join(str(node.target) for node in inputs)}",
             remedy="hand in the ExportedProgram itself, or exported.module()",
         )
+    if any(overload_name(node).startswith("quantized_decomposed.") for node in model.graph.nodes):
+        raise ModelError(
+            "This model is quantized already.",
+            expected="a float model as torch.export gave it",
+            got="a graph with quantized_decomposed operators",
+            remedy="prepare the exported float model",
+        )
     if any("val" not in node.meta for node in inputs):
         raise ModelError(
             "This graph was not recorded by torch.export: its inputs have no shapes.",
@@ -149,18 +156,6 @@ def _complain(problems: list[TorchquiltError] | tuple[TorchquiltError, ...], str
         raise problems[0]
     for problem in problems:
         warnings.warn(str(problem), stacklevel=4)
-
-
-def _returned(model: object, quantizer: str) -> GraphModule:
-    if not isinstance(model, GraphModule):
-        raise ModelError(
-            "The quantizer did not return the model that it transformed.",
-            quantizer=quantizer,
-            expected="transform_for_annotation returns a GraphModule",
-            got=f"{type(model).__module__}.{type(model).__qualname__}",
-            remedy="end transform_for_annotation with `return model`",
-        )
-    return model
 
 
 def _check_annotations(model: GraphModule) -> None:
@@ -202,8 +197,9 @@ def make_ledger(
     """The ledger of an annotated model."""
     group_of = {place: number for number, group in enumerate(groups) for place in group.places}
     why_not = quantizer.rejections(model)
+    constants = constant_nodes(model.graph)
     rows = tuple(
-        _row(node, groups, group_of, why_not.get(node, ()))
+        _row(node, groups, group_of, why_not.get(node, ()), constants)
         for node in model.graph.nodes
         if node.op == "call_function"
     )
@@ -215,6 +211,7 @@ def _row(
     groups: tuple[Group, ...],
     group_of: dict[EdgeOrNode, int],
     rejected: tuple[tuple[str, Reject], ...],
+    constants: frozenset[Node],
 ) -> Row:
     annotation = annotation_of(node)
     places: list[tuple[str, EdgeOrNode]] = [(f"input {n.name}", (n, node)) for n in node.all_input_nodes]
@@ -238,7 +235,7 @@ def _row(
         tensors=tensors,
         reasons=() if annotation else reasons,
         macs=multiply_adds(node),
-        parameters=stored_tensors(node),
+        parameters=stored_tensors(node, constants),
     )
 
 

@@ -38,7 +38,7 @@ from torchquilt.pt2e.points import (
     ObservedPoint,
     QuantizationPoint,
 )
-from torchquilt.pt2e.stage import set_stage, stage_of
+from torchquilt.pt2e.stage import restore_initial_state, set_stage, stage_of
 from torchquilt.spec import Granularity, ZeroPointDomain, dtype_name
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
@@ -73,6 +73,7 @@ def convert_pt2e(prepared: GraphModule) -> GraphModule:
     """
     _check_is_prepared(prepared)
     model = copy_model(prepared)
+    restore_initial_state(model)
     points = {name: module for name, module in model.named_modules() if isinstance(module, QuantizationPoint)}
     conversion = _Conversion(model, points)
     for node in list(model.graph.nodes):

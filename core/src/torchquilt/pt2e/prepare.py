@@ -22,7 +22,7 @@ from torchquilt.pt2e.points import (
     ObservedPoint,
     QuantizationPoint,
 )
-from torchquilt.pt2e.stage import set_stage
+from torchquilt.pt2e.stage import keep_initial_state, set_stage
 from torchquilt.spec import DerivedQuantizationSpec, EdgeOrNode, FixedQParamsQuantizationSpec
 
 
@@ -65,6 +65,7 @@ def prepare_pt2e(
     _insert_points(prepared, points, names)
     prepared.recompile()
     set_stage(prepared, "prepared", _record(annotated))
+    keep_initial_state(prepared)
     return prepared
 
 

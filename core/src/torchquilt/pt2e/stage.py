@@ -9,9 +9,12 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt.errors import ModelError
+from torchquilt.graph.edits import store_tensor
+from torchquilt.graph.values import attribute, is_overwritten
 from torchquilt.ledger import Ledger
 
 _STAGE_KEY = "torchquilt_stage"
+_INITIAL_STATE_KEY = "torchquilt_initial_state"
 
 #: Key of ``GraphModule.meta`` for the record, a dict of plain values.
 RECORD_KEY = "torchquilt"
@@ -28,6 +31,21 @@ def set_stage(model: GraphModule, stage: str, record: dict[str, Any] | None = No
     model.meta[_STAGE_KEY] = stage
     if record is not None:
         model.meta[RECORD_KEY] = record
+
+
+def keep_initial_state(model: GraphModule) -> None:
+    """Remember the buffers that the model writes to as they are now, before calibration moves them."""
+    model.meta[_INITIAL_STATE_KEY] = {
+        str(node.target): attribute(model, str(node.target)).detach().clone()
+        for node in model.graph.nodes
+        if node.op == "get_attr" and is_overwritten(node)
+    }
+
+
+def restore_initial_state(model: GraphModule) -> None:
+    """Set these buffers to what they were: a cache must not start with what calibration left in it."""
+    for name, value in model.meta.pop(_INITIAL_STATE_KEY, {}).items():
+        store_tensor(model, name, value)
 
 
 def ledger_of(model: torch.nn.Module) -> Ledger:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from torchquilt import QuantizationConfig, QuantizationSpec, UnsupportedConfigError
 
-#: XNNPACK requantizes with scales of at least this size, so calibration chooses none below it.
+#: Calibration chooses no scale below this one, as in ExecuTorch's own configs for XNNPACK.
 SMALLEST_SCALE = 2.0**-12
 
 

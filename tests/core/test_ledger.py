@@ -1,0 +1,160 @@
+"""The ledger: what is explained is what is done, and every operator in float has its reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import torchquilt as tq
+from strategies import Fn, export, normal
+from torchquilt.graph import values
+from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+STATIC = get_symmetric_quantization_config()
+DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+IDS = torch.tensor([[1, 4, 2]])
+
+
+class Encoder(nn.Module):
+    """An embedding, two linears with a relu between, a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 6)
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """norm(second(relu(first(embed(ids)))))."""
+        return self.norm(self.second(torch.relu(self.first(self.embed(ids)))))
+
+
+@pytest.fixture(scope="module")
+def exported() -> torch.export.ExportedProgram:
+    """The encoder, exported."""
+    torch.manual_seed(0)
+    return export(Encoder(), IDS)
+
+
+def composed() -> tq.ComposableQuantizer:
+    """Embeddings by one backend, the first linear static and the rest dynamic by another."""
+    return tq.ComposableQuantizer(
+        [
+            ExecuTorchEmbeddingQuantizer(),
+            XNNPACKQuantizer().set_module_name("first", STATIC),
+            XNNPACKQuantizer().set_global(DYNAMIC),
+        ]
+    )
+
+
+def test_each_operator_has_an_owner_or_a_reason(exported: torch.export.ExportedProgram) -> None:
+    """Who took it, with which pattern and for which rule; or a stable code and a sentence."""
+    ledger = tq.explain(exported, composed())
+    found = {row.node: (row.quantizer, row.pattern, row.rule, row.code) for row in ledger}
+    assert found == {
+        "embedding": ("ExecuTorchEmbeddingQuantizer", "embedding_byte", "everywhere", ""),
+        "linear": ("XNNPACKQuantizer", "linear", "module first", ""),
+        "relu": (None, "", "", "config_not_supported"),
+        "linear_1": ("XNNPACKQuantizer", "linear", "everywhere", ""),
+        "layer_norm": (None, "", "", "unsupported_op"),
+    }
+    assert all(row.reasons[0].text for row in ledger.left_in_float)
+
+
+def test_what_is_explained_is_what_is_done(exported: torch.export.ExportedProgram) -> None:
+    """prepare, convert, save and load keep the ledger that explain gives."""
+    ledger = tq.explain(exported, composed())
+    prepared = tq.calibrate(tq.prepare_pt2e(exported, composed()), [(IDS,)])
+    assert tq.ledger_of(prepared) == ledger
+    assert tq.ledger_of(tq.convert_pt2e(prepared)) == ledger
+
+
+def test_asking_changes_nothing(exported: torch.export.ExportedProgram) -> None:
+    """The graph, its metadata and the tensors are as they were."""
+    before = (str(exported.graph), [sorted(node.meta) for node in exported.graph.nodes])
+    tq.explain(exported, composed())
+    assert (str(exported.graph), [sorted(node.meta) for node in exported.graph.nodes]) == before
+
+
+def test_shares_count_each_parameter_once(exported: torch.export.ExportedProgram) -> None:
+    """Operators, multiply-adds and bytes, of the whole and by who took them."""
+    whole = tq.explain(exported, composed()).share()
+    assert whole.nodes == (3, 5)
+    assert whole.macs == (2 * 3 * 6 * 6, 2 * 3 * 6 * 6)
+    assert whole.parameter_bytes == (4 * (7 * 6 + 2 * (36 + 6)), 4 * (7 * 6 + 2 * (36 + 6) + 12))
+    by = {share.name: share.nodes for share in tq.explain(exported, composed()).by_quantizer()}
+    assert by == {"ExecuTorchEmbeddingQuantizer": (1, 5), "XNNPACKQuantizer": (2, 5)}
+
+
+def test_a_tensor_that_is_quantized_anew_is_a_boundary() -> None:
+    """Who made it and how, who uses it and how."""
+    model = Fn(lambda self, x: self.two(self.one(x)), one=nn.Linear(6, 6), two=nn.Linear(6, 6))
+    quantizer = XNNPACKQuantizer().set_global(STATIC).set_module_name("two", DYNAMIC)
+    (boundary,) = tq.explain(export(model, normal(3, 6)), quantizer).boundaries
+    assert (boundary.producer, boundary.user) == ("linear", "linear_1")
+    assert "per_tensor" in boundary.made_as
+    assert "per_token" in boundary.used_as
+
+
+def test_json_brings_a_ledger_back(exported: torch.export.ExportedProgram) -> None:
+    """The text is read as an equal ledger; text of another kind is an error of ours."""
+    ledger = tq.explain(exported, composed())
+    assert tq.Ledger.from_json(ledger.to_json()) == ledger
+    for text in ("{}", "[]", '{"schema": 99}', "nonsense", '{"schema": 1, "rows": [3]}'):
+        with pytest.raises(tq.ModelError):
+            tq.Ledger.from_json(text)
+
+
+def test_a_diff_names_the_nodes_that_are_decided_otherwise(exported: torch.export.ExportedProgram) -> None:
+    """Only those, with both decisions."""
+    first = tq.explain(exported, composed())
+    second = tq.explain(exported, XNNPACKQuantizer().set_global(DYNAMIC))
+    assert [change.node for change in first.diff(second)] == ["embedding", "linear"]
+    assert first.diff(first) == ()
+
+
+def test_problems_are_kept_where_strict_is_off(exported: torch.export.ExportedProgram) -> None:
+    """A rule about nothing is a warning and a line of the ledger instead of an error."""
+    quantizer = XNNPACKQuantizer().set_global(DYNAMIC).set_module_name("frist", None)
+    with pytest.raises(tq.IntentError, match="frist"):
+        tq.explain(exported, quantizer)
+    with pytest.warns(UserWarning, match="did you mean first"):
+        ledger = tq.explain(exported, quantizer, strict=False)
+    assert "frist" in ledger.problems[0]
+
+
+def test_a_module_pattern_stands_for_one_part_of_a_path() -> None:
+    """layers.* is every layer, and not what is called layers10."""
+    layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+    model = Fn(
+        lambda self, x: self.other(self.layers[0](x) + self.layers[2](x)),
+        layers=layers,
+        other=nn.Linear(6, 6),
+    )
+    ledger = tq.explain(export(model, normal(2, 6)), XNNPACKQuantizer().set_module_name("layers.*", DYNAMIC))
+    assert [row.module for row in ledger.quantized] == ["layers.0", "layers.2"]
+
+
+def test_the_cost_of_a_ledger_grows_with_the_graph_and_not_with_its_square(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twice as long a chain asks twice as many questions about what is constant."""
+    asked = 0
+    original = values.returns_view
+
+    def counted(node: torch.fx.Node) -> bool:
+        nonlocal asked
+        asked += 1
+        return original(node)
+
+    monkeypatch.setattr(values, "returns_view", counted)
+    counts = []
+    for length in (10, 20):
+        model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(length)))
+        asked = 0
+        tq.explain(export(model, normal(2, 4)), XNNPACKQuantizer().set_global(STATIC))
+        counts.append(asked)
+    assert counts[1] <= 2.3 * counts[0]
