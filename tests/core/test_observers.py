@@ -206,7 +206,7 @@ def test_values_that_stand_far_apart_do_not_stretch_the_range(far: float, share:
 
 @pytest.mark.parametrize(("far", "share"), [(9000.0, 1), (-9000.0, 1), (1e4, 500)])
 def test_large_activations_are_data(far: float, share: int) -> None:
-    """A few large values of either sign, as language models have them, and many positive ones stay in range."""
+    """A few large values of either sign, as language models have them, and many positive ones stay."""
     observer = observed(HistogramObserver, torch.cat([normal(1000), torch.full((share,), far)]))
     low, high = observer.range()
     assert float(low if far < 0 else high) == pytest.approx(far)
