@@ -403,3 +403,21 @@ def test_disjoint_quantizers_compose_in_any_order(order: list[int], split: int) 
     tq.ComposableQuantizer([tq.ComposableQuantizer(mixed[:split]), *mixed[split:]]).annotate(model)
     assert len(annotated(model)) == 10
     assert decisions(model) == decisions(reference)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_is_passed_on_between_backends_does_not_depend_on_their_order(order: tuple[int, int]) -> None:
+    """A pool of one quantizer behind a convolution of another is quantized whichever comes first."""
+    model = Fn(
+        lambda self, x: self.second(nn.functional.max_pool2d(self.first(x), 2)),
+        first=nn.Conv2d(3, 4, 3),
+        second=nn.Conv2d(4, 4, 3),
+    )
+    config = get_symmetric_quantization_config()
+    parts = (
+        XNNPACKQuantizer().set_module_name("first", config),
+        XNNPACKQuantizer().set_object_type("max_pool2d", config).set_module_name("second", config),
+    )
+    quantizer = tq.ComposableQuantizer([parts[index] for index in order])
+    ledger = tq.explain(export(model, normal(1, 3, 12, 12)), quantizer)
+    assert [row.op for row in ledger.left_in_float] == []

@@ -70,7 +70,24 @@ class ComposableQuantizer(Quantizer):
                     remedy="annotate in place; rewriting belongs into transform_for_annotation",
                 )
             _keep_what_was_decided(model, quantizer.name, decided)
+        self._annotate_rest(model, decided)
         return model
+
+    def annotate_rest(self, model: GraphModule) -> None:
+        """Let each quantizer annotate what it can by now, in order."""
+        for quantizer in self.quantizers:
+            quantizer.annotate_rest(model)
+
+    def _annotate_rest(
+        self, model: GraphModule, decided: dict[Node, tuple[QuantizationAnnotation, str]]
+    ) -> None:
+        """Go on until nothing is added: what one backend passes on, another may pass on further."""
+        before = -1
+        while len(decided) > before and len(self.quantizers) > 1:
+            before = len(decided)
+            for quantizer in self.quantizers:
+                quantizer.annotate_rest(model)
+                _keep_what_was_decided(model, quantizer.name, decided)
 
     def validate(self, model: GraphModule) -> None:
         """Let each quantizer validate the model that all of them annotated."""

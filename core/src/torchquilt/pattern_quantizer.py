@@ -222,6 +222,10 @@ class PatternQuantizer(Quantizer):
                 annotate_node(node, annotation)
         return model
 
+    def annotate_rest(self, model: GraphModule) -> None:
+        """Annotate again: what is annotated is left alone, and what passes it on can be claimed now."""
+        self.annotate(model)
+
     def claims(self, model: GraphModule) -> tuple[Claim, ...]:
         """What is taken of the model as it is annotated so far. Complete before anything is written."""
         decisions = decide(self.table, self.intent, model.graph)

@@ -41,6 +41,13 @@ class Quantizer:
         """
         raise NotImplementedError(f"{self.name} does not say what it annotates")
 
+    def annotate_rest(self, model: GraphModule) -> None:
+        """Annotate what only now can be, because others annotated its neighbours.
+
+        A composition calls this once all of its quantizers have annotated, so that operators that pass
+        on what they get are quantized whichever backend comes first. By default it does nothing.
+        """
+
     def validate(self, model: GraphModule) -> None:
         """Raise an error of torchquilt if the annotated model cannot run on this backend."""
 
@@ -118,6 +125,9 @@ class _Adapted(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         found: GraphModule = self.subject.annotate(model)
         return found
+
+    def annotate_rest(self, model: GraphModule) -> None:
+        self._call("annotate_rest", super().annotate_rest, model)
 
     def validate(self, model: GraphModule) -> None:
         self._call("validate", super().validate, model)

@@ -23,7 +23,12 @@ from torchquilt.pt2e.points import (
     QuantizationPoint,
 )
 from torchquilt.pt2e.stage import keep_initial_state, set_stage
-from torchquilt.spec import DerivedQuantizationSpec, EdgeOrNode, FixedQParamsQuantizationSpec
+from torchquilt.spec import (
+    DerivedQuantizationSpec,
+    EdgeOrNode,
+    FixedQParamsQuantizationSpec,
+    ZeroPointDomain,
+)
 
 
 def prepare_pt2e(
@@ -102,6 +107,14 @@ def _point_for(
         return DynamicPoint(group.spec, places)
     if all(producer_of(place) in constants for place in group.places):
         return ConstantPoint(group.spec, places)
+    if group.spec.zero_point_domain is ZeroPointDomain.FLOAT:
+        raise AnnotationError(
+            "Only constants can have a float zero point.",
+            node=", ".join(places),
+            expected="zero_point_domain=int for an activation",
+            got=str(group.spec),
+            remedy="leave zero_point_domain out of the spec",
+        )
     return ObservedPoint(group.spec, make_observer(choice, group.spec), places)
 
 
