@@ -202,3 +202,23 @@ def test_a_model_run_by_hand_is_calibrated_as_well() -> None:
     tq.calibrate(by_call, [LEFT])
     assert seen(by_hand) == seen(by_call)
     assert tq.convert_pt2e(by_hand).code == tq.convert_pt2e(by_call).code
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [torch.ones(2, 6), {"x": torch.ones(2, 6)}, None, 3],
+    ids=["tensor", "mapping", "none", "number"],
+)
+def test_one_batch_is_not_taken_for_several(batches: Any) -> None:
+    """Rows of a tensor and keys of a mapping are no batches; the error says how to pass a single one."""
+    prepared = tq.prepare_pt2e(export(nn.Linear(6, 5), normal(2, 6)), xnnpack())
+    with pytest.raises(tq.CalibrationError, match=r"calibrate\(prepared, \[batch\]\)"):
+        tq.calibrate(prepared, batches)
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5])
+def test_a_limit_is_a_number_of_batches(limit: Any) -> None:
+    """Nothing else is taken."""
+    prepared = tq.prepare_pt2e(export(nn.Linear(6, 5), normal(2, 6)), xnnpack())
+    with pytest.raises(tq.CalibrationError, match="limit"):
+        tq.calibrate(prepared, [(normal(2, 6),)], limit=limit)

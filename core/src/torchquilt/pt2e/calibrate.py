@@ -40,6 +40,7 @@ def calibrate(prepared: GraphModule, batches: Iterable[Any], *, limit: int | Non
             got=stage_of(prepared) or f"{type(prepared).__module__}.{type(prepared).__qualname__}",
             remedy="call torchquilt.prepare_pt2e(exported, quantizer) first",
         )
+    _check_batches(batches, limit)
     if not any(isinstance(module, ObservedPoint) for module in prepared.modules()):
         return prepared
     number = 0
@@ -55,6 +56,21 @@ def calibrate(prepared: GraphModule, batches: Iterable[Any], *, limit: int | Non
             remedy="pass batches like the example inputs; a generator can be read only once",
         )
     return prepared
+
+
+def _check_batches(batches: object, limit: int | None) -> None:
+    """Refuse one batch where several are meant: going through it would take it apart."""
+    if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise CalibrationError(
+            "These are no batches to go through.",
+            expected="an iterable of batches: a list, a DataLoader, a generator",
+            got=_shape_of(batches),
+            remedy="for one batch pass a list of it: calibrate(prepared, [batch])",
+        )
+    if limit is not None and (not isinstance(limit, int) or limit < 0):
+        raise CalibrationError(
+            "The limit is a number of batches.", expected="None, or an int from 0", got=repr(limit)
+        )
 
 
 def _run(prepared: GraphModule, batch: object, number: int) -> None:
