@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -114,7 +115,7 @@ def test_what_is_no_annotation_is_refused(nodes: tuple[Node, Node, Node], foreig
 
 def test_an_annotation_of_torchao_is_noticed(nodes: tuple[Node, Node, Node]) -> None:
     """Torchao writes under the same key, so that its annotations cannot be overlooked."""
-    module = pytest.importorskip("torchao.quantization.pt2e.quantizer")
+    module = importlib.import_module("torchao.quantization.pt2e.quantizer")
     *_, add = nodes
     add.meta[ANNOTATION_KEY] = module.QuantizationAnnotation(_annotated=True)
     with pytest.raises(tq.AnnotationError) as caught:

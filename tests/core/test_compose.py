@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any
 
 import pytest
@@ -257,7 +258,7 @@ def test_what_is_no_quantizer_is_refused(subject: Any) -> None:
 
 def test_a_quantizer_of_torchao_is_refused() -> None:
     """The error names the library, and points to the plugin of the backend."""
-    module = pytest.importorskip("torchao.quantization.pt2e.quantizer")
+    module = importlib.import_module("torchao.quantization.pt2e.quantizer")
 
     class Foreign(module.Quantizer):  # type: ignore[misc, name-defined]
         def annotate(self, model: GraphModule) -> GraphModule:
@@ -273,7 +274,7 @@ def test_a_quantizer_of_torchao_is_refused() -> None:
 
 def test_the_xnnpack_quantizer_of_executorch_is_refused() -> None:
     """ExecuTorch's own XNNPACKQuantizer is told from ours by its base class."""
-    module = pytest.importorskip("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    module = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     with pytest.raises(tq.IntentError):
         tq.prepare_pt2e(export(nn.Linear(6, 6), X), module.XNNPACKQuantizer())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def test_a_role_takes_a_spec_of_ours(role: str, value: Any) -> None:
 
 def test_a_spec_of_torchao_is_refused() -> None:
     """The error says whose it is."""
-    module = pytest.importorskip("torchao.quantization.pt2e.quantizer")
+    module = importlib.import_module("torchao.quantization.pt2e.quantizer")
     foreign = module.SharedQuantizationSpec(None)
     with pytest.raises(tq.SpecError) as caught:
         Config(weight=foreign)

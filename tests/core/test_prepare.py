@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import pytest
@@ -411,7 +412,7 @@ def test_an_annotation_that_names_nodes_of_another_graph_is_refused() -> None:
 
 def test_an_annotation_of_torchao_is_refused() -> None:
     """An annotation of another library is an error that names the node and what is read instead."""
-    torchao = pytest.importorskip("torchao.quantization.pt2e.quantizer")
+    torchao = importlib.import_module("torchao.quantization.pt2e.quantizer")
 
     class Foreign(tq.Quantizer):
         def annotate(self, model: GraphModule) -> GraphModule:

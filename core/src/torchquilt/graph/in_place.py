@@ -61,10 +61,14 @@ def _keeps_dtype(node: Node, overload: Any) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, FakeTensor):
         return False
-    read = lambda source: source.meta.get("val")  # noqa: E731
     with value.fake_mode:
-        result = overload(*map_arg(node.args, read), **map_arg(node.kwargs, read))
+        result = overload(*map_arg(node.args, _recorded), **map_arg(node.kwargs, _recorded))
     return isinstance(result, torch.Tensor) and result.dtype == value.dtype
+
+
+def _recorded(source: Node) -> Any:
+    """The fake value that export recorded for a node."""
+    return source.meta.get("val")
 
 
 def _is_private(written: Any) -> bool:

@@ -62,7 +62,9 @@ def find_groups(graph: Graph) -> tuple[Group, ...]:
                     remedy="annotate that place, too, or give this one a spec of its own",
                 )
             joined.unite(place, spec.edge_or_node)
-    root_spec = {place: spec for members in joined.sets() for place, spec in _spread(members, specs)}
+    root_spec: dict[EdgeOrNode, OwnSpec] = {}
+    for members in joined.sets():
+        root_spec.update(dict.fromkeys(members, _root_spec(members, specs)))
     for same_tensor in _places_by_tensor(specs):
         first_with: dict[OwnSpec, EdgeOrNode] = {}
         for place in same_tensor:
@@ -94,13 +96,6 @@ def _places_by_tensor(specs: Iterable[EdgeOrNode]) -> Iterable[list[EdgeOrNode]]
                 continue
         by_producer.setdefault(producer_of(place), []).append(place)
     return by_producer.values()
-
-
-def _spread(
-    members: tuple[EdgeOrNode, ...], specs: dict[EdgeOrNode, AnySpec]
-) -> Iterable[tuple[EdgeOrNode, OwnSpec]]:
-    spec = _root_spec(members, specs)
-    return ((place, spec) for place in members)
 
 
 def _root_spec(members: tuple[EdgeOrNode, ...], specs: dict[EdgeOrNode, AnySpec]) -> OwnSpec:
