@@ -20,6 +20,9 @@ The reason codes are stable:
 ``no_quantized_neighbour``  it only passes on what it gets, and gets nothing that is quantized
 ``neighbour_not_supported`` it only passes on what it gets, and the backend cannot take that
 ``not_annotated``           the quantizer chose not to, and says no more
+``control_flow``            it runs bodies, whose operators have rows of their own (``body.node``)
+``body_not_entered``        a higher-order operator that is not known, so its body is left as it is
+``never_reached``           calibration never reached it (``convert_pt2e(..., unseen="float")``)
 ==========================  ============================================================================
 """
 

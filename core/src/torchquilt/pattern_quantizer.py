@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchquilt.annotation import annotate_node, annotation_of
@@ -10,6 +11,7 @@ from torchquilt.capability import Capabilities, Capability
 from torchquilt.claims import Claim, decide
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError
+from torchquilt.graph.bodies import nodes_of, regions
 from torchquilt.graph.edits import lift_scalar
 from torchquilt.intent import GlobalRule, Intent, ModuleNameRule, ObjectTypeRule, Rule
 from torchquilt.operators import OPERATORS, ObjectType, object_type
@@ -243,7 +245,7 @@ class PatternQuantizer(Quantizer):
         A rule about a module or a type is looked at by itself, the global one together with the rest:
         it is met as soon as anything at all is annotated.
         """
-        nodes = [node for node in model.graph.nodes if node.op == "call_function"]
+        nodes = [node for node in nodes_of(model) if node.op == "call_function"]
         deciding: dict[Rule | None, list[Node]] = {}
         for node in nodes:
             deciding.setdefault(self.intent.rule_for(node), []).append(node)
@@ -263,7 +265,8 @@ class PatternQuantizer(Quantizer):
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
         """For each node that the table has rows for and nobody took: the most telling reason."""
         found: dict[Node, tuple[tuple[str, Reject], ...]] = {}
-        for node, decision in decide(self.table, self.intent, model.graph):
+        decisions = (decide(self.table, self.intent, region.module.graph) for region in regions(model))
+        for node, decision in chain.from_iterable(decisions):
             if annotation_of(node) is not None:
                 continue
             if isinstance(decision, Claim):  # what it needed was annotated after it had been asked

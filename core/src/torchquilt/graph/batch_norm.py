@@ -15,7 +15,14 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from torchquilt.graph.edits import drop_unused_tensors, erase_unused, fake_like, free_name, store_tensor
+from torchquilt.graph.edits import (
+    drop_unused_tensors,
+    erase_unused,
+    fake_like,
+    free_name,
+    store_tensor,
+    take_origin,
+)
 from torchquilt.graph.values import attribute, overload_name, rank
 
 _CONVOLUTIONS = {
@@ -130,5 +137,6 @@ def _replacement(
     store_tensor(model, name, torch.nn.Parameter(value, requires_grad=False))
     with model.graph.inserting_before(node):
         new = model.graph.get_attr(name)
+    take_origin(new, node)
     new.meta["val"] = fake_like(node, value)
     return new

@@ -13,6 +13,7 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
+from torchquilt.graph.bodies import regions
 from torchquilt.graph.values import attribute, is_overwritten, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
@@ -23,22 +24,31 @@ def copy_model(model: GraphModule) -> GraphModule:
     """A copy whose graph and modules are its own and whose tensors are those of the original.
 
     So the copy may get other weights under the same names without the original noticing, and no
-    weight is stored twice. Only buffers that the graph writes to (counters, caches) are copied.
+    weight is stored twice. Only buffers that the graph writes to (counters, caches) are copied. No
+    parameter of the copy asks for gradients: with them, control flow would trace its bodies in order to
+    differentiate them, instead of running them.
     """
     written = {
-        id(attribute(model, str(node.target)))
-        for node in model.graph.nodes
-        if node.op == "get_attr" and is_overwritten(node)
+        id(attribute(region.module, str(node.target)))
+        for region in regions(model)
+        for node in region.module.graph.find_nodes(op="get_attr")
+        if is_overwritten(node)
     }
     shared: dict[int, Any] = {}
     for module in model.modules():
         for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(value, (torch.Tensor, torch.ScriptObject)) and id(value) not in written:
-                shared[id(value)] = value
+                shared[id(value)] = _without_gradient(value)
     with warnings.catch_warnings():
         # torch's own copying of the input structure warns about how torch pickles it.
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
         return copy.deepcopy(model, shared)
+
+
+def _without_gradient(value: Any) -> Any:
+    if isinstance(value, torch.nn.Parameter) and value.requires_grad:
+        return torch.nn.Parameter(value.detach(), requires_grad=False)
+    return value
 
 
 def free_name(model: GraphModule, wanted: str) -> str:
@@ -100,6 +110,7 @@ def read_tensor(model: GraphModule, name: str, value: torch.Tensor, before: Node
     store_tensor(model, name, value)
     with model.graph.inserting_before(before):
         node = model.graph.get_attr(name)
+    take_origin(node, before)
     node.meta["val"] = fake_like(before, value)
     return node
 

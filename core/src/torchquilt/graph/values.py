@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
+from torchquilt.graph.bodies import handed_in
+
 if TYPE_CHECKING:
     import torch
     from torch.fx import Graph, Node
@@ -93,13 +95,14 @@ def returns_view(node: Node) -> bool:
 
 
 def is_overwritten(node: Node) -> bool:
-    """Whether the graph writes into the tensor of a node, directly or through a view of it."""
+    """Whether the graph writes into the tensor of a node, directly, through a view of it or in a body."""
     pending = [node]
     while pending:
         tensor = pending.pop()
         for user in tensor.users:
             if writes_to(user, tensor):
                 return True
+            pending.extend(handed_in(user, tensor))
             if returns_view(user):
                 pending.append(user)
     return False

@@ -17,9 +17,13 @@ from torchquilt.annotation import annotation_of, check_annotation
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
 from torchquilt.graph.batch_norm import fold_batch_norm
+from torchquilt.graph.bodies import Region, call_of, nodes_of, regions
+from torchquilt.graph.closures import close_bodies
 from torchquilt.graph.cost import multiply_adds, stored_tensors
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.in_place import make_functional
+from torchquilt.graph.passes import Pass, everywhere, run_passes
+from torchquilt.graph.provenance import complete_provenance
 from torchquilt.graph.scope import module_path
 from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name, tensor_of
 from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
@@ -29,6 +33,16 @@ from torchquilt.pt2e.stage import stage_of
 from torchquilt.quantizers import Quantizer, as_quantizer
 from torchquilt.spec import EdgeOrNode
 
+#: Brings every region of a model into the form in which quantizers see it, computing the same.
+_NORMALIZE = (
+    Pass("complete_provenance", complete_provenance),
+    Pass("close_bodies", close_bodies),
+)
+_SIMPLIFY = (
+    everywhere("make_functional", make_functional),
+    everywhere("fold_batch_norm", fold_batch_norm),
+)
+
 
 @attrs.frozen(eq=False)
 class Annotated:
@@ -37,13 +51,13 @@ class Annotated:
     Args:
         model: the copy, folded and transformed, with annotations.
         quantizer: who decided.
-        groups: the tensors with one set of parameters.
+        groups: for each region of the model, the tensors with one set of parameters.
         ledger: every decision.
     """
 
     model: GraphModule
     quantizer: Quantizer
-    groups: tuple[Group, ...]
+    groups: tuple[tuple[Region, tuple[Group, ...]], ...]
     ledger: Ledger
 
 
@@ -68,19 +82,21 @@ def annotate_copy(
     """Copy a model, fold and transform it, let the quantizer decide, and check what it decided."""
     decider = as_quantizer(quantizer)
     signed = ComposableQuantizer([decider])  # sees to it that every annotation says who made it
-    copy = _own_copy(model)
+    copy = run_passes(_own_copy(model), _NORMALIZE)
     problems = [*signed.rule_problems(copy)]
     _complain(problems, strict)
-    copy = fold_batch_norm(make_functional(copy))
-    copy = signed.transform_for_annotation(copy)
-    signed.annotate(copy)
+    deciding = (
+        everywhere("transform_for_annotation", signed.transform_for_annotation),
+        everywhere("annotate", signed.annotate),
+    )
+    copy = run_passes(copy, (*_SIMPLIFY, *deciding))
     _check_annotations(copy)
     outcome = signed.outcome_problems(copy)
     _complain(outcome, strict)
     signed.validate(copy)
-    groups = find_groups(copy.graph)
+    groups = tuple((region, find_groups(region.module.graph)) for region in regions(copy))
     texts = tuple(str(problem) for problem in (*problems, *outcome))
-    return Annotated(copy, decider, groups, make_ledger(copy, signed, groups, texts))
+    return Annotated(copy, decider, groups, make_ledger(groups, signed.rejections(copy), texts))
 
 
 def _own_copy(model: object) -> GraphModule:
@@ -103,7 +119,7 @@ def _own_copy(model: object) -> GraphModule:
             remedy="prepare the exported float model again; it was not changed by preparing it",
         )
     _check_is_exported(model)
-    for node in model.graph.nodes:
+    for node in nodes_of(model):
         if _is_in_training_mode(node):
             raise ModelError(
                 "This model was exported in training mode.",
@@ -134,7 +150,7 @@ def _check_is_exported(model: GraphModule) -> None:
             got=f"exported.graph_module, with the inputs {', '.join(str(node.target) for node in inputs)}",
             remedy="hand in the ExportedProgram itself, or exported.module()",
         )
-    if any(overload_name(node).startswith("quantized_decomposed.") for node in model.graph.nodes):
+    if any(overload_name(node).startswith("quantized_decomposed.") for node in nodes_of(model)):
         raise ModelError(
             "This model is quantized already.",
             expected="a float model as torch.export gave it",
@@ -160,7 +176,7 @@ def _complain(problems: list[TorchquiltError] | tuple[TorchquiltError, ...], str
 
 def _check_annotations(model: GraphModule) -> None:
     """Annotations fit their nodes, and only floating point tensors are quantized."""
-    for node in model.graph.nodes:
+    for node in nodes_of(model):
         annotation = annotation_of(node)
         if annotation is None:
             continue
@@ -192,73 +208,87 @@ def _why_not_quantizable(tensor: Node) -> str:
 
 
 def make_ledger(
-    model: GraphModule, quantizer: Quantizer, groups: tuple[Group, ...], problems: tuple[str, ...] = ()
+    groups: tuple[tuple[Region, tuple[Group, ...]], ...],
+    why_not: dict[Node, tuple[tuple[str, Reject], ...]],
+    problems: tuple[str, ...] = (),
 ) -> Ledger:
-    """The ledger of an annotated model."""
-    group_of = {place: number for number, group in enumerate(groups) for place in group.places}
-    why_not = quantizer.rejections(model)
-    constants = constant_nodes(model.graph)
-    rows = tuple(
-        _row(node, groups, group_of, why_not.get(node, ()), constants)
-        for node in model.graph.nodes
-        if node.op == "call_function"
-    )
-    return Ledger(rows, _boundaries(model, groups, group_of), problems)
+    """The ledger of an annotated model, from the groups of its regions and from what was rejected."""
+    rows: list[Row] = []
+    boundaries: list[Boundary] = []
+    first = 0
+    for region, found in groups:
+        writer = _RegionLedger(region, found, first)
+        rows += writer.rows(why_not)
+        boundaries += writer.boundaries()
+        first += len(found)
+    return Ledger(tuple(rows), tuple(boundaries), problems)
 
 
-def _row(
-    node: Node,
-    groups: tuple[Group, ...],
-    group_of: dict[EdgeOrNode, int],
-    rejected: tuple[tuple[str, Reject], ...],
-    constants: frozenset[Node],
-) -> Row:
-    annotation = annotation_of(node)
-    places: list[tuple[str, EdgeOrNode]] = [(f"input {n.name}", (n, node)) for n in node.all_input_nodes]
-    places.append(("output", node))
-    tensors = tuple(
-        Tensor(name, str(groups[group_of[place]].spec), group_of[place])
-        for name, place in places
-        if place in group_of
-    )
-    reasons = tuple(Reason(quantizer, reject.code, reject.text) for quantizer, reject in rejected)
-    if annotation is None and not reasons:
-        operator = overload_name(node) or str(node.target)
-        reasons = (Reason("", "unsupported_op", f"no quantizer here has a row for {operator}"),)
-    return Row(
-        node=node.name,
-        op=overload_name(node) or str(node.target),
-        module=module_path(node),
-        quantizer=annotation.quantizer if annotation else None,
-        pattern=annotation.pattern if annotation else "",
-        rule=annotation.rule if annotation else "",
-        tensors=tensors,
-        reasons=() if annotation else reasons,
-        macs=multiply_adds(node),
-        parameters=stored_tensors(node, constants),
-    )
+def _reason_without_quantizer(node: Node) -> Reason:
+    """Why a node stays in float of which no quantizer says anything."""
+    if call_of(node) is not None:
+        return Reason("", "control_flow", "it runs its bodies, whose operators have rows of their own")
+    operator = overload_name(node) or str(node.target)
+    if getattr(node.target, "namespace", None) == "higher_order":
+        return Reason("", "body_not_entered", f"what {operator} runs inside is left as it is")
+    return Reason("", "unsupported_op", f"no quantizer here has a row for {operator}")
 
 
-def _boundaries(
-    model: GraphModule, groups: tuple[Group, ...], group_of: dict[EdgeOrNode, int]
-) -> tuple[Boundary, ...]:
-    """The edges at which a tensor that is quantized already is quantized anew."""
-    found = []
-    for place, group in group_of.items():
-        if not isinstance(place, tuple) or group_of.get(place[0], group) == group:
-            continue
-        producer, user = place
+class _RegionLedger:
+    """What the ledger says of one region. Groups are numbered through the whole model, from ``first``."""
+
+    def __init__(self, region: Region, groups: tuple[Group, ...], first: int) -> None:
+        self.region = region
+        self.group_of = {place: group for group in groups for place in group.places}
+        self.number = {id(group): first + index for index, group in enumerate(groups)}
+        self._constants = constant_nodes(region.module.graph)
+
+    def rows(self, why_not: dict[Node, tuple[tuple[str, Reject], ...]]) -> list[Row]:
+        """A row for each operator."""
+        nodes = self.region.module.graph.nodes
+        return [self._row(node, why_not.get(node, ())) for node in nodes if node.op == "call_function"]
+
+    def _row(self, node: Node, rejected: tuple[tuple[str, Reject], ...]) -> Row:
+        annotation = annotation_of(node)
+        reasons = tuple(Reason(quantizer, reject.code, reject.text) for quantizer, reject in rejected)
+        if annotation is None and not reasons:
+            reasons = (_reason_without_quantizer(node),)
+        return Row(
+            node=self.region.name_of(node),
+            op=overload_name(node) or str(node.target),
+            module=module_path(node),
+            quantizer=annotation.quantizer if annotation else None,
+            pattern=annotation.pattern if annotation else "",
+            rule=annotation.rule if annotation else "",
+            tensors=self._tensors(node),
+            reasons=() if annotation else reasons,
+            macs=multiply_adds(node),
+            parameters=stored_tensors(node, self._constants),
+        )
+
+    def _tensors(self, node: Node) -> tuple[Tensor, ...]:
+        places: list[tuple[str, EdgeOrNode]] = [(f"input {n.name}", (n, node)) for n in node.all_input_nodes]
+        places.append(("output", node))
+        found = ((name, self.group_of[place]) for name, place in places if place in self.group_of)
+        return tuple(Tensor(name, str(group.spec), self.number[id(group)]) for name, group in found)
+
+    def boundaries(self) -> list[Boundary]:
+        """The edges at which a tensor that is quantized already is quantized anew."""
+        return [
+            self._boundary(*place, group)
+            for place, group in self.group_of.items()
+            if isinstance(place, tuple) and self.group_of.get(place[0], group) is not group
+        ]
+
+    def _boundary(self, producer: Node, user: Node, group: Group) -> Boundary:
         made, used = annotation_of(producer), annotation_of(user)
         assert made is not None
         assert used is not None
-        found.append(
-            Boundary(
-                producer.name,
-                user.name,
-                made.quantizer,
-                str(groups[group_of[producer]].spec),
-                used.quantizer,
-                str(groups[group].spec),
-            )
+        return Boundary(
+            self.region.name_of(producer),
+            self.region.name_of(user),
+            made.quantizer,
+            str(self.group_of[producer].spec),
+            used.quantizer,
+            str(group.spec),
         )
-    return tuple(found)

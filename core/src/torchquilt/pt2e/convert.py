@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 
 from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.errors import ModelError
+from torchquilt.graph.closures import open_bodies
 from torchquilt.graph.constants import constant_value
 from torchquilt.graph.edits import (
     copy_model,
@@ -28,6 +29,7 @@ from torchquilt.graph.edits import (
     store_tensor,
     take_origin,
 )
+from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.values import constant_nodes
 from torchquilt.observers import QParams, quantize_with_float_zero_point
 from torchquilt.pt2e.points import (
@@ -39,6 +41,7 @@ from torchquilt.pt2e.points import (
     QuantizationPoint,
 )
 from torchquilt.pt2e.stage import restore_initial_state, set_stage, stage_of
+from torchquilt.pt2e.unseen import leave_or_refuse_unseen
 from torchquilt.spec import Granularity, ZeroPointDomain, dtype_name
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
@@ -55,13 +58,15 @@ class _Operators:
     arguments: tuple[Any, ...]
 
 
-def convert_pt2e(prepared: GraphModule) -> GraphModule:
+def convert_pt2e(prepared: GraphModule, *, unseen: str = "error") -> GraphModule:
     """Replace each point of a calibrated model by quantize and dequantize operators.
 
     The prepared model is left as it was: it can be calibrated further and converted again.
 
     Args:
         prepared: what :func:`torchquilt.prepare_pt2e` returned, after calibration.
+        unseen: what to do with operators that calibration never reached, as in a branch that was never
+            taken: ``"error"``, or ``"float"`` to leave them in float, which the ledger then says.
 
     Returns:
         A GraphModule with the signature of the model. It can be run, exported and saved; a process
@@ -74,16 +79,8 @@ def convert_pt2e(prepared: GraphModule) -> GraphModule:
     _check_is_prepared(prepared)
     model = copy_model(prepared)
     restore_initial_state(model)
-    points = {name: module for name, module in model.named_modules() if isinstance(module, QuantizationPoint)}
-    conversion = _Conversion(model, points)
-    for node in list(model.graph.nodes):
-        if node.op == "call_module" and node.target in points:
-            conversion.replace(node, points[str(node.target)])
-        node.meta.pop(ANNOTATION_KEY, None)  # it names nodes of the prepared graph
-    for name in points:
-        model.delete_submodule(name)
-    drop_unused_tensors(model)
-    model.recompile()
+    leave_or_refuse_unseen(model, unseen)
+    model = run_passes(model, _PASSES)
     set_stage(model, "converted")
     return model
 
@@ -97,6 +94,34 @@ def _check_is_prepared(model: object) -> None:
             got=f"a {stage} model" if stage else f"{type(model).__module__}.{type(model).__qualname__}",
             remedy="prepare_pt2e, then calibrate, then convert_pt2e",
         )
+
+
+def _replace_points(model: GraphModule) -> GraphModule:
+    """Quantize and dequantize operators for every point of one region."""
+    points = {
+        name: module for name, module in model.named_children() if isinstance(module, QuantizationPoint)
+    }
+    conversion = _Conversion(model, points)
+    for node in list(model.graph.nodes):
+        if node.op == "call_module" and node.target in points:
+            conversion.replace(node, points[str(node.target)])
+        node.meta.pop(ANNOTATION_KEY, None)  # it names nodes of the prepared graph
+    for name in points:
+        model.delete_submodule(name)
+    return model
+
+
+def _finish(model: GraphModule) -> GraphModule:
+    drop_unused_tensors(model)
+    model.recompile()
+    return model
+
+
+_PASSES = (
+    everywhere("replace_points", _replace_points),
+    Pass("open_bodies", open_bodies),
+    Pass("finish", _finish),
+)
 
 
 class _Conversion:
@@ -241,6 +266,7 @@ class _Conversion:
             store_tensor(self.model, name, value)
             self._stored[key] = name
         read = self.model.graph.get_attr(self._stored[key])
+        take_origin(read, node)
         read.meta["val"] = fake_like(node, value)
         return read
 

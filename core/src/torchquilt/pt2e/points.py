@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 import torch
+from torch._subclasses import FakeTensor
 
 from torchquilt.errors import CalibrationError
 from torchquilt.observers import MinMaxObserver, Observer, QParams
@@ -48,7 +49,19 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
         self.observer = observer
 
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Show the tensor to the observer, and return it."""
+        """Show the tensor to the observer, and return it.
+
+        Raises:
+            CalibrationError: control flow traces its body instead of running it, so there is no data.
+        """
+        if isinstance(tensor, FakeTensor):
+            raise CalibrationError(
+                "A body of control flow is being traced to be differentiated, so nothing can be observed.",
+                node=", ".join(self.places),
+                expected="a prepared model that is run without gradients",
+                got="an input that requires a gradient",
+                remedy="call it under torch.no_grad(), or use torchquilt.calibrate",
+            )
         self.observer.update(tensor)
         return tensor
 

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt.errors import ModelError
+from torchquilt.graph.bodies import regions
 from torchquilt.graph.edits import store_tensor
 from torchquilt.graph.values import attribute, is_overwritten
 from torchquilt.ledger import Ledger
@@ -36,9 +37,11 @@ def set_stage(model: GraphModule, stage: str, record: dict[str, Any] | None = No
 def keep_initial_state(model: GraphModule) -> None:
     """Remember the buffers that the model writes to as they are now, before calibration moves them."""
     model.meta[_INITIAL_STATE_KEY] = {
-        str(node.target): attribute(model, str(node.target)).detach().clone()
-        for node in model.graph.nodes
-        if node.op == "get_attr" and is_overwritten(node)
+        name: attribute(model, name).detach().clone()
+        for region in regions(model)
+        for node in region.module.graph.find_nodes(op="get_attr")
+        if is_overwritten(node)
+        for name in (f"{region.path}.{node.target}" if region.path else str(node.target),)
     }
 
 
