@@ -304,7 +304,7 @@ def test_two_backends_share_a_body() -> None:
 
 
 def test_the_body_of_an_unknown_operator_is_left_alone() -> None:
-    """An operator that does more with a body than run it (flex_attention) keeps it as it is, with a reason."""
+    """An operator that does more with a body than run it (flex_attention) keeps it, with a reason."""
 
     def function(self: Any, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x).unsqueeze(0).unsqueeze(0)

@@ -194,7 +194,12 @@ def _bodies_among(arguments: tuple[Any, ...]) -> Iterator[Node]:
 
 
 def _is_body(value: Any) -> bool:
-    return getattr(value, "op", None) == "get_attr" and hasattr(body_of(value), "graph")
+    if getattr(value, "op", None) != "get_attr":
+        return False
+    try:
+        return hasattr(body_of(value), "graph")
+    except AttributeError:
+        return False  # the graph reads something that is gone, which is for others to say
 
 
 def _leaves(value: Any) -> Iterator[Any]:
