@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from torchquilt.graph.constants import constant_value
 from torchquilt.graph.edits import drop_unused_tensors, erase_unused, free_name, read_tensor
 from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import argument_of, constant_nodes, overload_name, rank, tensor_of
+from torchquilt.graph.values import argument_of, constant_nodes, overload_name, rank
 
 # Overload → the rank of the output at which dimension 1 is the output channel (that is: with a batch).
 _CONVOLUTIONS = {f"aten.conv{n}d.{form}": n + 2 for n in (1, 2, 3) for form in ("default", "padding")}
@@ -92,9 +92,7 @@ class _Folding:
         if any(source not in self._constants for source in (weight, *statistics, *affine) if source):
             return None
         # F.linear takes a vector for a weight, too, and then has no output channel.
-        made, normalized = tensor_of(node), tensor_of(user)
-        kept = made is not None and normalized is not None and made.dtype == normalized.dtype
-        return user if kept and (rank(weight) or 0) >= 2 else None
+        return user if (rank(weight) or 0) >= 2 else None
 
     def _folded(self, node: Node, batch_norm: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Weight and bias with the BatchNorm in them, in the dtype of the weight; None if they overflow it.
