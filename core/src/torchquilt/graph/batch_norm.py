@@ -41,7 +41,7 @@ def fold_batch_norm(model: GraphModule) -> GraphModule:
     """
     folding = _Folding(model)
     for node in list(model.graph.nodes):
-        while _FOLDS_INTO.get(overload_name(node)) == rank(node) and folding.fold_into(node):
+        while folding.fold_into(node):
             pass  # conv → bn → bn: the next one now stands behind the convolution
     if folding.is_any_folded:
         drop_unused_tensors(model)
@@ -79,7 +79,9 @@ class _Folding:
 
     def _batch_norm_behind(self, node: Node) -> Node | None:
         """The BatchNorm that alone reads ``node``, if both have nothing but constants beside their input."""
-        if len(node.users) != 1:
+        if len(node.users) != 1 or overload_name(node) not in _FOLDS_INTO:
+            return None
+        if rank(node) != _FOLDS_INTO[overload_name(node)]:
             return None
         (user,) = node.users
         if overload_name(user) != "aten.batch_norm.default" or argument_of(user, "input") is not node:
