@@ -57,6 +57,15 @@ def attribute(model: torch.nn.Module, target: str) -> Any:
     return found
 
 
+def argument_of(node: Node, name: str) -> Any:
+    """What the call of an operator passes for the argument of this name, or the argument's default."""
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name:
+            default = argument.default_value if argument.has_default_value() else None
+            return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+    raise KeyError(f"{node.target} has no argument {name}")
+
+
 def writes_to(user: Node, node: Node) -> bool:
     """Whether ``user`` is an operator that changes the tensor of ``node`` in place."""
     operator = operator_of(user)
@@ -65,8 +74,8 @@ def writes_to(user: Node, node: Node) -> bool:
     return any(
         argument.alias_info is not None
         and argument.alias_info.is_write
-        and (user.args[index] if index < len(user.args) else user.kwargs.get(argument.name)) is node
-        for index, argument in enumerate(operator._schema.arguments)
+        and argument_of(user, argument.name) is node
+        for argument in operator._schema.arguments
     )
 
 
