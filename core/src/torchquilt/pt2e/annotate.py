@@ -18,7 +18,7 @@ from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
 from torchquilt.graph.batch_norm import fold_batch_norm
 from torchquilt.graph.cost import multiply_adds, stored_tensors
-from torchquilt.graph.edits import copy_model
+from torchquilt.graph.edits import copy_model, drop_dead_nodes
 from torchquilt.graph.in_place import make_functional
 from torchquilt.graph.scope import module_path
 from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name, tensor_of
@@ -71,7 +71,7 @@ def annotate_copy(
     copy = _own_copy(model)
     problems = [*signed.rule_problems(copy)]
     _complain(problems, strict)
-    copy = fold_batch_norm(make_functional(copy))
+    copy = fold_batch_norm(make_functional(drop_dead_nodes(copy)))
     copy = signed.transform_for_annotation(copy)
     signed.annotate(copy)
     _check_annotations(copy)
