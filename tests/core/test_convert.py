@@ -19,6 +19,7 @@ from strategies import (
     WEIGHT,
     ByFunction,
     Fn,
+    Nothing,
     calls,
     export,
     normal,
@@ -261,6 +262,37 @@ def test_the_state_is_a_quarter_of_the_size(asked: dict[str, bool]) -> None:
     torch.save(model.state_dict(), buffer)
     torch.save(quantized.state_dict(), smaller)
     assert len(smaller.getvalue()) < 0.4 * len(buffer.getvalue())
+
+
+def test_what_is_computed_and_not_used_leaves_nothing_behind() -> None:
+    """Export keeps dead operators; neither they nor their weights come out, nor are they in the ledger."""
+
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        m.dead(x).split(4, 1)[0].sigmoid()
+        return m.alive(x)
+
+    model = Fn(run, alive=nn.Linear(16, 8), dead=nn.Linear(16, 8))
+    exported = export(model, X)
+    assert "p_dead_weight" in str(exported.graph)
+    quantized = tq.convert_pt2e(tq.calibrate(tq.prepare_pt2e(exported, xnnpack()), [(X,)]))
+    assert {name.split(".")[0] for name in quantized.state_dict()} == {"alive"}
+    assert [row.op for row in tq.ledger_of(quantized)] == ["aten.linear.default"]
+
+
+def test_what_has_an_effect_stays_though_its_value_is_not_used() -> None:
+    """A random draw moves the generator: without it the model would draw other numbers afterwards."""
+
+    def run(_: Any, x: torch.Tensor) -> torch.Tensor:
+        torch.rand_like(x)
+        return x + torch.rand_like(x)
+
+    model = Fn(run)
+    quantized = tq.convert_pt2e(prepare(model, Nothing(), X))
+    results = []
+    for module in (model, quantized):
+        torch.manual_seed(1)
+        results.append(module(X))
+    assert torch.equal(*results)
 
 
 def test_a_weight_of_a_float_user_stays_in_float() -> None:

@@ -17,6 +17,7 @@ from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.pt2e.groups import Group, find_groups, place_name
 
 UINT8 = tq.QuantizationSpec("uint8")
+DYNAMIC = tq.QuantizationSpec("int8", is_dynamic=True)
 FIXED = tq.FixedQParamsQuantizationSpec("int8", 1 / 128, 0)
 Annotation = tq.QuantizationAnnotation
 Shared = tq.SharedQuantizationSpec
@@ -124,14 +125,25 @@ def test_implicit_sharing_sees_the_spec_that_was_settled() -> None:
 
 
 def test_a_circle_is_an_error_that_prints_the_chain() -> None:
-    """Places that only point at one another are refused, and the error names each of them."""
+    """The error follows the circle from each place to the one that it points at, and back to the first."""
     model, (a, b, c) = chain_of(3)
-    for node, other in ((a, b), (b, c), (c, a)):
+    for node, other in ((a, c), (c, b), (b, a)):
         node.meta[ANNOTATION_KEY] = Annotation({}, Shared(other), quantizer="acme")
     with pytest.raises(tq.SharingError, match="circle") as caught:
         find_groups(model.graph)
-    assert [part in str(caught.value.node) for part in (a.name, b.name, c.name)] == [True] * 3
+    assert caught.value.node == f"{a.name} → {c.name} → {b.name} → {a.name}"
     assert caught.value.quantizer == "acme"
+
+
+def test_what_leads_into_a_circle_is_not_printed() -> None:
+    """Only the places that have to be changed are named; an edge is told from the arrows of the chain."""
+    model, (a, b, c) = chain_of(3)
+    a.meta[ANNOTATION_KEY] = Annotation({}, Shared(b))
+    b.meta[ANNOTATION_KEY] = Annotation({}, Shared((b, c)))
+    c.meta[ANNOTATION_KEY] = Annotation({b: Shared(b)})
+    with pytest.raises(tq.SharingError, match="circle") as caught:
+        find_groups(model.graph)
+    assert caught.value.node == f"{b.name} → ({b.name} → {c.name}) → {b.name}"
 
 
 def test_sharing_with_oneself_is_a_circle() -> None:
@@ -151,6 +163,120 @@ def test_sharing_with_a_place_without_a_spec_is_refused() -> None:
     assert caught.value.node == f"{a.name} → {b.name}"
     assert caught.value.got == a.name
     assert caught.value.quantizer == "acme"
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Ordinary, fixed, derived and dynamic specs
+# ----------------------------------------------------------------------------------------------------------
+
+
+def same(qparams: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Derive the parameters of the first source, as they are."""
+    return qparams[0]
+
+
+def derived(*sources: Any) -> tq.DerivedQuantizationSpec:
+    """The parameters of the first of some places."""
+    return tq.DerivedQuantizationSpec(sources, same, "int8")
+
+
+@pytest.mark.parametrize("kind", ["fixed", "derived"])
+def test_the_root_decides_whatever_kind_it_is(kind: str) -> None:
+    """A place that shares has the spec at the end, be it a known one or a derived one."""
+    model, (a, b, c) = chain_of(3)
+    root = FIXED if kind == "fixed" else derived(a)
+    a.meta[ANNOTATION_KEY] = Annotation({}, UINT8)
+    b.meta[ANNOTATION_KEY] = Annotation({a: Shared(b)}, Shared(c))
+    c.meta[ANNOTATION_KEY] = Annotation({}, root)
+    assert [(group.spec, group.places) for group in find_groups(model.graph)] == [
+        (UINT8, (a,)),
+        (root, ((a, b), b, c)),
+    ]
+
+
+def test_implicit_sharing_never_mixes_kinds() -> None:
+    """One tensor that is asked for with an ordinary, a fixed and a derived spec is in three groups."""
+    model, (a, b) = chain_of(2)
+    (x,) = (node for node in model.graph.nodes if node.op == "placeholder")
+    x.meta[ANNOTATION_KEY] = Annotation({}, INT8)
+    a.meta[ANNOTATION_KEY] = Annotation({x: FIXED}, INT8)
+    b.meta[ANNOTATION_KEY] = Annotation({a: derived(x)})
+    assert names(find_groups(model.graph)) == [
+        {x.name},
+        {f"{x.name} → {a.name}"},
+        {a.name},
+        {f"{a.name} → {b.name}"},
+    ]
+
+
+def test_equal_derived_specs_of_one_tensor_are_joined() -> None:
+    """An output and an edge that are derived from the same place by the same function are one group."""
+    model, (a, b) = chain_of(2)
+    (x,) = (node for node in model.graph.nodes if node.op == "placeholder")
+    x.meta[ANNOTATION_KEY] = Annotation({}, INT8)
+    a.meta[ANNOTATION_KEY] = Annotation({}, derived(x))
+    b.meta[ANNOTATION_KEY] = Annotation({a: derived(x)})
+    assert names(find_groups(model.graph)) == [{x.name}, {a.name, f"{a.name} → {b.name}"}]
+
+
+def test_a_spec_that_is_derived_from_itself_is_a_circle() -> None:
+    """A place cannot have parameters that are computed from its own."""
+    model, (a,) = chain_of(1)
+    a.meta[ANNOTATION_KEY] = Annotation({}, derived(a))
+    with pytest.raises(tq.SharingError, match="circle") as caught:
+        find_groups(model.graph)
+    assert caught.value.node == f"{a.name} → {a.name}"
+
+
+def test_a_spec_that_is_derived_from_itself_through_sharing_is_a_circle() -> None:
+    """The source shares with what is derived from it: the chain shows how, and who wrote it."""
+    model, (a, b, c) = chain_of(3)
+    a.meta[ANNOTATION_KEY] = Annotation({}, Shared(c), quantizer="first")
+    b.meta[ANNOTATION_KEY] = Annotation({a: INT8}, derived((a, b), a), quantizer="second")
+    c.meta[ANNOTATION_KEY] = Annotation({}, Shared(b), quantizer="first")
+    with pytest.raises(tq.SharingError, match="circle") as caught:
+        find_groups(model.graph)
+    assert caught.value.node == f"{a.name} → {c.name} → {b.name} → {a.name}"
+    assert caught.value.quantizer == "first, second"
+
+
+def test_a_source_without_a_spec_is_refused() -> None:
+    """Nothing can be derived from a tensor that stays in float."""
+    model, (a, b) = chain_of(2)
+    b.meta[ANNOTATION_KEY] = Annotation({a: derived(a)}, quantizer="acme")
+    with pytest.raises(tq.SharingError, match="derives") as caught:
+        find_groups(model.graph)
+    assert (caught.value.node, caught.value.got) == (f"{a.name} → {b.name}", a.name)
+    assert caught.value.quantizer == "acme"
+
+
+def test_dynamic_parameters_are_not_shared_between_tensors() -> None:
+    """Each tensor finds its own when the model runs, so a second one cannot have them."""
+    model, (a, b) = chain_of(2)
+    a.meta[ANNOTATION_KEY] = Annotation({}, DYNAMIC)
+    b.meta[ANNOTATION_KEY] = Annotation({a: DYNAMIC}, Shared((a, b)), quantizer="acme")
+    with pytest.raises(tq.SharingError, match="dynamic") as caught:
+        find_groups(model.graph)
+    assert (caught.value.node, caught.value.quantizer) == (b.name, "acme")
+
+
+def test_places_of_one_tensor_share_dynamic_parameters() -> None:
+    """What finds them looks at the tensor once for all of its users."""
+    model, (a, b) = chain_of(2)
+    a.meta[ANNOTATION_KEY] = Annotation({}, DYNAMIC)
+    b.meta[ANNOTATION_KEY] = Annotation({a: Shared(a)})
+    assert names(find_groups(model.graph)) == [{a.name, f"{a.name} → {b.name}"}]
+
+
+def test_nothing_is_derived_from_dynamic_parameters() -> None:
+    """A bias, say, is quantized before the model runs, when the scale of a dynamic input is not known."""
+    model, (a, b) = chain_of(2)
+    a.meta[ANNOTATION_KEY] = Annotation({}, DYNAMIC)
+    b.meta[ANNOTATION_KEY] = Annotation({}, derived(a))
+    with pytest.raises(tq.SharingError, match="dynamic") as caught:
+        find_groups(model.graph)
+    assert caught.value.node == b.name
+    assert a.name in str(caught.value.got)
 
 
 def joined_with_fixed(node: Node) -> Annotation | None:

@@ -76,6 +76,7 @@ def test_the_flow_is_a_list_of_named_passes() -> None:
     assert [name for name, _ in seen] == [
         "complete_provenance",
         "close_bodies",
+        "drop_dead_nodes",
         "make_functional",
         "fold_batch_norm",
         "transform_for_annotation",

@@ -17,6 +17,7 @@ import attrs
 import torch
 from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as executorch_quantizer
 from torch import nn
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e import quantize_pt2e as torchao_flow
@@ -148,9 +149,8 @@ class _Description:
         found = []
         for node in self.model.graph.nodes:
             if node.op == "output" or (node.op == "call_function" and not _is_machinery(node)):
-                name = str(node.target).split(".")[1] if node.op == "call_function" else "output"
                 read = ["q" if _is_step(source) else "-" for source in _tensors(node)]
-                found.append(f"{name}({', '.join(read)})")
+                found.append(f"{_short_name(node)}({', '.join(read)})")
         return found
 
     def _argument(self, value: Any) -> str:
@@ -188,6 +188,13 @@ class _Description:
         for part in str(node.target).split("."):
             tensor = getattr(tensor, part)
         return f"{str(tensor.dtype).removeprefix('torch.')}{tensor.detach().tolist()}"
+
+
+def _short_name(node: Node) -> str:
+    """``conv2d`` for ``aten.conv2d.default``, ``getitem`` for the function of Python."""
+    if node.op == "output":
+        return "output"
+    return str(node.target).split(".")[1] if isinstance(node.target, OpOverload) else node.target.__name__
 
 
 def _is_step(node: Node) -> bool:

@@ -17,7 +17,13 @@ from torchquilt.config import QuantizationConfig
 from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name
 from torchquilt.intent import Intent, Rule
 from torchquilt.pattern import Match, Reject
-from torchquilt.spec import AnySpec, Granularity, QuantizationSpec, SharedQuantizationSpec
+from torchquilt.spec import (
+    AnySpec,
+    FixedQParamsQuantizationSpec,
+    Granularity,
+    QuantizationSpec,
+    SharedQuantizationSpec,
+)
 from torchquilt.support import Sharing, SupportRow, SupportTable
 
 if TYPE_CHECKING:
@@ -240,7 +246,10 @@ class _Decision:
         return None
 
     def _spec_behind(self, node: Node) -> QuantizationSpec | None:
-        """The spec that a node's output ends up with, through whatever it shares it with."""
+        """The spec that a node's output ends up with, through whatever it shares it with.
+
+        Parameters that are known ahead of time are those of an affine spec whose range was found.
+        """
         seen: set[object] = set()
         place: object = node
         while place not in seen:
@@ -254,6 +263,8 @@ class _Decision:
             spec = annotation.input_qspec_map.get(producer) if producer else annotation.output_qspec
             if isinstance(spec, QuantizationSpec):
                 return spec
+            if isinstance(spec, FixedQParamsQuantizationSpec):
+                return QuantizationSpec(spec.dtype, spec.quant_min, spec.quant_max)
             if not isinstance(spec, SharedQuantizationSpec):
                 return None
             place = spec.edge_or_node

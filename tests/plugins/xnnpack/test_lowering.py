@@ -233,6 +233,18 @@ def residual_block() -> nn.Module:
     return Fn(run, **parts)
 
 
+def dense_block() -> nn.Module:
+    """Convolutions that read what was computed before them, joined, so that all of it is on one grid."""
+
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        first = m.first(x)
+        second = m.second(torch.cat([x, first], 1))
+        return m.last(torch.cat([x, first, second], 1))
+
+    parts = {"first": conv(padding=1), "second": conv(8, padding=1), "last": conv(12)}
+    return Fn(run, **parts)
+
+
 COMBINATIONS: dict[str, Callable[[], Model]] = {
     "same padding": lambda: Model(conv(padding="same"), IMAGE),
     "same padding, even kernel": lambda: Model(conv(kernel=4, padding="same"), IMAGE),
@@ -255,6 +267,14 @@ COMBINATIONS: dict[str, Callable[[], Model]] = {
     "cat of six": lambda: Model(
         Fn(lambda m, *x: torch.cat(x, 1)), tuple(normal(2, 3, seed=i) for i in range(6))
     ),
+    "slices of one tensor, added": lambda: Model(
+        Fn(lambda m, x: (lambda y: y[:, :2] + y[:, 2:])(m.conv(x)), conv=conv()), IMAGE
+    ),
+    "slices of one tensor, joined": lambda: Model(
+        Fn(lambda m, x: (lambda y: torch.cat([y[:, 3:], y[:, :3]], 1))(m.conv(x)), conv=conv()), IMAGE
+    ),
+    "dense block": lambda: Model(dense_block(), IMAGE),
+    "flatten before the output": lambda: Model(nn.Sequential(conv(), nn.Flatten()), IMAGE),
     "max-pool in ceil mode": lambda: Model(nn.Sequential(conv(), nn.MaxPool2d(3, 2, ceil_mode=True)), IMAGE),
     "unsqueeze at the front": lambda: Model(Fn(lambda m, x, y: (x + y).unsqueeze(0)), PAIR),
     "network": lambda: Model(

@@ -6,6 +6,7 @@ Names of stored tensors are dotted paths, as in a state dict (``encoder.layer.0.
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from typing import Any
 
@@ -142,12 +143,32 @@ def erase_unused(node: Node) -> None:
     pending = [node]
     while pending:
         current = pending.pop()
-        readable = current.op == "get_attr" or (overload_name(current) and not current.is_impure())
-        if current.users or not readable or current._erased:
+        if current._erased or current.users or not _is_read_only(current):
             continue
         inputs = current.all_input_nodes
         current.graph.erase_node(current)
         pending.extend(inputs)
+
+
+def drop_dead_nodes(model: GraphModule) -> GraphModule:
+    """Erase what is computed and not used, which export keeps; changes ``model``.
+
+    What checks something, writes somewhere or draws random numbers stays.
+    """
+    size = len(model.graph.nodes)
+    for node in reversed(list(model.graph.nodes)):
+        if not node.users:
+            erase_unused(node)
+    if len(model.graph.nodes) < size:
+        model.recompile()
+    return model
+
+
+def _is_read_only(node: Node) -> bool:
+    """Whether nothing but the value of a node depends on its being there."""
+    if node.op == "get_attr" or node.target is operator.getitem:
+        return True
+    return bool(overload_name(node)) and not node.is_impure()
 
 
 def drop_unused_tensors(model: GraphModule) -> None:

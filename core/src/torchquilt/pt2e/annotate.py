@@ -20,7 +20,7 @@ from torchquilt.graph.batch_norm import fold_batch_norm
 from torchquilt.graph.bodies import Region, call_of, nodes_of, regions
 from torchquilt.graph.closures import close_bodies
 from torchquilt.graph.cost import multiply_adds, stored_tensors
-from torchquilt.graph.edits import copy_model
+from torchquilt.graph.edits import copy_model, drop_dead_nodes
 from torchquilt.graph.in_place import make_functional
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.provenance import complete_provenance
@@ -39,6 +39,7 @@ _NORMALIZE = (
     Pass("close_bodies", close_bodies),
 )
 _SIMPLIFY = (
+    everywhere("drop_dead_nodes", drop_dead_nodes),
     everywhere("make_functional", make_functional),
     everywhere("fold_batch_norm", fold_batch_norm),
 )

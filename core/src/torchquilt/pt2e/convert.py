@@ -139,16 +139,25 @@ class _Conversion:
         self._stored: dict[tuple[AnyPoint, str], str] = {}
 
     def qparams(self, point: AnyPoint) -> QParams:
-        """The parameters of a point, computed once."""
-        if point not in self._qparams:
-            self._qparams[point] = self._find_qparams(point)
+        """The parameters of a point, computed once, and those that they are derived from before them."""
+        pending = [point]
+        while pending:
+            current = pending.pop()
+            if current in self._qparams:
+                continue
+            sources = current.sources if isinstance(current, DerivedPoint) else ()
+            missing = [self.points[name] for name in sources if self.points[name] not in self._qparams]
+            if missing:
+                pending += [current, *missing]
+            else:
+                self._qparams[current] = self._find_qparams(current)
         return self._qparams[point]
 
     def _find_qparams(self, point: AnyPoint) -> QParams:
         if isinstance(point, ConstantPoint):
             return point.qparams_for(self._values[point])
         if isinstance(point, DerivedPoint):
-            return point.qparams_from([self.qparams(self.points[name]) for name in point.sources])
+            return point.qparams_from([self._qparams[self.points[name]] for name in point.sources])
         assert isinstance(point, (ObservedPoint, FixedPoint)), (
             "dynamic points have no parameters of their own"
         )

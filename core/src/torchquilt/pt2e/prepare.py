@@ -8,7 +8,7 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from torchquilt.errors import AnnotationError, SharingError
+from torchquilt.errors import AnnotationError
 from torchquilt.graph.bodies import Region
 from torchquilt.graph.edits import redirect, take_origin
 from torchquilt.graph.passes import Pass, run_passes
@@ -196,15 +196,5 @@ def _link_derived(groups: tuple[Group, ...], points: dict[EdgeOrNode, Any], name
     """Tell each derived point the names of the points that it is derived from."""
     for group in groups:
         point = points[group.places[0]]
-        if not isinstance(group.spec, DerivedQuantizationSpec) or not isinstance(point, DerivedPoint):
-            continue
-        missing = [source for source in group.spec.derived_from if source not in points]
-        if missing:
-            raise SharingError(
-                f"The parameters of {place_name(group.places[0])} are derived from a place that has no spec.",
-                node=place_name(group.places[0]),
-                expected="places that are annotated",
-                got=", ".join(place_name(source) for source in missing),
-                remedy="annotate the places that it is derived from",
-            )
-        point.sources = tuple(names[points[source]] for source in group.spec.derived_from)
+        if isinstance(group.spec, DerivedQuantizationSpec) and isinstance(point, DerivedPoint):
+            point.sources = tuple(names[points[source]] for source in group.spec.derived_from)
