@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
 from torchquilt.graph.bodies import regions
+from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.values import attribute, is_overwritten, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
@@ -42,7 +43,9 @@ def copy_model(model: GraphModule) -> GraphModule:
     with warnings.catch_warnings():
         # torch's own copying of the input structure warns about how torch pickles it.
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-        return copy.deepcopy(model, shared)
+        copied = copy.deepcopy(model, shared)
+    take_checks(copied, model)
+    return copied
 
 
 def _without_gradient(value: Any) -> Any:
