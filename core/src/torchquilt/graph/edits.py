@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
 from torchquilt.graph.bodies import regions
+from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.values import attribute, is_overwritten, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
@@ -25,25 +26,50 @@ def copy_model(model: GraphModule) -> GraphModule:
     """A copy whose graph and modules are its own and whose tensors are those of the original.
 
     So the copy may get other weights under the same names without the original noticing, and no
-    weight is stored twice. Only buffers that the graph writes to (counters, caches) are copied. No
-    parameter of the copy asks for gradients: with them, control flow would trace its bodies in order to
-    differentiate them, instead of running them.
+    weight is stored twice. Only what the graph writes to (counters, caches) is copied, and with it whatever
+    shares memory with it. No tensor of the copy asks for gradients: with them, control flow would trace its
+    bodies in order to differentiate them, instead of running them.
     """
     written = {
-        id(attribute(region.module, str(node.target)))
+        memory_of(attribute(region.module, str(node.target)))
         for region in regions(model)
         for node in region.module.graph.find_nodes(op="get_attr")
         if is_overwritten(node)
     }
+    own_memory: dict[int, torch.UntypedStorage] = {}
     shared: dict[int, Any] = {}
     for module in model.modules():
         for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(value, (torch.Tensor, torch.ScriptObject)) and id(value) not in written:
+            if isinstance(value, torch.Tensor) and memory_of(value) in written:
+                shared[id(value)] = _with_own_memory(value, own_memory)
+            elif isinstance(value, (torch.Tensor, torch.ScriptObject)):
                 shared[id(value)] = _without_gradient(value)
     with warnings.catch_warnings():
         # torch's own copying of the input structure warns about how torch pickles it.
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-        return copy.deepcopy(model, shared)
+        copied = copy.deepcopy(model, shared)
+    take_checks(copied, model)
+    return copied
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """A number that tensors have in common if they share memory, and others have not."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    # Tensors without elements or without values have no address.
+    return (tensor.untyped_storage().data_ptr() if plain else 0) or id(tensor)
+
+
+def _with_own_memory(tensor: torch.Tensor, copies: dict[int, torch.UntypedStorage]) -> torch.Tensor:
+    """A copy without gradients. Tensors that share memory share it in their copies as well."""
+    plain = tensor.detach()
+    key = memory_of(plain)
+    if key == id(plain):
+        return plain.clone()
+    if key not in copies:
+        copies[key] = copy.deepcopy(plain.untyped_storage())
+    own = torch.empty(0, dtype=plain.dtype, device=plain.device)
+    own.set_(copies[key], plain.storage_offset(), plain.size(), plain.stride())
+    return torch.nn.Parameter(own, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else own
 
 
 def _without_gradient(value: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from torchquilt.annotation import annotation_of, check_annotation
+from torchquilt.annotation import QuantizationAnnotation, annotation_of, check_annotation
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
 from torchquilt.graph.batch_norm import fold_batch_norm
@@ -21,11 +21,12 @@ from torchquilt.graph.bodies import Region, call_of, nodes_of, regions
 from torchquilt.graph.closures import close_bodies
 from torchquilt.graph.cost import multiply_adds, stored_tensors
 from torchquilt.graph.edits import copy_model, drop_dead_nodes
-from torchquilt.graph.in_place import make_functional
+from torchquilt.graph.in_place import make_functional, unify_written_memory
+from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.provenance import complete_provenance
 from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name, tensor_of
+from torchquilt.graph.values import constant_nodes, is_float_tensor, overload_name, tensor_of
 from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.groups import Group, find_groups
@@ -36,6 +37,7 @@ from torchquilt.spec import EdgeOrNode
 #: Brings every region of a model into the form in which quantizers see it, computing the same.
 _NORMALIZE = (
     Pass("complete_provenance", complete_provenance),
+    Pass("unify_written_memory", unify_written_memory),
     Pass("close_bodies", close_bodies),
 )
 _SIMPLIFY = (
@@ -176,24 +178,37 @@ def _complain(problems: list[TorchquiltError] | tuple[TorchquiltError, ...], str
 
 
 def _check_annotations(model: GraphModule) -> None:
-    """Annotations fit their nodes, and only floating point tensors are quantized."""
-    for node in nodes_of(model):
-        annotation = annotation_of(node)
-        if annotation is None:
-            continue
-        check_annotation(node, annotation)
-        quantized = [producer for producer, spec in annotation.input_qspec_map.items() if spec is not None]
-        for tensor in (*quantized, *((node,) if annotation.output_qspec is not None else ())):
-            trouble = _why_not_quantizable(tensor)
-            if trouble:
-                raise AnnotationError(
-                    f"{tensor.name} cannot be quantized: {trouble}.",
-                    node=node,
-                    quantizer=annotation.quantizer or None,
-                    expected="a float32, float16 or bfloat16 tensor that nothing writes into",
-                    got=tensor.meta.get("val"),
-                    remedy="annotate only edges that carry such tensors",
-                )
+    """Annotations fit their nodes, and only tensors are quantized of which a copy is as good."""
+    for region in regions(model):
+        memory = Memory(region.module.graph)
+        for node in region.module.graph.nodes:
+            annotation = annotation_of(node)
+            if annotation is not None:
+                check_annotation(node, annotation)
+                _check_tensors(node, annotation, memory)
+
+
+def _check_tensors(node: Node, annotation: QuantizationAnnotation, memory: Memory) -> None:
+    places = [
+        (producer, memory.edge_can_be_copied(producer, node))
+        for producer, spec in annotation.input_qspec_map.items()
+        if spec is not None
+    ]
+    if annotation.output_qspec is not None:
+        places.append((node, memory.output_can_be_copied(node)))
+    for tensor, can_be_copied in places:
+        trouble = _why_not_quantizable(tensor)
+        if not trouble and not can_be_copied:
+            trouble = "the model writes into it, and would write into a copy"
+        if trouble:
+            raise AnnotationError(
+                f"{tensor.name} cannot be quantized: {trouble}.",
+                node=node,
+                quantizer=annotation.quantizer or None,
+                expected="a float32, float16 or bfloat16 tensor into which nothing is written any more",
+                got=tensor.meta.get("val"),
+                remedy="annotate only edges that carry such tensors",
+            )
 
 
 def _why_not_quantizable(tensor: Node) -> str:
@@ -201,11 +216,9 @@ def _why_not_quantizable(tensor: Node) -> str:
     value = tensor_of(tensor)
     if value is not None and value.dtype is torch.float64:
         return "the quantized_decomposed operators do not take float64"
-    if not is_float_tensor(tensor):
-        return "it is not a floating point tensor"
-    if is_overwritten(tensor):
-        return "the model writes into it, and would write into a copy"
-    return ""
+    if isinstance(tensor.meta.get("val"), (tuple, list)):
+        return "it is several values, of which operator.getitem takes one"
+    return "" if is_float_tensor(tensor) else "it is not a floating point tensor"
 
 
 def make_ledger(

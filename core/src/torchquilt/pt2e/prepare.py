@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from torchquilt.errors import AnnotationError
 from torchquilt.graph.bodies import Region
 from torchquilt.graph.edits import redirect, take_origin
+from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, run_passes
 from torchquilt.graph.values import constant_nodes
 from torchquilt.observers import ObserverFactory, make_observer
@@ -130,7 +131,8 @@ def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeO
     own = {place: points[place] for group in groups for place in group.places}
     names = _register(model, own)
     _link_derived(groups, own, names)
-    at_edge: dict[tuple[Node, str], Node] = {}
+    memory = Memory(model.graph)
+    at_edge: dict[tuple[Node, str, int], Node] = {}
     edges: dict[Node, list[Node]] = {}
     for place in own:
         if isinstance(place, tuple):
@@ -149,7 +151,8 @@ def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeO
             point = own[producer, user]
             if source is not producer and point is own.get(producer):
                 continue
-            key = (producer, names[point])
+            # Who reads before a write and who reads after it cannot share a copy.
+            key = (producer, names[point], memory.version(producer, user))
             if key not in at_edge:
                 with model.graph.inserting_before(user):
                     at_edge[key] = _call_point(model, names[point], source, serves=user)

@@ -10,7 +10,6 @@ from torch.fx import GraphModule
 
 from torchquilt.errors import ModelError
 from torchquilt.graph.bodies import regions
-from torchquilt.graph.edits import store_tensor
 from torchquilt.graph.values import attribute, is_overwritten
 from torchquilt.ledger import Ledger
 
@@ -48,7 +47,8 @@ def keep_initial_state(model: GraphModule) -> None:
 def restore_initial_state(model: GraphModule) -> None:
     """Set these buffers to what they were: a cache must not start with what calibration left in it."""
     for name, value in model.meta.pop(_INITIAL_STATE_KEY, {}).items():
-        store_tensor(model, name, value)
+        # In place, since it may have several names, and need not be one that is saved.
+        attribute(model, name).copy_(value)
 
 
 def ledger_of(model: torch.nn.Module) -> Ledger:
