@@ -13,7 +13,14 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.values import attribute, is_overwritten, overload_name, writes_to
+from torchquilt.graph.memory import copies_in_common, stored_tensors
+from torchquilt.graph.values import (
+    WRITTEN_ELSEWHERE,
+    attribute,
+    is_overwritten,
+    overload_name,
+    writes_to,
+)
 
 # What a new node takes over from the node it serves, beside its own value.
 _ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom")
@@ -23,22 +30,29 @@ def copy_model(model: GraphModule) -> GraphModule:
     """A copy whose graph and modules are its own and whose tensors are those of the original.
 
     So the copy may get other weights under the same names without the original noticing, and no
-    weight is stored twice. Only buffers that the graph writes to (counters, caches) are copied.
+    weight is stored twice. Only buffers that the graph writes to (counters, caches) are copied, with
+    the tensors that share memory with them.
     """
-    written = {
-        id(attribute(model, str(node.target)))
-        for node in model.graph.nodes
-        if node.op == "get_attr" and is_overwritten(node)
-    }
-    shared: dict[int, Any] = {}
+    written = [
+        attribute(model, str(node.target))
+        for node in model.graph.find_nodes(op="get_attr")
+        if is_overwritten(node)
+    ]
+    tensors = stored_tensors(model)
+    copied = copies_in_common(tensors.values(), written)
+    shared: dict[int, Any] = {**tensors, **copied}
     for module in model.modules():
-        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(value, (torch.Tensor, torch.ScriptObject)) and id(value) not in written:
+        for value in vars(module).values():
+            if isinstance(value, torch.ScriptObject):
                 shared[id(value)] = value
     with warnings.catch_warnings():
         # torch's own copying of the input structure warns about how torch pickles it.
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-        return copy.deepcopy(model, shared)
+        result: GraphModule = copy.deepcopy(model, shared)
+    for node in result.graph.find_nodes(op="get_attr") if copied else ():
+        if id(attribute(model, str(node.target))) in copied:
+            node.meta[WRITTEN_ELSEWHERE] = True
+    return result
 
 
 def free_name(model: GraphModule, wanted: str) -> str:
@@ -64,9 +78,11 @@ def store_tensor(model: GraphModule, name: str, value: torch.Tensor) -> None:
     holder = _submodule(model, path)
     if isinstance(value, torch.nn.Parameter):
         holder._buffers.pop(last, None)
+        vars(holder).pop(last, None)  # a constant that export lifted is a plain attribute
         holder.register_parameter(last, value)
     else:
         holder._parameters.pop(last, None)
+        vars(holder).pop(last, None)
         holder.register_buffer(last, value)
 
 
@@ -140,7 +156,7 @@ def erase_unused(node: Node) -> None:
 
 
 def drop_unused_tensors(model: GraphModule) -> None:
-    """Forget parameters and buffers that no node reads, and modules that are empty without them.
+    """Forget stored tensors that no node reads, and modules that are empty without them.
 
     Modules that the graph calls or passes on (branches of control flow) are left as they are.
     """
@@ -157,6 +173,10 @@ def _drop_below(module: torch.nn.Module, path: str, targets: set[str]) -> None:
         for name in [name for name in table if path + name not in targets]:
             del table[name]
             module._non_persistent_buffers_set.discard(name)
+    plain = [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
+    for name in plain:
+        if path + name not in targets:
+            del vars(module)[name]
     for name, child in list(module._modules.items()):
         if child is None or path + name in targets:
             continue

@@ -41,6 +41,12 @@ def is_float_tensor(node: Node) -> bool:
     return value is not None and value.dtype.is_floating_point and value.dtype.itemsize in (2, 4)
 
 
+def is_empty(node: Node) -> bool:
+    """Whether the node returns a tensor that never has an element."""
+    value = tensor_of(node)
+    return value is not None and any(isinstance(size, int) and size == 0 for size in value.shape)
+
+
 def rank(node: Node) -> int | None:
     """Number of dimensions, or None where it is not one tensor."""
     value = tensor_of(node)
@@ -101,8 +107,14 @@ def returns_view(node: Node) -> bool:
     return any(alias is not None and not alias.is_write for alias in returned)
 
 
+#: Key of ``node.meta`` for stored tensors that share memory with another one that the graph writes to.
+WRITTEN_ELSEWHERE = "torchquilt_written_elsewhere"
+
+
 def is_overwritten(node: Node) -> bool:
     """Whether the graph writes into the tensor of a node, directly or through a view of it."""
+    if node.meta.get(WRITTEN_ELSEWHERE):
+        return True
     pending = [node]
     while pending:
         tensor = pending.pop()
@@ -130,7 +142,7 @@ def is_constant(node: Node) -> bool:
         if current.op == "get_attr":
             if not _is_constant_tensor(current):
                 return False
-        elif current.all_input_nodes and _is_pure(current):
+        elif current.all_input_nodes and _is_pure(current) and not is_overwritten(current):
             pending.extend(current.all_input_nodes)
         else:
             return False
@@ -153,6 +165,7 @@ def constant_nodes(graph: Graph, identities: Container[str] = ()) -> frozenset[N
         else:
             inputs = node.all_input_nodes
             holds = bool(inputs) and _is_pure(node) and constant.issuperset(inputs)
+            holds = holds and not is_overwritten(node)
         if holds:
             constant.add(node)
     return frozenset(constant)

@@ -9,7 +9,6 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt.errors import ModelError
-from torchquilt.graph.edits import store_tensor
 from torchquilt.graph.values import attribute, is_overwritten
 from torchquilt.ledger import Ledger
 
@@ -44,8 +43,9 @@ def keep_initial_state(model: GraphModule) -> None:
 
 def restore_initial_state(model: GraphModule) -> None:
     """Set these buffers to what they were: a cache must not start with what calibration left in it."""
-    for name, value in model.meta.pop(_INITIAL_STATE_KEY, {}).items():
-        store_tensor(model, name, value)
+    with torch.no_grad():
+        for name, value in model.meta.pop(_INITIAL_STATE_KEY, {}).items():
+            attribute(model, name).copy_(value)  # in place, since others may be views of it
 
 
 def ledger_of(model: torch.nn.Module) -> Ledger:
