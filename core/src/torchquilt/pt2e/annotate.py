@@ -17,6 +17,7 @@ from torchquilt.annotation import annotation_of, check_annotation
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
 from torchquilt.graph.batch_norm import fold_batch_norm
+from torchquilt.graph.constants import simplify_constants
 from torchquilt.graph.cost import multiply_adds, stored_tensors
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.in_place import make_functional
@@ -71,7 +72,7 @@ def annotate_copy(
     copy = _own_copy(model)
     problems = [*signed.rule_problems(copy)]
     _complain(problems, strict)
-    copy = fold_batch_norm(make_functional(copy))
+    copy = fold_batch_norm(simplify_constants(make_functional(copy)))
     copy = signed.transform_for_annotation(copy)
     signed.annotate(copy)
     _check_annotations(copy)

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from torchquilt.errors import AnnotationError, SharingError
 from torchquilt.graph.edits import redirect, take_origin
-from torchquilt.graph.values import constant_nodes
+from torchquilt.graph.values import constant_nodes, operator_of
 from torchquilt.observers import ObserverFactory, make_observer
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.groups import Group, place_name, producer_of
@@ -146,8 +146,10 @@ def _insert_points(model: GraphModule, points: dict[EdgeOrNode, Any], names: dic
 
 
 def _only_checks(user: Node) -> bool:
-    """Whether a node returns nothing, as the guards that export puts on the inputs."""
-    return user.op == "call_module" and not user.users
+    """Whether a node returns nothing, as the guards and the assertions that export writes."""
+    operator = operator_of(user)
+    returns_nothing = user.op == "call_module" or (operator is not None and not operator._schema.returns)
+    return returns_nothing and not user.users
 
 
 def _point_after(model: GraphModule, after: Node, name: str, source: Node, serves: Node) -> Node:
