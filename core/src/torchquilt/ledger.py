@@ -15,6 +15,7 @@ The reason codes are stable:
 ``constraint:<code>``       a condition of the row does not hold
 ``constant``                it is computed from constants alone
 ``not_float``               the tensors are not floating point
+``no_elements``             a tensor has no elements
 ``writes_in_place``         it writes into a tensor that others can see
 ``used_elsewhere``          the chain cannot be fused, since a tensor inside of it has other users
 ``no_quantized_neighbour``  it only passes on what it gets, and gets nothing that is quantized
