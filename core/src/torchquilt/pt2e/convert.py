@@ -28,8 +28,9 @@ from torchquilt.graph.edits import (
     store_tensor,
     take_origin,
 )
+from torchquilt.graph.memory import compact
 from torchquilt.graph.values import constant_nodes
-from torchquilt.observers import QParams, quantize_with_float_zero_point
+from torchquilt.observers import QParams
 from torchquilt.pt2e.points import (
     ConstantPoint,
     DerivedPoint,
@@ -39,7 +40,7 @@ from torchquilt.pt2e.points import (
     QuantizationPoint,
 )
 from torchquilt.pt2e.stage import restore_initial_state, set_stage, stage_of
-from torchquilt.spec import Granularity, ZeroPointDomain, dtype_name
+from torchquilt.spec import Granularity, OwnSpec, ZeroPointDomain, dtype_name
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
 
@@ -54,14 +55,27 @@ class _Operators:
     dequantize: Any
     arguments: tuple[Any, ...]
 
+    @property
+    def is_exact_in_half(self) -> bool:
+        """Whether dequantizing right into half precision loses nothing.
 
-def convert_pt2e(prepared: GraphModule) -> GraphModule:
+        Per tensor, torch casts the integers before it subtracts the zero point; bfloat16 has 8 bits.
+        """
+        if self.dequantize not in (_OPS.dequantize_per_tensor.default, _OPS.dequantize_per_tensor.tensor):
+            return True
+        low, high = self.arguments[2:4]
+        return bool(max(abs(low), abs(high), high - low) <= 256)
+
+
+def convert_pt2e(prepared: GraphModule, *, fold_quantize: bool = True) -> GraphModule:
     """Replace each point of a calibrated model by quantize and dequantize operators.
 
     The prepared model is left as it was: it can be calibrated further and converted again.
 
     Args:
         prepared: what :func:`torchquilt.prepare_pt2e` returned, after calibration.
+        fold_quantize: store constants as integers. With False they stay in float, with the operators
+            that quantize them in the graph; both compute the same bits.
 
     Returns:
         A GraphModule with the signature of the model. It can be run, exported and saved; a process
@@ -75,7 +89,7 @@ def convert_pt2e(prepared: GraphModule) -> GraphModule:
     model = copy_model(prepared)
     restore_initial_state(model)
     points = {name: module for name, module in model.named_modules() if isinstance(module, QuantizationPoint)}
-    conversion = _Conversion(model, points)
+    conversion = _Conversion(model, points, fold_quantize)
     for node in list(model.graph.nodes):
         if node.op == "call_module" and node.target in points:
             conversion.replace(node, points[str(node.target)])
@@ -83,6 +97,7 @@ def convert_pt2e(prepared: GraphModule) -> GraphModule:
     for name in points:
         model.delete_submodule(name)
     drop_unused_tensors(model)
+    compact(model)
     model.recompile()
     set_stage(model, "converted")
     return model
@@ -102,16 +117,26 @@ def _check_is_prepared(model: object) -> None:
 class _Conversion:
     """One run of convert: what was computed for each point, and which constants are stored already."""
 
-    def __init__(self, model: GraphModule, points: dict[str, AnyPoint]) -> None:
+    def __init__(self, model: GraphModule, points: dict[str, AnyPoint], fold_quantize: bool) -> None:
         self.model = model
         self.points = points
+        self.fold_quantize = fold_quantize
         self._constants = constant_nodes(model.graph, points)
-        self._values: dict[AnyPoint, list[torch.Tensor]] = {}
+        origins: dict[AnyPoint, dict[Node, torch.Tensor]] = {}
         for node in model.graph.nodes:
             if node.op == "call_module" and isinstance(points.get(str(node.target)), ConstantPoint):
-                self._values.setdefault(points[str(node.target)], []).append(self._value_at(node))
+                origin = _behind_points(node, points)
+                values = origins.setdefault(points[str(node.target)], {})
+                values[origin] = constant_value(model, origin, points)
+        self._values = {point: list(values.values()) for point, values in origins.items()}
+        # Points that ask for the same numbers of the same constants are one, so that these are stored once.
+        first: dict[Any, AnyPoint] = {}
+        self._same = {
+            point: first.setdefault((point.spec, frozenset(values)), point)
+            for point, values in origins.items()
+        }
         self._qparams: dict[AnyPoint, QParams] = {}
-        self._stored: dict[tuple[AnyPoint, str], str] = {}
+        self._stored: dict[tuple[AnyPoint, Node | str], str] = {}
 
     def qparams(self, point: AnyPoint) -> QParams:
         """The parameters of a point, computed once."""
@@ -129,13 +154,11 @@ class _Conversion:
         )
         return point.qparams()
 
-    def _value_at(self, node: Node) -> torch.Tensor:
-        return constant_value(self.model, _behind_points(node, self.points), self.points)
-
     def replace(self, node: Node, point: AnyPoint) -> None:
         """Put quantize and dequantize in the place of one call of a point."""
         (source,) = node.all_input_nodes
         assert source is not None
+        point = self._same.get(point, point)
         before = node
         with self.model.graph.inserting_before(before):
             if isinstance(point, DynamicPoint):
@@ -144,7 +167,7 @@ class _Conversion:
                 operators = self._static_operators(node, point)
             origin = _behind_points(node, self.points)
             if origin in self._constants:
-                quantized = self._stored_constant(node, origin, point, operators)
+                quantized = self._quantize_constant(node, origin, point, operators)
             else:
                 quantized = self._call(operators.quantize, (source, *operators.arguments), node)
                 quantized.meta["val"] = _fake_cast(source, point.spec.dtype)
@@ -164,10 +187,14 @@ class _Conversion:
             _OPS.dequantize_per_channel_group.default,
         ):
             arguments = (*arguments, dtype)
-        elif dtype is not torch.float32:
+        elif dtype is not torch.float32 and operators.is_exact_in_half:
             keywords = {"out_dtype": dtype}
         node = self._call(operators.dequantize, arguments, served, keywords)
         node.meta["val"] = value
+        if dtype is not torch.float32 and not operators.is_exact_in_half:
+            node.meta["val"] = _fake_cast(served, torch.float32)
+            node = self._call(torch.ops.aten.to.dtype, (node, dtype), served)
+            node.meta["val"] = value
         return node
 
     def _call(
@@ -216,24 +243,28 @@ class _Conversion:
         pair = (_OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
         return _Operators(*pair, (scale, zero_point, *grid))
 
-    def _stored_constant(self, node: Node, origin: Node, point: AnyPoint, operators: _Operators) -> Node:
-        """Quantize a constant now, store the integers, and read them."""
-        values = [
-            constant_value(self.model, argument) if isinstance(argument, Node) else argument
-            for argument in operators.arguments
-        ]
-        value = constant_value(self.model, origin, self.points).float()
+    def _quantize_constant(self, node: Node, origin: Node, point: AnyPoint, operators: _Operators) -> Node:
+        """Quantize a constant: in the graph, or right now, and then read the integers that are stored."""
+        value = constant_value(self.model, origin, self.points)
+        steps = _steps_of_quantizing(value, point.spec, operators)
+        if not self.fold_quantize:
+            quantized = origin
+            for target, arguments in steps:
+                quantized = self._call(target, (quantized, *arguments), node)
+                quantized.meta["val"] = _fake_run(target, quantized.args)
+            return quantized
         with torch.no_grad():
-            if point.spec.zero_point_domain is ZeroPointDomain.FLOAT:
-                integers = quantize_with_float_zero_point(value, self.qparams(point), point.spec)
-            else:
-                integers = operators.quantize(value, *values)
-        return self._read(point, node, "", integers.contiguous())
+            for target, arguments in steps:
+                value = target(value, *map(self._number, arguments))
+        return self._read(point, node, "", value.contiguous())
+
+    def _number(self, argument: Any) -> Any:
+        return constant_value(self.model, argument) if isinstance(argument, Node) else argument
 
     def _read(self, point: AnyPoint, node: Node, what: str, value: torch.Tensor) -> Node:
         """A node that reads a tensor stored beside the constant or activation it belongs to."""
         origin = _behind_points(node, self.points)
-        key = (point, f"{origin.name}.{what}")
+        key = (point, what or origin)
         if key not in self._stored:
             base = str(origin.target) if origin.op == "get_attr" else origin.name
             base = f"{base}_{dtype_name(point.spec.dtype)}"
@@ -243,6 +274,42 @@ class _Conversion:
         read = self.model.graph.get_attr(self._stored[key])
         read.meta["val"] = fake_like(node, value)
         return read
+
+
+def _steps_of_quantizing(
+    value: torch.Tensor, spec: OwnSpec, operators: _Operators
+) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Operators, each with what follows the tensor in its call, that quantize a constant of such a shape.
+
+    ``quantized_decomposed.quantize_per_channel`` rounds before it adds the zero point and cuts off what
+    is left of it, so with a float zero point it is off by up to one and a half steps. Written out, the
+    integers are those nearest to ``value / scale + zero_point``; the same operator dequantizes them.
+    """
+    aten = torch.ops.aten
+    widen = [] if value.dtype is torch.float32 else [(aten.to.dtype, (torch.float32,))]
+    if spec.zero_point_domain is not ZeroPointDomain.FLOAT:
+        return [*widen, (operators.quantize, operators.arguments)]
+    scale, zero_point = operators.arguments[:2]
+    # The dimensions that the parameters have come last, so that these are broadcast along the others.
+    shape, own = list(value.shape), list(range(value.dim()))
+    if spec.group_size is not None:
+        shape[-1:] = [shape[-1] // spec.group_size, spec.group_size]
+        own = [own[-1] + 1, *own]
+    elif spec.ch_axis is not None:
+        own.append(own.pop(spec.ch_axis))
+    back = sorted(range(len(own)), key=own.__getitem__)
+    return [
+        *widen,
+        (aten.reshape.default, (shape,)),
+        (aten.permute.default, (own,)),
+        (aten.div.Tensor, (scale,)),
+        (aten.add.Tensor, (zero_point,)),
+        (aten.round.default, ()),
+        (aten.clamp.default, (spec.quant_min, spec.quant_max)),
+        (aten.to.dtype, (spec.dtype,)),
+        (aten.permute.default, (back,)),
+        (aten.reshape.default, (list(value.shape),)),
+    ]
 
 
 def _behind_points(node: Node, points: dict[str, AnyPoint]) -> Node:
