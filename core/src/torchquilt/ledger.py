@@ -7,6 +7,7 @@ The reason codes are stable:
 
 ==========================  ============================================================================
 ``unsupported_op``          no quantizer here has a row for the operator
+``decomposed``              likewise, and ``run_decompositions()`` made it of one that they may have one for
 ``not_asked``               no rule asks for it
 ``excluded_by_intent``      a rule says that it stays in float
 ``excluded_by_filter``      the filter function leaves it out

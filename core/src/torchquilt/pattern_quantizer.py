@@ -10,6 +10,7 @@ from torchquilt.capability import Capabilities, Capability
 from torchquilt.claims import Claim, decide
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError
+from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.edits import lift_scalar
 from torchquilt.intent import GlobalRule, Intent, ModuleNameRule, ObjectTypeRule, Rule
 from torchquilt.operators import OPERATORS, ObjectType, object_type
@@ -299,6 +300,8 @@ def _nothing_came_of(
     reasons = dict.fromkeys(
         f"{reject.code}: {reject.text}" for node in nodes for _, reject in rejected.get(node, ())
     )
+    made = [node for node in nodes if decomposed_from(node)]
+    reasons = dict.fromkeys((*(f"decomposed: {explanation(node)}" for node in made[:1]), *reasons))
     known = "; ".join([*reasons][:5]) or "no row of the table starts with any of these: " + ", ".join(
         dict.fromkeys(str(node.target) for node in nodes)
     )
@@ -308,7 +311,9 @@ def _nothing_came_of(
         quantizer=quantizer,
         expected="at least one operator that is quantized",
         got=known,
-        remedy="ask for what the backend supports (quantization_capabilities()), or remove the rule",
+        remedy="prepare the program as torch.export gave it, before run_decompositions()"
+        if made
+        else "ask for what the backend supports (quantization_capabilities()), or remove the rule",
     )
 
 

@@ -19,6 +19,7 @@ from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
 from torchquilt.graph.batch_norm import fold_batch_norm
 from torchquilt.graph.constants import simplify_constants
 from torchquilt.graph.cost import multiply_adds, stored_tensors
+from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.in_place import make_functional
 from torchquilt.graph.scope import module_path
@@ -224,8 +225,7 @@ def _row(
     )
     reasons = tuple(Reason(quantizer, reject.code, reject.text) for quantizer, reject in rejected)
     if annotation is None and not reasons:
-        operator = overload_name(node) or str(node.target)
-        reasons = (Reason("", "unsupported_op", f"no quantizer here has a row for {operator}"),)
+        reasons = (_unknown_operator(node),)
     return Row(
         node=node.name,
         op=overload_name(node) or str(node.target),
@@ -238,6 +238,14 @@ def _row(
         macs=multiply_adds(node),
         parameters=stored_tensors(node, constants),
     )
+
+
+def _unknown_operator(node: Node) -> Reason:
+    """Why a node stays in float that no quantizer says anything about."""
+    if decomposed_from(node):
+        return Reason("", "decomposed", explanation(node))
+    operator = overload_name(node) or str(node.target)
+    return Reason("", "unsupported_op", f"no quantizer here has a row for {operator}")
 
 
 def _boundaries(
