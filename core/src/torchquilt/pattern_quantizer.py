@@ -255,8 +255,9 @@ class PatternQuantizer(Quantizer):
         else:
             deciding = {}
         rejected = self.rejections(model)
+        operators = {overload.rpartition(".")[0] for overload in self.table.rows_starting_with()}
         return tuple(
-            _nothing_came_of(rule, about, rejected, self.name)
+            _nothing_came_of(rule, about, rejected, self.name, operators)
             for rule, about in deciding.items()
             if all(annotation_of(node) is None for node in about)
         )
@@ -295,12 +296,13 @@ def _nothing_came_of(
     nodes: list[Node],
     rejected: dict[Node, tuple[tuple[str, Reject], ...]],
     quantizer: str,
+    operators: set[str],
 ) -> IntentError:
     """The error for a rule that nothing came of, with up to five different reasons."""
     reasons = dict.fromkeys(
         f"{reject.code}: {reject.text}" for node in nodes for _, reject in rejected.get(node, ())
     )
-    made = [node for node in nodes if decomposed_from(node)]
+    made = [node for node in nodes if decomposed_from(node) in operators]
     reasons = dict.fromkeys((*(f"decomposed: {explanation(node)}" for node in made[:1]), *reasons))
     known = "; ".join([*reasons][:5]) or "no row of the table starts with any of these: " + ", ".join(
         dict.fromkeys(str(node.target) for node in nodes)
