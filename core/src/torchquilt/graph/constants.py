@@ -9,7 +9,14 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.graph.memory import memory_of
-from torchquilt.graph.values import attribute, constant_nodes, overload_name
+from torchquilt.graph.values import (
+    argument_of,
+    attribute,
+    constant_nodes,
+    is_constant,
+    overload_name,
+    tensor_of,
+)
 
 
 def simplify_constants(model: GraphModule) -> GraphModule:
@@ -19,6 +26,8 @@ def simplify_constants(model: GraphModule) -> GraphModule:
     one constant, so that its integers are stored once. Export also asserts what dtype the weight has;
     such a check of a constant has been passed already, and would keep the float weight alive.
     """
+    for node in model.graph.nodes:
+        _cast_by_dtype(node)
     constants = constant_nodes(model.graph)
     first: dict[Any, Node] = {}
     for node in list(model.graph.nodes):
@@ -31,6 +40,16 @@ def simplify_constants(model: GraphModule) -> GraphModule:
                 model.graph.erase_node(node)
     model.recompile()
     return model
+
+
+def _cast_by_dtype(node: Node) -> None:
+    """``w.type_as(x)`` depends on the dtype of x alone, and that is known: it is as constant as ``w`` is."""
+    if overload_name(node) not in ("aten.type_as.default", "aten.to.other"):
+        return
+    weight, value = argument_of(node, "self"), tensor_of(node)
+    on_one_device = value is not None and weight.meta["val"].device == value.device
+    if value is not None and on_one_device and len(node.args) == 2 and is_constant(weight):
+        node.target, node.args = torch.ops.aten.to.dtype, (weight, value.dtype)
 
 
 def _expression(model: GraphModule, node: Node) -> Any:
