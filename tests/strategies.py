@@ -109,7 +109,8 @@ def decisions(model: GraphModule) -> dict[str, tuple[Any, ...]]:
 
 def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
     """Signal to quantization noise ratio in dB: 20 is noise of a tenth of the signal's norm."""
-    noise = float((reference - other).detach().norm())
+    reference = reference.detach()
+    noise = float((reference - other.detach()).norm())
     return math.inf if noise == 0 else 20 * math.log10(max(float(reference.norm()), 1e-30) / noise)
 
 

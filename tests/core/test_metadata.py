@@ -75,16 +75,18 @@ def test_the_flow_is_a_list_of_named_passes() -> None:
         converted = quantize(Net(), xnnpack(), X)
     assert [name for name, _ in seen] == [
         "complete_provenance",
+        "unify_written_memory",
         "close_bodies",
         "drop_dead_nodes",
         "make_functional",
+        "simplify_constants",
         "fold_batch_norm",
         "transform_for_annotation",
         "annotate",
         "insert_points",
         "replace_points",
         "open_bodies",
-        "finish",
+        "drop_unused",
     ]
     assert seen[-1][1] is converted
 

@@ -15,7 +15,7 @@ import attrs
 from torchquilt.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.config import QuantizationConfig
 from torchquilt.graph.memory import Memory
-from torchquilt.graph.values import constant_nodes, is_float_tensor, overload_name
+from torchquilt.graph.values import constant_nodes, is_empty, is_float_tensor, overload_name
 from torchquilt.intent import Intent, Rule
 from torchquilt.pattern import Match, Reject
 from torchquilt.spec import (
@@ -229,6 +229,8 @@ class _Decision:
                 return Reject(
                     "not_float", (node,), f"{node.name} is not a float32, float16 or bfloat16 tensor"
                 )
+            if is_empty(node):
+                return Reject("no_elements", (node,), f"{node.name} has no elements, and so no range")
         return None
 
     def _broken_constraint(self, row: SupportRow, match: Match) -> Reject | None:

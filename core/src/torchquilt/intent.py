@@ -19,6 +19,7 @@ import attrs
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError
 from torchquilt.graph.bodies import nodes_of
+from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.scope import Scope, is_inside, module_paths, scopes_of
 from torchquilt.operators import OPERATORS, ObjectType
 
@@ -216,6 +217,9 @@ def _about_nothing(rule: Rule, model: GraphModule, quantizer: str) -> IntentErro
         problem, otherwise = f"Nothing in this model comes from {wanted}.", "remove the rule"
         expected = "a module class or an operator that the model uses"
     near = difflib.get_close_matches(wanted, sorted(known), n=3, cutoff=0.5)
+    for node in model.graph.nodes:
+        if isinstance(rule, ObjectTypeRule) and rule.type.is_of(decomposed_from(node)):
+            near, otherwise = [], explanation(node)
     return IntentError(
         problem,
         quantizer=quantizer,

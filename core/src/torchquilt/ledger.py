@@ -7,6 +7,7 @@ The reason codes are stable:
 
 ==========================  ============================================================================
 ``unsupported_op``          no quantizer here has a row for the operator
+``decomposed``              likewise, and ``run_decompositions()`` made it of one that they may have one for
 ``not_asked``               no rule asks for it
 ``excluded_by_intent``      a rule says that it stays in float
 ``excluded_by_filter``      the filter function leaves it out
@@ -15,6 +16,7 @@ The reason codes are stable:
 ``constraint:<code>``       a condition of the row does not hold
 ``constant``                it is computed from constants alone
 ``not_float``               the tensors are not floating point
+``no_elements``             a tensor has no elements
 ``writes_in_place``         it writes into a tensor that others can see
 ``used_elsewhere``          the chain cannot be fused, since a tensor inside of it has other users
 ``no_quantized_neighbour``  it only passes on what it gets, and gets nothing that is quantized

@@ -12,6 +12,7 @@ from torchquilt.claims import Claim, decide
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError
 from torchquilt.graph.bodies import nodes_of, regions
+from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.edits import lift_scalar
 from torchquilt.intent import GlobalRule, Intent, ModuleNameRule, ObjectTypeRule, Rule
 from torchquilt.operators import OPERATORS, ObjectType, object_type
@@ -256,8 +257,9 @@ class PatternQuantizer(Quantizer):
         else:
             deciding = {}
         rejected = self.rejections(model)
+        operators = {overload.rpartition(".")[0] for overload in self.table.rows_starting_with()}
         return tuple(
-            _nothing_came_of(rule, about, rejected, self.name)
+            _nothing_came_of(rule, about, rejected, self.name, operators)
             for rule, about in deciding.items()
             if all(annotation_of(node) is None for node in about)
         )
@@ -297,11 +299,14 @@ def _nothing_came_of(
     nodes: list[Node],
     rejected: dict[Node, tuple[tuple[str, Reject], ...]],
     quantizer: str,
+    operators: set[str],
 ) -> IntentError:
     """The error for a rule that nothing came of, with up to five different reasons."""
     reasons = dict.fromkeys(
         f"{reject.code}: {reject.text}" for node in nodes for _, reject in rejected.get(node, ())
     )
+    made = [node for node in nodes if decomposed_from(node) in operators]
+    reasons = dict.fromkeys((*(f"decomposed: {explanation(node)}" for node in made[:1]), *reasons))
     known = "; ".join([*reasons][:5]) or "no row of the table starts with any of these: " + ", ".join(
         dict.fromkeys(str(node.target) for node in nodes)
     )
@@ -311,7 +316,9 @@ def _nothing_came_of(
         quantizer=quantizer,
         expected="at least one operator that is quantized",
         got=known,
-        remedy="ask for what the backend supports (quantization_capabilities()), or remove the rule",
+        remedy="prepare the program as torch.export gave it, before run_decompositions()"
+        if made
+        else "ask for what the backend supports (quantization_capabilities()), or remove the rule",
     )
 
 

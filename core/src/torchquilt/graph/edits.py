@@ -14,9 +14,9 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.bodies import regions
 from torchquilt.graph.inputs import take_checks
-from torchquilt.graph.values import attribute, is_overwritten, overload_name, writes_to
+from torchquilt.graph.storage import copies_in_common, stored_tensors, written_tensors
+from torchquilt.graph.values import attribute, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
 _ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom")
@@ -30,20 +30,12 @@ def copy_model(model: GraphModule) -> GraphModule:
     shares memory with it. No tensor of the copy asks for gradients: with them, control flow would trace its
     bodies in order to differentiate them, instead of running them.
     """
-    written = {
-        memory_of(attribute(region.module, str(node.target)))
-        for region in regions(model)
-        for node in region.module.graph.find_nodes(op="get_attr")
-        if is_overwritten(node)
-    }
-    own_memory: dict[int, torch.UntypedStorage] = {}
-    shared: dict[int, Any] = {}
+    tensors = stored_tensors(model)
+    shared: dict[int, Any] = {key: _without_gradient(tensor) for key, tensor in tensors.items()}
+    shared |= copies_in_common(tensors.values(), written_tensors(model))
     for module in model.modules():
-        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(value, torch.Tensor) and memory_of(value) in written:
-                shared[id(value)] = _with_own_memory(value, own_memory)
-            elif isinstance(value, (torch.Tensor, torch.ScriptObject)):
-                shared[id(value)] = _without_gradient(value)
+        objects = (value for value in vars(module).values() if isinstance(value, torch.ScriptObject))
+        shared.update((id(value), value) for value in objects)
     with warnings.catch_warnings():
         # torch's own copying of the input structure warns about how torch pickles it.
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
@@ -52,27 +44,7 @@ def copy_model(model: GraphModule) -> GraphModule:
     return copied
 
 
-def memory_of(tensor: torch.Tensor) -> int:
-    """A number that tensors have in common if they share memory, and others have not."""
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    # Tensors without elements or without values have no address.
-    return (tensor.untyped_storage().data_ptr() if plain else 0) or id(tensor)
-
-
-def _with_own_memory(tensor: torch.Tensor, copies: dict[int, torch.UntypedStorage]) -> torch.Tensor:
-    """A copy without gradients. Tensors that share memory share it in their copies as well."""
-    plain = tensor.detach()
-    key = memory_of(plain)
-    if key == id(plain):
-        return plain.clone()
-    if key not in copies:
-        copies[key] = copy.deepcopy(plain.untyped_storage())
-    own = torch.empty(0, dtype=plain.dtype, device=plain.device)
-    own.set_(copies[key], plain.storage_offset(), plain.size(), plain.stride())
-    return torch.nn.Parameter(own, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else own
-
-
-def _without_gradient(value: Any) -> Any:
+def _without_gradient(value: torch.Tensor) -> torch.Tensor:
     if isinstance(value, torch.nn.Parameter) and value.requires_grad:
         return torch.nn.Parameter(value.detach(), requires_grad=False)
     return value
@@ -101,9 +73,11 @@ def store_tensor(model: GraphModule, name: str, value: torch.Tensor) -> None:
     holder = _submodule(model, path)
     if isinstance(value, torch.nn.Parameter):
         holder._buffers.pop(last, None)
+        vars(holder).pop(last, None)  # a constant that export lifted is a plain attribute
         holder.register_parameter(last, value)
     else:
         holder._parameters.pop(last, None)
+        vars(holder).pop(last, None)
         holder.register_buffer(last, value)
 
 
@@ -198,7 +172,7 @@ def _is_read_only(node: Node) -> bool:
 
 
 def drop_unused_tensors(model: GraphModule) -> None:
-    """Forget parameters and buffers that no node reads, and modules that are empty without them.
+    """Forget stored tensors that no node reads, and modules that are empty without them.
 
     Modules that the graph calls or passes on (branches of control flow) are left as they are.
     """
@@ -215,6 +189,10 @@ def _drop_below(module: torch.nn.Module, path: str, targets: set[str]) -> None:
         for name in [name for name in table if path + name not in targets]:
             del table[name]
             module._non_persistent_buffers_set.discard(name)
+    plain = [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
+    for name in plain:
+        if path + name not in targets:
+            del vars(module)[name]
     for name, child in list(module._modules.items()):
         if child is None or path + name in targets:
             continue

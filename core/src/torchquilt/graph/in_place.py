@@ -15,7 +15,8 @@ from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node, map_arg
 
 from torchquilt.errors import ModelError
-from torchquilt.graph.edits import memory_of, take_origin
+from torchquilt.graph.edits import take_origin
+from torchquilt.graph.storage import span_of
 from torchquilt.graph.values import attribute, is_overwritten, operator_of, returns_view, writes, writes_to
 
 
@@ -28,15 +29,28 @@ def unify_written_memory(model: GraphModule) -> GraphModule:
     Raises:
         ModelError: none of the tensors is the whole.
     """
-    readers: dict[int, list[Node]] = {}
-    for node in model.graph.find_nodes(op="get_attr"):
-        value = attribute(model, str(node.target))
-        if isinstance(value, torch.Tensor):
-            readers.setdefault(memory_of(value), []).append(node)
-    for nodes in readers.values():
+    for nodes in _readers_of_one_memory(model):
         if len(nodes) > 1 and any(map(is_overwritten, nodes)):
             _read_as_views(model, nodes)
     return model
+
+
+def _readers_of_one_memory(model: GraphModule) -> list[list[Node]]:
+    """The nodes that read stored tensors, those together whose tensors overlap."""
+    spans: list[tuple[tuple[int, int], int, Node]] = []
+    for node in model.graph.find_nodes(op="get_attr"):
+        value = attribute(model, str(node.target))
+        span = span_of(value) if isinstance(value, torch.Tensor) else None
+        if span is not None:
+            spans.append((span, len(spans), node))
+    found: list[list[Node]] = []
+    reached = 0
+    for (start, end), _, node in sorted(spans):
+        if start >= reached:
+            found.append([])
+        found[-1].append(node)
+        reached = max(reached, end)
+    return found
 
 
 def _read_as_views(model: GraphModule, nodes: list[Node]) -> None:

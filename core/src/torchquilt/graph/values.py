@@ -43,6 +43,12 @@ def is_float_tensor(node: Node) -> bool:
     return value is not None and value.dtype.is_floating_point and value.dtype.itemsize in (2, 4)
 
 
+def is_empty(node: Node) -> bool:
+    """Whether the node returns a tensor that never has an element."""
+    value = tensor_of(node)
+    return value is not None and any(isinstance(size, int) and size == 0 for size in value.shape)
+
+
 def rank(node: Node) -> int | None:
     """Number of dimensions, or None where it is not one tensor."""
     value = tensor_of(node)
@@ -133,7 +139,7 @@ def is_constant(node: Node) -> bool:
         if current.op == "get_attr":
             if not _is_constant_tensor(current):
                 return False
-        elif current.all_input_nodes and _is_pure(current):
+        elif current.all_input_nodes and _is_pure(current) and not is_overwritten(current):
             pending.extend(current.all_input_nodes)
         else:
             return False
@@ -156,6 +162,7 @@ def constant_nodes(graph: Graph, identities: Container[str] = ()) -> frozenset[N
         else:
             inputs = node.all_input_nodes
             holds = bool(inputs) and _is_pure(node) and constant.issuperset(inputs)
+            holds = holds and not is_overwritten(node)
         if holds:
             constant.add(node)
     return frozenset(constant)

@@ -13,7 +13,8 @@ import torch
 from torch._subclasses import FakeTensor
 
 from torchquilt.errors import CalibrationError
-from torchquilt.observers import MinMaxObserver, Observer, QParams
+from torchquilt.observers import MinMaxObserver, Observer, QParams, qparams_of_range
+from torchquilt.observers.qparams import as_rows
 from torchquilt.spec import DerivedQuantizationSpec, FixedQParamsQuantizationSpec, OwnSpec, QuantizationSpec
 
 _S = TypeVar("_S", bound=OwnSpec)
@@ -89,21 +90,27 @@ class ConstantPoint(QuantizationPoint[QuantizationSpec]):
     def qparams_for(self, values: list[torch.Tensor]) -> QParams:
         """The parameters for the constants at the places of the point, min-max.
 
+        Constants without elements have those of zeros.
+
         Raises:
             CalibrationError: a value does not have the shape that the spec needs, or no finite element.
         """
         observer = MinMaxObserver(self.spec)
         try:
+            if all(value.numel() == 0 for value in values):
+                zeros = torch.zeros(as_rows(values[0], self.spec)[1])
+                return qparams_of_range(zeros, zeros, self.spec)
             for value in values:
                 observer.update(value)
             return observer.qparams()
         except (CalibrationError, ValueError) as error:
             shapes = ", ".join(str(tuple(value.shape)) for value in values)
+            cause = error.problem if isinstance(error, CalibrationError) else error
             raise CalibrationError(
                 "This constant cannot be quantized as asked.",
                 node=", ".join(self.places),
                 expected=str(self.spec),
-                got=f"shape {shapes}: {error}",
+                got=f"shape {shapes}: {cause}",
                 remedy="leave it in float, or choose a granularity that fits its shape",
             ) from error
 

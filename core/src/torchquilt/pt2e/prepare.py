@@ -13,7 +13,7 @@ from torchquilt.graph.bodies import Region
 from torchquilt.graph.edits import redirect, take_origin
 from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, run_passes
-from torchquilt.graph.values import constant_nodes
+from torchquilt.graph.values import constant_nodes, operator_of
 from torchquilt.observers import ObserverFactory, make_observer
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.groups import Group, place_name, producer_of
@@ -161,8 +161,10 @@ def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeO
 
 
 def _only_checks(user: Node) -> bool:
-    """Whether a node returns nothing, as the guards that export puts on the inputs."""
-    return user.op == "call_module" and not user.users
+    """Whether a node returns nothing, as the guards and the assertions that export writes."""
+    operator = operator_of(user)
+    returns_nothing = user.op == "call_module" or (operator is not None and not operator._schema.returns)
+    return returns_nothing and not user.users
 
 
 def _point_after(model: GraphModule, after: Node, name: str, source: Node, serves: Node) -> Node:
