@@ -153,11 +153,12 @@ def erase_unused(node: Node) -> None:
 def drop_dead_nodes(model: GraphModule) -> GraphModule:
     """Erase what is computed and not used, which export keeps; changes ``model``.
 
-    What checks something, writes somewhere or draws random numbers stays.
+    What checks something, writes somewhere or draws random numbers stays. So does what only reads a stored
+    tensor: the names of a tensor that has several are in the same order in every export, used or not.
     """
     size = len(model.graph.nodes)
     for node in reversed(list(model.graph.nodes)):
-        if not node.users:
+        if not node.users and node.op != "get_attr":
             erase_unused(node)
     if len(model.graph.nodes) < size:
         model.recompile()
