@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -75,9 +76,14 @@ def oracle_quantizer(*, is_per_channel: bool = True, is_dynamic: bool = False) -
     return OracleQuantizer().set_global(config)
 
 
+def our_config(*, is_per_channel: bool = True, is_dynamic: bool = False) -> tq.QuantizationConfig:
+    """Ours with the same numbers."""
+    return get_symmetric_quantization_config(is_per_channel=is_per_channel, is_dynamic=is_dynamic)
+
+
 def our_quantizer(*, is_per_channel: bool = True, is_dynamic: bool = False) -> XNNPACKQuantizer:
     """Ours, asked for the same."""
-    config = get_symmetric_quantization_config(is_per_channel=is_per_channel, is_dynamic=is_dynamic)
+    config = our_config(is_per_channel=is_per_channel, is_dynamic=is_dynamic)
     return XNNPACKQuantizer().set_global(config)
 
 
@@ -112,6 +118,21 @@ def are_bit_equal(left: GraphModule, right: GraphModule, inputs: tuple[torch.Ten
 def describe(model: GraphModule) -> list[str]:
     """The computing nodes of a converted graph in order, one line each, inputs and outputs among them."""
     return _Description(model).lines()
+
+
+def per_token(line: str) -> str:
+    """A line of the oracle's description with its dynamic steps per token instead of per tensor."""
+    tensor = "choose_qparams.tensor[0], choose_qparams.tensor[1], -128, 127, torch.int8"
+    token = tensor.replace("choose_qparams.tensor", "choose_qparams_per_token_asymmetric.default")
+    line = line.replace(
+        f"dequantize_per_tensor.tensor({tensor})", f"dequantize_per_token.default({token}, torch.float32)"
+    )
+    return line.replace(f"quantize_per_tensor.tensor({tensor})", f"quantize_per_token.default({token})")
+
+
+def functional(line: str) -> str:
+    """A line of a description with an operator that does not write in place."""
+    return re.sub(r"^(aten\.\w+)_\.", r"\1.", line)
 
 
 def steps_of(model: GraphModule) -> Counter[str]:
