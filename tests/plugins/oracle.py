@@ -141,12 +141,43 @@ def steps_of(model: GraphModule) -> Counter[str]:
     return Counter(description.step(node) for node in model.graph.nodes if _is_step(node))
 
 
+@attrs.frozen
+class Call:
+    """One computing node of a converted graph, or its output.
+
+    Args:
+        name: short name of the operator, or ``output``.
+        reads: for each tensor that it reads, whether that has been quantized.
+        sources: for each of them, the number of the call that computed it; None for an input or a constant.
+    """
+
+    name: str
+    reads: tuple[bool, ...]
+    sources: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join('q' if quantized else '-' for quantized in self.reads)})"
+
+
+def calls_of(model: GraphModule) -> list[Call]:
+    """What a converted graph computes, in order, without what quantizes and dequantizes."""
+    numbers: dict[Node, int] = {}
+    found = []
+    for node in model.graph.nodes:
+        if node.op == "output" or (node.op == "call_function" and not _is_machinery(node)):
+            numbers[node] = len(found)
+            tensors = _tensors(node)
+            sources = tuple(numbers.get(_origin(tensor)) for tensor in tensors)
+            found.append(Call(_short_name(node), tuple(map(_is_step, tensors)), sources))
+    return found
+
+
 def outline(model: GraphModule) -> list[str]:
     """The operators of a converted graph in order, and which of the tensors that they read are quantized.
 
     ``conv2d(q, q, -)``: input and weight are, the bias is read as it is.
     """
-    return _Description(model).outline()
+    return [str(call) for call in calls_of(model)]
 
 
 class _Description:
@@ -164,14 +195,6 @@ class _Description:
             arguments += [f"{key}={self._argument(value)}" for key, value in node.kwargs.items()]
             name = str(node.target) if node.op == "call_function" else node.op
             found.append(f"{name}({', '.join(arguments)}) -> %{self.numbers[node]}")
-        return found
-
-    def outline(self) -> list[str]:
-        found = []
-        for node in self.model.graph.nodes:
-            if node.op == "output" or (node.op == "call_function" and not _is_machinery(node)):
-                read = ["q" if _is_step(source) else "-" for source in _tensors(node)]
-                found.append(f"{_short_name(node)}({', '.join(read)})")
         return found
 
     def _argument(self, value: Any) -> str:
@@ -209,6 +232,13 @@ class _Description:
         for part in str(node.target).split("."):
             tensor = getattr(tensor, part)
         return f"{str(tensor.dtype).removeprefix('torch.')}{tensor.detach().tolist()}"
+
+
+def _origin(node: Node) -> Node:
+    """The node whose value has been quantized and dequantized."""
+    while _is_step(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _short_name(node: Node) -> str:
