@@ -16,6 +16,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+import control_flow
 import torchquilt as tq
 
 # ----------------------------------------------------------------------------------------------------------
@@ -108,7 +109,8 @@ def decisions(model: GraphModule) -> dict[str, tuple[Any, ...]]:
 
 def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
     """Signal to quantization noise ratio in dB: 20 is noise of a tenth of the signal's norm."""
-    noise = float((reference - other).norm())
+    reference = reference.detach()
+    noise = float((reference - other.detach()).norm())
     return math.inf if noise == 0 else 20 * math.log10(max(float(reference.norm()), 1e-30) / noise)
 
 
@@ -302,16 +304,18 @@ _TWO_INPUTS = ("add", "mul", "cat")
 
 def _layer_name(step: Step, shapes: tuple[tuple[int, ...], ...]) -> str:
     """Layers of one kind for one width that have one number are one layer."""
-    if step.kind not in ("linear", "conv", "depthwise", "conv_bn", "norm"):
+    if step.kind not in ("linear", "conv", "depthwise", "conv_bn", "norm", *control_flow.LAYERS):
         return ""
     shape = shapes[step.inputs[0]]
-    width = shape[-1] if step.kind in ("linear", "norm") else shape[1]
+    width = shape[1] if step.kind in ("conv", "depthwise", "conv_bn") else shape[-1]
     return f"{step.kind}_{width}_{step.number}"
 
 
 def _layer(step: Step, shape: tuple[int, ...]) -> nn.Module:
     if step.kind == "linear":
         return nn.Linear(shape[-1], 6 + step.number, bias=step.number > 0)
+    if step.kind in control_flow.LAYERS:
+        return control_flow.LAYERS[step.kind](shape[-1])
     if step.kind == "norm":
         return nn.LayerNorm(shape[-1], elementwise_affine=False)
     width = shape[1]
@@ -341,7 +345,7 @@ def _kinds(shape: tuple[int, ...]) -> list[str]:
 
 
 @st.composite
-def random_models(draw: st.DrawFn) -> RandomModel:
+def random_models(draw: st.DrawFn, with_control_flow: bool = False) -> RandomModel:
     """A model of two to eight steps over an image, a sequence or a matrix, with an example input."""
     shape = draw(st.sampled_from([(2, 4, 6, 6), (2, 5, 8), (4, 8)]))
     x = normal(*shape, seed=draw(st.integers(0, 2**16)))
@@ -354,6 +358,9 @@ def random_models(draw: st.DrawFn) -> RandomModel:
         if sum(step.kind == "mul" for step in steps) >= 2:
             # Products of products are mostly near zero with a few large values, which suits no grid.
             kinds.remove("mul")
+        # Control flow is slow to export: one in every eight models has it, and once.
+        if with_control_flow and not steps and draw(st.integers(0, 7)) == 7:
+            kinds = sorted(control_flow.LAYERS)
         kind = draw(st.sampled_from(kinds))
         inputs = [first]
         if kind in _TWO_INPUTS:

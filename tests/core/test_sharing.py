@@ -424,7 +424,7 @@ def test_independent_nodes_may_stand_in_any_order(model: RandomModel, chance: ra
     reorder(modules[1], chance)
     groups, results = [], []
     for module in modules:
-        found = annotate_copy(module, quantizer, strict=False).groups
+        ((_, found),) = annotate_copy(module, quantizer, strict=False).groups
         groups.append({(str(group.spec), frozenset(map(place_name, group.places))) for group in found})
         prepared = tq.prepare_pt2e(module, quantizer, activation_observer="minmax", strict=False)
         results.append(outputs(tq.convert_pt2e(tq.calibrate(prepared, [(x,)])), x))

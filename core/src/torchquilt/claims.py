@@ -14,7 +14,8 @@ import attrs
 
 from torchquilt.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.config import QuantizationConfig
-from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name
+from torchquilt.graph.memory import Memory
+from torchquilt.graph.values import constant_nodes, is_empty, is_float_tensor, overload_name
 from torchquilt.intent import Intent, Rule
 from torchquilt.pattern import Match, Reject
 from torchquilt.spec import (
@@ -94,7 +95,7 @@ def decide(
 
     What other quantizers annotated is respected. The cost is linear in the nodes of the graph.
     """
-    decision = _Decision(intent, table.rows_starting_with(), constant_nodes(graph))
+    decision = _Decision(intent, table.rows_starting_with(), constant_nodes(graph), Memory(graph))
     for node in graph.nodes:
         rejected: list[Reject] = []
         for row in decision.index.get(overload_name(node), ()):
@@ -113,10 +114,15 @@ class _Decision:
     """What has been decided so far in one pass over a graph."""
 
     def __init__(
-        self, intent: Intent, index: dict[str, tuple[SupportRow, ...]], constants: frozenset[Node]
+        self,
+        intent: Intent,
+        index: dict[str, tuple[SupportRow, ...]],
+        constants: frozenset[Node],
+        memory: Memory,
     ) -> None:
         self.intent = intent
         self.constants = constants
+        self.memory = memory
         self.index = index
         self._claimed: set[Node] = set()
         self._outputs: dict[Node, QuantizationSpec | None] = {}
@@ -176,9 +182,14 @@ class _Decision:
         """Prepare has made functional what can be; what still writes is seen by others."""
         # Where the output stays in float, what is written into it later changes nothing here.
         written = match.nodes if "output_activation" in dict(row.specs) else match.nodes[:-1]
-        for tensor in (*(producer for producer, _, _ in match.operands), *written):
-            if is_overwritten(tensor):
-                return Reject("writes_in_place", (tensor,), f"the model writes into {tensor.name}")
+        spoilt = [
+            producer
+            for producer, user, _ in match.operands
+            if not self.memory.edge_can_be_copied(producer, user)
+        ]
+        spoilt += [node for node in written if not self.memory.output_can_be_copied(node)]
+        if spoilt:
+            return Reject("writes_in_place", (spoilt[0],), f"the model writes into {spoilt[0].name}")
         return None
 
     def _constant(self, match: Match) -> Reject | None:
@@ -218,6 +229,8 @@ class _Decision:
                 return Reject(
                     "not_float", (node,), f"{node.name} is not a float32, float16 or bfloat16 tensor"
                 )
+            if is_empty(node):
+                return Reject("no_elements", (node,), f"{node.name} has no elements, and so no range")
         return None
 
     def _broken_constraint(self, row: SupportRow, match: Match) -> Reject | None:

@@ -18,8 +18,10 @@ import attrs
 
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError
-from torchquilt.graph.scope import is_inside, module_paths, scopes_of
-from torchquilt.operators import ObjectType
+from torchquilt.graph.bodies import nodes_of
+from torchquilt.graph.decomposition import decomposed_from, explanation
+from torchquilt.graph.scope import Scope, is_inside, module_paths, scopes_of
+from torchquilt.operators import OPERATORS, ObjectType
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -56,7 +58,7 @@ class ObjectTypeRule:
     def matches(self, node: Node) -> bool:
         """Whether the rule is about a node, also where a more specific one decides."""
         if self.type.kind == "module":
-            return any(scope.type_name == self.type.name for scope in scopes_of(node))
+            return any(_is_instance(scope, node, self.type.name) for scope in scopes_of(node))
         return node.op == "call_function" and str(node.target) in self.type.overloads
 
     def __str__(self) -> str:
@@ -130,7 +132,7 @@ class Intent:
                 return rule
         for scope in reversed(scopes_of(node)):
             for rule in about:
-                if rule.type.name == scope.type_name:
+                if _is_instance(scope, node, rule.type.name):
                     return rule
         return self.global_rule
 
@@ -160,7 +162,7 @@ class Intent:
             model: the model as it was exported, before anything in it was folded or rewritten.
             quantizer: who has the rules, for the errors.
         """
-        nodes = [node for node in model.graph.nodes if node.op == "call_function"]
+        nodes = [node for node in nodes_of(model) if node.op == "call_function"]
         deciding = Counter(self.rule_for(node) for node in nodes)
         found = []
         rules: tuple[Rule, ...] = (*self.name_rules, *self.type_rules)
@@ -182,6 +184,18 @@ class Intent:
         return tuple(found)
 
 
+def _is_instance(scope: Scope, node: Node, class_name: str) -> bool:
+    """Whether the module of a scope is of a class.
+
+    In bodies of control flow non-strict export does not say the class. There it is the one that the operator
+    comes from, if it comes from one.
+    """
+    if scope.type_name:
+        return scope.type_name == class_name
+    target = str(node.target)
+    return any(class_name in known.modules and target in known.overloads for known in OPERATORS)
+
+
 def _names_a_module(rule: Rule, model: GraphModule) -> bool:
     """Whether a rule names a module that exists though no operator is left of it (dropout, an identity)."""
     if not isinstance(rule, ModuleNameRule):
@@ -192,17 +206,20 @@ def _names_a_module(rule: Rule, model: GraphModule) -> bool:
 def _about_nothing(rule: Rule, model: GraphModule, quantizer: str) -> IntentError:
     if isinstance(rule, ModuleNameRule):
         wanted = rule.name
-        known = module_paths(model.graph) | {name for name, _ in model.named_modules()}
+        known = module_paths(nodes_of(model)) | {name for name, _ in model.named_modules()}
         problem, otherwise = f"No module is called {wanted!r}.", "model.named_modules() lists the names"
         expected = "the name of a module of the exported model"
     else:
         assert isinstance(rule, ObjectTypeRule)
         wanted = rule.type.name
-        known = frozenset(scope.type_name for node in model.graph.nodes for scope in scopes_of(node))
-        known |= {str(node.target) for node in model.graph.nodes if node.op == "call_function"}
+        known = frozenset(scope.type_name for node in nodes_of(model) for scope in scopes_of(node))
+        known |= {str(node.target) for node in nodes_of(model) if node.op == "call_function"}
         problem, otherwise = f"Nothing in this model comes from {wanted}.", "remove the rule"
         expected = "a module class or an operator that the model uses"
     near = difflib.get_close_matches(wanted, sorted(known), n=3, cutoff=0.5)
+    for node in model.graph.nodes:
+        if isinstance(rule, ObjectTypeRule) and rule.type.is_of(decomposed_from(node)):
+            near, otherwise = [], explanation(node)
     return IntentError(
         problem,
         quantizer=quantizer,

@@ -7,6 +7,7 @@ The reason codes are stable:
 
 ==========================  ============================================================================
 ``unsupported_op``          no quantizer here has a row for the operator
+``decomposed``              likewise, and ``run_decompositions()`` made it of one that they may have one for
 ``not_asked``               no rule asks for it
 ``excluded_by_intent``      a rule says that it stays in float
 ``excluded_by_filter``      the filter function leaves it out
@@ -15,11 +16,15 @@ The reason codes are stable:
 ``constraint:<code>``       a condition of the row does not hold
 ``constant``                it is computed from constants alone
 ``not_float``               the tensors are not floating point
+``no_elements``             a tensor has no elements
 ``writes_in_place``         it writes into a tensor that others can see
 ``used_elsewhere``          the chain cannot be fused, since a tensor inside of it has other users
 ``no_quantized_neighbour``  it only passes on what it gets, and gets nothing that is quantized
 ``neighbour_not_supported`` it only passes on what it gets, and the backend cannot take that
 ``not_annotated``           the quantizer chose not to, and says no more
+``control_flow``            it runs bodies, whose operators have rows of their own (``body.node``)
+``body_not_entered``        a higher-order operator that is not known, so its body is left as it is
+``never_reached``           calibration never reached it (``convert_pt2e(..., unseen="float")``)
 ==========================  ============================================================================
 """
 

@@ -167,6 +167,10 @@ class ObjectType:
     name: str
     overloads: tuple[str, ...] = ()
 
+    def is_of(self, packet: str) -> bool:
+        """Whether an overload of this operator (``aten.linear``) is meant."""
+        return any(overload.rpartition(".")[0] == packet for overload in self.overloads)
+
 
 def object_type(subject: object, known: tuple[Operator, ...] = OPERATORS) -> ObjectType:
     """Understand a module class, a functional, an ATen overload or packet, or a name of one of these.

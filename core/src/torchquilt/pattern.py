@@ -27,6 +27,7 @@ _ORDER_OF_QUESTIONS = (
     "constant",
     "writes_in_place",
     "not_float",
+    "no_elements",
     "not_asked",
     "excluded_by_intent",
     "excluded_by_filter",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchquilt.annotation import annotate_node, annotation_of
@@ -10,6 +11,8 @@ from torchquilt.capability import Capabilities, Capability
 from torchquilt.claims import Claim, decide
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError
+from torchquilt.graph.bodies import nodes_of, regions
+from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.edits import lift_scalar
 from torchquilt.intent import GlobalRule, Intent, ModuleNameRule, ObjectTypeRule, Rule
 from torchquilt.operators import OPERATORS, ObjectType, object_type
@@ -243,7 +246,7 @@ class PatternQuantizer(Quantizer):
         A rule about a module or a type is looked at by itself, the global one together with the rest:
         it is met as soon as anything at all is annotated.
         """
-        nodes = [node for node in model.graph.nodes if node.op == "call_function"]
+        nodes = [node for node in nodes_of(model) if node.op == "call_function"]
         deciding: dict[Rule | None, list[Node]] = {}
         for node in nodes:
             deciding.setdefault(self.intent.rule_for(node), []).append(node)
@@ -254,8 +257,9 @@ class PatternQuantizer(Quantizer):
         else:
             deciding = {}
         rejected = self.rejections(model)
+        operators = {overload.rpartition(".")[0] for overload in self.table.rows_starting_with()}
         return tuple(
-            _nothing_came_of(rule, about, rejected, self.name)
+            _nothing_came_of(rule, about, rejected, self.name, operators)
             for rule, about in deciding.items()
             if all(annotation_of(node) is None for node in about)
         )
@@ -263,7 +267,8 @@ class PatternQuantizer(Quantizer):
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
         """For each node that the table has rows for and nobody took: the most telling reason."""
         found: dict[Node, tuple[tuple[str, Reject], ...]] = {}
-        for node, decision in decide(self.table, self.intent, model.graph):
+        decisions = (decide(self.table, self.intent, region.module.graph) for region in regions(model))
+        for node, decision in chain.from_iterable(decisions):
             if annotation_of(node) is not None:
                 continue
             if isinstance(decision, Claim):  # what it needed was annotated after it had been asked
@@ -294,11 +299,14 @@ def _nothing_came_of(
     nodes: list[Node],
     rejected: dict[Node, tuple[tuple[str, Reject], ...]],
     quantizer: str,
+    operators: set[str],
 ) -> IntentError:
     """The error for a rule that nothing came of, with up to five different reasons."""
     reasons = dict.fromkeys(
         f"{reject.code}: {reject.text}" for node in nodes for _, reject in rejected.get(node, ())
     )
+    made = [node for node in nodes if decomposed_from(node) in operators]
+    reasons = dict.fromkeys((*(f"decomposed: {explanation(node)}" for node in made[:1]), *reasons))
     known = "; ".join([*reasons][:5]) or "no row of the table starts with any of these: " + ", ".join(
         dict.fromkeys(str(node.target) for node in nodes)
     )
@@ -308,7 +316,9 @@ def _nothing_came_of(
         quantizer=quantizer,
         expected="at least one operator that is quantized",
         got=known,
-        remedy="ask for what the backend supports (quantization_capabilities()), or remove the rule",
+        remedy="prepare the program as torch.export gave it, before run_decompositions()"
+        if made
+        else "ask for what the backend supports (quantization_capabilities()), or remove the rule",
     )
 
 

@@ -12,6 +12,7 @@ import attrs
 
 from torchquilt.artifact.lock import OperatorCount, QuantizedTensor, StoredTensor
 from torchquilt.errors import ArtifactError
+from torchquilt.graph.bodies import name_operands, placeholders, regions
 from torchquilt.graph.scope import module_path
 from torchquilt.graph.values import operator_of
 from torchquilt.spec import dtype_name
@@ -101,8 +102,8 @@ def operator_counts(program: ExportedProgram) -> tuple[OperatorCount, ...]:
 def quantized_tensors(program: ExportedProgram) -> tuple[QuantizedTensor, ...]:
     """The parameters of each quantized tensor, as its quantize or dequantize operator has them."""
     found: dict[str, QuantizedTensor] = {}
+    stored = _stored_names(program)
     for prefix, graph in _graphs(program):
-        stored = _stored_names(program) if not prefix else {}
         for node in graph.nodes:
             row = _quantized_tensor(node, prefix, stored)
             if row is None:
@@ -116,7 +117,7 @@ def quantized_tensors(program: ExportedProgram) -> tuple[QuantizedTensor, ...]:
     return tuple(found.values())
 
 
-def _quantized_tensor(node: Node, prefix: str, stored: Mapping[str, str]) -> QuantizedTensor | None:
+def _quantized_tensor(node: Node, prefix: str, stored: Mapping[Node, str]) -> QuantizedTensor | None:
     form = _form(node)
     if form is None:
         return None
@@ -127,12 +128,10 @@ def _quantized_tensor(node: Node, prefix: str, stored: Mapping[str, str]) -> Qua
         return None  # what is behind a quantize operator is told by that one
     scale = _parameter(arguments.get("scale", arguments.get("scales")), stored)
     zero_point = _parameter(arguments.get("zero_point", arguments.get("zero_points")), stored)
-    if not is_quantize and source.name in stored:
-        kind = "constant"
-    else:
-        kind = "dynamic" if scale is None else "static"
+    is_constant = not is_quantize and source in stored
+    kind = "constant" if is_constant else "dynamic" if scale is None else "static"
     return QuantizedTensor(
-        name=stored.get(source.name, f"{prefix}{source.name}"),
+        name=stored.get(source, f"{prefix}{source.name}"),
         kind=kind,
         module=module_path(node),
         dtype=dtype_name(arguments["dtype"]),
@@ -168,21 +167,25 @@ def _arguments(node: Node) -> dict[str, Any]:
     }
 
 
-def _parameter(value: Any, stored: Mapping[str, str]) -> float | str | None:
+def _parameter(value: Any, stored: Mapping[Node, str]) -> float | str | None:
     """A number as it is, a stored tensor by its name, None for what the program computes."""
     if isinstance(value, (int, float)):
         return value
-    return stored.get(value.name) if value is not None else None
+    return stored.get(value) if value is not None else None
 
 
-def _stored_names(program: ExportedProgram) -> dict[str, str]:
-    """Name of an input of the graph that stands for a stored tensor → name of that tensor."""
+def _stored_names(program: ExportedProgram) -> dict[Node, str]:
+    """Input of the graph, or of a body in it, that stands for a stored tensor → name of that tensor."""
     signature = program.graph_signature
-    return {
+    names = {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
+    stored = {node: names[node.name] for node in placeholders(program.graph) if node.name in names}
+    for region in regions(program.graph_module):
+        name_operands(region, stored)
+    return stored
 
 
 def _graphs(program: ExportedProgram) -> Iterator[tuple[str, Graph]]:

@@ -20,6 +20,7 @@ from torchquilt.artifact.lock import Entry, Lock, Plugin
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.artifact.replacing import replacing
 from torchquilt.errors import ArtifactError, ModelError
+from torchquilt.graph.inputs import call_arguments
 from torchquilt.plugins.registry import backends
 
 if TYPE_CHECKING:
@@ -140,11 +141,7 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
 def _exported(model: GraphModule, example_inputs: object, dynamic_shapes: Any) -> ExportedProgram:
     import torch
 
-    if isinstance(example_inputs, Mapping):
-        args, kwargs = (), dict(example_inputs)
-    else:
-        args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-        kwargs = {}
+    args, kwargs = call_arguments(model, example_inputs)
     try:
         shapes = _kept_shapes(model, args, kwargs) if dynamic_shapes is None else dynamic_shapes
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)

@@ -1,9 +1,13 @@
 """Folding BatchNorm into the operator before it, where the two are provably equal to one.
 
-``bn(conv(x)) = conv'(x)`` with the weight scaled and the bias shifted for each output channel, as in
-``torch.nn.utils.fusion``, which does the arithmetic here. It holds when the statistics are fixed
-(evaluation mode), nobody else reads what the BatchNorm reads, and the channel that BatchNorm
+``bn(conv(x)) = conv'(x)``, where for each output channel, with ``s = gamma / sqrt(variance + eps)``, the
+weight is multiplied by ``s`` and the bias becomes ``(bias - mean) * s + beta`` (Jacob et al. 2017,
+arXiv:1712.05877, section 3.2). It holds when all of these are constants (evaluation mode, statistics
+that nothing writes to), nobody else reads what the BatchNorm reads, and the channel that BatchNorm
 normalises (dimension 1 of its input) is the output channel of the operator.
+
+A BatchNorm *before* a convolution is never folded: with padding the border would have to be padded with
+other numbers than zero, and without it the two would be two orders of rounding for nothing gained.
 """
 
 from __future__ import annotations
@@ -13,21 +17,21 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from torchquilt.graph.edits import drop_unused_tensors, erase_unused, fake_like, free_name, store_tensor
-from torchquilt.graph.values import attribute, overload_name, rank
+from torchquilt.graph.constants import constant_value
+from torchquilt.graph.edits import drop_unused_tensors, erase_unused, free_name, read_tensor
+from torchquilt.graph.scope import module_path
+from torchquilt.graph.values import argument_of, constant_nodes, overload_name, rank
 
-_CONVOLUTIONS = {
-    "aten.conv1d.default": 3,
-    "aten.conv1d.padding": 3,
-    "aten.conv2d.default": 4,
-    "aten.conv2d.padding": 4,
-    "aten.conv3d.default": 5,
-    "aten.conv3d.padding": 5,
+# Overload → the rank of the output at which dimension 1 is the output channel (that is: with a batch).
+_CONVOLUTIONS = {f"aten.conv{n}d.{form}": n + 2 for n in (1, 2, 3) for form in ("default", "padding")}
+_TRANSPOSED = {
+    "aten.conv_transpose1d.default": 3,
+    "aten.conv_transpose2d.input": 4,
+    "aten.conv_transpose3d.input": 5,
 }
 # A linear's output channel is its last dimension, which is dimension 1 for matrices only.
-_FOLDS_INTO = {**_CONVOLUTIONS, "aten.linear.default": 2}
+_FOLDS_INTO = {**_CONVOLUTIONS, **_TRANSPOSED, "aten.linear.default": 2}
 
 
 def fold_batch_norm(model: GraphModule) -> GraphModule:
@@ -35,100 +39,111 @@ def fold_batch_norm(model: GraphModule) -> GraphModule:
 
     A weight that somebody else reads, too, is left alone: the folded one gets a name of its own.
     """
-    folded = False
-    reads = Counter(
-        str(node.target) for node in model.graph.nodes if node.op == "get_attr" for _ in node.users
-    )
+    folding = _Folding(model)
     for node in list(model.graph.nodes):
-        batch_norm = _foldable(node)
-        if batch_norm is not None:
-            _fold(model, node, batch_norm, reads)
-            folded = True
-    if folded:
+        while folding.fold_into(node):
+            pass  # conv → bn → bn: the next one now stands behind the convolution
+    if folding.is_any_folded:
         drop_unused_tensors(model)
         model.recompile()
     return model
 
 
-def _foldable(node: Node) -> Node | None:
-    """The BatchNorm to fold into ``node``, or None."""
-    expected_rank = _FOLDS_INTO.get(overload_name(node))
-    if expected_rank is None or len(node.users) != 1 or rank(node) != expected_rank:
-        return None
-    (user,) = node.users
-    if overload_name(user) != "aten.batch_norm.default" or user.args[0] is not node:
-        return None
-    is_training, statistics = user.args[5], (user.args[3], user.args[4])
-    tensors = (*_weight_and_bias(node), *user.args[1:5])
-    fixed = all(tensor is None or _is_read(tensor) for tensor in tensors)
-    return user if fixed and not is_training and None not in statistics else None
+class _Folding:
+    """One pass over a graph, and what it has to know about all of it."""
+
+    def __init__(self, model: GraphModule) -> None:
+        self.model = model
+        self.is_any_folded = False
+        self._constants = set(constant_nodes(model.graph))
+        self._reads = Counter(str(node.target) for node in model.graph.nodes if node.op == "get_attr")
+
+    def fold_into(self, node: Node) -> bool:
+        """Fold the BatchNorm behind ``node``; answers whether there was one that can be folded."""
+        batch_norm = self._batch_norm_behind(node)
+        values = None if batch_norm is None else self._folded(node, batch_norm)
+        if batch_norm is None or values is None:
+            return False
+        replaced = [argument_of(node, role) for role in ("weight", "bias")]
+        new = (self._store(node, "weight", values[0]), self._store(node, "bias", values[1]))
+        node.args = (argument_of(node, "input"), *new, *node.args[3:])
+        node.kwargs = {key: v for key, v in node.kwargs.items() if key not in ("input", "weight", "bias")}
+        batch_norm.replace_all_uses_with(node)
+        sources = [source for source in batch_norm.all_input_nodes if source is not node]
+        self.model.graph.erase_node(batch_norm)
+        for source in (*sources, *replaced):
+            if source is not None:
+                erase_unused(source)
+        self.is_any_folded = True
+        return True
+
+    def _batch_norm_behind(self, node: Node) -> Node | None:
+        """The BatchNorm that alone reads ``node``, if both have nothing but constants beside their input."""
+        if len(node.users) != 1 or overload_name(node) not in _FOLDS_INTO:
+            return None
+        if rank(node) != _FOLDS_INTO[overload_name(node)]:
+            return None
+        (user,) = node.users
+        if overload_name(user) != "aten.batch_norm.default" or argument_of(user, "input") is not node:
+            return None
+        statistics = (argument_of(user, "running_mean"), argument_of(user, "running_var"))
+        if argument_of(user, "training") or None in statistics:
+            return None
+        weight = argument_of(node, "weight")
+        affine = (argument_of(node, "bias"), argument_of(user, "weight"), argument_of(user, "bias"))
+        if any(source not in self._constants for source in (weight, *statistics, *affine) if source):
+            return None
+        # F.linear takes a vector for a weight, too, and then has no output channel.
+        return user if (rank(weight) or 0) >= 2 else None
+
+    def _folded(self, node: Node, batch_norm: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Weight and bias with the BatchNorm in them, in the dtype of the weight; None if they overflow it.
+
+        Half precision is folded in float32 and rounded once.
+        """
+
+        def value(of: Node, name: str) -> Any:
+            source = argument_of(of, name)
+            if source is None:
+                return None
+            found = constant_value(self.model, source)
+            return found.float() if found.dtype.itemsize < 4 else found
+
+        dtype = constant_value(self.model, argument_of(node, "weight")).dtype
+        mean, variance = value(batch_norm, "running_mean"), value(batch_norm, "running_var")
+        gamma, beta = value(batch_norm, "weight"), value(batch_norm, "bias")
+        bias = value(node, "bias")
+        with torch.no_grad():
+            scale = torch.rsqrt(variance + argument_of(batch_norm, "eps"))
+            scale = scale if gamma is None else scale * gamma
+            shift = (-mean if bias is None else bias - mean) * scale
+            shift = shift if beta is None else shift + beta
+            weight = _scaled(node, value(node, "weight"), scale).to(dtype)
+            shift = shift.to(dtype)
+        return (weight, shift) if weight.isfinite().all() and shift.isfinite().all() else None
+
+    def _store(self, node: Node, role: str, value: torch.Tensor) -> Node:
+        """A node that reads the new value: under the old name if only ``node`` reads that, else a new one."""
+        source = argument_of(node, role)
+        if source is None or source.op != "get_attr":
+            name = free_name(self.model, f"{module_path(node)}.{role}".removeprefix("."))
+        else:
+            name = str(source.target)
+            times = sum(argument is source for argument in (*node.args, *node.kwargs.values()))
+            if self._reads[name] > 1 or len(source.users) > 1 or times > 1:
+                name = free_name(self.model, f"{name}_folded")
+        new = read_tensor(self.model, name, torch.nn.Parameter(value, requires_grad=False), before=node)
+        self._reads[name] = 1
+        self._constants.add(new)
+        return new
 
 
-def _is_read(value: Any) -> bool:
-    return isinstance(value, Node) and value.op == "get_attr"
-
-
-def _weight_and_bias(node: Node) -> tuple[Any, Any]:
-    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-    return weight, bias
-
-
-def _fold(model: GraphModule, node: Node, batch_norm: Node, reads: Counter[str]) -> None:
-    weight, bias = _weight_and_bias(node)
-    new_weight, new_bias = _folded(model, node, batch_norm)
-    holder = str(weight.target).rpartition(".")[0]
-    bias_name = str(bias.target) if bias else f"{holder}.bias" if holder else "bias"
-    new_nodes = (
-        _replacement(model, node, str(weight.target), reads, new_weight),
-        _replacement(model, node, bias_name, reads, new_bias),
-    )
-    node.args = (node.args[0], *new_nodes, *node.args[3:])
-    node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("weight", "bias")}
-    batch_norm.replace_all_uses_with(node)
-    unread = [source for source in (*batch_norm.all_input_nodes, weight, bias) if source not in (node, None)]
-    model.graph.erase_node(batch_norm)
-    for source in unread:
-        erase_unused(source)
-
-
-def _folded(model: GraphModule, node: Node, batch_norm: Node) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of ``node`` with the BatchNorm in them, in the dtype of the weight."""
-    weight, bias = (_value(model, source) for source in _weight_and_bias(node))
-    gamma, beta, mean, variance = (_value(model, source) for source in batch_norm.args[1:5])
-    assert weight is not None
-
-    def wide(tensor: torch.Tensor | None) -> Any:
-        """Half precision is folded in float32 and rounded once."""
-        return tensor.float() if tensor is not None and tensor.dtype.itemsize < 4 else tensor
-
-    epsilon: Any = batch_norm.args[7]
-    with torch.no_grad():
-        new_weight, new_bias = fuse_conv_bn_weights(
-            wide(weight), wide(bias), wide(mean), wide(variance), epsilon, wide(gamma), wide(beta)
-        )
-    return new_weight.to(weight.dtype), new_bias.to(weight.dtype)
-
-
-def _value(model: GraphModule, source: Any) -> torch.Tensor | None:
-    """The stored tensor that an argument reads, or None for an argument of None."""
-    if source is None:
-        return None
-    found: torch.Tensor = attribute(model, str(source.target))
-    return found.detach()
-
-
-def _replacement(
-    model: GraphModule, node: Node, target: str, reads: Counter[str], value: torch.Tensor
-) -> Node:
-    """A node that reads the new value: under the old name if only ``node`` reads that, else a new one."""
-    name = (
-        target
-        if reads[target] == 1
-        else free_name(model, target if not reads[target] else f"{target}_folded")
-    )
-    store_tensor(model, name, torch.nn.Parameter(value, requires_grad=False))
-    with model.graph.inserting_before(node):
-        new = model.graph.get_attr(name)
-    new.meta["val"] = fake_like(node, value)
-    return new
+def _scaled(node: Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The weight times the scale of each output channel."""
+    kernel = [1] * (weight.dim() - 2)
+    if overload_name(node) not in _TRANSPOSED:
+        return weight * scale.reshape(-1, 1, *kernel)
+    # (in, out / groups, *kernel): the input channels lie group by group, and so do the output channels.
+    groups = int(argument_of(node, "groups"))
+    by_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    return (by_group * scale.reshape(groups, 1, weight.shape[1], *kernel)).reshape(weight.shape)

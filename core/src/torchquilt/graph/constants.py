@@ -1,4 +1,4 @@
-"""The values of nodes that are computed from stored tensors alone."""
+"""Nodes that are computed from stored tensors alone: their values, and each of them once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,66 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.values import attribute
+from torchquilt.graph.storage import span_of
+from torchquilt.graph.values import (
+    argument_of,
+    attribute,
+    constant_nodes,
+    is_constant,
+    overload_name,
+    tensor_of,
+)
+
+
+def simplify_constants(model: GraphModule) -> GraphModule:
+    """Compute each constant once, and ask nothing of constants that is known; changes ``model``.
+
+    A layer that is called twice casts and transposes its weight twice (``w.float().t()``). These are
+    one constant, so that its integers are stored once. Export also asserts what dtype the weight has;
+    such a check of a constant has been passed already, and would keep the float weight alive.
+    """
+    for node in model.graph.nodes:
+        _cast_by_dtype(node)
+    constants = constant_nodes(model.graph)
+    first: dict[Any, Node] = {}
+    for node in list(model.graph.nodes):
+        if overload_name(node) == "aten._assert_tensor_metadata.default" and node.args[0] in constants:
+            model.graph.erase_node(node)
+        elif node in constants:
+            same = first.setdefault(_expression(model, node), node)
+            if same is not node:
+                node.replace_all_uses_with(same)
+                model.graph.erase_node(node)
+    model.recompile()
+    return model
+
+
+def _cast_by_dtype(node: Node) -> None:
+    """``w.type_as(x)`` depends on the dtype of x alone, and that is known: it is as constant as ``w`` is."""
+    if overload_name(node) not in ("aten.type_as.default", "aten.to.other"):
+        return
+    weight, value = argument_of(node, "self"), tensor_of(node)
+    on_one_device = value is not None and weight.meta["val"].device == value.device
+    if value is not None and on_one_device and len(node.args) == 2 and is_constant(weight):
+        node.target, node.args = torch.ops.aten.to.dtype, (weight, value.dtype)
+
+
+def _expression(model: GraphModule, node: Node) -> Any:
+    """A key that two constants have in common if they are the same, given that their inputs are merged."""
+    if node.op == "get_attr":
+        # Names of one tensor are tensors of their own, over the same memory, once they were saved and loaded.
+        tensor = attribute(model, str(node.target))
+        memory = span_of(tensor)
+        return id(tensor) if memory is None else (memory, tensor.dtype, tensor.shape, tensor.stride())
+    keywords = sorted(node.kwargs.items())
+    return node.target, _hashable(node.args), tuple((name, _hashable(value)) for name, value in keywords)
+
+
+def _hashable(argument: Any) -> Any:
+    """An argument of an operator as a key; 1, 1.0 and True are different ones."""
+    if isinstance(argument, (tuple, list)):
+        return tuple(map(_hashable, argument))
+    return type(argument), argument
 
 
 def constant_value(model: GraphModule, node: Node, identities: Container[str] = ()) -> torch.Tensor:

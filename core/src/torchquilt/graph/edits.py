@@ -14,7 +14,9 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.values import attribute, is_overwritten, overload_name, writes_to
+from torchquilt.graph.inputs import take_checks
+from torchquilt.graph.storage import copies_in_common, stored_tensors, written_tensors
+from torchquilt.graph.values import attribute, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
 _ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom")
@@ -24,22 +26,28 @@ def copy_model(model: GraphModule) -> GraphModule:
     """A copy whose graph and modules are its own and whose tensors are those of the original.
 
     So the copy may get other weights under the same names without the original noticing, and no
-    weight is stored twice. Only buffers that the graph writes to (counters, caches) are copied.
+    weight is stored twice. Only what the graph writes to (counters, caches) is copied, and with it whatever
+    shares memory with it. No tensor of the copy asks for gradients: with them, control flow would trace its
+    bodies in order to differentiate them, instead of running them.
     """
-    written = {
-        id(attribute(model, str(node.target)))
-        for node in model.graph.nodes
-        if node.op == "get_attr" and is_overwritten(node)
-    }
-    shared: dict[int, Any] = {}
+    tensors = stored_tensors(model)
+    shared: dict[int, Any] = {key: _without_gradient(tensor) for key, tensor in tensors.items()}
+    shared |= copies_in_common(tensors.values(), written_tensors(model))
     for module in model.modules():
-        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(value, (torch.Tensor, torch.ScriptObject)) and id(value) not in written:
-                shared[id(value)] = value
+        objects = (value for value in vars(module).values() if isinstance(value, torch.ScriptObject))
+        shared.update((id(value), value) for value in objects)
     with warnings.catch_warnings():
         # torch's own copying of the input structure warns about how torch pickles it.
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-        return copy.deepcopy(model, shared)
+        copied = copy.deepcopy(model, shared)
+    take_checks(copied, model)
+    return copied
+
+
+def _without_gradient(value: torch.Tensor) -> torch.Tensor:
+    if isinstance(value, torch.nn.Parameter) and value.requires_grad:
+        return torch.nn.Parameter(value.detach(), requires_grad=False)
+    return value
 
 
 def free_name(model: GraphModule, wanted: str) -> str:
@@ -65,9 +73,11 @@ def store_tensor(model: GraphModule, name: str, value: torch.Tensor) -> None:
     holder = _submodule(model, path)
     if isinstance(value, torch.nn.Parameter):
         holder._buffers.pop(last, None)
+        vars(holder).pop(last, None)  # a constant that export lifted is a plain attribute
         holder.register_parameter(last, value)
     else:
         holder._parameters.pop(last, None)
+        vars(holder).pop(last, None)
         holder.register_buffer(last, value)
 
 
@@ -101,6 +111,7 @@ def read_tensor(model: GraphModule, name: str, value: torch.Tensor, before: Node
     store_tensor(model, name, value)
     with model.graph.inserting_before(before):
         node = model.graph.get_attr(name)
+    take_origin(node, before)
     node.meta["val"] = fake_like(before, value)
     return node
 
@@ -161,7 +172,7 @@ def _is_read_only(node: Node) -> bool:
 
 
 def drop_unused_tensors(model: GraphModule) -> None:
-    """Forget parameters and buffers that no node reads, and modules that are empty without them.
+    """Forget stored tensors that no node reads, and modules that are empty without them.
 
     Modules that the graph calls or passes on (branches of control flow) are left as they are.
     """
@@ -178,6 +189,10 @@ def _drop_below(module: torch.nn.Module, path: str, targets: set[str]) -> None:
         for name in [name for name in table if path + name not in targets]:
             del table[name]
             module._non_persistent_buffers_set.discard(name)
+    plain = [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
+    for name in plain:
+        if path + name not in targets:
+            del vars(module)[name]
     for name, child in list(module._modules.items()):
         if child is None or path + name in targets:
             continue

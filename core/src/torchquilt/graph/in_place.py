@@ -14,7 +14,75 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node, map_arg
 
-from torchquilt.graph.values import operator_of, returns_view, writes, writes_to
+from torchquilt.errors import ModelError
+from torchquilt.graph.edits import take_origin
+from torchquilt.graph.storage import span_of
+from torchquilt.graph.values import attribute, is_overwritten, operator_of, returns_view, writes, writes_to
+
+
+def unify_written_memory(model: GraphModule) -> GraphModule:
+    """Let memory that the graph writes to be read under one name only; changes ``model``.
+
+    Where a buffer is a part of another one, nothing in a graph says that who writes into the one changes
+    the other. It does once the part is read as a view of the whole.
+
+    Raises:
+        ModelError: none of the tensors is the whole.
+    """
+    for nodes in _readers_of_one_memory(model):
+        if len(nodes) > 1 and any(map(is_overwritten, nodes)):
+            _read_as_views(model, nodes)
+    return model
+
+
+def _readers_of_one_memory(model: GraphModule) -> list[list[Node]]:
+    """The nodes that read stored tensors, those together whose tensors overlap."""
+    spans: list[tuple[tuple[int, int], int, Node]] = []
+    for node in model.graph.find_nodes(op="get_attr"):
+        value = attribute(model, str(node.target))
+        span = span_of(value) if isinstance(value, torch.Tensor) else None
+        if span is not None:
+            spans.append((span, len(spans), node))
+    found: list[list[Node]] = []
+    reached = 0
+    for (start, end), _, node in sorted(spans):
+        if start >= reached:
+            found.append([])
+        found[-1].append(node)
+        reached = max(reached, end)
+    return found
+
+
+def _read_as_views(model: GraphModule, nodes: list[Node]) -> None:
+    """Read tensors that share memory as views of the one that is all of it."""
+    values = {node: attribute(model, str(node.target)) for node in nodes}
+    whole = next((node for node, value in values.items() if _is_all_of_its_memory(value)), None)
+    if whole is None or len({value.dtype for value in values.values()}) > 1:
+        raise ModelError(
+            "The model writes into memory that several of its tensors are parts of.",
+            node=", ".join(node.name for node in nodes),
+            expected="one tensor of the same dtype that is all of the memory",
+            got=", ".join(f"{node.target}: {tuple(value.shape)}" for node, value in values.items()),
+            remedy="register the whole as a buffer, and take the parts out of it in forward",
+        )
+    for node in nodes:
+        if node is whole:
+            continue
+        user = next(iter(node.users), node)
+        with model.graph.inserting_before(user):
+            view = model.graph.call_function(
+                torch.ops.aten.as_strided.default,
+                (whole, [*values[node].shape], [*values[node].stride()], values[node].storage_offset()),
+            )
+        take_origin(view, user)
+        view.meta["val"] = node.meta.get("val")
+        node.replace_all_uses_with(view)
+        model.graph.erase_node(node)
+    model.recompile()
+
+
+def _is_all_of_its_memory(value: torch.Tensor) -> bool:
+    return value.is_contiguous() and value.nbytes == value.untyped_storage().nbytes()
 
 
 def make_functional(model: GraphModule) -> GraphModule:

@@ -7,13 +7,14 @@ strict and non-strict export, and is lost when a program is saved).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import attrs
 
 if TYPE_CHECKING:
-    from torch.fx import Graph, Node
+    from torch.fx import Node
 
 
 @attrs.frozen
@@ -36,9 +37,9 @@ def module_path(node: Node) -> str:
     return scopes[-1].path if scopes else ""
 
 
-def module_paths(graph: Graph) -> frozenset[str]:
-    """All module paths that any node of the graph comes from."""
-    return frozenset(scope.path for node in graph.nodes for scope in scopes_of(node))
+def module_paths(nodes: Iterable[Node]) -> frozenset[str]:
+    """All module paths that any of the nodes comes from."""
+    return frozenset(scope.path for node in nodes for scope in scopes_of(node))
 
 
 def is_inside(path: str, module: str) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
+from torchquilt.graph.bodies import handed_in
+
 if TYPE_CHECKING:
     import torch
     from torch.fx import Graph, Node
@@ -41,6 +43,12 @@ def is_float_tensor(node: Node) -> bool:
     return value is not None and value.dtype.is_floating_point and value.dtype.itemsize in (2, 4)
 
 
+def is_empty(node: Node) -> bool:
+    """Whether the node returns a tensor that never has an element."""
+    value = tensor_of(node)
+    return value is not None and any(isinstance(size, int) and size == 0 for size in value.shape)
+
+
 def rank(node: Node) -> int | None:
     """Number of dimensions, or None where it is not one tensor."""
     value = tensor_of(node)
@@ -55,6 +63,15 @@ def attribute(model: torch.nn.Module, target: str) -> Any:
     return found
 
 
+def argument_of(node: Node, name: str) -> Any:
+    """What the call of an operator passes for the argument of this name, or the argument's default."""
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name:
+            default = argument.default_value if argument.has_default_value() else None
+            return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+    raise KeyError(f"{node.target} has no argument {name}")
+
+
 def writes_to(user: Node, node: Node) -> bool:
     """Whether ``user`` is an operator that changes the tensor of ``node`` in place."""
     operator = operator_of(user)
@@ -63,8 +80,8 @@ def writes_to(user: Node, node: Node) -> bool:
     return any(
         argument.alias_info is not None
         and argument.alias_info.is_write
-        and (user.args[index] if index < len(user.args) else user.kwargs.get(argument.name)) is node
-        for index, argument in enumerate(operator._schema.arguments)
+        and argument_of(user, argument.name) is node
+        for argument in operator._schema.arguments
     )
 
 
@@ -93,13 +110,14 @@ def returns_view(node: Node) -> bool:
 
 
 def is_overwritten(node: Node) -> bool:
-    """Whether the graph writes into the tensor of a node, directly or through a view of it."""
+    """Whether the graph writes into the tensor of a node, directly, through a view of it or in a body."""
     pending = [node]
     while pending:
         tensor = pending.pop()
         for user in tensor.users:
             if writes_to(user, tensor):
                 return True
+            pending.extend(handed_in(user, tensor))
             if returns_view(user):
                 pending.append(user)
     return False
@@ -121,7 +139,7 @@ def is_constant(node: Node) -> bool:
         if current.op == "get_attr":
             if not _is_constant_tensor(current):
                 return False
-        elif current.all_input_nodes and _is_pure(current):
+        elif current.all_input_nodes and _is_pure(current) and not is_overwritten(current):
             pending.extend(current.all_input_nodes)
         else:
             return False
@@ -144,6 +162,7 @@ def constant_nodes(graph: Graph, identities: Container[str] = ()) -> frozenset[N
         else:
             inputs = node.all_input_nodes
             holds = bool(inputs) and _is_pure(node) and constant.issuperset(inputs)
+            holds = holds and not is_overwritten(node)
         if holds:
             constant.add(node)
     return frozenset(constant)

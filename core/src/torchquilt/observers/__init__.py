@@ -9,7 +9,7 @@ from torchquilt.observers.base import Observer
 from torchquilt.observers.choice import ObserverFactory, make_observer
 from torchquilt.observers.histogram import HistogramObserver
 from torchquilt.observers.min_max import MinMaxObserver
-from torchquilt.observers.qparams import QParams, qparams_of_range, quantize_with_float_zero_point
+from torchquilt.observers.qparams import QParams, qparams_of_range
 
 __all__ = [
     "HistogramObserver",
@@ -19,5 +19,4 @@ __all__ = [
     "QParams",
     "make_observer",
     "qparams_of_range",
-    "quantize_with_float_zero_point",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import torch
 
@@ -32,7 +34,7 @@ def as_rows(tensor: torch.Tensor, spec: QuantizationSpec) -> tuple[torch.Tensor,
         if not -tensor.dim() <= spec.ch_axis < tensor.dim():
             raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has no axis {spec.ch_axis}")
         rows = tensor.movedim(spec.ch_axis, 0)
-        return rows.reshape(rows.shape[0], -1), (rows.shape[0],)
+        return rows.reshape(rows.shape[0], math.prod(rows.shape[1:])), (rows.shape[0],)
     if spec.granularity is Granularity.PER_GROUP:
         assert spec.group_size is not None
         if tensor.dim() != 2 or tensor.shape[-1] % spec.group_size:
@@ -74,26 +76,3 @@ def qparams_of_range(low: torch.Tensor, high: torch.Tensor, spec: QuantizationSp
     scale = torch.maximum((high - low) / steps, eps)
     zero_point = spec.quant_min - torch.round(low / scale).to(torch.int64)
     return QParams(scale, zero_point.clamp(spec.quant_min, spec.quant_max))
-
-
-def quantize_with_float_zero_point(
-    tensor: torch.Tensor, found: QParams, spec: QuantizationSpec
-) -> torch.Tensor:
-    """The integers nearest to ``tensor / scale + zero_point``, in the dtype and shape of the tensor.
-
-    ``quantized_decomposed.quantize_per_channel`` rounds before it adds the zero point and cuts off what
-    is left of it, so with a float zero point it is off by up to one and a half steps. This is off by half
-    a step at most, and the same operator dequantizes it.
-
-    Args:
-        tensor: float32.
-        found: its parameters.
-        spec: says which elements share parameters, and the range.
-    """
-    rows, _ = as_rows(tensor, spec)
-    scaled = rows / found.scale.reshape(-1, 1) + found.zero_point.reshape(-1, 1)
-    integers = scaled.round_().clamp_(spec.quant_min, spec.quant_max).to(spec.dtype)
-    if spec.ch_axis is None:
-        return integers.reshape(tensor.shape)
-    moved = tensor.movedim(spec.ch_axis, 0).shape
-    return integers.reshape(moved).movedim(0, spec.ch_axis)

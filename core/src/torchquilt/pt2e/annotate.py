@@ -13,21 +13,37 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from torchquilt.annotation import annotation_of, check_annotation
+from torchquilt.annotation import QuantizationAnnotation, annotation_of, check_annotation
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
 from torchquilt.graph.batch_norm import fold_batch_norm
-from torchquilt.graph.cost import multiply_adds, stored_tensors
+from torchquilt.graph.bodies import Region, nodes_of, regions
+from torchquilt.graph.closures import close_bodies
+from torchquilt.graph.constants import simplify_constants
 from torchquilt.graph.edits import copy_model, drop_dead_nodes
-from torchquilt.graph.in_place import make_functional
-from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten, overload_name, tensor_of
-from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
-from torchquilt.pattern import Reject
+from torchquilt.graph.in_place import make_functional, unify_written_memory
+from torchquilt.graph.memory import Memory
+from torchquilt.graph.passes import Pass, everywhere, run_passes
+from torchquilt.graph.provenance import complete_provenance
+from torchquilt.graph.values import is_float_tensor, overload_name, tensor_of
+from torchquilt.ledger import Ledger
 from torchquilt.pt2e.groups import Group, find_groups
+from torchquilt.pt2e.recording import make_ledger
 from torchquilt.pt2e.stage import stage_of
 from torchquilt.quantizers import Quantizer, as_quantizer
-from torchquilt.spec import EdgeOrNode
+
+#: Brings every region of a model into the form in which quantizers see it, computing the same.
+_NORMALIZE = (
+    Pass("complete_provenance", complete_provenance),
+    Pass("unify_written_memory", unify_written_memory),
+    Pass("close_bodies", close_bodies),
+)
+_SIMPLIFY = (
+    everywhere("drop_dead_nodes", drop_dead_nodes),
+    everywhere("make_functional", make_functional),
+    everywhere("simplify_constants", simplify_constants),
+    everywhere("fold_batch_norm", fold_batch_norm),
+)
 
 
 @attrs.frozen(eq=False)
@@ -37,13 +53,13 @@ class Annotated:
     Args:
         model: the copy, folded and transformed, with annotations.
         quantizer: who decided.
-        groups: the tensors with one set of parameters.
+        groups: for each region of the model, the tensors with one set of parameters.
         ledger: every decision.
     """
 
     model: GraphModule
     quantizer: Quantizer
-    groups: tuple[Group, ...]
+    groups: tuple[tuple[Region, tuple[Group, ...]], ...]
     ledger: Ledger
 
 
@@ -68,19 +84,21 @@ def annotate_copy(
     """Copy a model, fold and transform it, let the quantizer decide, and check what it decided."""
     decider = as_quantizer(quantizer)
     signed = ComposableQuantizer([decider])  # sees to it that every annotation says who made it
-    copy = _own_copy(model)
+    copy = run_passes(_own_copy(model), _NORMALIZE)
     problems = [*signed.rule_problems(copy)]
     _complain(problems, strict)
-    copy = fold_batch_norm(make_functional(drop_dead_nodes(copy)))
-    copy = signed.transform_for_annotation(copy)
-    signed.annotate(copy)
+    deciding = (
+        everywhere("transform_for_annotation", signed.transform_for_annotation),
+        everywhere("annotate", signed.annotate),
+    )
+    copy = run_passes(copy, (*_SIMPLIFY, *deciding))
     _check_annotations(copy)
     outcome = signed.outcome_problems(copy)
     _complain(outcome, strict)
     signed.validate(copy)
-    groups = find_groups(copy.graph)
+    groups = tuple((region, find_groups(region.module.graph)) for region in regions(copy))
     texts = tuple(str(problem) for problem in (*problems, *outcome))
-    return Annotated(copy, decider, groups, make_ledger(copy, signed, groups, texts))
+    return Annotated(copy, decider, groups, make_ledger(groups, signed.rejections(copy), texts))
 
 
 def _own_copy(model: object) -> GraphModule:
@@ -103,7 +121,7 @@ def _own_copy(model: object) -> GraphModule:
             remedy="prepare the exported float model again; it was not changed by preparing it",
         )
     _check_is_exported(model)
-    for node in model.graph.nodes:
+    for node in nodes_of(model):
         if _is_in_training_mode(node):
             raise ModelError(
                 "This model was exported in training mode.",
@@ -134,7 +152,7 @@ def _check_is_exported(model: GraphModule) -> None:
             got=f"exported.graph_module, with the inputs {', '.join(str(node.target) for node in inputs)}",
             remedy="hand in the ExportedProgram itself, or exported.module()",
         )
-    if any(overload_name(node).startswith("quantized_decomposed.") for node in model.graph.nodes):
+    if any(overload_name(node).startswith("quantized_decomposed.") for node in nodes_of(model)):
         raise ModelError(
             "This model is quantized already.",
             expected="a float model as torch.export gave it",
@@ -159,24 +177,37 @@ def _complain(problems: list[TorchquiltError] | tuple[TorchquiltError, ...], str
 
 
 def _check_annotations(model: GraphModule) -> None:
-    """Annotations fit their nodes, and only floating point tensors are quantized."""
-    for node in model.graph.nodes:
-        annotation = annotation_of(node)
-        if annotation is None:
-            continue
-        check_annotation(node, annotation)
-        quantized = [producer for producer, spec in annotation.input_qspec_map.items() if spec is not None]
-        for tensor in (*quantized, *((node,) if annotation.output_qspec is not None else ())):
-            trouble = _why_not_quantizable(tensor)
-            if trouble:
-                raise AnnotationError(
-                    f"{tensor.name} cannot be quantized: {trouble}.",
-                    node=node,
-                    quantizer=annotation.quantizer or None,
-                    expected="a float32, float16 or bfloat16 tensor that nothing writes into",
-                    got=tensor.meta.get("val"),
-                    remedy="annotate only edges that carry such tensors",
-                )
+    """Annotations fit their nodes, and only tensors are quantized of which a copy is as good."""
+    for region in regions(model):
+        memory = Memory(region.module.graph)
+        for node in region.module.graph.nodes:
+            annotation = annotation_of(node)
+            if annotation is not None:
+                check_annotation(node, annotation)
+                _check_tensors(node, annotation, memory)
+
+
+def _check_tensors(node: Node, annotation: QuantizationAnnotation, memory: Memory) -> None:
+    places = [
+        (producer, memory.edge_can_be_copied(producer, node))
+        for producer, spec in annotation.input_qspec_map.items()
+        if spec is not None
+    ]
+    if annotation.output_qspec is not None:
+        places.append((node, memory.output_can_be_copied(node)))
+    for tensor, can_be_copied in places:
+        trouble = _why_not_quantizable(tensor)
+        if not trouble and not can_be_copied:
+            trouble = "the model writes into it, and would write into a copy"
+        if trouble:
+            raise AnnotationError(
+                f"{tensor.name} cannot be quantized: {trouble}.",
+                node=node,
+                quantizer=annotation.quantizer or None,
+                expected="a float32, float16 or bfloat16 tensor into which nothing is written any more",
+                got=tensor.meta.get("val"),
+                remedy="annotate only edges that carry such tensors",
+            )
 
 
 def _why_not_quantizable(tensor: Node) -> str:
@@ -184,81 +215,6 @@ def _why_not_quantizable(tensor: Node) -> str:
     value = tensor_of(tensor)
     if value is not None and value.dtype is torch.float64:
         return "the quantized_decomposed operators do not take float64"
-    if not is_float_tensor(tensor):
-        return "it is not a floating point tensor"
-    if is_overwritten(tensor):
-        return "the model writes into it, and would write into a copy"
-    return ""
-
-
-def make_ledger(
-    model: GraphModule, quantizer: Quantizer, groups: tuple[Group, ...], problems: tuple[str, ...] = ()
-) -> Ledger:
-    """The ledger of an annotated model."""
-    group_of = {place: number for number, group in enumerate(groups) for place in group.places}
-    why_not = quantizer.rejections(model)
-    constants = constant_nodes(model.graph)
-    rows = tuple(
-        _row(node, groups, group_of, why_not.get(node, ()), constants)
-        for node in model.graph.nodes
-        if node.op == "call_function"
-    )
-    return Ledger(rows, _boundaries(model, groups, group_of), problems)
-
-
-def _row(
-    node: Node,
-    groups: tuple[Group, ...],
-    group_of: dict[EdgeOrNode, int],
-    rejected: tuple[tuple[str, Reject], ...],
-    constants: frozenset[Node],
-) -> Row:
-    annotation = annotation_of(node)
-    places: list[tuple[str, EdgeOrNode]] = [(f"input {n.name}", (n, node)) for n in node.all_input_nodes]
-    places.append(("output", node))
-    tensors = tuple(
-        Tensor(name, str(groups[group_of[place]].spec), group_of[place])
-        for name, place in places
-        if place in group_of
-    )
-    reasons = tuple(Reason(quantizer, reject.code, reject.text) for quantizer, reject in rejected)
-    if annotation is None and not reasons:
-        operator = overload_name(node) or str(node.target)
-        reasons = (Reason("", "unsupported_op", f"no quantizer here has a row for {operator}"),)
-    return Row(
-        node=node.name,
-        op=overload_name(node) or str(node.target),
-        module=module_path(node),
-        quantizer=annotation.quantizer if annotation else None,
-        pattern=annotation.pattern if annotation else "",
-        rule=annotation.rule if annotation else "",
-        tensors=tensors,
-        reasons=() if annotation else reasons,
-        macs=multiply_adds(node),
-        parameters=stored_tensors(node, constants),
-    )
-
-
-def _boundaries(
-    model: GraphModule, groups: tuple[Group, ...], group_of: dict[EdgeOrNode, int]
-) -> tuple[Boundary, ...]:
-    """The edges at which a tensor that is quantized already is quantized anew."""
-    found = []
-    for place, group in group_of.items():
-        if not isinstance(place, tuple) or group_of.get(place[0], group) == group:
-            continue
-        producer, user = place
-        made, used = annotation_of(producer), annotation_of(user)
-        assert made is not None
-        assert used is not None
-        found.append(
-            Boundary(
-                producer.name,
-                user.name,
-                made.quantizer,
-                str(groups[group_of[producer]].spec),
-                used.quantizer,
-                str(groups[group].spec),
-            )
-        )
-    return tuple(found)
+    if isinstance(tensor.meta.get("val"), (tuple, list)):
+        return "it is several values, of which operator.getitem takes one"
+    return "" if is_float_tensor(tensor) else "it is not a floating point tensor"

@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt.errors import CalibrationError, ModelError
+from torchquilt.graph.inputs import call_arguments
 from torchquilt.pt2e.points import ObservedPoint
 from torchquilt.pt2e.stage import stage_of
 
@@ -74,13 +75,9 @@ def _check_batches(batches: object, limit: int | None) -> None:
 
 
 def _run(prepared: GraphModule, batch: object, number: int) -> None:
+    args, kwargs = call_arguments(prepared, batch)
     try:
-        if isinstance(batch, Mapping):
-            prepared(**batch)
-        elif isinstance(batch, (tuple, list)):
-            prepared(*batch)
-        else:
-            prepared(batch)
+        prepared(*args, **kwargs)
     except Exception as error:
         names = [str(node.target) for node in prepared.graph.nodes if node.op == "placeholder"]
         raise CalibrationError(

@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 import torch
+from torch._subclasses import FakeTensor
 
 from torchquilt.errors import CalibrationError
-from torchquilt.observers import MinMaxObserver, Observer, QParams
+from torchquilt.observers import MinMaxObserver, Observer, QParams, qparams_of_range
+from torchquilt.observers.qparams import as_rows
 from torchquilt.spec import DerivedQuantizationSpec, FixedQParamsQuantizationSpec, OwnSpec, QuantizationSpec
 
 _S = TypeVar("_S", bound=OwnSpec)
@@ -48,7 +50,19 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
         self.observer = observer
 
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Show the tensor to the observer, and return it."""
+        """Show the tensor to the observer, and return it.
+
+        Raises:
+            CalibrationError: control flow traces its body instead of running it, so there is no data.
+        """
+        if isinstance(tensor, FakeTensor):
+            raise CalibrationError(
+                "A body of control flow is being traced to be differentiated, so nothing can be observed.",
+                node=", ".join(self.places),
+                expected="a prepared model that is run without gradients",
+                got="an input that requires a gradient",
+                remedy="call it under torch.no_grad(), or use torchquilt.calibrate",
+            )
         self.observer.update(tensor)
         return tensor
 
@@ -76,21 +90,27 @@ class ConstantPoint(QuantizationPoint[QuantizationSpec]):
     def qparams_for(self, values: list[torch.Tensor]) -> QParams:
         """The parameters for the constants at the places of the point, min-max.
 
+        Constants without elements have those of zeros.
+
         Raises:
             CalibrationError: a value does not have the shape that the spec needs, or no finite element.
         """
         observer = MinMaxObserver(self.spec)
         try:
+            if all(value.numel() == 0 for value in values):
+                zeros = torch.zeros(as_rows(values[0], self.spec)[1])
+                return qparams_of_range(zeros, zeros, self.spec)
             for value in values:
                 observer.update(value)
             return observer.qparams()
         except (CalibrationError, ValueError) as error:
             shapes = ", ".join(str(tuple(value.shape)) for value in values)
+            cause = error.problem if isinstance(error, CalibrationError) else error
             raise CalibrationError(
                 "This constant cannot be quantized as asked.",
                 node=", ".join(self.places),
                 expected=str(self.spec),
-                got=f"shape {shapes}: {error}",
+                got=f"shape {shapes}: {cause}",
                 remedy="leave it in float, or choose a granularity that fits its shape",
             ) from error
 

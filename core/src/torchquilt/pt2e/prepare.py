@@ -9,8 +9,11 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from torchquilt.errors import AnnotationError
+from torchquilt.graph.bodies import Region
 from torchquilt.graph.edits import redirect, take_origin
-from torchquilt.graph.values import constant_nodes
+from torchquilt.graph.memory import Memory
+from torchquilt.graph.passes import Pass, run_passes
+from torchquilt.graph.values import constant_nodes, operator_of
 from torchquilt.observers import ObserverFactory, make_observer
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.groups import Group, place_name, producer_of
@@ -62,13 +65,15 @@ def prepare_pt2e(
         AnnotationError, CompositionError, SharingError: what was annotated does not hold together.
     """
     annotated = annotate_copy(model, quantizer, strict=strict)
-    prepared = annotated.model
     points = _make_points(annotated, activation_observer)
-    annotated.quantizer.prepare_obs_or_fq_callback(prepared, points)
-    names = _register(prepared, points)
-    _link_derived(annotated.groups, points, names)
-    _insert_points(prepared, points, names)
-    prepared.recompile()
+    annotated.quantizer.prepare_obs_or_fq_callback(annotated.model, points)
+
+    def insert_points(prepared: GraphModule) -> GraphModule:
+        for region, groups in annotated.groups:
+            _insert_points(region, groups, points)
+        return prepared
+
+    prepared = run_passes(annotated.model, (Pass("insert_points", insert_points),))
     set_stage(prepared, "prepared", _record(annotated))
     keep_initial_state(prepared)
     return prepared
@@ -87,18 +92,20 @@ def _record(annotated: Annotated) -> dict[str, Any]:
 
 def _make_points(annotated: Annotated, choice: str | ObserverFactory) -> dict[EdgeOrNode, Any]:
     """Place → the module that is going to stand there; one module for each group."""
-    constants = constant_nodes(annotated.model.graph)
     points: dict[EdgeOrNode, Any] = {}
-    for group in annotated.groups:
-        point = _point_for(group, constants, choice)
-        points.update(dict.fromkeys(group.places, point))
+    for region, groups in annotated.groups:
+        constants = constant_nodes(region.module.graph)
+        for group in groups:
+            point = _point_for(group, region, constants, choice)
+            points.update(dict.fromkeys(group.places, point))
     return points
 
 
 def _point_for(
-    group: Group, constants: frozenset[Node], choice: str | ObserverFactory
+    group: Group, region: Region, constants: frozenset[Node], choice: str | ObserverFactory
 ) -> QuantizationPoint[Any]:
-    places = tuple(place_name(place) for place in group.places)
+    prefix = f"{region.path}." if region.path else ""
+    places = tuple(prefix + place_name(place) for place in group.places)
     if isinstance(group.spec, FixedQParamsQuantizationSpec):
         return FixedPoint(group.spec, places)
     if isinstance(group.spec, DerivedQuantizationSpec):
@@ -118,36 +125,46 @@ def _point_for(
     return ObservedPoint(group.spec, make_observer(choice, group.spec), places)
 
 
-def _insert_points(model: GraphModule, points: dict[EdgeOrNode, Any], names: dict[Any, str]) -> None:
-    at_edge: dict[tuple[Node, str], Node] = {}
+def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeOrNode, Any]) -> None:
+    """Put the points of a region where they belong: behind outputs, and before the users of edges."""
+    model = region.module
+    own = {place: points[place] for group in groups for place in group.places}
+    names = _register(model, own)
+    _link_derived(groups, own, names)
+    memory = Memory(model.graph)
+    at_edge: dict[tuple[Node, str, int], Node] = {}
     edges: dict[Node, list[Node]] = {}
-    for place in points:
+    for place in own:
         if isinstance(place, tuple):
             edges.setdefault(place[0], []).append(place[1])
     order = {node: number for number, node in enumerate(model.graph.nodes)}
     last_input = [node for node in order if node.op == "placeholder"][-1:]
     for producer in list(order):
         source = producer
-        if producer in points:
+        if producer in own:
             after = last_input[0] if producer.op == "placeholder" else producer
-            source = _point_after(model, after, names[points[producer]], producer, serves=producer)
+            source = _point_after(model, after, names[own[producer]], producer, serves=producer)
             for user in list(producer.users):
                 if user is not source and not _only_checks(user):
                     redirect(user, producer, source)
         for user in sorted(edges.get(producer, ()), key=order.__getitem__):
-            point = points[producer, user]
-            if source is not producer and point is points.get(producer):
+            point = own[producer, user]
+            if source is not producer and point is own.get(producer):
                 continue
-            key = (producer, names[point])
+            # Who reads before a write and who reads after it cannot share a copy.
+            key = (producer, names[point], memory.version(producer, user))
             if key not in at_edge:
                 with model.graph.inserting_before(user):
                     at_edge[key] = _call_point(model, names[point], source, serves=user)
             redirect(user, source, at_edge[key])
+    model.recompile()
 
 
 def _only_checks(user: Node) -> bool:
-    """Whether a node returns nothing, as the guards that export puts on the inputs."""
-    return user.op == "call_module" and not user.users
+    """Whether a node returns nothing, as the guards and the assertions that export writes."""
+    operator = operator_of(user)
+    returns_nothing = user.op == "call_module" or (operator is not None and not operator._schema.returns)
+    return returns_nothing and not user.users
 
 
 def _point_after(model: GraphModule, after: Node, name: str, source: Node, serves: Node) -> Node:

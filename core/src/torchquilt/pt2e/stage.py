@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt.errors import ModelError
-from torchquilt.graph.edits import store_tensor
+from torchquilt.graph.bodies import regions
 from torchquilt.graph.values import attribute, is_overwritten
 from torchquilt.ledger import Ledger
 
@@ -36,16 +36,19 @@ def set_stage(model: GraphModule, stage: str, record: dict[str, Any] | None = No
 def keep_initial_state(model: GraphModule) -> None:
     """Remember the buffers that the model writes to as they are now, before calibration moves them."""
     model.meta[_INITIAL_STATE_KEY] = {
-        str(node.target): attribute(model, str(node.target)).detach().clone()
-        for node in model.graph.nodes
-        if node.op == "get_attr" and is_overwritten(node)
+        name: attribute(model, name).detach().clone()
+        for region in regions(model)
+        for node in region.module.graph.find_nodes(op="get_attr")
+        if is_overwritten(node)
+        for name in (f"{region.path}.{node.target}" if region.path else str(node.target),)
     }
 
 
 def restore_initial_state(model: GraphModule) -> None:
     """Set these buffers to what they were: a cache must not start with what calibration left in it."""
     for name, value in model.meta.pop(_INITIAL_STATE_KEY, {}).items():
-        store_tensor(model, name, value)
+        # In place, since it may have several names, and need not be one that is saved.
+        attribute(model, name).copy_(value)
 
 
 def ledger_of(model: torch.nn.Module) -> Ledger:

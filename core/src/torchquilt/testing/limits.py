@@ -40,6 +40,7 @@ _REASONS = (
     "claimed_by",
     "constant",
     "not_float",
+    "no_elements",
     "writes_in_place",
     "used_elsewhere",
     "no_quantized_neighbour",

@@ -1,0 +1,295 @@
+"""Quantize and dequantize operators in the place of points, for one region of a prepared model.
+
+The operators are torch's own ``quantized_decomposed`` ones. A tensor is quantized once and dequantized
+for each of its users, which is the form in which lowering recognises what runs as integers. Constants
+are stored as integers; their float values do not stay.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, TypeAlias
+
+import attrs
+import torch
+from torch._subclasses import FakeTensor
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
+from torch.fx import GraphModule, Node
+
+from torchquilt.graph.constants import constant_value
+from torchquilt.graph.edits import (
+    erase_unused,
+    fake_like,
+    free_name,
+    store_tensor,
+    take_origin,
+)
+from torchquilt.graph.values import constant_nodes
+from torchquilt.observers import QParams
+from torchquilt.pt2e.points import (
+    ConstantPoint,
+    DerivedPoint,
+    DynamicPoint,
+    FixedPoint,
+    ObservedPoint,
+    QuantizationPoint,
+)
+from torchquilt.spec import Granularity, OwnSpec, ZeroPointDomain, dtype_name
+
+AnyPoint: TypeAlias = QuantizationPoint[Any]
+
+_OPS = torch.ops.quantized_decomposed
+
+
+@attrs.frozen(eq=False)
+class _Operators:
+    """A quantize operator, its dequantize operator, and what follows the tensor in the call of either."""
+
+    quantize: Any
+    dequantize: Any
+    arguments: tuple[Any, ...]
+
+    @property
+    def is_exact_in_half(self) -> bool:
+        """Whether dequantizing right into half precision loses nothing.
+
+        Per tensor, torch casts the integers before it subtracts the zero point; bfloat16 has 8 bits.
+        """
+        if self.dequantize not in (_OPS.dequantize_per_tensor.default, _OPS.dequantize_per_tensor.tensor):
+            return True
+        low, high = self.arguments[2:4]
+        return bool(max(abs(low), abs(high), high - low) <= 256)
+
+
+class Conversion:
+    """One run of convert: what was computed for each point, and which constants are stored already."""
+
+    def __init__(self, model: GraphModule, points: dict[str, AnyPoint], fold_quantize: bool) -> None:
+        self.model = model
+        self.points = points
+        self.fold_quantize = fold_quantize
+        self._constants = constant_nodes(model.graph, points)
+        origins: dict[AnyPoint, dict[Node, torch.Tensor]] = {}
+        for node in model.graph.nodes:
+            if node.op == "call_module" and isinstance(points.get(str(node.target)), ConstantPoint):
+                origin = _behind_points(node, points)
+                values = origins.setdefault(points[str(node.target)], {})
+                values[origin] = constant_value(model, origin, points)
+        self._values = {point: list(values.values()) for point, values in origins.items()}
+        # Points that ask for the same numbers of the same constants are one, so that these are stored once.
+        first: dict[Any, AnyPoint] = {}
+        self._same = {
+            point: first.setdefault((point.spec, frozenset(values)), point)
+            for point, values in origins.items()
+        }
+        self._qparams: dict[AnyPoint, QParams] = {}
+        self._stored: dict[tuple[AnyPoint, Node | str], str] = {}
+
+    def qparams(self, point: AnyPoint) -> QParams:
+        """The parameters of a point, computed once, and those that they are derived from before them."""
+        pending = [point]
+        while pending:
+            current = pending.pop()
+            if current in self._qparams:
+                continue
+            sources = current.sources if isinstance(current, DerivedPoint) else ()
+            missing = [self.points[name] for name in sources if self.points[name] not in self._qparams]
+            if missing:
+                pending += [current, *missing]
+            else:
+                self._qparams[current] = self._find_qparams(current)
+        return self._qparams[point]
+
+    def _find_qparams(self, point: AnyPoint) -> QParams:
+        if isinstance(point, ConstantPoint):
+            return point.qparams_for(self._values[point])
+        if isinstance(point, DerivedPoint):
+            return point.qparams_from([self._qparams[self.points[name]] for name in point.sources])
+        assert isinstance(point, (ObservedPoint, FixedPoint)), (
+            "dynamic points have no parameters of their own"
+        )
+        return point.qparams()
+
+    def replace(self, node: Node, point: AnyPoint) -> None:
+        """Put quantize and dequantize in the place of one call of a point."""
+        (source,) = node.all_input_nodes
+        assert source is not None
+        point = self._same.get(point, point)
+        before = node
+        with self.model.graph.inserting_before(before):
+            if isinstance(point, DynamicPoint):
+                operators = self._choose_qparams(node, source, point)
+            else:
+                operators = self._static_operators(node, point)
+            origin = _behind_points(node, self.points)
+            if origin in self._constants:
+                quantized = self._quantize_constant(node, origin, point, operators)
+            else:
+                quantized = self._call(operators.quantize, (source, *operators.arguments), node)
+                quantized.meta["val"] = _fake_cast(source, point.spec.dtype)
+        for user in list(node.users):
+            with self.model.graph.inserting_before(user):
+                user.replace_input_with(node, self._dequantize(quantized, operators, node))
+        self.model.graph.erase_node(node)
+        erase_unused(source)
+
+    def _dequantize(self, quantized: Node, operators: _Operators, served: Node) -> Node:
+        value = served.meta.get("val")
+        dtype = value.dtype if isinstance(value, torch.Tensor) else torch.float32
+        arguments: tuple[Any, ...] = (quantized, *operators.arguments)
+        keywords: dict[str, Any] = {}
+        if operators.dequantize in (
+            _OPS.dequantize_per_token.default,
+            _OPS.dequantize_per_channel_group.default,
+        ):
+            arguments = (*arguments, dtype)
+        elif dtype is not torch.float32 and operators.is_exact_in_half:
+            keywords = {"out_dtype": dtype}
+        node = self._call(operators.dequantize, arguments, served, keywords)
+        node.meta["val"] = value
+        if dtype is not torch.float32 and not operators.is_exact_in_half:
+            node.meta["val"] = _fake_cast(served, torch.float32)
+            node = self._call(torch.ops.aten.to.dtype, (node, dtype), served)
+            node.meta["val"] = value
+        return node
+
+    def _call(
+        self, target: Any, arguments: tuple[Any, ...], served: Node, keywords: dict[str, Any] | None = None
+    ) -> Node:
+        node = self.model.graph.call_function(target, arguments, keywords or {})
+        take_origin(node, served)
+        return node
+
+    def _choose_qparams(self, node: Node, source: Node, point: DynamicPoint) -> _Operators:
+        """Compute the parameters from the tensor itself: per token, or per tensor."""
+        spec = point.spec
+        grid = (spec.quant_min, spec.quant_max, spec.dtype)
+        if spec.granularity is Granularity.PER_TOKEN:
+            choose = self._call(_OPS.choose_qparams_per_token_asymmetric.default, (source, spec.dtype), node)
+            pair = (_OPS.quantize_per_token.default, _OPS.dequantize_per_token.default)
+        else:
+            op = _OPS.choose_qparams_symmetric if spec.symmetric else _OPS.choose_qparams
+            choose = self._call(
+                op.tensor, (source, spec.quant_min, spec.quant_max, spec.eps, spec.dtype), node
+            )
+            pair = (_OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
+        choose.meta["val"] = _fake_run(choose.target, choose.args)
+        found = []
+        for index in range(2):
+            item = self._call(operator.getitem, (choose, index), node)
+            value = choose.meta["val"]
+            item.meta["val"] = value[index] if value is not None else None
+            found.append(item)
+        return _Operators(*pair, (*found, *grid))
+
+    def _static_operators(self, node: Node, point: AnyPoint) -> _Operators:
+        spec, found = point.spec, self.qparams(point)
+        grid = (spec.quant_min, spec.quant_max, spec.dtype)
+        if spec.granularity is Granularity.PER_TENSOR and not found.zero_point.is_floating_point():
+            arguments = (float(found.scale), int(found.zero_point), *grid)
+            return _Operators(_OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default, arguments)
+        scale = self._read(point, node, "scale", found.scale)
+        zero_point = self._read(point, node, "zero_point", found.zero_point)
+        if spec.granularity is Granularity.PER_AXIS:
+            pair = (_OPS.quantize_per_channel.default, _OPS.dequantize_per_channel.default)
+            return _Operators(*pair, (scale, zero_point, spec.ch_axis, *grid))
+        if spec.granularity is Granularity.PER_GROUP:
+            pair = (_OPS.quantize_per_channel_group.default, _OPS.dequantize_per_channel_group.default)
+            return _Operators(*pair, (scale, zero_point, *grid, spec.group_size))
+        pair = (_OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
+        return _Operators(*pair, (scale, zero_point, *grid))
+
+    def _quantize_constant(self, node: Node, origin: Node, point: AnyPoint, operators: _Operators) -> Node:
+        """Quantize a constant: in the graph, or right now, and then read the integers that are stored."""
+        value = constant_value(self.model, origin, self.points)
+        steps = _steps_of_quantizing(value, point.spec, operators)
+        if not self.fold_quantize:
+            quantized = origin
+            for target, arguments in steps:
+                quantized = self._call(target, (quantized, *arguments), node)
+                quantized.meta["val"] = _fake_run(target, quantized.args)
+            return quantized
+        with torch.no_grad():
+            for target, arguments in steps:
+                value = target(value, *map(self._number, arguments))
+        return self._read(point, node, "", value.contiguous())
+
+    def _number(self, argument: Any) -> Any:
+        return constant_value(self.model, argument) if isinstance(argument, Node) else argument
+
+    def _read(self, point: AnyPoint, node: Node, what: str, value: torch.Tensor) -> Node:
+        """A node that reads a tensor stored beside the constant or activation it belongs to."""
+        origin = _behind_points(node, self.points)
+        key = (point, what or origin)
+        if key not in self._stored:
+            base = str(origin.target) if origin.op == "get_attr" else origin.name
+            base = f"{base}_{dtype_name(point.spec.dtype)}"
+            name = free_name(self.model, f"{base}_{what}" if what else base)
+            store_tensor(self.model, name, value)
+            self._stored[key] = name
+        read = self.model.graph.get_attr(self._stored[key])
+        take_origin(read, node)
+        read.meta["val"] = fake_like(node, value)
+        return read
+
+
+def _steps_of_quantizing(
+    value: torch.Tensor, spec: OwnSpec, operators: _Operators
+) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Operators, each with what follows the tensor in its call, that quantize a constant of such a shape.
+
+    ``quantized_decomposed.quantize_per_channel`` rounds before it adds the zero point and cuts off what
+    is left of it, so with a float zero point it is off by up to one and a half steps. Written out, the
+    integers are those nearest to ``value / scale + zero_point``; the same operator dequantizes them.
+    """
+    aten = torch.ops.aten
+    widen = [] if value.dtype is torch.float32 else [(aten.to.dtype, (torch.float32,))]
+    if spec.zero_point_domain is not ZeroPointDomain.FLOAT:
+        return [*widen, (operators.quantize, operators.arguments)]
+    scale, zero_point = operators.arguments[:2]
+    # The dimensions that the parameters have come last, so that these are broadcast along the others.
+    shape, own = list(value.shape), list(range(value.dim()))
+    if spec.group_size is not None:
+        shape[-1:] = [shape[-1] // spec.group_size, spec.group_size]
+        own = [own[-1] + 1, *own]
+    elif spec.ch_axis is not None:
+        own.append(own.pop(spec.ch_axis))
+    back = sorted(range(len(own)), key=own.__getitem__)
+    return [
+        *widen,
+        (aten.reshape.default, (shape,)),
+        (aten.permute.default, (own,)),
+        (aten.div.Tensor, (scale,)),
+        (aten.add.Tensor, (zero_point,)),
+        (aten.round.default, ()),
+        (aten.clamp.default, (spec.quant_min, spec.quant_max)),
+        (aten.to.dtype, (spec.dtype,)),
+        (aten.permute.default, (back,)),
+        (aten.reshape.default, (list(value.shape),)),
+    ]
+
+
+def _behind_points(node: Node, points: dict[str, AnyPoint]) -> Node:
+    """The node whose value a call of a point passes on."""
+    while node.op == "call_module" and str(node.target) in points:
+        (node,) = node.all_input_nodes
+    return node
+
+
+def _fake_cast(source: Node, dtype: torch.dtype) -> Any:
+    """The fake tensor of ``source`` in another dtype."""
+    value = source.meta.get("val")
+    if not isinstance(value, FakeTensor):
+        return value
+    with value.fake_mode:
+        return torch.empty_like(value, dtype=dtype)
+
+
+def _fake_run(target: Any, args: tuple[Any, ...]) -> Any:
+    """What an operator returns for the fake tensors of its arguments."""
+    values = torch.fx.map_arg(args, lambda node: node.meta.get("val"))
+    fake = next((value for value in values if isinstance(value, FakeTensor)), None)
+    if fake is None:
+        return None
+    with fake.fake_mode:
+        return target(*values)
