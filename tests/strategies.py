@@ -260,14 +260,16 @@ class RandomModel(nn.Module):
                 self.layers[name] = layer
         self.names = tuple(_layer_name(step, shapes) for step in steps)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last value, and one from the middle."""
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The last value, one from the middle, and those that no step reads."""
         values = [x]
         for step, name in zip(self.steps, self.names, strict=True):
             arguments = [values[index] for index in step.inputs]
             function = self.layers[name] if name else _FUNCTIONS[step.kind]
             values.append(function(*arguments) if name else function(step.number, *arguments))
-        return values[-1], values[len(values) // 2]
+        read = {index for step in self.steps for index in step.inputs}
+        unread = [value for index, value in enumerate(values[1:-1], start=1) if index not in read]
+        return values[-1], values[len(values) // 2], *unread
 
     def __repr__(self) -> str:
         steps = ", ".join(f"{step.kind}{step.inputs}{step.number}" for step in self.steps)

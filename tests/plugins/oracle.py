@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -75,9 +76,14 @@ def oracle_quantizer(*, is_per_channel: bool = True, is_dynamic: bool = False) -
     return OracleQuantizer().set_global(config)
 
 
+def our_config(*, is_per_channel: bool = True, is_dynamic: bool = False) -> tq.QuantizationConfig:
+    """Ours with the same numbers."""
+    return get_symmetric_quantization_config(is_per_channel=is_per_channel, is_dynamic=is_dynamic)
+
+
 def our_quantizer(*, is_per_channel: bool = True, is_dynamic: bool = False) -> XNNPACKQuantizer:
     """Ours, asked for the same."""
-    config = get_symmetric_quantization_config(is_per_channel=is_per_channel, is_dynamic=is_dynamic)
+    config = our_config(is_per_channel=is_per_channel, is_dynamic=is_dynamic)
     return XNNPACKQuantizer().set_global(config)
 
 
@@ -114,10 +120,56 @@ def describe(model: GraphModule) -> list[str]:
     return _Description(model).lines()
 
 
+def per_token(line: str) -> str:
+    """A line of the oracle's description with its dynamic steps per token instead of per tensor."""
+    tensor = "choose_qparams.tensor[0], choose_qparams.tensor[1], -128, 127, torch.int8"
+    token = tensor.replace("choose_qparams.tensor", "choose_qparams_per_token_asymmetric.default")
+    line = line.replace(
+        f"dequantize_per_tensor.tensor({tensor})", f"dequantize_per_token.default({token}, torch.float32)"
+    )
+    return line.replace(f"quantize_per_tensor.tensor({tensor})", f"quantize_per_token.default({token})")
+
+
+def functional(line: str) -> str:
+    """A line of a description with an operator that does not write in place."""
+    return re.sub(r"^(aten\.\w+)_\.", r"\1.", line)
+
+
 def steps_of(model: GraphModule) -> Counter[str]:
     """How many quantize and dequantize nodes there are, by operator and parameters."""
     description = _Description(model)
     return Counter(description.step(node) for node in model.graph.nodes if _is_step(node))
+
+
+@attrs.frozen
+class Call:
+    """One computing node of a converted graph, or its output.
+
+    Args:
+        name: short name of the operator, or ``output``.
+        reads: for each tensor that it reads, whether that has been quantized.
+        sources: for each of them, the number of the call that computed it; None for an input or a constant.
+    """
+
+    name: str
+    reads: tuple[bool, ...]
+    sources: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join('q' if quantized else '-' for quantized in self.reads)})"
+
+
+def calls_of(model: GraphModule) -> list[Call]:
+    """What a converted graph computes, in order, without what quantizes and dequantizes."""
+    numbers: dict[Node, int] = {}
+    found = []
+    for node in model.graph.nodes:
+        if node.op == "output" or (node.op == "call_function" and not _is_machinery(node)):
+            numbers[node] = len(found)
+            tensors = _tensors(node)
+            sources = tuple(numbers.get(_origin(tensor)) for tensor in tensors)
+            found.append(Call(_short_name(node), tuple(map(_is_step, tensors)), sources))
+    return found
 
 
 def outline(model: GraphModule) -> list[str]:
@@ -125,7 +177,7 @@ def outline(model: GraphModule) -> list[str]:
 
     ``conv2d(q, q, -)``: input and weight are, the bias is read as it is.
     """
-    return _Description(model).outline()
+    return [str(call) for call in calls_of(model)]
 
 
 class _Description:
@@ -143,14 +195,6 @@ class _Description:
             arguments += [f"{key}={self._argument(value)}" for key, value in node.kwargs.items()]
             name = str(node.target) if node.op == "call_function" else node.op
             found.append(f"{name}({', '.join(arguments)}) -> %{self.numbers[node]}")
-        return found
-
-    def outline(self) -> list[str]:
-        found = []
-        for node in self.model.graph.nodes:
-            if node.op == "output" or (node.op == "call_function" and not _is_machinery(node)):
-                read = ["q" if _is_step(source) else "-" for source in _tensors(node)]
-                found.append(f"{_short_name(node)}({', '.join(read)})")
         return found
 
     def _argument(self, value: Any) -> str:
@@ -188,6 +232,13 @@ class _Description:
         for part in str(node.target).split("."):
             tensor = getattr(tensor, part)
         return f"{str(tensor.dtype).removeprefix('torch.')}{tensor.detach().tolist()}"
+
+
+def _origin(node: Node) -> Node:
+    """The node whose value has been quantized and dequantized."""
+    while _is_step(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _short_name(node: Node) -> str:
