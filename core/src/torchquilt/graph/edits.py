@@ -52,7 +52,18 @@ def copy_model(model: GraphModule) -> GraphModule:
     for node in result.graph.find_nodes(op="get_attr") if copied else ():
         if id(attribute(model, str(node.target))) in copied:
             node.meta[WRITTEN_ELSEWHERE] = True
+    _keep_out_of_state(model, result)
     return result
+
+
+def _keep_out_of_state(model: GraphModule, copied: GraphModule) -> None:
+    """Let what is in no state dict of a model be in none of its copy, where torch makes buffers of it."""
+    modules = dict(copied.named_modules(remove_duplicate=False))
+    for path, module in model.named_modules(remove_duplicate=False):
+        plain = (name for name, value in vars(module).items() if isinstance(value, torch.Tensor))
+        names = {*module._non_persistent_buffers_set, *plain}
+        if path in modules:
+            modules[path]._non_persistent_buffers_set |= names & modules[path]._buffers.keys()
 
 
 def free_name(model: GraphModule, wanted: str) -> str:
