@@ -182,6 +182,35 @@ def test_a_weight_is_quantized_however_it_is_stored(how: str, strict: bool) -> N
     assert_survives_saving(quantized, X)
 
 
+class Unsaved(nn.Module):
+    """Weights and other constants that are in no state dict, in the model itself and in a part of it."""
+
+    def __init__(self, depth: int = 1) -> None:
+        super().__init__()
+        self.plain, self.shift = normal(8, 8, seed=depth), normal(8)
+        self.register_buffer("weight", normal(8, 8), persistent=False)
+        self.register_buffer("factor", normal(8).abs(), persistent=False)
+        self.part = Unsaved(depth - 1) if depth else nn.Tanh()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Two linears, and some arithmetic."""
+        return self.part(linear(linear(x, self.plain), self.weight) * self.factor + self.shift)
+
+
+@exports
+def test_what_is_in_no_state_dict_stays_out_of_it(strict: bool) -> None:
+    """Buffers that are not persistent and plain attributes are held where they are read, and not saved."""
+    model = Unsaved().eval()
+    prepared = tq.prepare_pt2e(export(model, X, strict=strict), every_weight())
+    quantized = tq.convert_pt2e(prepared)
+    assert not prepared.state_dict()
+    assert len(quantized.state_dict()) == 4 * 3
+    assert all("_int8" in name for name in quantized.state_dict())
+    floats = [tensor for name, tensor in held(quantized, torch.float32).items() if "_int8" not in name]
+    assert len(floats) == 4
+    assert_survives_saving(quantized, X)
+
+
 @exports
 def test_a_constant_that_is_written_in_the_forward_is_quantized(strict: bool) -> None:
     """torch.tensor(...) in the forward is a weight as any other; export lifts, copies and detaches it."""

@@ -41,6 +41,7 @@ def copy_model(model: GraphModule) -> GraphModule:
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
         copied = copy.deepcopy(model, shared)
     take_checks(copied, model)
+    _keep_out_of_state(model, copied)
     return copied
 
 
@@ -48,6 +49,16 @@ def _without_gradient(value: torch.Tensor) -> torch.Tensor:
     if isinstance(value, torch.nn.Parameter) and value.requires_grad:
         return torch.nn.Parameter(value.detach(), requires_grad=False)
     return value
+
+
+def _keep_out_of_state(model: GraphModule, copied: GraphModule) -> None:
+    """Let what is in no state dict of a model be in none of its copy, where torch makes buffers of it."""
+    modules = dict(copied.named_modules(remove_duplicate=False))
+    for path, module in model.named_modules(remove_duplicate=False):
+        plain = (name for name, value in vars(module).items() if isinstance(value, torch.Tensor))
+        names = {*module._non_persistent_buffers_set, *plain}
+        if path in modules:
+            modules[path]._non_persistent_buffers_set |= names & modules[path]._buffers.keys()
 
 
 def free_name(model: GraphModule, wanted: str) -> str:
