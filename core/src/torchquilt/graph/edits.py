@@ -48,6 +48,8 @@ def copy_model(model: GraphModule) -> GraphModule:
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
         copied = copy.deepcopy(model, shared)
     take_checks(copied, model)
+    # A graph module that is copied registers all of its own buffers as if they were to be saved.
+    copied._non_persistent_buffers_set = set(model._non_persistent_buffers_set)
     return copied
 
 
