@@ -28,6 +28,13 @@ def overload_name(node: Node) -> str:
     return "" if operator is None else str(operator)
 
 
+def arguments_of(node: Node) -> dict[str, Any]:
+    """The arguments of the call of an operator by their names in its schema, defaults among them."""
+    schema = operator_of(node)._schema.arguments
+    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
+    return {**{argument.name: argument.default_value for argument in schema}, **given, **node.kwargs}
+
+
 def tensor_of(node: Node) -> torch.Tensor | None:
     """The fake tensor of a node (its shape and dtype), or None where it does not return one tensor."""
     value = node.meta.get("val")
@@ -65,11 +72,7 @@ def attribute(model: torch.nn.Module, target: str) -> Any:
 
 def argument_of(node: Node, name: str) -> Any:
     """What the call of an operator passes for the argument of this name, or the argument's default."""
-    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.name == name:
-            default = argument.default_value if argument.has_default_value() else None
-            return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
-    raise KeyError(f"{node.target} has no argument {name}")
+    return arguments_of(node)[name]
 
 
 def writes_to(user: Node, node: Node) -> bool:
