@@ -104,6 +104,9 @@ PATHS: dict[str, Callable[..., torch.Tensor]] = {
     "matmul, cast, permute": lambda m, x: x @ m.h.type_as(x).permute(1, 0),
     "reshaped": lambda m, x: linear(x, m.w.reshape(3, 16).view(6, 8)),
     "sliced": lambda m, x: linear(x, m.w[1:5]),
+    "chunked": lambda m, x: linear(x, m.w.chunk(2)[1]),
+    "split": lambda m, x: linear(x, m.w.split([2, 4])[1]),
+    "unbound": lambda m, x: linear(x, m.w.reshape(2, 3, 8).unbind()[1]),
     "concatenated": lambda m, x: linear(x, torch.cat([m.w, m.h.float()])),
     "scaled": lambda m, x: linear(x, m.w * 2.0),
     "merged": lambda m, x: linear(x, m.w + torch.outer(m.w[:, 0], m.w[0])),
@@ -127,6 +130,19 @@ def test_a_weight_is_quantized_by_whatever_path_it_is_read(path: str) -> None:
     assert len(held(quantized, torch.int8)) == 1
     assert sqnr(X @ rounded(effective(model)).T, quantized(X)) > 100
     assert_survives_saving(quantized, X)
+
+
+@pytest.mark.parametrize("key_size", [8, 6], ids=["packed weight", "packed bias"])
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+def test_cross_attention_is_quantized_in_all_its_linears(key_size: int, is_dynamic: bool) -> None:
+    """One weight, or one bias, is split for queries, keys and values; each part is a constant of its own."""
+    attention = nn.MultiheadAttention(8, 2, kdim=key_size, vdim=key_size, batch_first=True)
+    model = Fn(lambda m, x, y: m.attention(x, y, y, need_weights=False)[0], attention=attention).eval()
+    inputs = normal(2, 3, 8), normal(2, 5, key_size)
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
+    quantized = quantize(model, XNNPACKQuantizer().set_global(config), *inputs)
+    assert not matrices(quantized)
+    assert sqnr(model(*inputs), quantized(*inputs)) > 25
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ importing this module does not import torch. It tells operators and tensors by w
 
 from __future__ import annotations
 
+import operator as python_operator
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,8 @@ def _is_constant_tensor(node: Node) -> bool:
 
 
 def _is_pure(node: Node) -> bool:
+    if node.target is python_operator.getitem:  # one of several tensors: a weight that is split, or chunked
+        return True
     operator = operator_of(node)
     if operator is None or operator._schema.is_mutable:
         return False
