@@ -28,6 +28,14 @@ def overload_name(node: Node) -> str:
     return "" if operator is None else str(operator)
 
 
+def arguments_of(node: Node) -> dict[str, Any]:
+    """The arguments of an operator call by their names in the schema, the defaults among them."""
+    schema = operator_of(node)._schema.arguments
+    passed = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
+    defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    return {**defaults, **passed, **node.kwargs}
+
+
 def tensor_of(node: Node) -> torch.Tensor | None:
     """The fake tensor of a node (its shape and dtype), or None where it does not return one tensor."""
     value = node.meta.get("val")
