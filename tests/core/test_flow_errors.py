@@ -1,4 +1,4 @@
-"""What the flow refuses: one of our errors each time, with node, quantizer and remedy; the model is unharmed."""
+"""What the flow refuses: an error of ours each time, with node, quantizer and remedy; the model is unharmed."""
 
 from __future__ import annotations
 
