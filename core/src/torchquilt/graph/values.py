@@ -30,10 +30,11 @@ def overload_name(node: Node) -> str:
 
 
 def arguments_of(node: Node) -> dict[str, Any]:
-    """The arguments of the call of an operator by their names in its schema, defaults among them."""
+    """The arguments of an operator call by their names in the schema, the defaults among them."""
     schema = operator_of(node)._schema.arguments
-    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
-    return {**{argument.name: argument.default_value for argument in schema}, **given, **node.kwargs}
+    passed = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
+    defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    return {**defaults, **passed, **node.kwargs}
 
 
 def tensor_of(node: Node) -> torch.Tensor | None:
