@@ -128,9 +128,17 @@ TWO_BOUNDS = Constraint("bounds", "both bounds of the clamp are numbers", _has_t
 # low as can be; on an 8-bit grid they would either leave no steps for the scores or come so close to them
 # that what is masked is attended to. Whatever a multiplication by such a number is used for, it makes a mask.
 _LARGEST = 1e4
+# Among these are all that are written as reshape, so that what is asked again afterwards is answered alike.
 _ONLY_SHAPES = (
     "aten.view.default",
     "aten.reshape.default",
+    "aten.flatten.using_ints",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.unsqueeze.default",
+    "aten.transpose.int",
+    "aten.permute.default",
+    "aten.expand.default",
     "aten.dropout.default",
     "aten.to.dtype",
     "aten.slice.Tensor",
