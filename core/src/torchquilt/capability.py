@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import attrs
@@ -24,7 +25,7 @@ from torchquilt.spec import INTEGER_RANGES, QuantizationSpec, dtype_name
 JSON_SCHEMA = 1
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class AllowedSpec:
     """A family of specs that a backend takes for one role.
 
@@ -108,6 +109,7 @@ class AllowedSpec:
 SpecsByRole: TypeAlias = tuple[tuple[str, tuple[AllowedSpec, ...]], ...]
 
 
+@lru_cache(maxsize=4096)  # asked again at every node for a few rows and configs
 def differences_of(
     specs: SpecsByRole,
     roles: tuple[str, ...],

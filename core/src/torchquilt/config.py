@@ -14,7 +14,7 @@ from torchquilt.spec import QuantizationSpec
 ROLES = ("input_activation", "output_activation", "weight", "bias")
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class QuantizationConfig:
     """What is asked for an operator. A role that is None stays in float.
 

@@ -10,8 +10,8 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import attrs
@@ -20,14 +20,15 @@ from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError
 from torchquilt.graph.bodies import nodes_of
 from torchquilt.graph.decomposition import decomposed_from, explanation
-from torchquilt.graph.scope import Scope, is_inside, module_paths, scopes_of
+from torchquilt.graph.scope import Scope, is_inside, module_path, module_paths, scopes_of
+from torchquilt.graph.values import overload_name
 from torchquilt.operators import OPERATORS, ObjectType
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class ModuleNameRule:
     """A config for the modules of this name or pattern and all that is inside them."""
 
@@ -36,8 +37,12 @@ class ModuleNameRule:
 
     def matches(self, node: Node) -> bool:
         """Whether the rule is about a node, also where a more specific one decides."""
-        scopes = scopes_of(node)
-        return is_inside(scopes[-1].path if scopes else "", self.name)
+        return is_inside(module_path(node), self.name)
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether the name stands for several modules."""
+        return any(letter in self.name for letter in "*?[")
 
     @property
     def specificity(self) -> tuple[int, int]:
@@ -48,7 +53,7 @@ class ModuleNameRule:
         return f"module {self.name}"
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class ObjectTypeRule:
     """A config for every node that comes from a type of module or of operator."""
 
@@ -59,13 +64,13 @@ class ObjectTypeRule:
         """Whether the rule is about a node, also where a more specific one decides."""
         if self.type.kind == "module":
             return any(_is_instance(scope, node, self.type.name) for scope in scopes_of(node))
-        return node.op == "call_function" and str(node.target) in self.type.overloads
+        return overload_name(node) in self.type.overloads
 
     def __str__(self) -> str:
         return f"type {self.type.name}"
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class GlobalRule:
     """A config for everything that no other rule is about."""
 
@@ -123,10 +128,10 @@ class Intent:
 
     def rule_for(self, node: Node) -> Rule | None:
         """The rule that decides for a node, or None where nothing was asked. Ignores the filter."""
-        named = [rule for rule in self.name_rules if rule.matches(node)]
+        named = self._named.about(node)
         if named:
             return max(named, key=lambda rule: rule.specificity)
-        about = [rule for rule in self.type_rules if rule.matches(node)]
+        about = self._types_about(node)
         for rule in reversed(about):
             if rule.type.kind != "module":
                 return rule
@@ -162,26 +167,56 @@ class Intent:
             model: the model as it was exported, before anything in it was folded or rewritten.
             quantizer: who has the rules, for the errors.
         """
-        nodes = [node for node in nodes_of(model) if node.op == "call_function"]
-        deciding = Counter(self.rule_for(node) for node in nodes)
+        deciders: dict[Rule, dict[Rule | None, None]] = {}
+        for node in nodes_of(model):
+            if node.op == "call_function":
+                about: list[Rule] = [*self._named.about(node), *self._types_about(node)]
+                for rule in about:
+                    deciders.setdefault(rule, {})[self.rule_for(node)] = None
+        names = {name for name, _ in model.named_modules()}
         found = []
         rules: tuple[Rule, ...] = (*self.name_rules, *self.type_rules)
         for rule in rules:
-            about = [node for node in nodes if rule.matches(node)]
-            if not about and not _names_a_module(rule, model):
-                found.append(_about_nothing(rule, model, quantizer))
-            elif about and not deciding[rule]:
-                others = dict.fromkeys(str(self.rule_for(node)) for node in about)
+            others = deciders.get(rule)
+            if others is None:
+                if not _names_a_module(rule, names):
+                    found.append(_about_nothing(rule, model, quantizer))
+            elif rule not in others:
                 found.append(
                     IntentError(
                         f"The rule for {rule} never decides: more specific rules cover all that it is about.",
                         quantizer=quantizer,
                         expected=f"a node for which {rule} is the most specific rule",
-                        got=", ".join(others),
+                        got=", ".join(dict.fromkeys(map(str, others))),
                         remedy="remove it, or narrow the other rules",
                     )
                 )
         return tuple(found)
+
+    @cached_property
+    def _named(self) -> _NamedRules:
+        return _NamedRules(self.name_rules)
+
+    def _types_about(self, node: Node) -> list[ObjectTypeRule]:
+        return [rule for rule in self.type_rules if rule.matches(node)]
+
+
+class _NamedRules:
+    """Rules by the name that they are for, so that a node is not held against each of them."""
+
+    def __init__(self, rules: tuple[ModuleNameRule, ...]) -> None:
+        self._position = {rule: number for number, rule in enumerate(rules)}
+        self._plain = {rule.name: rule for rule in reversed(rules) if not rule.is_pattern}
+        self._patterns = tuple(rule for rule in rules if rule.is_pattern)
+
+    def about(self, node: Node) -> list[ModuleNameRule]:
+        """The rules that match a node, in the order in which they were given."""
+        path = module_path(node)
+        parts = path.split(".") if path else []
+        around = (".".join(parts[:count]) for count in range(len(parts) + 1))
+        found = [self._plain[name] for name in around if name in self._plain]
+        found += [rule for rule in self._patterns if rule.matches(node)]
+        return sorted(found, key=self._position.__getitem__)
 
 
 def _is_instance(scope: Scope, node: Node, class_name: str) -> bool:
@@ -196,11 +231,13 @@ def _is_instance(scope: Scope, node: Node, class_name: str) -> bool:
     return any(class_name in known.modules and target in known.overloads for known in OPERATORS)
 
 
-def _names_a_module(rule: Rule, model: GraphModule) -> bool:
+def _names_a_module(rule: Rule, names: set[str]) -> bool:
     """Whether a rule names a module that exists though no operator is left of it (dropout, an identity)."""
     if not isinstance(rule, ModuleNameRule):
         return False
-    return any(is_inside(name, rule.name) for name, _ in model.named_modules() if name)
+    if not rule.is_pattern:
+        return rule.name in names
+    return any(is_inside(name, rule.name) for name in names if name)
 
 
 def _about_nothing(rule: Rule, model: GraphModule, quantizer: str) -> IntentError:

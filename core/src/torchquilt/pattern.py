@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt.errors import PatternError
+from torchquilt.graph.values import overload_name
 from torchquilt.operators import Operand, Operator
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class OperatorPattern:
     def match(self, node: Node) -> Match | Reject:
         """Match with ``node`` as the first operator of the chain. Costs as much as the chain is long."""
         first, *rest = self.operators
-        if _overload(node) not in first.overloads:
+        if overload_name(node) not in first.overloads:
             return Reject("not_the_operator", (node,), f"{node.name} is not {first.name}")
         chain = [node]
         for operator in rest:
@@ -141,15 +142,11 @@ class OperatorPattern:
                     (chain[-1], *chain[-1].users),
                     f"{chain[-1].name} is used by more than {operator.name}, so it cannot be fused with it",
                 )
-            if _overload(following) not in operator.overloads or _argument(following, 0) is not chain[-1]:
+            if overload_name(following) not in operator.overloads or _argument(following, 0) is not chain[-1]:
                 return Reject("not_the_operator", (following,), f"{following.name} is not {operator.name}")
             chain.append(following)
         operands, scalars = _operands(node, first.operands)
         return Match(self, tuple(chain), operands, scalars)
-
-
-def _overload(node: Node) -> str:
-    return str(node.target) if node.op == "call_function" else ""
 
 
 def _only_user(node: Node) -> Node | None:

@@ -146,7 +146,7 @@ def _check_quant_range(dtype: object, quant_min: object, quant_max: object) -> N
         )
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class QuantizationSpec:
     """How one tensor is represented by integers: ``x ≈ (q - zero_point) * scale``.
 
@@ -377,7 +377,7 @@ class SharedQuantizationSpec:
     edge_or_node: EdgeOrNode
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class FixedQParamsQuantizationSpec:
     """Parameters that are known ahead of any data, as for sigmoid (0..1) and tanh (-1..1).
 

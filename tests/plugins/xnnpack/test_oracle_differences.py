@@ -195,6 +195,15 @@ DIFFERENCES = {
         (LINEAR, "square(q)", "mean(-)", "add(-)", "rsqrt(-)", "mul(q, -)", "output(-)"),
         "variances of rows lie far apart, and one that is rounded to 0 has an infinite inverse",
     ),
+    "attention mask in another shape": Difference(
+        lambda: Model(
+            Fn(lambda m, x, mask: (m.fc(x) + mask).unsqueeze(0).softmax(-1), fc=linear()),
+            (normal(3, 6), normal(3, 6, seed=1)),
+        ),
+        (LINEAR, "add(q, q)", "unsqueeze(q)", "softmax(-)", "output(-)"),
+        (LINEAR, "add(q, -)", "unsqueeze(-)", "softmax(-)", "output(-)"),
+        "it is a mask, whatever moves it on the way to the softmax",
+    ),
     "huge factor": Difference(
         lambda: Model(Fn(lambda m, x, y: x + y * -1e5), PAIR),
         ("mul(q, q)", "add(q, q)", "output(q)"),

@@ -38,12 +38,14 @@ def _behind(calls: list[Call], number: int, *names: str) -> bool:
     return source is not None and calls[source].name in names
 
 
+_SHAPES = ("reshape", "flatten", "squeeze", "unsqueeze", "transpose", "permute", "slice")
+
+
 def _reaches_softmax(calls: list[Call], number: int) -> bool:
     """Whether a softmax reads the result, as it is or in another shape."""
     readers = [other for other, call in enumerate(calls) if number in call.sources]
     return any(
-        calls[reader].name == "softmax"
-        or (calls[reader].name in ("reshape", "slice") and _reaches_softmax(calls, reader))
+        calls[reader].name == "softmax" or (calls[reader].name in _SHAPES and _reaches_softmax(calls, reader))
         for reader in readers
     )
 

@@ -9,13 +9,14 @@ in what a body reads, in the form in which export left it and in which a model c
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import chain, count
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.bodies import BodyCall, body_of, call_of, placeholders, regions
+from torchquilt.graph.bodies import BodyCall, Region, body_of, call_of, placeholders, regions
 from torchquilt.graph.edits import (
     drop_unused_tensors,
     erase_unused,
@@ -33,19 +34,26 @@ def close_bodies(model: GraphModule) -> GraphModule:
     several calls run one body, it has to be the same in all of them.
     """
     for region in regions(model):
-        for calls in _calls_by_bodies(region.module):
-            _close(region.module, calls)
-        region.module.recompile()
+        _for_calls(region, _close)
     return model
 
 
 def open_bodies(model: GraphModule) -> GraphModule:
     """Hand each stored tensor that a body reads into it as an operand; changes ``model``."""
     for region in reversed(regions(model)):  # what a body hands into another one it has to be handed itself
-        for calls in _calls_by_bodies(region.module):
-            _open(region.module, calls)
-        region.module.recompile()
+        _for_calls(region, _open)
     return model
+
+
+def _for_calls(region: Region, change: Callable[[GraphModule, list[BodyCall]], None]) -> None:
+    """Change the calls in a region, and the bodies that they run."""
+    changed = _calls_by_bodies(region.module)
+    for calls in changed:
+        change(region.module, calls)
+        for body in calls[0].bodies:
+            body_of(body).recompile()
+    if changed:
+        region.module.recompile()
 
 
 def _calls_by_bodies(module: GraphModule) -> list[list[BodyCall]]:

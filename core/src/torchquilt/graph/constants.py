@@ -26,11 +26,11 @@ def simplify_constants(model: GraphModule) -> GraphModule:
     one constant, so that its integers are stored once. Export also asserts what dtype the weight has;
     such a check of a constant has been passed already, and would keep the float weight alive.
     """
-    for node in model.graph.nodes:
-        _cast_by_dtype(node)
+    nodes = list(model.graph.nodes)
+    casts = [node for node in nodes if _cast_by_dtype(node)]
     constants = constant_nodes(model.graph)
     first: dict[Any, Node] = {}
-    for node in list(model.graph.nodes):
+    for node in nodes:
         if overload_name(node) == "aten._assert_tensor_metadata.default" and node.args[0] in constants:
             model.graph.erase_node(node)
         elif node in constants:
@@ -38,18 +38,24 @@ def simplify_constants(model: GraphModule) -> GraphModule:
             if same is not node:
                 node.replace_all_uses_with(same)
                 model.graph.erase_node(node)
-    model.recompile()
+    if casts or len(model.graph.nodes) < len(nodes):
+        model.recompile()
     return model
 
 
-def _cast_by_dtype(node: Node) -> None:
-    """``w.type_as(x)`` depends on the dtype of x alone, and that is known: it is as constant as ``w`` is."""
+def _cast_by_dtype(node: Node) -> bool:
+    """``w.type_as(x)`` depends on the dtype of x alone, and that is known: it is as constant as ``w`` is.
+
+    Returns whether the node is such a cast, and has been changed.
+    """
     if overload_name(node) not in ("aten.type_as.default", "aten.to.other"):
-        return
+        return False
     weight, value = argument_of(node, "self"), tensor_of(node)
     on_one_device = value is not None and weight.meta["val"].device == value.device
-    if value is not None and on_one_device and len(node.args) == 2 and is_constant(weight):
-        node.target, node.args = torch.ops.aten.to.dtype, (weight, value.dtype)
+    if value is None or not on_one_device or len(node.args) != 2 or not is_constant(weight):
+        return False
+    node.target, node.args = torch.ops.aten.to.dtype, (weight, value.dtype)
+    return True
 
 
 def _expression(model: GraphModule, node: Node) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,13 +23,17 @@ from torchquilt.graph.values import attribute, overload_name, writes_to
 _ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom")
 
 
-def copy_model(model: GraphModule) -> GraphModule:
+def copy_model(model: GraphModule, kept: Iterable[torch.nn.Module] = ()) -> GraphModule:
     """A copy whose graph and modules are its own and whose tensors are those of the original.
 
     So the copy may get other weights under the same names without the original noticing, and no
     weight is stored twice. Only what the graph writes to (counters, caches) is copied, and with it whatever
     shares memory with it. No tensor of the copy asks for gradients: with them, control flow would trace its
     bodies in order to differentiate them, instead of running them.
+
+    Args:
+        model: the original.
+        kept: modules of it that the copy holds, too, instead of copies.
     """
     tensors = stored_tensors(model)
     shared: dict[int, Any] = {key: _without_gradient(tensor) for key, tensor in tensors.items()}
@@ -36,6 +41,7 @@ def copy_model(model: GraphModule) -> GraphModule:
     for module in model.modules():
         objects = (value for value in vars(module).values() if isinstance(value, torch.ScriptObject))
         shared.update((id(value), value) for value in objects)
+    shared.update((id(module), module) for module in kept)
     with warnings.catch_warnings():
         # torch's own copying of the input structure warns about how torch pickles it.
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
@@ -105,9 +111,10 @@ def _submodule(model: torch.nn.Module, path: str) -> torch.nn.Module:
 def fake_like(node: Node, value: torch.Tensor) -> torch.Tensor:
     """``value`` as a fake tensor of the mode in which the rest of the graph was recorded."""
     known = node.meta.get("val")
-    if isinstance(known, FakeTensor):
-        return known.fake_mode.from_tensor(value, static_shapes=True)
-    return value
+    if not isinstance(known, FakeTensor):
+        return value
+    with known.fake_mode:  # from_tensor would do, and takes five times as long
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
 def take_origin(new: Node, served: Node) -> None:

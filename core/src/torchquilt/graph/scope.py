@@ -33,8 +33,8 @@ def scopes_of(node: Node) -> tuple[Scope, ...]:
 
 def module_path(node: Node) -> str:
     """Path of the innermost module of a node, ``""`` for the root or where nothing is known."""
-    scopes = scopes_of(node)
-    return scopes[-1].path if scopes else ""
+    stack = node.meta.get("nn_module_stack")
+    return str(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def module_paths(nodes: Iterable[Node]) -> frozenset[str]:

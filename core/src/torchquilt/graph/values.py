@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator as python_operator
 from collections.abc import Container
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.graph.bodies import handed_in
@@ -19,14 +20,41 @@ if TYPE_CHECKING:
 
 def operator_of(node: Node) -> Any:
     """The ``OpOverload`` that a node calls, or None."""
-    target = node.target if node.op == "call_function" else None
-    return target if hasattr(target, "_schema") and hasattr(target, "_overloadname") else None
+    return node.target if node.op == "call_function" and _is_operator(node.target) else None
 
 
 def overload_name(node: Node) -> str:
     """``"aten.linear.default"`` for a call of an operator, ``""`` for anything else."""
     operator = operator_of(node)
-    return "" if operator is None else str(operator)
+    return "" if operator is None else _name_of(operator)
+
+
+# What is known of an operator is asked for at every node and never changes, so it is asked of torch once.
+
+
+@cache
+def _is_operator(target: Any) -> bool:
+    return hasattr(target, "_schema") and hasattr(target, "_overloadname")
+
+
+@cache
+def _name_of(operator: Any) -> str:
+    return str(operator)
+
+
+@cache
+def _is_pure_operator(operator: Any) -> bool:
+    if operator._schema.is_mutable:
+        return False
+    return all(tag.name != "nondeterministic_seeded" for tag in operator.tags)
+
+
+@cache
+def _returns_view(operator: Any) -> bool:
+    if str(operator) in _UNDECLARED_VIEWS:
+        return True
+    returned = (value.alias_info for value in operator._schema.returns)
+    return any(alias is not None and not alias.is_write for alias in returned)
 
 
 def arguments_of(node: Node) -> dict[str, Any]:
@@ -108,10 +136,7 @@ def returns_view(node: Node) -> bool:
     operator = operator_of(node)
     if operator is None:
         return node.op == "call_function"  # getitem and other Python functions: not known
-    if str(operator) in _UNDECLARED_VIEWS:
-        return True
-    returned = (value.alias_info for value in operator._schema.returns)
-    return any(alias is not None and not alias.is_write for alias in returned)
+    return _returns_view(operator)
 
 
 def is_overwritten(node: Node) -> bool:
@@ -181,6 +206,4 @@ def _is_pure(node: Node) -> bool:
     if node.target is python_operator.getitem:  # one of several tensors: a weight that is split, or chunked
         return True
     operator = operator_of(node)
-    if operator is None or operator._schema.is_mutable:
-        return False
-    return all(tag.name != "nondeterministic_seeded" for tag in operator.tags)
+    return operator is not None and _is_pure_operator(operator)

@@ -49,7 +49,8 @@ def convert_pt2e(
         CalibrationError: a tensor saw no data, or a constant cannot be quantized as asked.
     """
     _check_is_prepared(prepared)
-    model = copy_model(prepared)
+    points = [module for module in prepared.modules() if isinstance(module, QuantizationPoint)]
+    model = copy_model(prepared, kept=points)  # they are only read, and are not in the result
     restore_initial_state(model)
     leave_or_refuse_unseen(model, unseen)
     passes = (
@@ -85,12 +86,16 @@ def _replace_points(model: GraphModule, fold_quantize: bool) -> GraphModule:
         node.meta.pop(ANNOTATION_KEY, None)  # it names nodes of the prepared graph
     for name in points:
         model.delete_submodule(name)
+    if points:
+        model.recompile()
     return model
 
 
 def _drop_unused(model: GraphModule) -> GraphModule:
     """Forget the float values that nobody reads any more."""
+    size = len(model.graph.nodes)
     drop_unused_tensors(model)
     compact(model)
-    model.recompile()
+    if len(model.graph.nodes) < size:
+        model.recompile()
     return model

@@ -137,13 +137,14 @@ _FILLING = frozenset(
         "where.Scalar", "where.ScalarOther", "where.ScalarSelf",
     )
 )  # fmt: skip
+# Among these are all that are written as reshape, so that what is asked again afterwards is answered alike.
 _ONLY_SHAPES = frozenset(
     f"aten.{name}"
     for name in (
         "_to_copy.default", "clone.default", "contiguous.default", "dropout.default", "expand.default",
-        "permute.default", "reshape.default", "select.int", "slice.Tensor", "squeeze.dim", "to.device",
-        "to.dtype", "to.dtype_layout", "transpose.int", "tril.default", "triu.default", "type_as.default",
-        "unsqueeze.default", "view.default",
+        "flatten.using_ints", "permute.default", "reshape.default", "select.int", "slice.Tensor",
+        "squeeze.dim", "squeeze.dims", "to.device", "to.dtype", "to.dtype_layout", "transpose.int",
+        "tril.default", "triu.default", "type_as.default", "unsqueeze.default", "view.default",
     )
 )  # fmt: skip
 # Between the sum and softmax there may be a temperature, or a bound on the scores.
