@@ -20,6 +20,10 @@ class Quantizer:
     Only :meth:`annotate` has to be written. The flow calls, in this order,
     :meth:`transform_for_annotation`, :meth:`annotate`, :meth:`validate` and, once the observers are
     made, :meth:`prepare_obs_or_fq_callback`. All of them work on a copy of the user's model.
+
+    A model with control flow holds graphs within its graph (``torchquilt.graph.bodies``).
+    :meth:`transform_for_annotation`, :meth:`annotate` and :meth:`annotate_rest` are called for the model
+    and then for each body, which looks like a model of its own; the others are asked of the whole.
     """
 
     @property
