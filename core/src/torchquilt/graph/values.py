@@ -26,6 +26,13 @@ def overload_name(node: Node) -> str:
     return "" if operator is None else str(operator)
 
 
+def arguments_of(node: Node) -> dict[str, Any]:
+    """The arguments of the call of an operator by their names in its schema, defaults among them."""
+    schema = operator_of(node)._schema.arguments
+    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
+    return {**{argument.name: argument.default_value for argument in schema}, **given, **node.kwargs}
+
+
 def tensor_of(node: Node) -> torch.Tensor | None:
     """The fake tensor of a node (its shape and dtype), or None where it does not return one tensor."""
     value = node.meta.get("val")
