@@ -14,7 +14,7 @@ from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.storage import compact
 from torchquilt.pt2e.conversion import Conversion
 from torchquilt.pt2e.points import QuantizationPoint
-from torchquilt.pt2e.reference.rewriting import to_reference
+from torchquilt.pt2e.reference import to_reference
 from torchquilt.pt2e.stage import restore_initial_state, set_stage, stage_of
 from torchquilt.pt2e.unseen import leave_or_refuse_unseen
 
@@ -35,7 +35,7 @@ def convert_pt2e(
         fold_quantize: store constants as integers. With False they stay in float, with the operators
             that quantize them in the graph; both compute the same bits.
         use_reference_representation: compute with the integers, as
-            :func:`torchquilt.pt2e.reference.rewriting.to_reference` describes, instead of with what they
+            :func:`torchquilt.pt2e.reference.to_reference` describes, instead of with what they
             stand for.
         unseen: what to do with operators that calibration never reached, as in a branch that was never
             taken: ``"error"``, or ``"float"`` to leave them in float, which the ledger then says.

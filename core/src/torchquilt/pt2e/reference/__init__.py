@@ -5,3 +5,7 @@
 ``weighted``, ``elementwise``, ``pooling``, ``movement`` or ``embedding``. ``tensors`` reads what the
 quantize and dequantize operators say, ``arithmetic`` writes what the rules have in common.
 """
+
+from torchquilt.pt2e.reference.rewriting import left_in_float, to_reference
+
+__all__ = ["left_in_float", "to_reference"]

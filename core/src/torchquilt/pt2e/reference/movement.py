@@ -6,8 +6,6 @@ import attrs
 import torch
 from torch.fx import Node
 
-from torchquilt import operators as ops
-from torchquilt.graph.values import overload_name
 from torchquilt.pt2e.reference.arithmetic import rescaled
 from torchquilt.pt2e.reference.places import Place
 from torchquilt.pt2e.reference.tensors import Grid
@@ -20,10 +18,7 @@ def moved(place: Place, write: Writer, grid: Grid) -> Node:
     """The operator on the integers themselves."""
     (source,) = place.sources
     _, *options = place.arguments.values()
-    # Integers need not lie in memory as the floats did, and only reshape takes them either way.
-    is_view = overload_name(place.anchor) in ops.VIEW.overloads
-    target = _ATEN.reshape.default if is_view else place.anchor.target
-    integers = write(target, source.integers, *options)
+    integers = write(place.anchor.target, source.integers, *options)
     return rescaled(write, attrs.evolve(source, integers=integers), grid)
 
 

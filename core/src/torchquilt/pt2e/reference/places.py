@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from torchquilt import operators as ops
 from torchquilt.graph.values import arguments_of, overload_name
 from torchquilt.pattern import Match, Reject
-from torchquilt.pt2e.reference.tensors import Grid, PerTensor, Quantized, dequantized, quantizing
+from torchquilt.pt2e.reference.tensors import Grid, PerTensor, Quantized, dequantized, grid_of
 
 #: What only cuts off. It costs nothing on the way to the grid of an output, which ends somewhere anyway.
 ACTIVATIONS = (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)
@@ -58,7 +58,7 @@ class Place:
 
     def grid(self, output: Node) -> Grid | None:
         """The grid of an output, less what the activations cut off; None where it is read in float."""
-        grid = quantizing(output)
+        grid = grid_of(output)
         for bounds in map(_bounds, self.match.nodes):
             if grid is not None and bounds is not None:
                 grid = grid.clamped(*bounds)
@@ -70,8 +70,8 @@ def place_of(model: GraphModule, match: Match) -> Place | Reject:
     last = match.output
     if not all(map(_has_plain_bounds, match.nodes)):
         return Reject("bounds", match.nodes, f"the bounds of {last.name} are not numbers")
-    outputs = (last,) if quantizing(last) else tuple(last.users)
-    if not outputs or None in map(quantizing, outputs):
+    outputs = (last,) if grid_of(last) else tuple(last.users)
+    if not outputs or None in map(grid_of, outputs):
         return Reject("output_not_quantized", (last,), f"{last.name} is read in float")
     return Place(model, match, outputs)
 

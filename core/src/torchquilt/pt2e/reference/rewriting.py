@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from torchquilt.errors import ModelError
+from torchquilt.graph.closures import close_bodies, open_bodies
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
+from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.values import overload_name
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.reference.places import Place
@@ -40,19 +42,39 @@ def to_reference(model: GraphModule) -> GraphModule:
             got=stage_of(model) or f"{type(model).__module__}.{type(model).__qualname__}",
             remedy="prepare_pt2e, calibrate, then convert_pt2e(prepared, use_reference_representation=True)",
         )
-    model = copy_model(model)
+    return run_passes(copy_model(model), _PASSES)
+
+
+def _use_integers(model: GraphModule) -> GraphModule:
+    """Let every rule rewrite what it finds in one region."""
     for node in list(model.graph.nodes):
         rule = None if node._erased else RULE_OF.get(overload_name(node))
         place = rule.find(model, node) if rule is not None else None
         if rule is not None and isinstance(place, Place):
             rule.rewrite(place)
+    return model
+
+
+def _drop_unused(model: GraphModule) -> GraphModule:
+    """Forget what was stored for the operators that are gone."""
     drop_unused_tensors(model)
     model.recompile()
     return model
 
 
+# In the bodies of control flow, too, which have to hold their weights while rules look for them.
+_PASSES = (
+    Pass("close_bodies", close_bodies),
+    everywhere("use_integers", _use_integers),
+    Pass("open_bodies", open_bodies),
+    Pass("drop_unused", _drop_unused),
+)
+
+
 def left_in_float(model: GraphModule) -> dict[Node, Reject]:
     """Why the operators of a model that read dequantized tensors are not in integer arithmetic.
+
+    Tells of the outermost graph: in the bodies of control flow weights are inputs like any others.
 
     Args:
         model: what :func:`to_reference` returned. Of a converted model, only what no rule takes is told.

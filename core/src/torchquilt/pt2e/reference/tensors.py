@@ -41,10 +41,11 @@ class Grid:
 
     def clamped(self, low: float | None, high: float | None) -> Grid:
         """The part of the grid within two real bounds. Quantizing first and clamping then is the same."""
-        lowest = self.low if low is None else self.nearest(low)
-        highest = self.high if high is None else self.nearest(high)
-        # As torch.clamp has it, the upper bound decides where it is below the lower one.
-        return attrs.evolve(self, low=min(lowest, highest), high=highest)
+        return attrs.evolve(
+            self,
+            low=self.low if low is None else self.nearest(low),
+            high=self.high if high is None else self.nearest(high),
+        )
 
 
 @attrs.frozen(eq=False)
@@ -120,7 +121,7 @@ def dequantized(node: Node) -> Quantized | None:
     return None
 
 
-def quantizing(node: Node) -> Grid | None:
+def grid_of(node: Node) -> Grid | None:
     """The grid of a quantize operator, or None: another operator, or a layout that no rule knows."""
     if overload_name(node) != "quantized_decomposed.quantize_per_tensor.default":
         return None

@@ -74,7 +74,7 @@ def weighted_in_float(place: Place, write: Writer) -> Node:
         sums = scaled_by_each(write, sums, source.scale)
     else:
         scale = float32(source.grid.scale)[0] * scale
-    result = scaled(write, sums, scale, weight.name("scale"))
+    result = scaled(write, sums, scale, weight.name("accumulator_scale"))
     for bias in place.match.inputs("bias"):
         shape = along_channels(place.anchor)
         aligned = write(_ATEN.view.default, bias, shape) if len(shape) > 1 else bias

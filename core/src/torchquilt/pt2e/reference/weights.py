@@ -44,7 +44,7 @@ class Weight:
         integers = write.cast(self.integers, dtype)
         if not bool(self.zero_point.any()):
             return integers
-        zero_point = write.stored(self.zero_point, self.name("zero_point"))
+        zero_point = write.stored(self.zero_point, self.name("zero_point_int32"))
         return write(torch.ops.aten.sub.Tensor, integers, write.cast(zero_point, dtype))
 
 
