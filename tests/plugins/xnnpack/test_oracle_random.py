@@ -45,8 +45,7 @@ def _reaches_softmax(calls: list[Call], number: int) -> bool:
     """Whether a softmax reads the result, as it is or in another shape."""
     readers = [other for other, call in enumerate(calls) if number in call.sources]
     return any(
-        calls[reader].name == "softmax"
-        or (calls[reader].name in _SHAPES and _reaches_softmax(calls, reader))
+        calls[reader].name == "softmax" or (calls[reader].name in _SHAPES and _reaches_softmax(calls, reader))
         for reader in readers
     )
 
