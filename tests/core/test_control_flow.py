@@ -400,3 +400,26 @@ def test_a_dynamic_batch_goes_through_control_flow() -> None:
     exported = export(module("no_grad"), X, dynamic_shapes=(({0: torch.export.Dim("batch")},),))
     quantized = through_the_flow(exported, STATIC)[1]
     assert quantized(normal(5, 8)).shape == (5, 8)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Integers
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_representation_reaches_into_bodies(kind: str, tmp_path: Path) -> None:
+    """Linears in bodies are computed with integers, near the Q/DQ model, and are saved and loaded."""
+    exported = export(module(kind), X)
+    prepared, quantized = through_the_flow(exported, STATIC)
+    reference = tq.convert_pt2e(prepared, use_reference_representation=True)
+    linears = [node for node in nodes_of(reference) if str(node.target) == "aten.linear.default"]
+    assert {node.meta["val"].dtype for node in linears} == {torch.int32}
+    tq.save(reference, tmp_path / "model.pt2", (X,))
+    loaded = tq.load(tmp_path / "model.pt2").module()
+    for (batch,) in BATCHES:
+        for expected, found, again in zip(
+            leaves(quantized(batch)), leaves(reference(batch)), leaves(loaded(batch)), strict=True
+        ):
+            assert sqnr(expected.float(), found.float()) > 30
+            assert torch.equal(found, again)
