@@ -15,6 +15,7 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
+from torchquilt.graph.bodies import call_of
 from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.storage import copies_in_common, stored_tensors, written_tensors
 from torchquilt.graph.values import attribute, overload_name, writes_to
@@ -187,7 +188,17 @@ def _is_read_only(node: Node) -> bool:
     """Whether nothing but the value of a node depends on its being there."""
     if node.op == "get_attr" or node.target is operator.getitem:
         return True
+    call = call_of(node)
+    if call is not None:
+        return all(_is_harmless(inside) for graph in call.graphs() for inside in graph.nodes)
     return bool(overload_name(node)) and not node.is_impure()
+
+
+def _is_harmless(node: Node) -> bool:
+    """Whether a node of a body is no reason to run it; what it asserts of dtypes is about its own values."""
+    if node.op in ("placeholder", "output") or overload_name(node) == "aten._assert_tensor_metadata.default":
+        return True
+    return _is_read_only(node)
 
 
 def drop_unused_tensors(model: GraphModule) -> None:
