@@ -24,7 +24,7 @@ from torchquilt.graph.values import attribute, overload_name, writes_to
 _ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom")
 
 
-def copy_model(model: GraphModule, kept: Iterable[torch.nn.Module] = ()) -> GraphModule:
+def copy_model(model: GraphModule, kept: Iterable[object] = ()) -> GraphModule:
     """A copy whose graph and modules are its own and whose tensors are those of the original.
 
     So the copy may get other weights under the same names without the original noticing, and no
@@ -34,7 +34,7 @@ def copy_model(model: GraphModule, kept: Iterable[torch.nn.Module] = ()) -> Grap
 
     Args:
         model: the original.
-        kept: modules of it that the copy holds, too, instead of copies.
+        kept: parts of it that the copy holds, too, instead of copies.
     """
     tensors = stored_tensors(model)
     shared: dict[int, Any] = {key: _without_gradient(tensor) for key, tensor in tensors.items()}
@@ -42,7 +42,7 @@ def copy_model(model: GraphModule, kept: Iterable[torch.nn.Module] = ()) -> Grap
     for module in model.modules():
         objects = (value for value in vars(module).values() if isinstance(value, torch.ScriptObject))
         shared.update((id(value), value) for value in objects)
-    shared.update((id(module), module) for module in kept)
+    shared.update((id(part), part) for part in kept)
     with warnings.catch_warnings():
         # torch's own copying of the input structure warns about how torch pickles it.
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
