@@ -13,7 +13,7 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.memory import copies_in_common, stored_tensors
+from torchquilt.graph.memory import copies_in_common, tensors_of
 from torchquilt.graph.values import (
     WRITTEN_ELSEWHERE,
     attribute,
@@ -38,7 +38,7 @@ def copy_model(model: GraphModule) -> GraphModule:
         for node in model.graph.find_nodes(op="get_attr")
         if is_overwritten(node)
     ]
-    tensors = stored_tensors(model)
+    tensors = tensors_of(model)
     copied = copies_in_common(tensors.values(), written)
     shared: dict[int, Any] = {**tensors, **copied}
     for module in model.modules():
