@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from torchquilt.graph.bodies import call_of
 from torchquilt.graph.inputs import take_checks
-from torchquilt.graph.storage import copies_in_common, stored_tensors, written_tensors
+from torchquilt.graph.storage import copies_in_common, tensors_of, written_tensors
 from torchquilt.graph.values import attribute, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
@@ -36,7 +36,7 @@ def copy_model(model: GraphModule, kept: Iterable[object] = ()) -> GraphModule:
         model: the original.
         kept: parts of it that the copy holds, too, instead of copies.
     """
-    tensors = stored_tensors(model)
+    tensors = tensors_of(model)
     shared: dict[int, Any] = {key: _without_gradient(tensor) for key, tensor in tensors.items()}
     shared |= copies_in_common(tensors.values(), written_tensors(model))
     for module in model.modules():
