@@ -90,7 +90,8 @@ def our_quantizer(*, is_per_channel: bool = True, is_dynamic: bool = False) -> X
 def quantized_by_oracle(model: Model, quantizer: Any) -> GraphModule:
     """The model after torchao's flow, calibrated with its inputs."""
     prepared = torchao_flow.prepare_pt2e(export(model.module, *model.inputs).module(), quantizer)
-    prepared(*model.inputs)
+    with torch.no_grad():  # as ours does: with gradients torch multiplies in another order
+        prepared(*model.inputs)
     converted: GraphModule = torchao_flow.convert_pt2e(prepared)
     return converted
 

@@ -132,7 +132,7 @@ class _Folding:
             name = str(source.target)
             times = sum(argument is source for argument in (*node.args, *node.kwargs.values()))
             if self._reads[name] > 1 or len(source.users) > 1 or times > 1:
-                name = free_name(self.model, f"{name}_folded")
+                name = free_name(self.model, f"{name}_{node.name}")
         new = read_tensor(self.model, name, torch.nn.Parameter(value, requires_grad=False), before=node)
         self._reads[name] = 1
         self._constants.add(new)

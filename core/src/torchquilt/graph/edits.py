@@ -70,11 +70,19 @@ def _keep_out_of_state(model: GraphModule, copied: GraphModule) -> None:
 
 def free_name(model: GraphModule, wanted: str) -> str:
     """``wanted``, or ``wanted_1``, ``wanted_2`` … where that is taken."""
-    name, number = wanted, 0
-    while _has_attribute(model, name):
-        number += 1
-        name = f"{wanted}_{number}"
-    return name
+    if not _has_attribute(model, wanted):
+        return wanted
+    # Numbers are given out one after the other, so the first free one is found by halving.
+    taken, free = 0, 1
+    while _has_attribute(model, f"{wanted}_{free}"):
+        taken, free = free, 2 * free
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        if _has_attribute(model, f"{wanted}_{middle}"):
+            taken = middle
+        else:
+            free = middle
+    return f"{wanted}_{free}"
 
 
 def _has_attribute(model: GraphModule, name: str) -> bool:
@@ -147,7 +155,7 @@ def own_copy(model: GraphModule, user: Node, source: Node) -> None:
     """Let ``user`` read a copy of the stored tensor that ``source`` reads, under a name of its own."""
     value = attribute(model, str(source.target)).detach().clone()
     copied = torch.nn.Parameter(value, requires_grad=False)
-    name = free_name(model, str(source.target))
+    name = free_name(model, f"{source.target}_{user.name}")
     user.replace_input_with(source, read_tensor(model, name, copied, before=user))
 
 
