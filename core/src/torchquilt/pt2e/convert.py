@@ -38,6 +38,7 @@ from torchquilt.pt2e.points import (
     ObservedPoint,
     QuantizationPoint,
 )
+from torchquilt.pt2e.reference import to_reference
 from torchquilt.pt2e.stage import restore_initial_state, set_stage, stage_of
 from torchquilt.spec import Granularity, ZeroPointDomain, dtype_name
 
@@ -55,13 +56,16 @@ class _Operators:
     arguments: tuple[Any, ...]
 
 
-def convert_pt2e(prepared: GraphModule) -> GraphModule:
+def convert_pt2e(prepared: GraphModule, *, use_reference_representation: bool = False) -> GraphModule:
     """Replace each point of a calibrated model by quantize and dequantize operators.
 
     The prepared model is left as it was: it can be calibrated further and converted again.
 
     Args:
         prepared: what :func:`torchquilt.prepare_pt2e` returned, after calibration.
+        use_reference_representation: compute with the integers, as
+            :func:`torchquilt.pt2e.reference.to_reference` describes, instead of with what they
+            stand for.
 
     Returns:
         A GraphModule with the signature of the model. It can be run, exported and saved; a process
@@ -85,7 +89,7 @@ def convert_pt2e(prepared: GraphModule) -> GraphModule:
     drop_unused_tensors(model)
     model.recompile()
     set_stage(model, "converted")
-    return model
+    return to_reference(model) if use_reference_representation else model
 
 
 def _check_is_prepared(model: object) -> None:
