@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 import torchquilt as tq
+from torchquilt.graph.edits import copy_model
 
 # ----------------------------------------------------------------------------------------------------------
 # Models, and the steps that nearly every test takes with them
@@ -76,6 +77,22 @@ def one_call(model: GraphModule, part: str) -> Node:
     """The only call of an operator."""
     (found,) = calls(model, part)
     return found
+
+
+def integer_outputs(model: GraphModule) -> GraphModule:
+    """A copy of a converted model that returns the integers behind its dequantized outputs.
+
+    Every output has to be dequantized right before it is returned, so that none is float by mistake.
+    """
+    model = copy_model(model)
+    (output,) = (node for node in model.graph.nodes if node.op == "output")
+    for node in output.all_input_nodes:
+        assert "dequantize" in str(node.target), f"{node} is float"
+        output.replace_input_with(node, node.args[0])
+        if not node.users:
+            model.graph.erase_node(node)
+    model.recompile()
+    return model
 
 
 def annotated(model: GraphModule) -> dict[str, tq.QuantizationAnnotation]:
