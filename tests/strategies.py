@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 
 import control_flow
 import torchquilt as tq
+from torchquilt.graph.edits import copy_model
 
 # ----------------------------------------------------------------------------------------------------------
 # Models, and the steps that nearly every test takes with them
@@ -77,6 +78,22 @@ def one_call(model: GraphModule, part: str) -> Node:
     """The only call of an operator."""
     (found,) = calls(model, part)
     return found
+
+
+def integer_outputs(model: GraphModule) -> GraphModule:
+    """A copy of a converted model that returns the integers behind its dequantized outputs.
+
+    Every output has to be dequantized right before it is returned, so that none is float by mistake.
+    """
+    model = copy_model(model)
+    (output,) = (node for node in model.graph.nodes if node.op == "output")
+    for node in output.all_input_nodes:
+        assert "dequantize" in str(node.target), f"{node} is float"
+        output.replace_input_with(node, node.args[0])
+        if not node.users:
+            model.graph.erase_node(node)
+    model.recompile()
+    return model
 
 
 def annotated(model: GraphModule) -> dict[str, tq.QuantizationAnnotation]:

@@ -166,20 +166,6 @@ def test_a_dynamic_model_needs_no_batches() -> None:
     assert tq.calibrate(prepared, []) is prepared
 
 
-@pytest.mark.parametrize("kind", ["exported", "float", "converted"])
-def test_only_a_prepared_model_is_calibrated(kind: str) -> None:
-    """The error says what to call first."""
-    prepared = tq.calibrate(one_input(), [LEFT])
-    model = {
-        "exported": export(nn.Linear(4, 4), LEFT).module(),
-        "float": nn.Linear(4, 4),
-        "converted": tq.convert_pt2e(prepared),
-    }[kind]
-    with pytest.raises(tq.ModelError) as caught:
-        tq.calibrate(model, [LEFT])
-    assert "prepare_pt2e" in str(caught.value.remedy)
-
-
 def test_no_gradients_are_recorded() -> None:
     """Calibration builds no graph for gradients, however much data goes through."""
     recorded: list[bool] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from strategies import (
     INT8,
     WEIGHT,
     Fn,
-    Nothing,
     annotated,
     calls,
     decisions,
@@ -239,112 +237,8 @@ def test_an_unsigned_annotation_with_a_foreign_input_names_its_author() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------
-# What is no quantizer
-# ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "subject",
-    [XNNPACKQuantizer, 3, None, nn.Linear(2, 2), lambda model: model],
-    ids=lambda s: type(s).__name__,
-)
-def test_what_is_no_quantizer_is_refused(subject: Any) -> None:
-    """A class instead of an instance, a module, a function: an error when the composition is made."""
-    with pytest.raises(tq.IntentError):
-        tq.ComposableQuantizer([xnnpack(), subject])
-    with pytest.raises(tq.IntentError):
-        prepare(nn.Linear(6, 6), subject, X)
-
-
-def test_a_quantizer_of_torchao_is_refused() -> None:
-    """The error names the library, and points to the plugin of the backend."""
-    module = importlib.import_module("torchao.quantization.pt2e.quantizer")
-
-    class Foreign(module.Quantizer):  # type: ignore[misc, name-defined]
-        def annotate(self, model: GraphModule) -> GraphModule:
-            return model
-
-        def validate(self, model: GraphModule) -> None:
-            pass
-
-    with pytest.raises(tq.IntentError, match="torchao") as caught:
-        tq.ComposableQuantizer([Foreign()])
-    assert "plugin" in str(caught.value.remedy)
-
-
-def test_the_xnnpack_quantizer_of_executorch_is_refused() -> None:
-    """ExecuTorch's own XNNPACKQuantizer is told from ours by its base class."""
-    module = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
-    with pytest.raises(tq.IntentError):
-        tq.prepare_pt2e(export(nn.Linear(6, 6), X), module.XNNPACKQuantizer())
-
-
-# ----------------------------------------------------------------------------------------------------------
 # The other calls of the protocol, equality
 # ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", ["plain", "composed", "nested", "duck"])
-def test_every_call_of_the_protocol_is_made(form: str) -> None:
-    """transform, annotate, validate and the callback reach a quantizer once, in this order, in every form."""
-    heard: list[str] = []
-
-    class Listener:
-        name = "listener"
-
-        def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-            heard.append("transform")
-            return model
-
-        def annotate(self, model: GraphModule) -> GraphModule:
-            heard.append("annotate")
-            return outputs_of("linear").annotate(model)
-
-        def validate(self, model: GraphModule) -> None:
-            heard.append(f"validate {len(annotated(model))}")
-
-        def quantization_capabilities(self) -> tq.Capabilities:
-            heard.append("capabilities")
-            return tq.Capabilities()
-
-        def prepare_obs_or_fq_callback(self, model: GraphModule, places: dict[Any, Any]) -> None:
-            heard.append(f"callback {len(places)}")
-
-    class Derived(Listener, tq.Quantizer):
-        pass
-
-    listener = Listener() if form == "duck" else Derived()
-    quantizer: Any = {
-        "plain": listener,
-        "duck": listener,
-        "composed": tq.ComposableQuantizer([Nothing(), listener]),
-        "nested": tq.ComposableQuantizer([tq.ComposableQuantizer([listener]), Nothing()]),
-    }[form]
-    prepare(nn.Linear(6, 6), quantizer, X)
-    changes = [call for call in heard if call != "capabilities"]  # a question, to be asked at any time
-    assert changes == ["transform", "annotate", "validate 1", "callback 1"]
-    quantizer.quantization_capabilities()
-    assert heard[-1] == "capabilities"
-
-
-def test_a_transform_hands_on_the_model_that_it_returns() -> None:
-    """A quantizer may return another graph module; the next one gets that."""
-    seen: list[GraphModule] = []
-
-    class Copies(tq.Quantizer):
-        def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-            seen.append(model)
-            return GraphModule(model, model.graph)
-
-        def annotate(self, model: GraphModule) -> GraphModule:
-            seen.append(model)
-            return model
-
-    prepare(nn.Linear(6, 6), tq.ComposableQuantizer([Copies(), Copies()]), X)
-    first, second, annotates, again = seen
-    assert first is not second
-    assert second is not annotates
-    assert annotates is again
 
 
 def test_compositions_compare_by_value() -> None:

@@ -378,22 +378,6 @@ def test_a_tensor_that_saw_only_masks_is_an_error_with_the_node() -> None:
     assert "→ linear" in str(caught.value.node)
 
 
-@pytest.mark.parametrize("kind", ["exported", "float", "converted"])
-def test_only_a_prepared_model_is_converted(kind: str) -> None:
-    """The error says what has to come before; a converted model runs on as before."""
-    quantized = quantize(nn.Linear(16, 8), xnnpack(), X)
-    before = quantized(X)
-    model = {
-        "exported": export(nn.Linear(16, 8), X).module(),
-        "float": nn.Linear(16, 8),
-        "converted": quantized,
-    }
-    with pytest.raises(tq.ModelError) as caught:
-        tq.convert_pt2e(model[kind])
-    assert "prepare_pt2e" in str(caught.value.remedy)
-    assert torch.equal(quantized(X), before)
-
-
 @modes
 def test_no_annotation_and_no_point_is_left(asked: dict[str, bool]) -> None:
     """A converted model is plain operators: no module of torchquilt and none of its notes."""

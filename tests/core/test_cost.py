@@ -186,7 +186,8 @@ def test_the_work_is_linear(name: str) -> None:
     work_for(models[0], quantizer(SIZES[0]))  # what is found out once, has been
     works = [work_for(model, quantizer(size)) for model, size in zip(models, SIZES, strict=True)]
     for small, middle, large in zip(*works, strict=True):
-        assert large.lines - middle.lines == 2 * (middle.lines - small.lines)
+        # Where names are written down, longer ones cost a little more.
+        assert large.lines - middle.lines == pytest.approx(2 * (middle.lines - small.lines), rel=1e-3)
         assert small.compilations == middle.compilations == large.compilations
 
 

@@ -69,6 +69,7 @@ def test_errors_cross_processes(kind: type[errors.TorchquiltError], way: str) ->
         (tq.SharingError, ValueError),
         (tq.ModelError, ValueError),
         (tq.CompositionError, RuntimeError),
+        (tq.QuantizerError, RuntimeError),
         (tq.CalibrationError, RuntimeError),
         (tq.PluginNotFoundError, LookupError),
         (tq.PluginLoadError, ImportError),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torchquilt as tq
-from strategies import Fn, export, normal, sqnr
+from strategies import Fn, export, name_of, normal, quantize, sqnr
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 
@@ -93,6 +93,65 @@ def test_a_write_behind_a_dropout_is_seen_by_the_residual() -> None:
     expected = model(x)
     assert torch.equal(tq.prepare_pt2e(export(model, x), _nothing())(x), expected)
     assert sqnr(expected, tq.convert_pt2e(tq.prepare_pt2e(export(model, x), quantizer()))(x)) > 30
+
+
+def divide_heads(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """A view of a linear is written into, and only the view is read afterwards (DeBERTa)."""
+    heads = self.fc(x).view(-1, 2, 3).permute(1, 0, 2)
+    heads /= 3.0
+    return self.out(heads.permute(1, 0, 2).reshape(-1, 6))
+
+
+def clear_what_is_masked(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """Rows of a linear are set to zero behind a dropout, which returns the linear itself (wav2vec 2.0)."""
+    hidden = self.dropout(self.fc(x))
+    hidden[x.sum(-1) < 0] = 0
+    return self.out(hidden)
+
+
+@pytest.mark.parametrize("forward", [divide_heads, clear_what_is_masked], ids=name_of)
+def test_a_write_into_a_view_that_nobody_else_reads_keeps_no_linear_in_float(forward: Any) -> None:
+    """What only the result of the write shows needs no memory in common, so the linear is quantized."""
+    x = normal(4, 6)
+    model = Fn(forward, fc=nn.Linear(6, 6), out=nn.Linear(6, 6), dropout=nn.Dropout(0.1)).eval()
+    static = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    ledger = tq.explain(export(model, x), static)
+    assert [row.is_quantized for row in ledger if row.op == "aten.linear.default"] == [True, True]
+    assert torch.equal(tq.prepare_pt2e(export(model, x), _nothing())(x), model(x))
+    assert sqnr(model(x), quantize(model, static, x)(x)) > 30
+
+
+def read_the_whole(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """What is read afterwards is what the written tensor is a view of."""
+    hidden = self.fc(x)
+    hidden.view(-1, 2, 3).mul_(2.0)
+    return self.out(hidden)
+
+
+def read_another_view(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """What is read afterwards is another view of the same tensor."""
+    hidden = self.fc(x)
+    first, other = hidden.view(-1, 2, 3), hidden.t()
+    first.mul_(2.0)
+    return self.out(other.t()) + first.sum()
+
+
+def read_with_gaps(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """What is read afterwards is taken by strides out of a slice, which has gaps that a new tensor lacks."""
+    part = self.fc(x)[:, :4]
+    part.mul_(2.0)
+    return self.out(part.as_strided((4, 6), (6, 1)))
+
+
+@pytest.mark.parametrize("forward", [read_the_whole, read_another_view, read_with_gaps], ids=name_of)
+def test_a_write_that_is_seen_by_another_way_stays_one(forward: Any) -> None:
+    """The prepared and the converted model read what was written, and the linear says why it is in float."""
+    x = normal(4, 6)
+    model = Fn(forward, fc=nn.Linear(6, 6), out=nn.Linear(6, 6)).eval()
+    static = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    assert tq.explain(export(model, x), static)["linear"].code == "writes_in_place"
+    assert torch.equal(tq.prepare_pt2e(export(model, x), _nothing())(x), model(x))
+    assert sqnr(model(x), quantize(model, static, x)(x)) > 25
 
 
 def test_a_write_keeps_the_dtype_of_what_it_writes_to() -> None:

@@ -64,6 +64,19 @@ def test_each_operator_has_an_owner_or_a_reason(exported: torch.export.ExportedP
     assert all(row.reasons[0].text for row in ledger.left_in_float)
 
 
+def test_a_reason_is_one_of_a_row_that_takes_the_config() -> None:
+    """What keeps that row from taking it is told, and not that rows for other configs want another config."""
+
+    def forward(self: Fn, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.fc(x)
+        hidden.view(-1).mul_(2.0)
+        return self.out(hidden)
+
+    static = XNNPACKQuantizer().set_global(STATIC)
+    ledger = tq.explain(export(Fn(forward, fc=nn.Linear(6, 6), out=nn.Linear(6, 6)), normal(3, 6)), static)
+    assert ledger["linear"].code == "writes_in_place"
+
+
 def test_what_is_explained_is_what_is_done(exported: torch.export.ExportedProgram) -> None:
     """prepare, convert, save and load keep the ledger that explain gives."""
     ledger = tq.explain(exported, composed())

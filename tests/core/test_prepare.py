@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from torch.fx import GraphModule, Node
 import torchquilt as tq
 from strategies import (
     INT8,
-    WEIGHT,
     ByFunction,
     Fn,
     Nothing,
@@ -28,7 +26,6 @@ from strategies import (
     sqnr,
     weights_of,
 )
-from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.observers import HistogramObserver, MinMaxObserver
 from torchquilt.pt2e.points import ConstantPoint, ObservedPoint, QuantizationPoint
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -208,42 +205,6 @@ def test_an_unknown_observer_is_refused(choice: Any) -> None:
     assert "bserver" in str(caught.value.expected)
 
 
-def test_a_callback_may_replace_the_observer_of_a_place() -> None:
-    """prepare_obs_or_fq_callback sees each place, with one module for a group, and what it sets is used."""
-    found: dict[Any, Any] = {}
-
-    class Mine(XNNPACKQuantizer):
-        def prepare_obs_or_fq_callback(
-            self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]
-        ) -> None:
-            found.update(edge_or_node_to_obs_or_fq)
-            for point in edge_or_node_to_obs_or_fq.values():
-                if isinstance(point, ObservedPoint):
-                    point.observer = HistogramObserver(point.spec)
-
-    quantizer = Mine().set_global(get_symmetric_quantization_config())
-    prepared = prepare(nn.Linear(6, 5), quantizer, normal(3, 6))
-    assert {str(place) for place in found} == {"(input_1, linear)", "(weight, linear)", "linear"}
-    kinds = {type(p.observer) for p in points_of(prepared) if isinstance(p, ObservedPoint)}
-    assert kinds == {HistogramObserver}
-
-
-def test_a_callback_that_puts_in_something_else_is_refused() -> None:
-    """The error names the place."""
-
-    class Broken(XNNPACKQuantizer):
-        def prepare_obs_or_fq_callback(
-            self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]
-        ) -> None:
-            for place in edge_or_node_to_obs_or_fq:
-                edge_or_node_to_obs_or_fq[place] = nn.Identity()
-
-    with pytest.raises(tq.AnnotationError) as caught:
-        prepare(nn.Linear(6, 5), Broken().set_global(get_symmetric_quantization_config()), normal(3, 6))
-    assert "→ linear" in str(caught.value.node)
-    assert "Identity" in str(caught.value.got)
-
-
 def test_every_node_of_a_prepared_graph_says_what_it_computes() -> None:
     """Points have the shape and dtype of what they pass on, and the module path of what they serve."""
     prepared = prepare(Net(), xnnpack(is_per_channel=True), normal(2, 3, 8, 8))
@@ -281,114 +242,6 @@ def test_a_dynamic_batch_stays_dynamic(asked: dict[str, bool]) -> None:
     for size in (1, 5, 32):
         x = normal(size, 3, 8, 8, seed=size + 1)
         assert sqnr(model(x), quantized(x)) > 15
-
-
-# ----------------------------------------------------------------------------------------------------------
-# What is refused
-# ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        nn.Linear(3, 3),
-        torch.fx.symbolic_trace(nn.Linear(3, 3)),
-        torch.jit.trace(nn.Linear(3, 3), torch.ones(1, 3)),
-        3,
-    ],
-    ids=["module", "symbolic_trace", "jit", "number"],
-)
-def test_what_was_not_exported_is_refused(model: Any) -> None:
-    """Anything that torch.export did not make is an error that says to export it."""
-    with pytest.raises(tq.ModelError) as caught:
-        tq.prepare_pt2e(model, xnnpack())
-    assert "torch.export" in str(caught.value.remedy)
-
-
-def test_the_graph_module_inside_of_a_program_is_refused() -> None:
-    """exported.graph_module takes its weights as inputs: nothing in it is constant, so .module() is meant."""
-    exported = export(nn.Linear(3, 3), normal(2, 3))
-    with pytest.raises(tq.ModelError):
-        tq.prepare_pt2e(exported.graph_module, xnnpack())
-
-
-def test_a_prepared_model_is_not_prepared_again() -> None:
-    """It is refused, and is still good to be calibrated and converted."""
-    x = normal(3, 6)
-    prepared = prepare(nn.Linear(6, 5), xnnpack(), x)
-    code = prepared.code
-    with pytest.raises(tq.ModelError, match="prepared already"):
-        tq.prepare_pt2e(prepared, xnnpack())
-    assert prepared.code == code
-    tq.convert_pt2e(tq.calibrate(prepared, [(x,)]))
-
-
-def test_a_converted_model_is_not_prepared_again() -> None:
-    """It is refused, and runs as before."""
-    x = normal(3, 6)
-    quantized = tq.convert_pt2e(prepare(nn.Linear(6, 5), xnnpack(is_dynamic=True), x))
-    before = quantized(x)
-    with pytest.raises(tq.ModelError, match="converted already"):
-        tq.prepare_pt2e(quantized, xnnpack())
-    assert torch.equal(quantized(x), before)
-
-
-def test_dropout_in_training_mode_is_refused() -> None:
-    """A model that would drop values at random was exported in training mode; the error names the node."""
-    exported = torch.export.export(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).train(), (normal(2, 3),))
-    with pytest.raises(tq.ModelError, match="training mode") as caught:
-        tq.prepare_pt2e(exported, xnnpack())
-    assert caught.value.node == "dropout"
-
-
-def test_a_transform_that_returns_nothing_is_named() -> None:
-    """A quantizer that forgets to return the model is an error with its name."""
-
-    class Forgetful(XNNPACKQuantizer):
-        def transform_for_annotation(self, model: GraphModule) -> Any:
-            return None
-
-    with pytest.raises(tq.ModelError) as caught:
-        prepare(nn.Linear(6, 5), Forgetful(), normal(3, 6))
-    assert caught.value.quantizer == "Forgetful"
-
-
-def test_an_error_of_validate_comes_through() -> None:
-    """Validate runs on the annotated model, and what it raises is what the user sees."""
-
-    class Strict(XNNPACKQuantizer):
-        def validate(self, model: GraphModule) -> None:
-            raise tq.AnnotationError(f"{len(annotated(model))} annotated nodes are too many")
-
-    with pytest.raises(tq.AnnotationError, match="1 annotated nodes"):
-        prepare(nn.Linear(6, 5), Strict().set_global(get_symmetric_quantization_config()), normal(3, 6))
-
-
-def test_an_annotation_that_names_nodes_of_another_graph_is_refused() -> None:
-    """What was written by hand and does not fit is not silently lost: the error names node and owner."""
-    module = export(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), normal(3, 6)).module()
-    (first, _) = calls(module, "linear")
-    other = calls(export(nn.Linear(6, 6), normal(3, 6)).module(), "linear")[0]
-    first.meta[ANNOTATION_KEY] = tq.QuantizationAnnotation({other.args[1]: WEIGHT}, quantizer="by hand")
-    with pytest.raises(tq.AnnotationError) as caught:
-        tq.prepare_pt2e(module, xnnpack())
-    assert (caught.value.node, caught.value.quantizer) == ("linear", "by hand")
-
-
-def test_an_annotation_of_torchao_is_refused() -> None:
-    """An annotation of another library is an error that names the node and what is read instead."""
-    torchao = importlib.import_module("torchao.quantization.pt2e.quantizer")
-
-    class Foreign(tq.Quantizer):
-        def annotate(self, model: GraphModule) -> GraphModule:
-            for node in calls(model, "linear"):
-                node.meta[ANNOTATION_KEY] = torchao.QuantizationAnnotation(_annotated=True)
-            return model
-
-    with pytest.raises(tq.AnnotationError) as caught:
-        prepare(nn.Linear(6, 5), Foreign(), normal(3, 6))
-    assert caught.value.node == "linear"
-    assert "torchao" in str(caught.value.got)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -444,14 +297,6 @@ def test_other_float_types_go_through_the_flow(dtype: torch.dtype) -> None:
     assert sqnr(whole(x).double(), got.double()) > 25
 
 
-def test_double_precision_is_refused_before_it_fails() -> None:
-    """quantized_decomposed takes no float64: asking for it is an error of ours, with the node, at prepare."""
-    x = normal(3, 6).double()
-    with pytest.raises(tq.TorchquiltError) as caught:
-        prepare(nn.Linear(6, 5).double(), weights_of("linear"), x)
-    assert caught.value.node == "linear"
-
-
 def test_an_operator_that_writes_in_place_is_still_right() -> None:
     """A view that sees what an in-place operator writes afterwards sees it in the quantized model, too."""
 
@@ -491,13 +336,3 @@ def test_a_prepared_model_can_be_deep_copied() -> None:
     tq.calibrate(prepared, [(x,)])
     assert sqnr(prepared(x), tq.convert_pt2e(prepared)(x)) > 25
     assert sqnr(prepared(x), tq.convert_pt2e(other)(x)) < 15
-
-
-def test_a_loaded_quantized_program_is_not_prepared_again() -> None:
-    """A program with quantize and dequantize operators is refused, wherever it comes from."""
-    x = normal(3, 6)
-    quantized = tq.convert_pt2e(prepare(nn.Linear(6, 5), xnnpack(is_dynamic=True), x))
-    exported = torch.export.export(quantized, (x,)).module()
-    exported.meta.clear()  # as it is after a file
-    with pytest.raises(tq.ModelError, match="quantized already"):
-        tq.prepare_pt2e(exported, xnnpack())

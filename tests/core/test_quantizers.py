@@ -131,16 +131,6 @@ def test_a_quantizer_prints_what_it_is_asked() -> None:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def test_annotate_has_to_be_written() -> None:
-    """A derived class without it says so, with its name."""
-
-    class Empty(tq.Quantizer):
-        pass
-
-    with pytest.raises(NotImplementedError, match="Empty"):
-        prepare(nn.Linear(6, 6), Empty(), X)
-
-
 def test_every_other_linear() -> None:
     """The seed case: a few lines quantize every other linear, and what is left goes to XNNPACK."""
 

@@ -104,6 +104,9 @@ PATHS: dict[str, Callable[..., torch.Tensor]] = {
     "matmul, cast, permute": lambda m, x: x @ m.h.type_as(x).permute(1, 0),
     "reshaped": lambda m, x: linear(x, m.w.reshape(3, 16).view(6, 8)),
     "sliced": lambda m, x: linear(x, m.w[1:5]),
+    "chunked": lambda m, x: linear(x, m.w.chunk(2)[1]),
+    "split": lambda m, x: linear(x, m.w.split([2, 4])[1]),
+    "unbound": lambda m, x: linear(x, m.w.reshape(2, 3, 8).unbind()[1]),
     "concatenated": lambda m, x: linear(x, torch.cat([m.w, m.h.float()])),
     "scaled": lambda m, x: linear(x, m.w * 2.0),
     "merged": lambda m, x: linear(x, m.w + torch.outer(m.w[:, 0], m.w[0])),
@@ -127,6 +130,19 @@ def test_a_weight_is_quantized_by_whatever_path_it_is_read(path: str) -> None:
     assert len(held(quantized, torch.int8)) == 1
     assert sqnr(X @ rounded(effective(model)).T, quantized(X)) > 100
     assert_survives_saving(quantized, X)
+
+
+@pytest.mark.parametrize("key_size", [8, 6], ids=["packed weight", "packed bias"])
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+def test_cross_attention_is_quantized_in_all_its_linears(key_size: int, is_dynamic: bool) -> None:
+    """One weight, or one bias, is split for queries, keys and values; each part is a constant of its own."""
+    attention = nn.MultiheadAttention(8, 2, kdim=key_size, vdim=key_size, batch_first=True)
+    model = Fn(lambda m, x, y: m.attention(x, y, y, need_weights=False)[0], attention=attention).eval()
+    inputs = normal(2, 3, 8), normal(2, 5, key_size)
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
+    quantized = quantize(model, XNNPACKQuantizer().set_global(config), *inputs)
+    assert not matrices(quantized)
+    assert sqnr(model(*inputs), quantized(*inputs)) > 25
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -179,6 +195,35 @@ def test_a_weight_is_quantized_however_it_is_stored(how: str, strict: bool) -> N
     assert model.weight is weight
     assert torch.equal(weight, before)
     assert torch.equal(exported.module()(X), model(X))
+    assert_survives_saving(quantized, X)
+
+
+class Unsaved(nn.Module):
+    """Weights and other constants that are in no state dict, in the model itself and in a part of it."""
+
+    def __init__(self, depth: int = 1) -> None:
+        super().__init__()
+        self.plain, self.shift = normal(8, 8, seed=depth), normal(8)
+        self.register_buffer("weight", normal(8, 8), persistent=False)
+        self.register_buffer("factor", normal(8).abs(), persistent=False)
+        self.part = Unsaved(depth - 1) if depth else nn.Tanh()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Two linears, and some arithmetic."""
+        return self.part(linear(linear(x, self.plain), self.weight) * self.factor + self.shift)
+
+
+@exports
+def test_what_is_in_no_state_dict_stays_out_of_it(strict: bool) -> None:
+    """Buffers that are not persistent and plain attributes are held where they are read, and not saved."""
+    model = Unsaved().eval()
+    prepared = tq.prepare_pt2e(export(model, X, strict=strict), every_weight())
+    quantized = tq.convert_pt2e(prepared)
+    assert not prepared.state_dict()
+    assert len(quantized.state_dict()) == 4 * 3
+    assert all("_int8" in name for name in quantized.state_dict())
+    floats = [tensor for name, tensor in held(quantized, torch.float32).items() if "_int8" not in name]
+    assert len(floats) == 4
     assert_survives_saving(quantized, X)
 
 
@@ -417,11 +462,14 @@ def test_a_weight_in_memory_that_the_model_writes_to_goes_on_changing(writes_to:
 
 
 @pytest.mark.parametrize("writes_to", ["part", "whole"])
-def test_a_weight_in_memory_that_the_model_writes_to_cannot_be_annotated(writes_to: str) -> None:
-    """It is no constant, whichever of its names the model writes to: an error says why."""
-    with pytest.raises(tq.AnnotationError, match="the model writes into it") as caught:
-        tq.prepare_pt2e(export(Moving(writes_to), X), weights_of("linear"))
-    assert caught.value.node == "linear"
+def test_a_weight_in_memory_that_the_model_writes_to_is_no_constant(writes_to: str) -> None:
+    """Annotated, it is quantized whenever it is read, whichever of its names the model writes to."""
+    model = Moving(writes_to).eval()
+    prepared = tq.prepare_pt2e(export(model, X), weights_of("linear"))
+    quantized = tq.convert_pt2e(tq.calibrate(prepared, [(X,)] * 3))
+    assert not [name for name, tensor in quantized.state_dict().items() if tensor.dtype is torch.int8]
+    for _ in range(3):
+        assert sqnr(model(X), quantized(X)) > 35
 
 
 # ----------------------------------------------------------------------------------------------------------

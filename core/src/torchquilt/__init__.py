@@ -32,6 +32,7 @@ _PUBLIC = {
         "PluginError",
         "PluginLoadError",
         "PluginNotFoundError",
+        "QuantizerError",
         "RecipeError",
         "SharingError",
         "SpecError",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from torchquilt.errors import PluginError as PluginError
     from torchquilt.errors import PluginLoadError as PluginLoadError
     from torchquilt.errors import PluginNotFoundError as PluginNotFoundError
+    from torchquilt.errors import QuantizerError as QuantizerError
     from torchquilt.errors import RecipeError as RecipeError
     from torchquilt.errors import SharingError as SharingError
     from torchquilt.errors import SpecError as SpecError

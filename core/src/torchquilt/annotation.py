@@ -16,6 +16,7 @@ from torchquilt.errors import AnnotationError
 from torchquilt.spec import (
     AnySpec,
     DerivedQuantizationSpec,
+    EdgeOrNode,
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
     SharedQuantizationSpec,
@@ -37,6 +38,12 @@ _SPEC_TYPES = (
 
 
 def _frozen_map(value: Mapping[Node, AnySpec | None]) -> Mapping[Node, AnySpec | None]:
+    if not isinstance(value, Mapping):
+        raise AnnotationError(
+            "The specs of the inputs are no mapping.",
+            expected="input_qspec_map={input node: spec}",
+            got=repr(value),
+        )
     return MappingProxyType(dict(value))
 
 
@@ -116,12 +123,33 @@ def check_annotation(node: Node, annotation: QuantizationAnnotation) -> None:
                 remedy="annotate after the graph has its final form (transform_for_annotation)",
             )
     for spec in (*annotation.input_qspec_map.values(), annotation.output_qspec):
-        if spec is not None and not isinstance(spec, _SPEC_TYPES):
-            raise AnnotationError(
-                "The annotation holds something that is not a quantization spec of torchquilt.",
-                node=node,
-                quantizer=annotation.quantizer or None,
-                expected=" | ".join(kind.__name__ for kind in _SPEC_TYPES),
-                got=f"{type(spec).__module__}.{type(spec).__qualname__}",
-                remedy="build it with the spec types that torchquilt exports",
-            )
+        if spec is not None:
+            _check_spec(node, annotation, spec)
+
+
+def _check_spec(node: Node, annotation: QuantizationAnnotation, spec: AnySpec) -> None:
+    if not isinstance(spec, _SPEC_TYPES):
+        raise AnnotationError(
+            "The annotation holds something that is not a quantization spec of torchquilt.",
+            node=node,
+            quantizer=annotation.quantizer or None,
+            expected=" | ".join(kind.__name__ for kind in _SPEC_TYPES),
+            got=f"{type(spec).__module__}.{type(spec).__qualname__}",
+            remedy="build it with the spec types that torchquilt exports",
+        )
+    places: tuple[EdgeOrNode, ...] = ()
+    if isinstance(spec, SharedQuantizationSpec):
+        places = (spec.edge_or_node,)
+    elif isinstance(spec, DerivedQuantizationSpec):
+        places = spec.derived_from
+    for place in places:
+        for other in place if isinstance(place, tuple) else (place,):
+            if getattr(other, "graph", None) is not node.graph or other._erased:
+                raise AnnotationError(
+                    "The annotation takes parameters from a node that is not in this graph.",
+                    node=node,
+                    quantizer=annotation.quantizer or None,
+                    expected="nodes of the graph that is being annotated",
+                    got=other,
+                    remedy="annotate after the graph has its final form (transform_for_annotation)",
+                )

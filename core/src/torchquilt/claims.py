@@ -146,7 +146,6 @@ class _Decision:
         return (
             self._taken(match)
             or self._constant(match)
-            or self._written_in_place(row, match)
             or self._unsuitable_type(row, match)
             or self._claim_or_refuse(row, match, self._asked(match))
         )
@@ -163,7 +162,8 @@ class _Decision:
                 "config_not_supported", match.nodes, f"{row.pattern.name}: {'; '.join(differences)}"
             )
         return (
-            self._broken_constraint(row, match)
+            self._written_in_place(row, match)
+            or self._broken_constraint(row, match)
             or self._without_quantized_neighbour(row, match)
             or Claim(match, row, rule, config)
         )

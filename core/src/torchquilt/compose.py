@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from functools import reduce
-from typing import TYPE_CHECKING, Any, cast
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
 from torchquilt.annotation import ANNOTATION_KEY, QuantizationAnnotation, annotation_of, check_annotation
 from torchquilt.capability import Capabilities
-from torchquilt.errors import CompositionError, ModelError, TorchquiltError
+from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
 from torchquilt.pattern import Reject
 from torchquilt.quantizers import Quantizer, as_quantizer
 from torchquilt.spec import EdgeOrNode
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
+
+#: A node and what makes it that node: its target and its arguments.
+_Form: TypeAlias = tuple["Node", Any, Any, Any]
 
 
 class ComposableQuantizer(Quantizer):
@@ -34,24 +39,23 @@ class ComposableQuantizer(Quantizer):
         self.quantizers: tuple[Quantizer, ...] = tuple(as_quantizer(quantizer) for quantizer in quantizers)
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Let each quantizer transform the model, in order."""
+        """Let each quantizer transform the model, in order.
+
+        Raises:
+            QuantizerError: a quantizer failed, or did not return a model with the inputs of this one.
+        """
         for quantizer in self.quantizers:
-            transformed: object = quantizer.transform_for_annotation(model)
-            if not hasattr(transformed, "graph"):
-                raise ModelError(
-                    "The quantizer did not return the model that it transformed.",
-                    quantizer=quantizer.name,
-                    expected="transform_for_annotation returns a GraphModule",
-                    got=f"{type(transformed).__module__}.{type(transformed).__qualname__}",
-                    remedy="end transform_for_annotation with `return model`",
-                )
-            model = cast("GraphModule", transformed)
+            with _blamed(quantizer, "transform_for_annotation"):
+                transformed = quantizer.transform_for_annotation(model)
+                _check_transformed(model, transformed)
+            model = transformed
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Let each quantizer annotate, in order, and see to it that none touches another's decision.
 
         Raises:
+            QuantizerError: a quantizer failed, changed the graph, or annotated another model.
             CompositionError: a quantizer changed or removed what an earlier one had annotated.
         """
         decided: dict[Node, tuple[QuantizationAnnotation, str]] = {}
@@ -59,18 +63,20 @@ class ComposableQuantizer(Quantizer):
             annotation = annotation_of(node)
             if annotation is not None:
                 decided[node] = (annotation, annotation.quantizer or "an earlier quantizer")
+        structure = _structure(model)
         for quantizer in self.quantizers:
-            returned: object = quantizer.annotate(model)
-            if returned is not None and returned is not model:
-                raise ModelError(
-                    "The quantizer annotated another model than the one that it was given.",
-                    quantizer=quantizer.name,
-                    expected="annotations on the nodes of the model that annotate receives",
-                    got="another model returned from annotate",
-                    remedy="annotate in place; rewriting belongs into transform_for_annotation",
-                )
-            _keep_what_was_decided(model, quantizer.name, decided)
-        self._annotate_rest(model, decided)
+            with _blamed(quantizer, "annotate"):
+                returned: object = quantizer.annotate(model)
+                if returned is not None and returned is not model:
+                    raise QuantizerError(
+                        "The quantizer annotated another model than the one that it was given.",
+                        expected="annotations on the nodes of the model that annotate receives",
+                        got="another model returned from annotate",
+                        remedy="annotate in place; rewriting belongs into transform_for_annotation",
+                    )
+                _check_structure(model, structure)
+                _keep_what_was_decided(model, quantizer.name, decided)
+        self._annotate_rest(model, decided, structure)
         return model
 
     def annotate_rest(self, model: GraphModule) -> None:
@@ -79,20 +85,26 @@ class ComposableQuantizer(Quantizer):
             quantizer.annotate_rest(model)
 
     def _annotate_rest(
-        self, model: GraphModule, decided: dict[Node, tuple[QuantizationAnnotation, str]]
+        self,
+        model: GraphModule,
+        decided: dict[Node, tuple[QuantizationAnnotation, str]],
+        structure: tuple[_Form, ...],
     ) -> None:
         """Go on until nothing is added: what one backend passes on, another may pass on further."""
         before = -1
         while len(decided) > before and len(self.quantizers) > 1:
             before = len(decided)
             for quantizer in self.quantizers:
-                quantizer.annotate_rest(model)
-                _keep_what_was_decided(model, quantizer.name, decided)
+                with _blamed(quantizer, "annotate_rest"):
+                    quantizer.annotate_rest(model)
+                    _check_structure(model, structure)
+                    _keep_what_was_decided(model, quantizer.name, decided)
 
     def validate(self, model: GraphModule) -> None:
-        """Let each quantizer validate the model that all of them annotated."""
+        """Let each quantizer validate the model that all of them annotated. What it raises comes through."""
         for quantizer in self.quantizers:
-            quantizer.validate(model)
+            with _blamed(quantizer):
+                quantizer.validate(model)
 
     def rule_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
         """The problems of all quantizers."""
@@ -125,7 +137,8 @@ class ComposableQuantizer(Quantizer):
     ) -> None:
         """Forward the call to each quantizer, in order."""
         for quantizer in self.quantizers:
-            quantizer.prepare_obs_or_fq_callback(model, edge_or_node_to_obs_or_fq)
+            with _blamed(quantizer, "prepare_obs_or_fq_callback"):
+                quantizer.prepare_obs_or_fq_callback(model, edge_or_node_to_obs_or_fq)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ComposableQuantizer):
@@ -136,6 +149,74 @@ class ComposableQuantizer(Quantizer):
 
     def __repr__(self) -> str:
         return f"ComposableQuantizer([{', '.join(map(repr, self.quantizers))}])"
+
+
+@contextlib.contextmanager
+def _blamed(quantizer: Quantizer, step: str = "") -> Iterator[None]:
+    """Have errors of the block say whose they are.
+
+    Args:
+        quantizer: who is asked.
+        step: what is asked of it. With it, an exception that is not ours becomes the cause of one that is.
+    """
+    try:
+        yield
+    except TorchquiltError as error:
+        if error.quantizer is None:
+            error.quantizer = quantizer.name
+        raise
+    except Exception as error:
+        if not step:
+            raise
+        raise QuantizerError(
+            f"{quantizer.name} failed in {step}.",
+            quantizer=quantizer.name,
+            got=f"{type(error).__name__}: {error}",
+            remedy="see the cause above, which is the quantizer's own",
+        ) from error
+
+
+def _check_transformed(model: GraphModule, transformed: object) -> None:
+    """Refuse what cannot take the place of a model."""
+    if not (hasattr(transformed, "graph") and hasattr(transformed, "recompile")):
+        raise QuantizerError(
+            "The quantizer did not return the model that it transformed.",
+            expected="transform_for_annotation returns a GraphModule",
+            got=f"{type(transformed).__module__}.{type(transformed).__qualname__}",
+            remedy="end transform_for_annotation with `return model`",
+        )
+    before, after = (
+        [str(node.target) for node in graph.find_nodes(op="placeholder")]
+        for graph in (model.graph, transformed.graph)
+    )
+    if before != after:
+        raise QuantizerError(
+            "The quantizer returned a model with other inputs.",
+            expected=", ".join(before) or "no inputs",
+            got=", ".join(after) or "no inputs",
+            remedy="return the model that transform_for_annotation receives, or one that is called like it",
+        )
+
+
+def _structure(model: GraphModule) -> tuple[_Form, ...]:
+    """All of a graph but its metadata."""
+    return tuple((node, node.target, node.args, node.kwargs) for node in model.graph.nodes)
+
+
+def _check_structure(model: GraphModule, before: tuple[_Form, ...]) -> None:
+    after = _structure(model)
+    if after == before:
+        return
+    earlier = {node for node, *_ in before}
+    old, new = next(pair for pair in zip_longest(before, after, fillvalue=(None,)) if pair[0] != pair[1])
+    changed = new[0] if new[0] is not None and new[0] not in earlier else old[0]
+    raise QuantizerError(
+        "The quantizer changed the graph while it annotated.",
+        node=changed,
+        expected="annotations in the metadata of nodes, and no other change",
+        got=f"{len(before)} nodes before, {len(after)} after, the first difference at {changed}",
+        remedy="rewrite in transform_for_annotation, before anybody annotates",
+    )
 
 
 def _by_weight(rejected: tuple[str, Reject]) -> int:

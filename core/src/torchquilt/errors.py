@@ -98,6 +98,13 @@ class CompositionError(TorchquiltError, RuntimeError):
     """A quantizer of a composition changed what another one had decided."""
 
 
+class QuantizerError(TorchquiltError, RuntimeError):
+    """A quantizer failed, or did what a step of the flow does not allow.
+
+    Where it raised an exception that is none of torchquilt, that is the ``__cause__``.
+    """
+
+
 class SharingError(TorchquiltError, ValueError):
     """Quantization specs that are tied together and cannot be brought to one set of parameters."""
 

@@ -14,7 +14,7 @@ from torchquilt.artifact.lock import OperatorCount, QuantizedTensor, StoredTenso
 from torchquilt.errors import ArtifactError
 from torchquilt.graph.bodies import name_operands, placeholders, regions
 from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import operator_of
+from torchquilt.graph.values import arguments_of, operator_of
 from torchquilt.spec import dtype_name
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _quantized_tensor(node: Node, prefix: str, stored: Mapping[Node, str]) -> Qu
     if form is None:
         return None
     is_quantize, granularity = form
-    arguments = _arguments(node)
+    arguments = arguments_of(node)
     source = arguments["input"]
     if not is_quantize and (_form(source) or (False,))[0]:
         return None  # what is behind a quantize operator is told by that one
@@ -156,15 +156,6 @@ def _form(node: Node) -> tuple[bool, str] | None:
     if verb not in ("quantize", "dequantize") or granularity is None:
         return None
     return verb == "quantize", granularity
-
-
-def _arguments(node: Node) -> dict[str, Any]:
-    """The arguments of a call by their names in the schema."""
-    schema = operator_of(node)._schema.arguments
-    return {
-        **{argument.name: value for argument, value in zip(schema, node.args, strict=False)},
-        **node.kwargs,
-    }
 
 
 def _parameter(value: Any, stored: Mapping[Node, str]) -> float | str | None:

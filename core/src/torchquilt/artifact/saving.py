@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-import inspect
 import io
 import json
 import os
@@ -18,10 +17,10 @@ from torchquilt.artifact import screening
 from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY
 from torchquilt.artifact.lock import Entry, Lock, Plugin
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
-from torchquilt.artifact.replacing import replacing
+from torchquilt.artifact.reexport import export_again
 from torchquilt.errors import ArtifactError, ModelError
-from torchquilt.graph.inputs import call_arguments
 from torchquilt.plugins.registry import backends
+from torchquilt.replacing import replacing
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -63,7 +62,9 @@ def save(
     program = _program(quantized, example_inputs, dynamic_shapes)
     record = _record(quantized) or _record(program.graph_module)
     program = _with_plain_inputs(program)
-    stored_tensors(program, {})  # refuses what cannot be saved, before anything is written
+    # Refuse what cannot be saved, before anything is written.
+    stored_tensors(program, {})
+    _check_outputs(program)
     try:
         with replacing(path) as file:
             _write_program(program, file)
@@ -82,7 +83,7 @@ def save(
 
 
 def _record(model: object) -> Mapping[str, Any]:
-    """What the flow noted on a model: quantizer, backends, capabilities, ledger; empty where it did not."""
+    """What the flow noted on a model: the quantizer and its intent, backends, the ledger … or nothing."""
     from torchquilt.pt2e.stage import RECORD_KEY
 
     found = getattr(model, "meta", {}).get(RECORD_KEY)
@@ -135,75 +136,18 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
             remedy="save(quantized, path, example_inputs=batch) with a batch as calibrate takes it, or () "
             "where there are no inputs; or save an ExportedProgram of it",
         )
-    return _exported(quantized, example_inputs, dynamic_shapes)
+    return export_again(quantized, example_inputs, dynamic_shapes)
 
 
-def _exported(model: GraphModule, example_inputs: object, dynamic_shapes: Any) -> ExportedProgram:
-    import torch
-
-    args, kwargs = call_arguments(model, example_inputs)
-    try:
-        shapes = _kept_shapes(model, args, kwargs) if dynamic_shapes is None else dynamic_shapes
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
-    except Exception as error:  # torch raises what it likes for inputs that do not fit
-        raise ArtifactError(
-            "The model cannot be exported with these example inputs.",
-            expected=f"inputs as in {inspect.signature(model.forward)}",
-            got=f"{type(error).__name__}: {error}",
-            remedy="pass a batch as calibrate takes it; see the cause above",
-        ) from error
-    if dynamic_shapes is None:
-        _check_shapes_are_kept(model, program)
-    return program
-
-
-def _kept_shapes(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """``dynamic_shapes`` that say: what was dynamic stays so. Ranges come from the guards in the model."""
-    import torch
-    from torch.utils import _pytree as pytree
-
-    values = [node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder"]
-    given = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-    leaves, structure = pytree.tree_flatten(given)
-    if len(leaves) != len(values) or not any(map(_dynamic_dimensions, values)):
-        return None
-    automatic = torch.export.Dim.AUTO
-    shapes = [
-        automatic
-        if isinstance(value, torch.SymInt)
-        else dict.fromkeys(_dynamic_dimensions(value), automatic) or None
-        for value in values
-    ]
-    found: dict[str, Any] = pytree.tree_unflatten(shapes, structure)
-    return found
-
-
-def _dynamic_dimensions(value: Any) -> tuple[int, ...]:
-    """Which dimensions of a recorded input have no fixed size; ``(0,)`` for a number that is not fixed."""
-    import torch
-
-    if isinstance(value, torch.SymInt):
-        return (0,)
-    if not isinstance(value, torch.Tensor):
-        return ()
-    return tuple(number for number, size in enumerate(value.shape) if isinstance(size, torch.SymInt))
-
-
-def _check_shapes_are_kept(model: GraphModule, program: ExportedProgram) -> None:
-    """Refuse an example of size 0 or 1 where the size was dynamic: torch takes it for a fixed one."""
-    wanted = {n.target: n for n in model.graph.nodes if n.op == "placeholder"}.values()
-    inputs = set(program.graph_signature.user_inputs)
-    found = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
-    for before, after in zip(wanted, found, strict=False):
-        lost = set(_dynamic_dimensions(before.meta.get("val"))) - set(
-            _dynamic_dimensions(after.meta.get("val"))
-        )
-        if lost:
+def _check_outputs(program: ExportedProgram) -> None:
+    """Refuse a program that returns a text: torch writes it, and fails when it reads it."""
+    for spec in program.graph_signature.output_specs:
+        if isinstance(getattr(spec.arg, "value", None), str):
             raise ArtifactError(
-                f"The example inputs would fix a size of {before.target} that was dynamic in the model.",
-                expected=f"dimension {', '.join(map(str, sorted(lost)))} of {before.target} to stay dynamic",
-                got=f"an example of shape {tuple(getattr(after.meta.get('val'), 'shape', ()))}",
-                remedy="pass an example with a size of 2 or more there; to fix it on purpose, dynamic_shapes",
+                "The model returns a text, which torch can save and not load.",
+                expected="outputs that are tensors, numbers or None",
+                got=repr(getattr(spec.arg, "value", None)),
+                remedy="return it as something else, or leave it out",
             )
 
 
@@ -309,6 +253,7 @@ def _lock(program: ExportedProgram, record: Mapping[str, Any], file: BinaryIO) -
         torch=str(torch.__version__),
         plugins=_plugins(record.get("backends") or ()),
         quantizer=record.get("quantizer"),
+        recipe=record.get("recipe"),
         capabilities=record.get("capabilities"),
         ledger_json=None if ledger is None else json.dumps(ledger, allow_nan=False),
         quantized=quantized_tensors(program),

@@ -381,6 +381,8 @@ def _check_branch(branch: dict[str, Any], where: str) -> None:
             or context["default_factory_name"] not in _FACTORIES
         ):
             raise _unsafe("a default factory", repr(context)[:80], "a builtin type", where)
+    elif kind == "collections.namedtuple":
+        _check_plain_text(context, where)  # the name that its class is registered by
     elif isinstance(context, str):
         _check_context(json.loads(context), where)
     for child in branch["children_spec"]:

@@ -15,8 +15,9 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
+from torchquilt.graph.bodies import call_of
 from torchquilt.graph.inputs import take_checks
-from torchquilt.graph.storage import copies_in_common, stored_tensors, written_tensors
+from torchquilt.graph.storage import copies_in_common, tensors_of, written_tensors
 from torchquilt.graph.values import attribute, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
@@ -35,7 +36,7 @@ def copy_model(model: GraphModule, kept: Iterable[object] = ()) -> GraphModule:
         model: the original.
         kept: parts of it that the copy holds, too, instead of copies.
     """
-    tensors = stored_tensors(model)
+    tensors = tensors_of(model)
     shared: dict[int, Any] = {key: _without_gradient(tensor) for key, tensor in tensors.items()}
     shared |= copies_in_common(tensors.values(), written_tensors(model))
     for module in model.modules():
@@ -47,6 +48,7 @@ def copy_model(model: GraphModule, kept: Iterable[object] = ()) -> GraphModule:
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
         copied = copy.deepcopy(model, shared)
     take_checks(copied, model)
+    _keep_out_of_state(model, copied)
     return copied
 
 
@@ -54,6 +56,16 @@ def _without_gradient(value: torch.Tensor) -> torch.Tensor:
     if isinstance(value, torch.nn.Parameter) and value.requires_grad:
         return torch.nn.Parameter(value.detach(), requires_grad=False)
     return value
+
+
+def _keep_out_of_state(model: GraphModule, copied: GraphModule) -> None:
+    """Let what is in no state dict of a model be in none of its copy, where torch makes buffers of it."""
+    modules = dict(copied.named_modules(remove_duplicate=False))
+    for path, module in model.named_modules(remove_duplicate=False):
+        plain = (name for name, value in vars(module).items() if isinstance(value, torch.Tensor))
+        names = {*module._non_persistent_buffers_set, *plain}
+        if path in modules:
+            modules[path]._non_persistent_buffers_set |= names & modules[path]._buffers.keys()
 
 
 def free_name(model: GraphModule, wanted: str) -> str:
@@ -168,11 +180,12 @@ def erase_unused(node: Node) -> None:
 def drop_dead_nodes(model: GraphModule) -> GraphModule:
     """Erase what is computed and not used, which export keeps; changes ``model``.
 
-    What checks something, writes somewhere or draws random numbers stays.
+    What checks something, writes somewhere or draws random numbers stays. So does what only reads a stored
+    tensor: the names of a tensor that has several are in the same order in every export, used or not.
     """
     size = len(model.graph.nodes)
     for node in reversed(list(model.graph.nodes)):
-        if not node.users:
+        if not node.users and node.op != "get_attr":
             erase_unused(node)
     if len(model.graph.nodes) < size:
         model.recompile()
@@ -183,7 +196,17 @@ def _is_read_only(node: Node) -> bool:
     """Whether nothing but the value of a node depends on its being there."""
     if node.op == "get_attr" or node.target is operator.getitem:
         return True
+    call = call_of(node)
+    if call is not None:
+        return all(_is_harmless(inside) for graph in call.graphs() for inside in graph.nodes)
     return bool(overload_name(node)) and not node.is_impure()
+
+
+def _is_harmless(node: Node) -> bool:
+    """Whether a node of a body is no reason to run it; what it asserts of dtypes is about its own values."""
+    if node.op in ("placeholder", "output") or overload_name(node) == "aten._assert_tensor_metadata.default":
+        return True
+    return _is_read_only(node)
 
 
 def drop_unused_tensors(model: GraphModule) -> None:

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node, map_arg
 
 from torchquilt.errors import ModelError
 from torchquilt.graph.edits import take_origin
+from torchquilt.graph.memory import aliased_inputs
 from torchquilt.graph.storage import span_of
 from torchquilt.graph.values import attribute, is_overwritten, operator_of, returns_view, writes, writes_to
 
@@ -89,13 +90,14 @@ def make_functional(model: GraphModule) -> GraphModule:
     """Replace ``op_`` by ``op`` where only this graph can tell them apart; changes ``model``.
 
     A write into an input, a parameter or a buffer stays, since it is seen from outside. So does one
-    into a tensor that shares memory with another node (a view).
+    into memory that is read afterwards by another way than the tensor that was written into: a view of
+    it, or what it is a view of.
     """
     order = {node: number for number, node in enumerate(model.graph.nodes)}
     changed = False
     for node in list(model.graph.nodes):
         target = _functional_form(node)
-        if target is None or not _is_private(node.args[0]):
+        if target is None or not _is_private(node, order):
             continue
         written = node.args[0]
         for user in list(written.users):
@@ -121,17 +123,23 @@ def _functional_form(node: Node) -> Any:
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
     overload = getattr(packet, target._overloadname, None)
     same = overload is not None and len(overload._schema.arguments) == len(target._schema.arguments)
-    return overload if same and _keeps_dtype(node, overload) else None
+    return overload if same and _keeps_form(node, overload) else None
 
 
-def _keeps_dtype(node: Node, overload: Any) -> bool:
-    """Whether the operator returns what was written: in place a result is cast to what is written to."""
+def _keeps_form(node: Node, overload: Any) -> bool:
+    """Whether the operator returns the same in the dtype and in the strides of what is written to.
+
+    In place a result is cast. Strides matter to views of it; a slice has gaps, and a new tensor has none.
+    """
     value = node.meta.get("val")
     if not isinstance(value, FakeTensor):
         return False
     with value.fake_mode:
         result = overload(*map_arg(node.args, _recorded), **map_arg(node.kwargs, _recorded))
-    return isinstance(result, torch.Tensor) and result.dtype == value.dtype
+    if not isinstance(result, torch.Tensor) or result.dtype != value.dtype:
+        return False
+    # As text, since comparing dynamic sizes would ask for guards.
+    return str(result.stride()) == str(value.stride())
 
 
 def _recorded(source: Node) -> Any:
@@ -139,8 +147,26 @@ def _recorded(source: Node) -> Any:
     return source.meta.get("val")
 
 
-def _is_private(written: Any) -> bool:
-    """Whether the tensor is computed in the graph and no other node is a view of it, nor it of another."""
-    if written.op != "call_function" or returns_view(written) or writes(written):
+def _is_private(write: Node, order: dict[Node, int]) -> bool:
+    """Whether the write can only be seen in its result: nobody else reads that memory from then on.
+
+    The tensor that is written into may be a view; whoever reads it later is going to read the result.
+    """
+    written: Any = write.args[0]
+    whole = written
+    while returns_view(whole):
+        sources = aliased_inputs(whole)
+        if len(sources) != 1:
+            return False
+        (whole,) = sources
+    if whole.op != "call_function" or writes(whole):
         return False
-    return not any(returns_view(user) for user in written.users if not writes_to(user, written))
+    pending = [whole]
+    while pending:
+        tensor = pending.pop()
+        for user in tensor.users:
+            if order[user] > order[write] and tensor is not written:
+                return False
+            if order[user] < order[write] and (returns_view(user) or writes(user)):
+                pending.append(user)
+    return True

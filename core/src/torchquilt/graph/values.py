@@ -6,6 +6,7 @@ importing this module does not import torch. It tells operators and tensors by w
 
 from __future__ import annotations
 
+import operator as python_operator
 from collections.abc import Container
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,13 @@ def _returns_view(operator: Any) -> bool:
     return any(alias is not None and not alias.is_write for alias in returned)
 
 
+def arguments_of(node: Node) -> dict[str, Any]:
+    """The arguments of the call of an operator by their names, in the order of its schema, with defaults."""
+    schema = operator_of(node)._schema.arguments
+    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
+    return {**{argument.name: argument.default_value for argument in schema}, **given, **node.kwargs}
+
+
 def tensor_of(node: Node) -> torch.Tensor | None:
     """The fake tensor of a node (its shape and dtype), or None where it does not return one tensor."""
     value = node.meta.get("val")
@@ -93,11 +101,7 @@ def attribute(model: torch.nn.Module, target: str) -> Any:
 
 def argument_of(node: Node, name: str) -> Any:
     """What the call of an operator passes for the argument of this name, or the argument's default."""
-    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.name == name:
-            default = argument.default_value if argument.has_default_value() else None
-            return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
-    raise KeyError(f"{node.target} has no argument {name}")
+    return arguments_of(node)[name]
 
 
 def writes_to(user: Node, node: Node) -> bool:
@@ -198,5 +202,7 @@ def _is_constant_tensor(node: Node) -> bool:
 
 
 def _is_pure(node: Node) -> bool:
+    if node.target is python_operator.getitem:  # one of several tensors: a weight that is split, or chunked
+        return True
     operator = operator_of(node)
     return operator is not None and _is_pure_operator(operator)

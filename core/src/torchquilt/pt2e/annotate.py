@@ -22,9 +22,11 @@ from torchquilt.graph.closures import close_bodies
 from torchquilt.graph.constants import simplify_constants
 from torchquilt.graph.edits import copy_model, drop_dead_nodes
 from torchquilt.graph.in_place import make_functional, unify_written_memory
+from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.provenance import complete_provenance
+from torchquilt.graph.training import is_in_training
 from torchquilt.graph.values import is_float_tensor, overload_name, tensor_of
 from torchquilt.ledger import Ledger
 from torchquilt.pt2e.groups import Group, find_groups
@@ -87,8 +89,14 @@ def annotate_copy(
     copy = run_passes(_own_copy(model), _NORMALIZE)
     problems = [*signed.rule_problems(copy)]
     _complain(problems, strict)
+
+    def transform(region: GraphModule) -> GraphModule:
+        transformed = signed.transform_for_annotation(region)
+        take_checks(transformed, region)
+        return transformed
+
     deciding = (
-        everywhere("transform_for_annotation", signed.transform_for_annotation),
+        everywhere("transform_for_annotation", transform),
         everywhere("annotate", signed.annotate),
     )
     copy = run_passes(copy, (*_SIMPLIFY, *deciding))
@@ -122,23 +130,16 @@ def _own_copy(model: object) -> GraphModule:
         )
     _check_is_exported(model)
     for node in nodes_of(model):
-        if _is_in_training_mode(node):
+        if is_in_training(node):
             raise ModelError(
                 "This model was exported in training mode.",
                 node=node,
                 expected="a model in evaluation mode",
                 got=node.format_node(),
-                remedy="call model.eval() before torch.export.export",
+                remedy="call model.eval() before torch.export.export; a functional dropout has to be told "
+                "(training=self.training)",
             )
     return copy_model(model)
-
-
-def _is_in_training_mode(node: Node) -> bool:
-    name = overload_name(node)
-    if name in ("aten.dropout.default", "aten.dropout_.default"):
-        return bool(node.args[2]) and bool(node.args[1])
-    # Without running statistics a BatchNorm takes those of the batch in evaluation mode, too.
-    return name == "aten.batch_norm.default" and bool(node.args[5]) and node.args[3] is not None
 
 
 def _check_is_exported(model: GraphModule) -> None:

@@ -68,7 +68,8 @@ class Conversion:
         self.model = model
         self.points = points
         self.fold_quantize = fold_quantize
-        self._constants = constant_nodes(model.graph, points)
+        #: constant → the name that what is stored for it begins with
+        self._constants = {node: _name_of(node) for node in constant_nodes(model.graph, points)}
         origins: dict[AnyPoint, dict[Node, torch.Tensor]] = {}
         for node in model.graph.nodes:
             if node.op == "call_module" and isinstance(points.get(str(node.target)), ConstantPoint):
@@ -129,7 +130,10 @@ class Conversion:
                 quantized.meta["val"] = _fake_cast(source, point.spec.dtype)
         for user in list(node.users):
             with self.model.graph.inserting_before(user):
-                user.replace_input_with(node, self._dequantize(quantized, operators, node))
+                dequantized = self._dequantize(quantized, operators, node)
+            user.replace_input_with(node, dequantized)
+            if origin in self._constants:  # and so is what is quantized once more, in another way
+                self._constants[dequantized] = self._constants[origin]
         self.model.graph.erase_node(node)
         erase_unused(source)
 
@@ -212,7 +216,7 @@ class Conversion:
         with torch.no_grad():
             for target, arguments in steps:
                 value = target(value, *map(self._number, arguments))
-        return self._read(point, node, "", value.contiguous())
+        return self._read(point, node, "", value)
 
     def _number(self, argument: Any) -> Any:
         return constant_value(self.model, argument) if isinstance(argument, Node) else argument
@@ -222,7 +226,7 @@ class Conversion:
         origin = _behind_points(node, self.points)
         key = (point, what or origin)
         if key not in self._stored:
-            base = str(origin.target) if origin.op == "get_attr" else origin.name
+            base = self._constants.get(origin, origin.name)
             base = f"{base}_{dtype_name(point.spec.dtype)}"
             name = free_name(self.model, f"{base}_{what}" if what else base)
             store_tensor(self.model, name, value)
@@ -243,9 +247,13 @@ def _steps_of_quantizing(
     integers are those nearest to ``value / scale + zero_point``; the same operator dequantizes them.
     """
     aten = torch.ops.aten
-    widen = [] if value.dtype is torch.float32 else [(aten.to.dtype, (torch.float32,))]
+    first: list[tuple[Any, tuple[Any, ...]]] = []
+    if not value.is_contiguous():
+        first.append((aten.contiguous.default, ()))
+    if value.dtype is not torch.float32:
+        first.append((aten.to.dtype, (torch.float32,)))
     if spec.zero_point_domain is not ZeroPointDomain.FLOAT:
-        return [*widen, (operators.quantize, operators.arguments)]
+        return [*first, (operators.quantize, operators.arguments)]
     scale, zero_point = operators.arguments[:2]
     # The dimensions that the parameters have come last, so that these are broadcast along the others.
     shape, own = list(value.shape), list(range(value.dim()))
@@ -256,7 +264,7 @@ def _steps_of_quantizing(
         own.append(own.pop(spec.ch_axis))
     back = sorted(range(len(own)), key=own.__getitem__)
     return [
-        *widen,
+        *first,
         (aten.reshape.default, (shape,)),
         (aten.permute.default, (own,)),
         (aten.div.Tensor, (scale,)),
@@ -267,6 +275,10 @@ def _steps_of_quantizing(
         (aten.permute.default, (back,)),
         (aten.reshape.default, (list(value.shape),)),
     ]
+
+
+def _name_of(node: Node) -> str:
+    return str(node.target) if node.op == "get_attr" else node.name
 
 
 def _behind_points(node: Node, points: dict[str, AnyPoint]) -> Node:

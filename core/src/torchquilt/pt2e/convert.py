@@ -14,11 +14,18 @@ from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.storage import compact
 from torchquilt.pt2e.conversion import Conversion
 from torchquilt.pt2e.points import QuantizationPoint
+from torchquilt.pt2e.reference import to_reference
 from torchquilt.pt2e.stage import RECORD_KEY, restore_initial_state, set_stage, stage_of
 from torchquilt.pt2e.unseen import leave_or_refuse_unseen
 
 
-def convert_pt2e(prepared: GraphModule, *, fold_quantize: bool = True, unseen: str = "error") -> GraphModule:
+def convert_pt2e(
+    prepared: GraphModule,
+    *,
+    fold_quantize: bool = True,
+    use_reference_representation: bool = False,
+    unseen: str = "error",
+) -> GraphModule:
     """Replace each point of a calibrated model by quantize and dequantize operators.
 
     The prepared model is left as it was: it can be calibrated further and converted again.
@@ -27,6 +34,9 @@ def convert_pt2e(prepared: GraphModule, *, fold_quantize: bool = True, unseen: s
         prepared: what :func:`torchquilt.prepare_pt2e` returned, after calibration.
         fold_quantize: store constants as integers. With False they stay in float, with the operators
             that quantize them in the graph; both compute the same bits.
+        use_reference_representation: compute with the integers, as
+            :func:`torchquilt.pt2e.reference.to_reference` describes, instead of with what they
+            stand for.
         unseen: what to do with operators that calibration never reached, as in a branch that was never
             taken: ``"error"``, or ``"float"`` to leave them in float, which the ledger then says.
 
@@ -51,7 +61,7 @@ def convert_pt2e(prepared: GraphModule, *, fold_quantize: bool = True, unseen: s
     )
     model = run_passes(model, passes)
     set_stage(model, "converted")
-    return model
+    return to_reference(model) if use_reference_representation else model
 
 
 def _check_is_prepared(model: object) -> None:

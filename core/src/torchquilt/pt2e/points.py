@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch._subclasses import FakeTensor
 
-from torchquilt.errors import CalibrationError
+from torchquilt.errors import AnnotationError, CalibrationError
 from torchquilt.observers import MinMaxObserver, Observer, QParams, qparams_of_range
 from torchquilt.observers.qparams import as_rows
 from torchquilt.spec import DerivedQuantizationSpec, FixedQParamsQuantizationSpec, OwnSpec, QuantizationSpec
@@ -143,7 +143,22 @@ class DerivedPoint(QuantizationPoint[QuantizationSpec]):
         self.sources: tuple[str, ...] = ()
 
     def qparams_from(self, sources: list[QParams]) -> QParams:
-        """The parameters, from those of the sources."""
-        scale, zero_point = self.derive_qparams_fn([(q.scale, q.zero_point) for q in sources])
+        """The parameters, from those of the sources.
+
+        Raises:
+            AnnotationError: ``derive_qparams_fn`` failed, or returned something else.
+        """
+        pairs = [(found.scale, found.zero_point) for found in sources]
         shape = () if self.spec.ch_axis is None else (-1,)
-        return QParams(scale.reshape(shape), zero_point.reshape(shape))
+        try:
+            scale, zero_point = self.derive_qparams_fn(pairs)
+            return QParams(scale.reshape(shape), zero_point.reshape(shape))
+        except Exception as error:  # it is the user's own
+            wanted = "0-d or of one element" if self.spec.ch_axis is None else "one element for each channel"
+            raise AnnotationError(
+                "The function that derives these parameters failed.",
+                node=", ".join(self.places),
+                expected=f"derive_qparams_fn returns (scale, zero_point), two tensors, {wanted}",
+                got=f"{type(error).__name__}: {error}",
+                remedy="see the cause above",
+            ) from error

@@ -16,6 +16,7 @@ from torchquilt.graph.passes import Pass, run_passes
 from torchquilt.graph.values import constant_nodes, operator_of
 from torchquilt.observers import ObserverFactory, make_observer
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
+from torchquilt.pt2e.callback import ask_for_points
 from torchquilt.pt2e.groups import Group, place_name, producer_of
 from torchquilt.pt2e.points import (
     ConstantPoint,
@@ -26,6 +27,7 @@ from torchquilt.pt2e.points import (
     QuantizationPoint,
 )
 from torchquilt.pt2e.stage import keep_initial_state, set_stage
+from torchquilt.recipe.quantizers import intent_of
 from torchquilt.spec import (
     DerivedQuantizationSpec,
     EdgeOrNode,
@@ -63,10 +65,10 @@ def prepare_pt2e(
         ModelError: the model is not an exported one, is in training mode, or was prepared before.
         IntentError: a rule of the quantizer is about nothing in this model, or nothing came of it.
         AnnotationError, CompositionError, SharingError: what was annotated does not hold together.
+        QuantizerError: the quantizer failed, or did what a step does not allow.
     """
     annotated = annotate_copy(model, quantizer, strict=strict)
-    points = _make_points(annotated, activation_observer)
-    annotated.quantizer.prepare_obs_or_fq_callback(annotated.model, points)
+    points = ask_for_points(annotated, _make_points(annotated, activation_observer))
 
     def insert_points(prepared: GraphModule) -> GraphModule:
         for region, groups in annotated.groups:
@@ -84,6 +86,7 @@ def _record(annotated: Annotated) -> dict[str, Any]:
     capabilities = annotated.quantizer.quantization_capabilities()
     return {
         "quantizer": repr(annotated.quantizer),
+        "recipe": intent_of(annotated.quantizer),
         "backends": list(capabilities.backends),
         "capabilities": capabilities.content_hash,
         "ledger": json.loads(annotated.ledger.to_json()),
@@ -180,17 +183,9 @@ def _call_point(model: GraphModule, name: str, source: Node, serves: Node) -> No
 
 
 def _register(model: GraphModule, points: dict[EdgeOrNode, Any]) -> dict[Any, str]:
-    """Add each point to the model once, and return its name. A callback may have put in its own."""
+    """Add each point to the model once, and return its name."""
     names: dict[Any, str] = {}
-    for place, point in points.items():
-        if not isinstance(point, QuantizationPoint):
-            raise AnnotationError(
-                "prepare_obs_or_fq_callback put something here that is not a point.",
-                node=place_name(place),
-                expected="a torchquilt.pt2e.points.QuantizationPoint",
-                got=f"{type(point).__module__}.{type(point).__qualname__}",
-                remedy="replace the observer of the point (point.observer), or make an ObservedPoint",
-            )
+    for point in points.values():
         if point not in names:
             names[point] = f"quantization_point_{len(names)}"
             model.add_module(names[point], point)

@@ -59,9 +59,9 @@ _DYNAMIC = (_row(ops.LINEAR, specs=_DYNAMIC_WEIGHTED, constraints=(when.CONSTANT
 # The delegate fuses relu into an integer addition, but would multiply in float with a relu behind it; so a
 # relu after a multiplication is a row of its own, below.
 _ELEMENTWISE = (
-    _row(ops.ADD, ops.RELU, constraints=(when.NO_ALPHA, when.NOT_A_MASK)),
-    _row(ops.ADD, constraints=(when.NO_ALPHA, when.NOT_A_MASK)),
-    _row(ops.MUL, constraints=(when.NOT_A_MASK,)),
+    _row(ops.ADD, ops.RELU, constraints=(when.NO_ALPHA, when.NOT_A_MASK, when.NO_NORMALIZATION)),
+    _row(ops.ADD, constraints=(when.NO_ALPHA, when.NOT_A_MASK, when.NO_NORMALIZATION)),
+    _row(ops.MUL, constraints=(when.NOT_A_MASK, when.NO_NORMALIZATION)),
 )
 
 _OTHERS = (

@@ -1,0 +1,81 @@
+"""Addition and multiplication of two activations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.fx import Node
+
+from torchquilt.pattern import Reject
+from torchquilt.pt2e.reference.arithmetic import accumulator, centred, float32, requantized, shifted
+from torchquilt.pt2e.reference.places import Place, check_sources
+from torchquilt.pt2e.reference.tensors import Grid
+from torchquilt.pt2e.reference.writer import Writer
+
+_ATEN = torch.ops.aten
+
+# XNNPACK's fixed point for additions (``qs8-vadd``): the larger one of the two factors has this many bits
+# behind its leading one, and what the sum of the products is shifted by follows from it.
+_FACTOR_BITS = 20
+_SHIFTS = range(1, 31)
+
+
+def check_add(place: Place) -> Reject | None:
+    """Whether both operands are quantized, and a shift within int32 brings them to the output's steps."""
+    anchor = place.anchor
+    rejected = check_sources(place)
+    if rejected is not None:
+        return rejected
+    if place.arguments["alpha"] != 1:
+        return Reject("alpha", (anchor,), f"{anchor.name} multiplies one of its operands")
+    for grid in map(place.grid, place.outputs):
+        if grid is not None and _shift(*_ratios(place, grid)) not in _SHIFTS:
+            text = f"the scales of {anchor.name}'s inputs and output are too far apart for a fixed point"
+            return Reject("scales", (anchor,), text)
+    return None
+
+
+def added(place: Place, write: Writer, grid: Grid) -> Node:
+    """A sum in fixed point: ``(a * factor_a + b * factor_b + rounding) >> shift``.
+
+    With 8 bits everything stays within int32, since a factor is at most 2**21.
+    """
+    first, second = place.sources
+    ratios = _ratios(place, grid)
+    shift = _shift(*ratios)
+    factors = [round(math.ldexp(ratio, shift)) for ratio in ratios]  # half to even
+    rounding = 1 << (shift - 1)
+    reaches = (first.reach, second.reach)
+    largest = rounding + sum(factor * reach for factor, reach in zip(factors, reaches, strict=True))
+    dtype = accumulator(largest)
+    a, b = (
+        write(_ATEN.mul.Tensor, centred(write, tensor, dtype), factor)
+        for tensor, factor in zip((first, second), factors, strict=True)
+    )
+    total = write(_ATEN.add.Tensor, write(_ATEN.add.Tensor, a, b), rounding)
+    steps = write(_ATEN.bitwise_right_shift.Tensor_Scalar, total, shift)
+    steps = write(_ATEN.clamp.default, steps, grid.low - grid.zero_point, grid.high - grid.zero_point)
+    return shifted(write, steps, grid)
+
+
+def _ratios(place: Place, grid: Grid) -> tuple[float, float]:
+    """The steps of both operands in steps of the output, float32 numbers."""
+    first, second = place.sources
+    a, b, step = float32(first.grid.scale, second.grid.scale, grid.scale)
+    return float(a / step), float(b / step)
+
+
+def _shift(*ratios: float) -> int:
+    """By how many bits the sum is shifted: 20 less the exponent of the larger ratio."""
+    _, exponent = math.frexp(max(ratios))  # a mantissa from 0.5 up to 1
+    return _FACTOR_BITS - (exponent - 1)
+
+
+def multiplied(place: Place, write: Writer, grid: Grid) -> Node:
+    """A product of integers, requantized."""
+    first, second = place.sources
+    dtype = accumulator(first.reach * second.reach)
+    product = write(_ATEN.mul.Tensor, centred(write, first, dtype), centred(write, second, dtype))
+    a, b, step = float32(first.grid.scale, second.grid.scale, grid.scale)
+    return requantized(write, product, a * b / step, grid)

@@ -1,0 +1,41 @@
+"""Rows of an integer table, scaled to float once they are picked."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from torchquilt.pattern import Reject
+from torchquilt.pt2e.reference.places import Place
+from torchquilt.pt2e.reference.tensors import PerAxis
+from torchquilt.pt2e.reference.writer import Writer
+
+_ATEN = torch.ops.aten
+
+
+def check_embedding(place: Place) -> Reject | None:
+    """Whether the table has parameters for each of its rows."""
+    (table,) = place.read("weight")
+    if isinstance(table, PerAxis) and table.axis == 0:
+        return None
+    anchor = place.anchor
+    return Reject("weight", (anchor,), f"the table of {anchor.name} has no scale for each of its rows")
+
+
+def embedded(place: Place, write: Writer) -> Node:
+    """``(row - zero_point) * scale`` in float32, for the rows that are picked and no others.
+
+    The options of an embedding (``padding_idx``, ``scale_grad_by_freq``, ``sparse``) are left out: they
+    only matter to gradients, which integers do not have.
+    """
+    (table,) = place.read("weight")
+    assert isinstance(table, PerAxis)
+    indices = place.arguments["indices"]
+    rows = write.cast(write(_ATEN.embedding.default, table.integers, indices), torch.float32)
+    zero_point, scale = (
+        write(_ATEN.unsqueeze.default, write(_ATEN.index.Tensor, parameter, [indices]), -1)
+        for parameter in (table.zero_point, table.scale)
+    )
+    shifted = write(_ATEN.sub.Tensor, rows, write.cast(zero_point, torch.float32))
+    numbers = write(_ATEN.mul.Tensor, shifted, write.cast(scale, torch.float32))
+    return write.cast(numbers, place.anchor.meta["val"].dtype)

@@ -1,0 +1,70 @@
+"""Means: of an image, or over any dimensions of a fixed size."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.fx import Node
+
+from torchquilt.pattern import Reject
+from torchquilt.pt2e.reference.arithmetic import accumulator, centred, float32, scaled
+from torchquilt.pt2e.reference.places import Place, check_sources
+from torchquilt.pt2e.reference.tensors import Grid
+from torchquilt.pt2e.reference.writer import Writer
+
+_ATEN = torch.ops.aten
+
+
+def check_mean(place: Place) -> Reject | None:
+    """Whether the input is quantized, and how many numbers a mean is of is known."""
+    anchor = place.anchor
+    rejected = check_sources(place)
+    if rejected is not None:
+        return rejected
+    if place.arguments.get("dtype") is not None:
+        return Reject("dtype", (anchor,), f"{anchor.name} computes in a type of its own")
+    if any(size != 1 for size in place.arguments.get("output_size", ())):
+        return Reject("output_size", (anchor,), f"{anchor.name} gives more than one pixel")
+    if not all(isinstance(size, int) for size in _averaged_sizes(place)):
+        return Reject("dynamic_shape", (anchor,), f"how many numbers {anchor.name} averages is not fixed")
+    return None
+
+
+def averaged(place: Place, write: Writer, grid: Grid) -> Node:
+    """A sum of integers, divided by their number on the way to the grid of the output.
+
+    Means of even numbers of integers often lie half way between two. XNNPACK adds the zero point before it
+    rounds half to even, so it is done here, too.
+    """
+    (source,) = place.sources
+    count = math.prod(map(int, _averaged_sizes(place)))
+    dtype = accumulator(count * source.reach)
+    keepdim = bool(place.arguments.get("keepdim", True))
+    numbers = centred(write, source, dtype)
+    total = write(_ATEN.sum.dim_IntList, numbers, _averaged_dims(place), keepdim, dtype=dtype)
+    step, number, output_step = float32(source.grid.scale, count, grid.scale)
+    mean = scaled(write, total, step / (output_step * number))
+    if grid.zero_point:
+        mean = write(_ATEN.add.Tensor, mean, grid.zero_point)
+    mean = write(_ATEN.clamp.default, mean, grid.low, grid.high)
+    return write.cast(write(_ATEN.round.default, mean), grid.dtype)
+
+
+def _averaged_dims(place: Place) -> list[int]:
+    """The dimensions that a mean goes over: those it names, all, or the image of a pool."""
+    if "output_size" in place.arguments:
+        return [-2, -1]
+    rank = len(_shape(place))
+    return [dim % rank for dim in place.arguments["dim"] or range(rank)]
+
+
+def _averaged_sizes(place: Place) -> list[int | torch.SymInt]:
+    shape = _shape(place)
+    return [shape[dim] for dim in _averaged_dims(place)]
+
+
+def _shape(place: Place) -> torch.Size:
+    (source,) = place.match.inputs("input_activation")
+    shape: torch.Size = source.meta["val"].shape
+    return shape

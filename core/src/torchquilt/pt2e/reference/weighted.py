@@ -1,0 +1,106 @@
+"""Linear layers and convolutions: products with a constant weight, summed up as integers.
+
+With a quantized output the bias is an integer, too, in steps of the accumulator, as ExecuTorch stores it for
+XNNPACK. Without one the sums are scaled to float, and the float bias is added; so it is for inputs that are
+quantized dynamically.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from torchquilt.graph.values import is_constant, overload_name
+from torchquilt.pattern import Reject
+from torchquilt.pt2e.reference.arithmetic import (
+    accumulator,
+    centred,
+    float32,
+    requantized,
+    scaled,
+    scaled_by_each,
+)
+from torchquilt.pt2e.reference.places import Place
+from torchquilt.pt2e.reference.tensors import Dynamic, Grid, PerTensor
+from torchquilt.pt2e.reference.weights import (
+    Weight,
+    along_channels,
+    bias_in_steps,
+    is_transposed,
+    name_of,
+    weight_of,
+)
+from torchquilt.pt2e.reference.writer import Writer
+
+_ATEN = torch.ops.aten
+_OPS = torch.ops.quantized_decomposed
+
+
+def check_weighted(place: Place) -> Reject | None:
+    """Whether input, weight and bias are what the arithmetic needs."""
+    anchor = place.anchor
+    (source,) = place.read("input_activation")
+    if not isinstance(source, (PerTensor, Dynamic)):
+        return Reject("input_not_quantized", (anchor,), f"the input of {anchor.name} is not quantized")
+    if isinstance(source, Dynamic) and source.per_token and overload_name(anchor) != "aten.linear.default":
+        return Reject("per_token", (anchor,), f"{anchor.name} sums over rows with different scales")
+    weight = weight_of(place)
+    if isinstance(weight, Reject):
+        return weight
+    if not all(map(is_constant, place.match.inputs("bias"))):
+        return Reject("bias", (anchor,), f"the bias of {anchor.name} is computed from the input")
+    bias = bias_in_steps(place, source, weight) if isinstance(source, PerTensor) else None
+    if bias is not None and not bool((bias.abs() < 2**31).all()):
+        return Reject("bias", (anchor,), f"the bias of {anchor.name} does not fit into int32")
+    return None
+
+
+def weighted(place: Place, write: Writer, grid: Grid) -> Node:
+    """The operator on integers, brought to the grid of the output."""
+    source, weight = _operands(place)
+    if isinstance(source, Dynamic):
+        return write(_OPS.quantize_per_tensor.default, weighted_in_float(place, write), *grid.parameters)
+    sums = _summed(place, write, source, weight, bias_in_steps(place, source, weight))
+    step, output_step = float32(source.grid.scale, grid.scale)
+    scale = step * weight.scale / output_step
+    return requantized(write, sums, scale, grid, weight.name("requantization_scale"))
+
+
+def weighted_in_float(place: Place, write: Writer) -> Node:
+    """The operator on integers, times the scales of input and weight, plus the bias, in float32."""
+    source, weight = _operands(place)
+    sums, scale = _summed(place, write, source, weight, None), weight.scale
+    if isinstance(source, Dynamic):
+        sums = scaled_by_each(write, sums, source.scale)
+    else:
+        scale = float32(source.grid.scale)[0] * scale
+    result = scaled(write, sums, scale, weight.name("accumulator_scale"))
+    for bias in place.match.inputs("bias"):
+        shape = along_channels(place.anchor)
+        aligned = write(_ATEN.view.default, bias, shape) if len(shape) > 1 else bias
+        result = write(_ATEN.add.Tensor, result, aligned)
+    return write.cast(result, place.match.output.meta["val"].dtype)
+
+
+def _operands(place: Place) -> tuple[PerTensor | Dynamic, Weight]:
+    (source,), weight = place.read("input_activation"), weight_of(place)
+    assert isinstance(source, (PerTensor, Dynamic)), "the check is for that"
+    assert isinstance(weight, Weight), "the check is for that"
+    return source, weight
+
+
+def _summed(
+    place: Place, write: Writer, source: PerTensor | Dynamic, weight: Weight, bias: torch.Tensor | None
+) -> Node:
+    """The operator on the integers of input and weight, and of the bias where there is one."""
+    largest = weight.fan_in * weight.reach * source.reach
+    dtype = accumulator(largest if bias is None else largest + float(bias.abs().max()))
+    if is_transposed(place.anchor) or any(step != 1 for step in place.arguments.get("dilation", ())):
+        dtype = torch.int64  # torch 2.13 convolves int32 neither transposed nor dilated
+    # The padding of a convolution is 0, which is the zero point once that has been taken off.
+    operands = [centred(write, source, dtype), weight.centred(write, dtype), None]
+    if bias is not None:
+        (node,) = place.match.inputs("bias")
+        operands[2] = write.cast(write.stored(bias.to(torch.int32), f"{name_of(node)}_int32"), dtype)
+    options = list(place.arguments.values())[len(operands) :]
+    return write(place.anchor.target, *operands, *options)

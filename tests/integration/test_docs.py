@@ -1,0 +1,43 @@
+"""The pages below docs/: their Python runs as it stands, and what they list is what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchquilt as tq
+from strategies import export, normal, outputs_of
+from torchquilt.graph.passes import watching
+
+_DOCS = Path(__file__).parents[2] / "docs"
+_SETUP = re.compile(r"<!-- test: setup\n(.*?)-->", re.DOTALL)
+_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+#: Pages whose code runs from top to bottom. The walk through a plugin shows files of an example instead.
+PAGES = sorted(page.name for page in _DOCS.glob("*.md") if _SETUP.search(page.read_text(encoding="utf-8")))
+
+
+def test_there_are_pages_with_code_that_runs() -> None:
+    """The pages are found, so that the test below has something to run."""
+    assert "the-flow.md" in PAGES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_runs(page: str) -> None:
+    """The code of a page runs from top to bottom, its assertions among it."""
+    text = (_DOCS / page).read_text(encoding="utf-8")
+    found: dict[str, object] = {}
+    for number, block in enumerate([*_SETUP.findall(text), *_BLOCK.findall(text)]):
+        exec(compile(block, f"{page}, block {number}", "exec"), found)
+
+
+def test_the_passes_that_are_listed_are_those_that_run() -> None:
+    """The table of passes names each pass of the flow, in order."""
+    listed = re.findall(r"^\|[^|]*\| `(\w+)` \|", (_DOCS / "the-flow.md").read_text(encoding="utf-8"), re.M)
+    seen: list[str] = []
+    with watching(lambda name, _: seen.append(name)):
+        prepared = tq.prepare_pt2e(export(torch.nn.Linear(4, 4), normal(2, 4)), outputs_of("linear"))
+        tq.convert_pt2e(tq.calibrate(prepared, [(normal(2, 4),)]))
+    assert listed == seen
