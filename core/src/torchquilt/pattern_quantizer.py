@@ -297,8 +297,11 @@ class PatternQuantizer(Quantizer):
     __hash__ = None  # type: ignore[assignment]  # the intent changes, so a hash would not hold
 
     def __repr__(self) -> str:
-        rules = ", ".join(f"{rule}: {rule.config}" for rule in self.intent.rules)
-        return f"{self.name}({rules})"
+        asked = [f"{rule}: {rule.config}" for rule in self.intent.rules]
+        function = self.intent.filter_function
+        if function is not None:
+            asked.append(f"filter: {getattr(function, '__qualname__', function)}")
+        return f"{self.name}({', '.join(asked)})"
 
 
 def _is_taken(rows: tuple[SupportRow, ...], config: QuantizationConfig) -> bool:

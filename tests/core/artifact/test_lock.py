@@ -22,12 +22,15 @@ from strategies import (
     ByFunction,
     Fn,
     Nothing,
+    export,
     normal,
     one_call,
     quantize,
     weights_of,
 )
 from torchquilt.artifact import Artifact, Lock, diff, read_lock
+from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 # ----------------------------------------------------------------------------------------------------------
 # What the lock says
@@ -176,12 +179,53 @@ def test_the_lock_says_who_made_it(tmp_path: Path) -> None:
     assert {row.operator: row.count for row in lock.operators}["aten.linear.default"] == 1
 
 
+def test_the_recipe_in_a_lock_makes_an_equal_quantizer(tmp_path: Path) -> None:
+    """Every rule is in it, to the smallest scale, though the words for people leave that out."""
+    config = get_symmetric_quantization_config(is_per_channel=True)
+    coarse = attrs.evolve(config, input_activation=attrs.evolve(config.input_activation, eps=2.0**-12))
+    quantizer = tq.ComposableQuantizer(
+        [
+            ExecuTorchEmbeddingQuantizer().set_module_name("tokens", None),
+            tq.ComposableQuantizer([XNNPACKQuantizer().set_global(coarse).set_object_type(nn.ReLU, None)]),
+        ]
+    )
+    program = export(nn.Sequential(Linear(), nn.ReLU()), X)
+    with pytest.warns(UserWarning, match="tokens"):
+        prepared = tq.prepare_pt2e(program, quantizer, strict=False)
+    lock = tq.save(tq.convert_pt2e(tq.calibrate(prepared, [X])), tmp_path / "model.pt2", X)
+    assert lock.recipe is not None
+    assert tq.Recipe.from_toml(lock.recipe).quantizer() == quantizer
+
+
+class Derived(XNNPACKQuantizer):
+    """Does who knows what."""
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        Nothing(),
+        tq.ComposableQuantizer([xnnpack(), Nothing()]),
+        Derived().set_global(get_symmetric_quantization_config()),
+        xnnpack().set_filter_function(lambda node: True),
+    ],
+    ids=["own", "composed with one's own", "derived", "filtered"],
+)
+def test_a_quantizer_that_no_recipe_makes_has_none(quantizer: tq.Quantizer, tmp_path: Path) -> None:
+    """The words for people are there all the same, and name a filter function."""
+    lock = tq.save(quantize(Linear(), quantizer, X), tmp_path / "model.pt2", X)
+    assert lock.recipe is None
+    assert lock.quantizer == repr(quantizer)
+    assert ("filter: " in lock.quantizer) == (type(quantizer) is XNNPACKQuantizer)
+
+
 def test_a_model_that_says_nothing_of_itself_has_no_origin(linear: GraphModule, tmp_path: Path) -> None:
     """Quantizer, capabilities and ledger are None, and the rest of the lock is there."""
     program = torch.export.export(linear, (X,))
     program.graph_module.meta.clear()
     lock = tq.save(program, tmp_path / "model.pt2")
-    assert (lock.quantizer, lock.capabilities, lock.ledger, lock.plugins) == (None, None, None, ())
+    assert (lock.quantizer, lock.recipe, lock.capabilities, lock.ledger) == (None, None, None, None)
+    assert lock.plugins == ()
     assert lock.quantized
 
 
@@ -322,6 +366,7 @@ def test_two_models_differ_in_what_is_in_them_and_what_made_them(tmp_path: Path)
         for line in lines
     )
     assert any(line.startswith("quantizer: XNNPACKQuantizer(everywhere: static") for line in lines)
+    assert 'recipe: global = "static_int8_per_channel" → global = "dynamic_int8_per_channel"' in lines
     assert any(line.startswith("decision linear: ") for line in lines)
 
     subjects = {(change.subject, change.name, change.field) for change in diff(static, changed)}

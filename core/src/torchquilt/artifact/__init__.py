@@ -4,8 +4,8 @@ The file is what ``torch.export.save`` writes, so ``torch.export.load`` reads it
 entry in it: who quantized with what, the parameters of each quantized tensor, and digests of everything.
 
 ``lock`` is what a lock says and how two differ, ``archive`` reads it out of a file; neither needs torch.
-``program`` reads the same facts off an ExportedProgram, ``screening`` refuses what could run code when torch
-reads it, ``replacing`` writes files whole or not at all; ``saving`` and ``loading`` put these together.
+``program`` reads the same facts off an ExportedProgram, ``reexport`` makes one of a converted model,
+``screening`` refuses what could run code when torch reads it; ``saving`` and ``loading`` put these together.
 Importing this package does not import torch.
 """
 

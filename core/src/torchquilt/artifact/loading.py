@@ -84,6 +84,7 @@ def _record(lock: Lock) -> dict[str, Any]:
     """What a converted model remembers of how it came about; so it can be saved again and still say it."""
     return {
         "quantizer": lock.quantizer,
+        "recipe": lock.recipe,
         "backends": [plugin.backend for plugin in lock.plugins],
         "capabilities": lock.capabilities,
         "ledger": None if lock.ledger_json is None else json.loads(lock.ledger_json),

@@ -124,6 +124,8 @@ class Lock:
         torchquilt, torch: the versions that wrote it.
         plugins: the backends that took part, in order of precedence.
         quantizer: the quantizer with its intent, in words; None where the model did not say.
+        recipe: the same as TOML, of which ``Recipe.from_toml`` makes an equal quantizer; None where a recipe
+            cannot say all of it (a quantizer of the user's own, a filter function).
         capabilities: content hash of what the quantizer could do; likewise.
         ledger_json: every decision, as JSON; likewise. :attr:`ledger` reads it.
         quantized: the parameters of each quantized tensor.
@@ -136,6 +138,7 @@ class Lock:
     torch: str = attrs.field(validator=_text)
     plugins: tuple[Plugin, ...] = attrs.field(validator=_tuple_of(Plugin))
     quantizer: str | None = attrs.field(validator=_maybe_text)
+    recipe: str | None = attrs.field(repr=False, validator=_maybe_text)
     capabilities: str | None = attrs.field(validator=_maybe_text)
     ledger_json: str | None = attrs.field(repr=False, validator=_maybe_text)
     quantized: tuple[QuantizedTensor, ...] = attrs.field(validator=_tuple_of(QuantizedTensor))
@@ -307,10 +310,21 @@ def _of_origin(before: Lock, after: Lock) -> Iterator[Change]:
         yield from _of_texts("version", name, getattr(before, name), getattr(after, name))
     yield from _of_rows("plugin", _by("backend", before.plugins), _by("backend", after.plugins))
     yield from _of_texts("quantizer", "", before.quantizer, after.quantizer)
+    yield from _of_texts("recipe", "", *_differing_lines(before.recipe, after.recipe))
     yield from _of_texts("capabilities", "", before.capabilities, after.capabilities)
     if before.ledger_json != after.ledger_json:
         for change in (before.ledger or Ledger(())).diff(after.ledger or Ledger(())):
             yield from _of_texts("decision", change.node, change.before, change.after)
+
+
+def _differing_lines(before: str | None, after: str | None) -> tuple[str | None, str | None]:
+    """The lines of either text that the other one does not have, on one line; all where that is none."""
+    if before == after or before is None or after is None:
+        return before, after
+    pair = before.splitlines(), after.splitlines()
+    old = "; ".join(line for line in pair[0] if line not in pair[1])
+    new = "; ".join(line for line in pair[1] if line not in pair[0])
+    return (old, new) if old != new else (before, after)
 
 
 def _of_texts(subject: str, name: str, before: str | None, after: str | None) -> Iterator[Change]:

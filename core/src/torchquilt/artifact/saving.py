@@ -18,9 +18,9 @@ from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY
 from torchquilt.artifact.lock import Entry, Lock, Plugin
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.artifact.reexport import export_again
-from torchquilt.artifact.replacing import replacing
 from torchquilt.errors import ArtifactError, ModelError
 from torchquilt.plugins.registry import backends
+from torchquilt.replacing import replacing
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -83,7 +83,7 @@ def save(
 
 
 def _record(model: object) -> Mapping[str, Any]:
-    """What the flow noted on a model: quantizer, backends, capabilities, ledger; empty where it did not."""
+    """What the flow noted on a model: the quantizer and its intent, backends, the ledger … or nothing."""
     from torchquilt.pt2e.stage import RECORD_KEY
 
     found = getattr(model, "meta", {}).get(RECORD_KEY)
@@ -253,6 +253,7 @@ def _lock(program: ExportedProgram, record: Mapping[str, Any], file: BinaryIO) -
         torch=str(torch.__version__),
         plugins=_plugins(record.get("backends") or ()),
         quantizer=record.get("quantizer"),
+        recipe=record.get("recipe"),
         capabilities=record.get("capabilities"),
         ledger_json=None if ledger is None else json.dumps(ledger, allow_nan=False),
         quantized=quantized_tensors(program),

@@ -27,6 +27,7 @@ from torchquilt.pt2e.points import (
     QuantizationPoint,
 )
 from torchquilt.pt2e.stage import keep_initial_state, set_stage
+from torchquilt.recipe.quantizers import intent_of
 from torchquilt.spec import (
     DerivedQuantizationSpec,
     EdgeOrNode,
@@ -85,6 +86,7 @@ def _record(annotated: Annotated) -> dict[str, Any]:
     capabilities = annotated.quantizer.quantization_capabilities()
     return {
         "quantizer": repr(annotated.quantizer),
+        "recipe": intent_of(annotated.quantizer),
         "backends": list(capabilities.backends),
         "capabilities": capabilities.content_hash,
         "ledger": json.loads(annotated.ledger.to_json()),

@@ -17,6 +17,7 @@ from torchquilt.plugins import registry
 from torchquilt.quantizers import Quantizer, as_quantizer
 from torchquilt.recipe.parts import FLOAT, Parts, RecipePart, RecipeRule, with_torch, without_torch
 from torchquilt.recipe.place import Place
+from torchquilt.recipe.writing import write
 
 # --- Making -------------------------------------------------------------------------------------------------
 
@@ -31,6 +32,11 @@ def _make(part: RecipePart) -> Quantizer:
         made = registry.quantizer(part.backend, distribution=part.distribution)
     if not isinstance(made, PatternQuantizer):
         return _make_without_rules(part, made)
+    return _with_rules(part, made)
+
+
+def _with_rules(part: RecipePart, made: PatternQuantizer) -> PatternQuantizer:
+    """The new quantizer with the rules of the part."""
     decided: set[object] = set()
     for rule in part.rules:
         subject: object = rule.name
@@ -148,6 +154,35 @@ def _describe_part(quantizer: Quantizer, backends: registry.Backends, place: Pla
         got=repr(quantizer),
         remedy="set_filter_function(None), and set it again on what recipe.quantizer() makes",
     )
+
+
+def intent_of(quantizer: object) -> str | None:
+    """The recipe of a quantizer as text, without a look at what is installed.
+
+    A table is taken to be that of the plugin which has its name. So reading the text makes an equal quantizer
+    wherever the plugins are installed that it was made with.
+
+    Returns:
+        None where there is more to a quantizer than a recipe can say: code of the user's own.
+    """
+    found = as_quantizer(quantizer)
+    try:
+        parts = tuple(map(_intent_of, found.quantizers if type(found) is ComposableQuantizer else (found,)))
+    except RecipeError:
+        return None
+    return write(parts)
+
+
+def _intent_of(quantizer: Quantizer) -> RecipePart | Parts:
+    if type(quantizer) is ComposableQuantizer:
+        return tuple(map(_intent_of, quantizer.quantizers))
+    # A class that derives from a backend's may do something else, which would be lost.
+    if isinstance(quantizer, PatternQuantizer) and vars(type(quantizer)).get("TABLE") is not None:
+        part = RecipePart(quantizer.table.backend, tuple(_rules(quantizer, Place())))
+        with contextlib.suppress(TypeError):  # it cannot be made without arguments
+            if _with_rules(part, type(quantizer)()) == quantizer:
+                return part
+    raise RecipeError(f"{quantizer.name} cannot be written.", quantizer=quantizer.name)
 
 
 def _class_of(backend: registry.Backend) -> object:
