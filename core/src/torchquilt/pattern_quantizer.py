@@ -1,4 +1,7 @@
-"""The quantizer that is a support table and an intent: matching, rules and the query for nothing."""
+"""The quantizer that is a support table and an intent: matching, rules and the query for nothing.
+
+Importing this module does not import torch, so that what a backend can do is answered at once.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError
 from torchquilt.graph.bodies import nodes_of, regions
 from torchquilt.graph.decomposition import decomposed_from, explanation
-from torchquilt.graph.edits import lift_scalar
 from torchquilt.intent import GlobalRule, Intent, ModuleNameRule, ObjectTypeRule, Rule
 from torchquilt.operators import OPERATORS, ObjectType, object_type
 from torchquilt.pattern import Reject
@@ -213,6 +215,8 @@ class PatternQuantizer(Quantizer):
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Turn Python numbers into constant tensors where the operator is going to be quantized."""
+        from torchquilt.graph.edits import lift_scalar
+
         for claim in self.claims(model):
             for node, position, value in claim.match.scalars:
                 lift_scalar(model, node, position, value)
