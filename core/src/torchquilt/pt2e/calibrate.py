@@ -149,6 +149,7 @@ def _run(prepared: GraphModule, batch: object, number: int) -> None:
         names = [str(node.target) for node in prepared.graph.nodes if node.op == "placeholder"]
         raise CalibrationError(
             f"Batch {number} (counted from 0) does not go through the model.",
+            batch=number,
             expected=f"inputs {', '.join(names)}, shaped like the example inputs of the export",
             got=f"{_shape_of(batch)}: {type(error).__name__}: {error}",
             remedy="see the cause above; what the batches before it showed is kept",

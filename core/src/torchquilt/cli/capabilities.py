@@ -1,0 +1,88 @@
+"""``torchquilt capabilities``: what backends can do."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from torchquilt.cli.exits import OK
+from torchquilt.cli.options import Command, json_option
+from torchquilt.cli.output import is_terminal, write, write_error, write_table
+
+if TYPE_CHECKING:
+    from torchquilt.capability import Capabilities
+
+
+@click.command(cls=Command, short_help="Show what backends can do.")
+@click.argument("backends", nargs=-1, metavar="[BACKEND]...")
+@click.option("--op", help="Only this operator: linear, torch.nn.Conv2d, aten.add.Tensor …")
+@click.option("--dtype", help="Only rows that use this integer type for some tensor: int8 …")
+@click.option(
+    "--mode", type=click.Choice(["static", "dynamic", "weight_only"]), help="Only rows of this mode."
+)
+@click.option("--target", help="Only rows that run as integers on this lowering target: executorch …")
+@json_option
+def capabilities(
+    backends: tuple[str, ...],
+    op: str | None,
+    dtype: str | None,
+    mode: str | None,
+    target: str | None,
+    as_json: bool,
+) -> int:
+    """Show all that backends can do: of those that are named, in that order, or of all that are installed.
+
+    The JSON is what torchquilt.Capabilities.from_json reads, and what `torchquilt diff` compares.
+    """
+    found = _of_backends(backends or _usable())
+    if target is not None:
+        _check_choice("target", target, {name for row in found for name in row.targets})
+    if dtype is not None:
+        _check_choice(
+            "dtype", dtype, {spec.dtype for row in found for _, specs in row.specs for spec in specs}
+        )
+    found = found.filter(op, mode=mode, dtype=dtype, target=target)
+    if as_json:
+        write(found.to_json())
+    elif found.rows and is_terminal(sys.stdout):
+        rows = [(r.backend, r.pattern, r.mode, ", ".join(r.targets), r.spec_text()) for r in found]
+        write_table([("backend", "pattern", "mode", "integers on", "specs"), *rows])
+    else:
+        write(str(found))
+    return OK
+
+
+def _usable() -> tuple[str, ...]:
+    """The names of the backends that can be asked; of the others it is said why they are left out."""
+    from torchquilt.plugins.registry import backends
+
+    found = backends()
+    for backend in found:
+        if backend.status not in ("ok", "disabled"):
+            write_error(f"warning: {backend.name} is left out, which is {backend.status}: {backend.remark}")
+    return tuple(backend.name for backend in found if backend.status == "ok")
+
+
+def _of_backends(names: tuple[str, ...]) -> Capabilities:
+    """All that they can do. Loads their classes, and torch only if one of them needs it for that."""
+    from torchquilt.capability import Capabilities
+    from torchquilt.plugins.registry import quantizer
+
+    found = Capabilities()
+    for name in names:
+        made = quantizer(name)
+        # A quantizer that does not work from a table can only tell what it would do as it is.
+        ask = getattr(made, "backend_capabilities", made.quantization_capabilities)
+        found |= ask()
+    return found
+
+
+def _check_choice(option: str, value: str, known: set[str]) -> None:
+    """Refuse a word that no row has: nothing would be found for a reason that nobody sees."""
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sorted(known)) or 'none'}."
+        raise click.BadParameter(f"No row is about {value!r}: {hint}", param_hint=f"'--{option}'")
