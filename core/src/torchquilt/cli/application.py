@@ -17,7 +17,7 @@ from torchquilt.cli.exits import EPILOG, ERROR, INTERRUPTED, OK, UNEXPECTED, USA
 from torchquilt.cli.explain import explain
 from torchquilt.cli.inspect import inspect
 from torchquilt.cli.options import Group, Settings
-from torchquilt.cli.output import silence, write, write_error
+from torchquilt.cli.output import write, write_error
 from torchquilt.cli.plugins import plugins
 from torchquilt.cli.quantize import quantize
 from torchquilt.errors import TorchquiltError
@@ -68,9 +68,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 standalone_mode=False,
                 obj=settings,
             )
-        except BrokenPipeError:  # --help, which click prints by itself
-            silence(sys.stdout)
-            return OK
         except (KeyboardInterrupt, click.Abort):
             write_error("interrupted")
             return INTERRUPTED

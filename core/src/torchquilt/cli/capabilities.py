@@ -69,14 +69,13 @@ def _usable() -> tuple[str, ...]:
 def _of_backends(names: tuple[str, ...]) -> Capabilities:
     """All that they can do. Loads their classes, and torch only if one of them needs it for that."""
     from torchquilt.capability import Capabilities
-    from torchquilt.plugins.registry import quantizer
+    from torchquilt.plugins.registry import quantizer, quantizer_class
 
     found = Capabilities()
     for name in names:
-        made = quantizer(name)
-        # A quantizer that does not work from a table can only tell what it would do as it is.
-        ask = getattr(made, "backend_capabilities", made.quantization_capabilities)
-        found |= ask()
+        ask = getattr(quantizer_class(name), "backend_capabilities", None)
+        # A class that does not work from a table can only tell what a quantizer would do as it is made.
+        found |= quantizer(name).quantization_capabilities() if ask is None else ask()
     return found
 
 

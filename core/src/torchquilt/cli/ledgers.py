@@ -21,10 +21,7 @@ def show_ledger(ledger: Ledger) -> None:
     for row in ledger.left_in_float:
         grouped.setdefault((row.op, row.code), []).append(row)
     if grouped:
-        rows = [
-            (op, str(len(rows)), code, f"{rows[0].node}: {rows[0].reasons[0].text}")
-            for (op, code), rows in grouped.items()
-        ]
+        rows = [(op, str(len(rows)), code, rows[0].reasons[0].text) for (op, code), rows in grouped.items()]
         write_table([("operator", "number", "reason", "for example"), *rows], "left in float")
     if ledger.boundaries:
         edges = [

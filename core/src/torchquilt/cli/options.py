@@ -8,6 +8,8 @@ from typing import Any
 import attrs
 import click
 
+from torchquilt.cli.output import write
+
 #: Version of the JSON that commands print of their own; that of the library has versions of its own.
 JSON_SCHEMA = 1
 
@@ -36,6 +38,12 @@ def _debug_option() -> click.Option:
     )
 
 
+def _show_help(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        write(context.get_help())
+        context.exit()
+
+
 class Command(click.Command):
     """A command that has ``--debug``, so that it can be put behind a line that went wrong."""
 
@@ -43,16 +51,24 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.params.append(_debug_option())
 
+    def get_help_option(self, ctx: click.Context) -> click.Option:
+        """``--help``, which minds a reader that goes away as little as any other output."""
+        names = [*self.get_help_option_names(ctx)]
+        return click.Option(
+            names,
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_help,
+            help="Show this message.",
+        )
 
-class Group(click.Group):
+
+class Group(Command, click.Group):
     """A group of such commands."""
 
     command_class = Command
     group_class = type
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params.append(_debug_option())
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with a schema version.")

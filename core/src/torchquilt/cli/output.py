@@ -78,13 +78,6 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def silence(stream: TextIO) -> None:
-    """Let all that is written to a stream from now on go nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
 def _write(stream: TextIO | None, text: str) -> None:
     if stream is None:  # the shell closed it: `>&-`
         return
@@ -92,7 +85,9 @@ def _write(stream: TextIO | None, text: str) -> None:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
-        silence(stream)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _rich_table(rows: Rows, title: str) -> str:
@@ -111,7 +106,7 @@ def _rich_table(rows: Rows, title: str) -> str:
         table.add_row(*(Text(plain(cell)) for cell in row))
     text = io.StringIO()
     _console(text).print(table)
-    return text.getvalue()
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
 def _console(stream: Any) -> Any:

@@ -164,14 +164,14 @@ def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request
         )
     batches = open_batches(request.data, program, limit=request.limit)
     done = 0
-    with _telling_where(batches), progress("calibrating", len(batches)) as show:
-        try:
+    try:
+        with _telling_where(batches), progress("calibrating", len(batches)) as show:
             for done in calibrate_in_steps(prepared, batches, checkpoint=request.checkpoint):
                 show(done)
-        except KeyboardInterrupt:
-            if request.checkpoint is not None:
-                write_error(f"{request.checkpoint} holds {done} of {len(batches)} batches, to go on from")
-            raise
+    except KeyboardInterrupt:
+        if request.checkpoint is not None:
+            write_error(f"{request.checkpoint} holds {done} of {len(batches)} batches, to go on from")
+        raise
     return done
 
 
