@@ -3,6 +3,7 @@
 #   make demo     quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
 #   make test     run all tests                                           (TEST_ARGS=...)
 #   make check    ruff, ruff format --check, mypy --strict, import-linter
+#   make bench    what prepare and convert cost for each node             (BENCH_ARGS=...)
 #   make clean    remove .venv and the caches of the tools
 #
 # PYTHON=... picks the interpreter that .venv is made with.
@@ -23,9 +24,10 @@ MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES)) constraints.txt
 
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -43,6 +45,9 @@ check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict $(SOURCES)
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/cost.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

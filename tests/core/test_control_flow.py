@@ -375,6 +375,22 @@ def test_batch_norm_is_folded_in_a_body() -> None:
     assert sqnr(exported.module()(x).detach(), prepared(x).detach()) > 80
 
 
+def test_a_body_whose_results_nobody_reads_is_dropped(tmp_path: Path) -> None:
+    """Rotary angles beside ALiBi, say. They would not be in the way, but torch cannot load such a call."""
+
+    def function(self: Any, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.unused(x).cos().to(torch.float32)
+        return self.fc(x)  # type: ignore[no-any-return]
+
+    exported = export(Fn(function, fc=nn.Linear(8, 8), unused=nn.Linear(8, 8)), X)
+    assert "wrap_with_set_grad_enabled" in str(exported.graph)
+    quantized = tq.convert_pt2e(tq.prepare_pt2e(exported, XNNPACKQuantizer().set_global(DYNAMIC)))
+    assert {name.split(".")[0] for name in quantized.state_dict()} == {"fc"}
+    tq.save(quantized, tmp_path / "model.pt2", (X,))
+    assert torch.equal(tq.load(tmp_path / "model.pt2").module()(X), quantized(X))
+
+
 def test_a_counter_under_no_grad_goes_on_counting(tmp_path: Path) -> None:
     """A buffer that a body writes into is the model's state before and after, and starts afresh."""
 
@@ -400,3 +416,26 @@ def test_a_dynamic_batch_goes_through_control_flow() -> None:
     exported = export(module("no_grad"), X, dynamic_shapes=(({0: torch.export.Dim("batch")},),))
     quantized = through_the_flow(exported, STATIC)[1]
     assert quantized(normal(5, 8)).shape == (5, 8)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Integers
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_representation_reaches_into_bodies(kind: str, tmp_path: Path) -> None:
+    """Linears in bodies are computed with integers, near the Q/DQ model, and are saved and loaded."""
+    exported = export(module(kind), X)
+    prepared, quantized = through_the_flow(exported, STATIC)
+    reference = tq.convert_pt2e(prepared, use_reference_representation=True)
+    linears = [node for node in nodes_of(reference) if str(node.target) == "aten.linear.default"]
+    assert {node.meta["val"].dtype for node in linears} == {torch.int32}
+    tq.save(reference, tmp_path / "model.pt2", (X,))
+    loaded = tq.load(tmp_path / "model.pt2").module()
+    for (batch,) in BATCHES:
+        for expected, found, again in zip(
+            leaves(quantized(batch)), leaves(reference(batch)), leaves(loaded(batch)), strict=True
+        ):
+            assert sqnr(expected.float(), found.float()) > 30
+            assert torch.equal(found, again)

@@ -88,8 +88,12 @@ def our_quantizer(*, is_per_channel: bool = True, is_dynamic: bool = False) -> X
 
 
 def quantized_by_oracle(model: Model, quantizer: Any) -> GraphModule:
-    """The model after torchao's flow, calibrated with its inputs."""
-    prepared = torchao_flow.prepare_pt2e(export(model.module, *model.inputs).module(), quantizer)
+    """The model after torchao's flow, calibrated with its inputs.
+
+    With weights that ask for gradients torch multiplies in another order; ours do not ask for any.
+    """
+    exported = export(model.module.requires_grad_(False), *model.inputs)
+    prepared = torchao_flow.prepare_pt2e(exported.module(), quantizer)
     prepared(*model.inputs)
     converted: GraphModule = torchao_flow.convert_pt2e(prepared)
     return converted

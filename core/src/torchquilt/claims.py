@@ -140,7 +140,7 @@ class _Decision:
 
     def consider(self, row: SupportRow, node: Node) -> Claim | Reject:
         """One row at one node. The order of the questions is the order of what is most useful to hear."""
-        match = row.pattern.match(node)
+        match = row.pattern.match(node, self.constants)
         if isinstance(match, Reject):
             return match
         return (

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchquilt.graph.values import is_constant, rank, tensor_of
+from torchquilt.graph.values import rank, tensor_of
 from torchquilt.pattern import Match
 from torchquilt.support import Constraint
 
 
 def _weights_are_constant(match: Match) -> bool:
-    return all(is_constant(node) for node in (*match.inputs("weight"), *match.inputs("bias")))
+    return all(match.is_constant(node) for node in (*match.inputs("weight"), *match.inputs("bias")))
 
 
 CONSTANT_WEIGHT = Constraint(

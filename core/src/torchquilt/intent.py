@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import attrs
@@ -114,7 +115,9 @@ class Intent:
 
     def with_name(self, name: str, config: QuantizationConfig | None) -> Intent:
         """The same with a rule for a module; one for the same name is replaced."""
-        kept = tuple(rule for rule in self.name_rules if rule.name != name)
+        kept = self.name_rules
+        if name in map(attrgetter("name"), kept):  # so that many rules are added fast
+            kept = tuple(rule for rule in kept if rule.name != name)
         return attrs.evolve(self, name_rules=(*kept, ModuleNameRule(name, config)))
 
     def with_filter(self, function: Callable[[Node], bool] | None) -> Intent:

@@ -8,12 +8,13 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from torchquilt.errors import PatternError
-from torchquilt.graph.values import overload_name
+from torchquilt.graph.values import is_constant, overload_name
 from torchquilt.operators import Operand, Operator
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Match:
     nodes: tuple[Node, ...]
     operands: tuple[tuple[Node, Node, str], ...]
     scalars: tuple[tuple[Node, int, int | float | complex], ...] = ()
+    _constants: Container[Node] | None = attrs.field(default=None, eq=False, repr=False)
 
     @property
     def anchor(self) -> Node:
@@ -94,6 +96,10 @@ class Match:
     def inputs(self, role: str) -> tuple[Node, ...]:
         """The nodes that enter the match in this role."""
         return tuple(node for node, _, found in self.operands if found == role)
+
+    def is_constant(self, node: Node) -> bool:
+        """Whether a node of the graph is computed from stored tensors alone."""
+        return is_constant(node) if self._constants is None else node in self._constants
 
 
 @attrs.frozen
@@ -128,8 +134,13 @@ class OperatorPattern:
         """The roles that tensors around the pattern have, the output's last."""
         return self.operators[0].roles
 
-    def match(self, node: Node) -> Match | Reject:
-        """Match with ``node`` as the first operator of the chain. Costs as much as the chain is long."""
+    def match(self, node: Node, constants: Container[Node] | None = None) -> Match | Reject:
+        """Match with ``node`` as the first operator of the chain. Costs as much as the chain is long.
+
+        Args:
+            node: the first operator.
+            constants: the constant nodes of the graph, where they are known; the match answers from them.
+        """
         first, *rest = self.operators
         if overload_name(node) not in first.overloads:
             return Reject("not_the_operator", (node,), f"{node.name} is not {first.name}")
@@ -146,7 +157,7 @@ class OperatorPattern:
                 return Reject("not_the_operator", (following,), f"{following.name} is not {operator.name}")
             chain.append(following)
         operands, scalars = _operands(node, first.operands)
-        return Match(self, tuple(chain), operands, scalars)
+        return Match(self, tuple(chain), operands, scalars, constants)
 
 
 def _only_user(node: Node) -> Node | None:

@@ -35,13 +35,17 @@ class Quantizer:
         return f"{self.name}()"
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Rewrite what has to be in another form to be quantized; return the model."""
+        """Rewrite what has to be in another form to be quantized; return the model.
+
+        It may be another graph module than the one that came in, if it is called in the same way.
+        """
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write a :class:`torchquilt.QuantizationAnnotation` on each node that is to be quantized.
 
-        Nodes that are annotated already belong to another quantizer and are left alone.
+        Nodes that are annotated already belong to another quantizer and are left alone, and so is the
+        graph itself: others have decided about it as it is. Returns the model, or nothing.
         """
         raise NotImplementedError(f"{self.name} does not say what it annotates")
 
@@ -53,7 +57,7 @@ class Quantizer:
         """
 
     def validate(self, model: GraphModule) -> None:
-        """Raise an error of torchquilt if the annotated model cannot run on this backend."""
+        """Raise an error if the annotated model cannot run on this backend; it reaches the user as it is."""
 
     def quantization_capabilities(self) -> Capabilities:
         """What this quantizer would quantize, as far as it can tell without a model."""
@@ -76,10 +80,14 @@ class Quantizer:
     ) -> None:
         """See, and replace where wanted, what was chosen to observe each edge and output.
 
+        The observer of a point may be replaced, and a point by another one for the same numbers, at all of
+        its places. Which places there are and which of them share parameters is settled by annotations.
+
         Args:
             model: the annotated model, before observers are put in.
             edge_or_node_to_obs_or_fq: edge ``(producer, user)`` or node → the module that will stand
-                there. Places that share parameters hold the same module.
+                there, a :class:`torchquilt.pt2e.points.QuantizationPoint`. Places that share parameters
+                hold the same module.
         """
 
 

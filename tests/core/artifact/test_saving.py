@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import pytest
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 from torch.fx import GraphModule
-from torch.utils._pytree import GetAttrKey, register_pytree_node
+from torch.utils._pytree import GetAttrKey, _register_namedtuple, register_pytree_node
 
 import torchquilt as tq
 from artifacts import CASES, Linear, X, in_fresh_python, made, xnnpack
@@ -167,6 +167,19 @@ def of_any_batch() -> GraphModule:
     return tq.convert_pt2e(tq.calibrate(tq.prepare_pt2e(exported, xnnpack()), [X]))
 
 
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 32), (1, 32), (3, None)], ids=["from 0", "from 1", "without end"]
+)
+def test_the_range_of_a_dynamic_size_is_kept(low: int, high: int | None, tmp_path: Path) -> None:
+    """Both ends are those of the exported model, also those that torch by itself takes for 2 or more."""
+    batch = Dim("batch", min=low, max=high)
+    exported = export(Linear(), X, dynamic_shapes={"x": {0: batch}})
+    quantized = tq.convert_pt2e(tq.calibrate(tq.prepare_pt2e(exported, xnnpack()), [X]))
+    tq.save(quantized, tmp_path / "model.pt2", X)
+    found = tq.load(tmp_path / "model.pt2").program.range_constraints
+    assert [*found.values()] == [*exported.range_constraints.values()]
+
+
 def test_what_was_dynamic_stays_so(tmp_path: Path) -> None:
     """Without a word about shapes, a model that was exported for 1 to 32 rows is saved for 1 to 32 rows."""
     quantized = of_any_batch()
@@ -192,7 +205,10 @@ def test_sizes_that_depend_on_each_other_stay_so(tmp_path: Path) -> None:
     quantized = tq.convert_pt2e(tq.calibrate(tq.prepare_pt2e(exported, xnnpack()), [inputs]))
     tq.save(quantized, tmp_path / "model.pt2", inputs)
     other = (normal(10, 16), normal(5, 16))
-    assert torch.equal(tq.load(tmp_path / "model.pt2").module()(*other), quantized(*other))
+    loaded = tq.load(tmp_path / "model.pt2")
+    assert torch.equal(loaded.module()(*other), quantized(*other))
+    ranges = {str(size): bounds for size, bounds in exported.range_constraints.items()}
+    assert {str(size): bounds for size, bounds in loaded.program.range_constraints.items()} == ranges
 
 
 def test_dynamic_shapes_that_are_given_are_taken(tmp_path: Path) -> None:
@@ -296,6 +312,40 @@ register_pytree_node(
         None,
     ),
 )
+
+
+class Both(NamedTuple):
+    """An input and an output with names."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+_register_namedtuple(Both, serialized_type_name="tests.Both")
+
+
+@pytest.mark.filterwarnings("ignore:The example inputs of the program are left out")
+def test_named_tuples_keep_their_type(tmp_path: Path) -> None:
+    """What goes in and comes out by name does so after load."""
+    model = Fn(lambda self, both: Both(self.fc(both.left), both.right), fc=nn.Linear(16, 8))
+    both = Both(X, X)
+    quantized = quantize(model, xnnpack(), both)
+    tq.save(quantized, tmp_path / "model.pt2", (both,))
+    got = tq.load(tmp_path / "model.pt2").module()(both)
+    assert isinstance(got, Both)
+    assert torch.equal(got.left, quantized(both).left)
+
+
+def test_a_model_that_returns_a_text_is_an_error(tmp_path: Path) -> None:
+    """Torch would save it and fail to load it; numbers and None are saved."""
+    model = Fn(lambda self, x, name: (self.fc(x), name, 3, 0.5, True, None), fc=nn.Linear(16, 8))
+    quantized = quantize(model, xnnpack(), X, 7)
+    tq.save(quantized, tmp_path / "model.pt2", (X, 7))
+    assert tq.load(tmp_path / "model.pt2").module()(X, 7)[1:] == (7, 3, 0.5, True, None)
+    with pytest.raises(tq.ArtifactError, match="returns a text") as caught:
+        tq.save(quantize(model, xnnpack(), X, "big"), tmp_path / "other.pt2", (X, "big"))
+    assert caught.value.got == "'big'"
+    assert not (tmp_path / "other.pt2").exists()
 
 
 def test_example_inputs_that_are_objects_are_left_out_with_a_warning(tmp_path: Path) -> None:

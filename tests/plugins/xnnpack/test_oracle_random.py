@@ -57,6 +57,7 @@ def _is(*names: str) -> Callable[[list[Call], int], bool]:
 #: A name of DIFFERENCES, where it says what is right and why → whether it shows at a call.
 REASONS: dict[str, Callable[[list[Call], int], bool]] = {
     "clamp with one bound": _is("clamp"),
+    "squeeze": _is("squeeze"),
     "unsqueeze": _is("unsqueeze"),
     "average pool as a function": _is("adaptive_avg_pool2d"),
     "hardtanh behind a linear": lambda calls, number: (

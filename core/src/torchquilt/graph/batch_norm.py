@@ -114,12 +114,13 @@ class _Folding:
         gamma, beta = value(batch_norm, "weight"), value(batch_norm, "bias")
         bias = value(node, "bias")
         with torch.no_grad():
-            scale = torch.rsqrt(variance + argument_of(batch_norm, "eps"))
-            scale = scale if gamma is None else scale * gamma
-            shift = (-mean if bias is None else bias - mean) * scale
-            shift = shift if beta is None else shift + beta
+            # The order of operations is that of torch.nn.utils.fusion, whose bits these are.
+            inverse = torch.rsqrt(variance + argument_of(batch_norm, "eps"))
+            shift = (-mean if bias is None else bias - mean) * inverse
+            shift = shift if gamma is None else shift * gamma
+            shift = (shift if beta is None else shift + beta).to(dtype)
+            scale = inverse if gamma is None else gamma * inverse
             weight = _scaled(node, value(node, "weight"), scale).to(dtype)
-            shift = shift.to(dtype)
         return (weight, shift) if weight.isfinite().all() and shift.isfinite().all() else None
 
     def _store(self, node: Node, role: str, value: torch.Tensor) -> Node:
@@ -131,7 +132,7 @@ class _Folding:
             name = str(source.target)
             times = sum(argument is source for argument in (*node.args, *node.kwargs.values()))
             if self._reads[name] > 1 or len(source.users) > 1 or times > 1:
-                name = free_name(self.model, f"{name}_folded")
+                name = free_name(self.model, f"{name}_{node.name}")
         new = read_tensor(self.model, name, torch.nn.Parameter(value, requires_grad=False), before=node)
         self._reads[name] = 1
         self._constants.add(new)

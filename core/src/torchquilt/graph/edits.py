@@ -15,15 +15,16 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
+from torchquilt.graph.bodies import call_of
 from torchquilt.graph.inputs import take_checks
-from torchquilt.graph.storage import copies_in_common, stored_tensors, written_tensors
+from torchquilt.graph.storage import copies_in_common, tensors_of, written_tensors
 from torchquilt.graph.values import attribute, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
 _ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom")
 
 
-def copy_model(model: GraphModule, kept: Iterable[torch.nn.Module] = ()) -> GraphModule:
+def copy_model(model: GraphModule, kept: Iterable[object] = ()) -> GraphModule:
     """A copy whose graph and modules are its own and whose tensors are those of the original.
 
     So the copy may get other weights under the same names without the original noticing, and no
@@ -33,15 +34,15 @@ def copy_model(model: GraphModule, kept: Iterable[torch.nn.Module] = ()) -> Grap
 
     Args:
         model: the original.
-        kept: modules of it that the copy holds, too, instead of copies.
+        kept: parts of it that the copy holds, too, instead of copies.
     """
-    tensors = stored_tensors(model)
+    tensors = tensors_of(model)
     shared: dict[int, Any] = {key: _without_gradient(tensor) for key, tensor in tensors.items()}
     shared |= copies_in_common(tensors.values(), written_tensors(model))
     for module in model.modules():
         objects = (value for value in vars(module).values() if isinstance(value, torch.ScriptObject))
         shared.update((id(value), value) for value in objects)
-    shared.update((id(module), module) for module in kept)
+    shared.update((id(part), part) for part in kept)
     with warnings.catch_warnings():
         # torch's own copying of the input structure warns about how torch pickles it.
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
@@ -69,11 +70,19 @@ def _keep_out_of_state(model: GraphModule, copied: GraphModule) -> None:
 
 def free_name(model: GraphModule, wanted: str) -> str:
     """``wanted``, or ``wanted_1``, ``wanted_2`` … where that is taken."""
-    name, number = wanted, 0
-    while _has_attribute(model, name):
-        number += 1
-        name = f"{wanted}_{number}"
-    return name
+    if not _has_attribute(model, wanted):
+        return wanted
+    # Numbers are given out one after the other, so the first free one is found by halving.
+    taken, free = 0, 1
+    while _has_attribute(model, f"{wanted}_{free}"):
+        taken, free = free, 2 * free
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        if _has_attribute(model, f"{wanted}_{middle}"):
+            taken = middle
+        else:
+            free = middle
+    return f"{wanted}_{free}"
 
 
 def _has_attribute(model: GraphModule, name: str) -> bool:
@@ -146,7 +155,7 @@ def own_copy(model: GraphModule, user: Node, source: Node) -> None:
     """Let ``user`` read a copy of the stored tensor that ``source`` reads, under a name of its own."""
     value = attribute(model, str(source.target)).detach().clone()
     copied = torch.nn.Parameter(value, requires_grad=False)
-    name = free_name(model, str(source.target))
+    name = free_name(model, f"{source.target}_{user.name}")
     user.replace_input_with(source, read_tensor(model, name, copied, before=user))
 
 
@@ -187,7 +196,17 @@ def _is_read_only(node: Node) -> bool:
     """Whether nothing but the value of a node depends on its being there."""
     if node.op == "get_attr" or node.target is operator.getitem:
         return True
+    call = call_of(node)
+    if call is not None:
+        return all(_is_harmless(inside) for graph in call.graphs() for inside in graph.nodes)
     return bool(overload_name(node)) and not node.is_impure()
+
+
+def _is_harmless(node: Node) -> bool:
+    """Whether a node of a body is no reason to run it; what it asserts of dtypes is about its own values."""
+    if node.op in ("placeholder", "output") or overload_name(node) == "aten._assert_tensor_metadata.default":
+        return True
+    return _is_read_only(node)
 
 
 def drop_unused_tensors(model: GraphModule) -> None:

@@ -26,7 +26,7 @@ def span_of(tensor: torch.Tensor) -> tuple[int, int] | None:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def stored_tensors(model: torch.nn.Module) -> dict[int, torch.Tensor]:
+def tensors_of(model: torch.nn.Module) -> dict[int, torch.Tensor]:
     """Every parameter, buffer and plain attribute that is a tensor, by its id."""
     found: dict[int, torch.Tensor] = {}
     for module in model.modules():
@@ -91,7 +91,7 @@ def compact(model: GraphModule) -> None:
     """
     written = {id(tensor) for tensor in written_tensors(model)}
     in_storage: dict[int, list[torch.Tensor]] = {}
-    for tensor in stored_tensors(model).values():
+    for tensor in tensors_of(model).values():
         if span_of(tensor) is not None:
             in_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
     moved: dict[int, torch.Tensor] = {}

@@ -58,11 +58,10 @@ def _returns_view(operator: Any) -> bool:
 
 
 def arguments_of(node: Node) -> dict[str, Any]:
-    """The arguments of an operator call by their names in the schema, the defaults among them."""
+    """The arguments of the call of an operator by their names, in the order of its schema, with defaults."""
     schema = operator_of(node)._schema.arguments
-    passed = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
-    defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
-    return {**defaults, **passed, **node.kwargs}
+    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
+    return {**{argument.name: argument.default_value for argument in schema}, **given, **node.kwargs}
 
 
 def tensor_of(node: Node) -> torch.Tensor | None:

@@ -15,7 +15,7 @@ from torchquilt.graph.storage import compact
 from torchquilt.pt2e.conversion import Conversion
 from torchquilt.pt2e.points import QuantizationPoint
 from torchquilt.pt2e.reference import to_reference
-from torchquilt.pt2e.stage import restore_initial_state, set_stage, stage_of
+from torchquilt.pt2e.stage import RECORD_KEY, restore_initial_state, set_stage, stage_of
 from torchquilt.pt2e.unseen import leave_or_refuse_unseen
 
 
@@ -49,8 +49,9 @@ def convert_pt2e(
         CalibrationError: a tensor saw no data, or a constant cannot be quantized as asked.
     """
     _check_is_prepared(prepared)
+    # Points are only read, and are not in the result; the record is replaced where something is added to it.
     points = [module for module in prepared.modules() if isinstance(module, QuantizationPoint)]
-    model = copy_model(prepared, kept=points)  # they are only read, and are not in the result
+    model = copy_model(prepared, kept=(*points, prepared.meta[RECORD_KEY]))
     restore_initial_state(model)
     leave_or_refuse_unseen(model, unseen)
     passes = (

@@ -1,4 +1,4 @@
-"""What moves integers without computing with them, or only cuts them off."""
+"""What moves integers or picks some of them, without computing with them, or only cuts them off."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ATEN = torch.ops.aten
 
 
 def moved(place: Place, write: Writer, grid: Grid) -> Node:
-    """The operator on the integers themselves."""
+    """The operator on the integers themselves, which are in the order of the numbers they stand for."""
     (source,) = place.sources
     _, *options = place.arguments.values()
     integers = write(place.anchor.target, source.integers, *options)

@@ -1,28 +1,19 @@
-"""The largest of a window, and the mean of an image."""
+"""Means: of an image, or over any dimensions of a fixed size."""
 
 from __future__ import annotations
 
 import math
 
-import attrs
 import torch
 from torch.fx import Node
 
 from torchquilt.pattern import Reject
-from torchquilt.pt2e.reference.arithmetic import accumulator, centred, float32, rescaled, scaled
+from torchquilt.pt2e.reference.arithmetic import accumulator, centred, float32, scaled
 from torchquilt.pt2e.reference.places import Place, check_sources
 from torchquilt.pt2e.reference.tensors import Grid
 from torchquilt.pt2e.reference.writer import Writer
 
 _ATEN = torch.ops.aten
-
-
-def max_pooled(place: Place, write: Writer, grid: Grid) -> Node:
-    """The largest integer is the one of the largest number. Padding is the smallest integer."""
-    (source,) = place.sources
-    _, *options = place.arguments.values()
-    pooled = write(_ATEN.max_pool2d.default, source.integers, *options)
-    return rescaled(write, attrs.evolve(source, integers=pooled), grid)
 
 
 def check_mean(place: Place) -> Reject | None:

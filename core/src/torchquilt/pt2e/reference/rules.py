@@ -16,7 +16,7 @@ from torchquilt.pt2e.reference.elementwise import added, check_add, multiplied
 from torchquilt.pt2e.reference.embedding import check_embedding, embedded
 from torchquilt.pt2e.reference.movement import joined, moved, passed_on
 from torchquilt.pt2e.reference.places import ACTIVATIONS, Place, check_sources, place_of
-from torchquilt.pt2e.reference.pooling import averaged, check_mean, max_pooled
+from torchquilt.pt2e.reference.pooling import averaged, check_mean
 from torchquilt.pt2e.reference.tensors import Grid
 from torchquilt.pt2e.reference.weighted import check_weighted, weighted, weighted_in_float
 from torchquilt.pt2e.reference.writer import Writer
@@ -99,7 +99,7 @@ _QUANTIZE = Operator("quantize", ("quantized_decomposed.quantize_per_tensor.defa
 _WEIGHTED_OPERATORS = (ops.LINEAR, ops.CONV1D, ops.CONV2D, _CONV_TRANSPOSE1D, _CONV_TRANSPOSE2D)
 _MOVING_OPERATORS = (
     *(ops.VIEW, ops.RESHAPE, ops.FLATTEN, ops.PERMUTE, ops.TRANSPOSE),
-    *(ops.SLICE, ops.SQUEEZE, ops.UNSQUEEZE),
+    *(ops.SLICE, ops.SQUEEZE, ops.UNSQUEEZE, ops.MAX_POOL2D),
 )
 # Dropout does nothing in evaluation mode, and no other model is converted.
 _PASSING_OPERATORS = (*ACTIVATIONS, ops.DROPOUT, _QUANTIZE)
@@ -109,7 +109,6 @@ RULES: tuple[Rule, ...] = (
     Rule(ops.ADD, check_add, added),
     Rule(ops.MUL, check_sources, multiplied),
     Rule(ops.CAT, check_sources, joined),
-    Rule(ops.MAX_POOL2D, check_sources, max_pooled),
     *(Rule(op, check_mean, averaged) for op in (ops.MEAN, ops.ADAPTIVE_AVG_POOL2D)),
     *(Rule(op, check_sources, moved) for op in _MOVING_OPERATORS),
     *(Rule(op, check_sources, passed_on) for op in _PASSING_OPERATORS),

@@ -1,0 +1,216 @@
+"""What prepare and convert cost: how often they do what, not how long it takes."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from unittest import mock
+
+import attrs
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+import torchquilt as tq
+import torchquilt_xnnpack
+from strategies import Fn, export, normal
+from torchquilt.graph.passes import watching
+from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+SIZES = (6, 12, 24)
+STATIC = get_symmetric_quantization_config(is_per_channel=True)
+IMAGE = normal(1, 4, 4, 4)
+
+# ----------------------------------------------------------------------------------------------------------
+# Models of any length
+# ----------------------------------------------------------------------------------------------------------
+
+
+def block() -> nn.Module:
+    """A residual block of two convolutions."""
+
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(m.second(m.dropout(torch.relu(m.first(x)))) + x)
+
+    parts = {"first": nn.Conv2d(4, 4, 1), "second": nn.Conv2d(4, 4, 1), "dropout": nn.Dropout()}
+    return Fn(run, **parts)
+
+
+def name_of_block(number: int) -> str:
+    """All names are of one length, since a longer one may cost a little more."""
+    return f"block{number:03}"
+
+
+def repeated(function: Callable[[Any, torch.Tensor], torch.Tensor], count: int, **parts: Any) -> nn.Module:
+    """One function of a tensor, called over and over."""
+
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(count):
+            x = function(m, x)
+        return x
+
+    return Fn(run, **parts)
+
+
+def dense(count: int) -> nn.Module:
+    """Every second tensor joined with the one before: all of them are on one grid."""
+    return repeated(lambda m, x: torch.cat([m.conv(x)[:, :2], x[:, 2:]], 1), count, conv=nn.Conv2d(4, 4, 1))
+
+
+def with_many_readers(count: int) -> nn.Module:
+    """One tensor that many convolutions read, and the sum of what they make of it."""
+
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(m.stem(x))
+        return torch.stack([conv(x) for conv in m.convs]).sum(0)
+
+    return Fn(run, stem=nn.Conv2d(4, 4, 1), convs=nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(count)))
+
+
+def with_batch_norm(count: int) -> nn.Module:
+    """Convolutions with a BatchNorm each."""
+    layers = (
+        nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)) for _ in range(count)
+    )
+    return nn.Sequential(*layers)
+
+
+#: A model for each kind of thing that there can be many of.
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "linears": lambda count: nn.Sequential(
+        *(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(count))
+    ),
+    "residual blocks": lambda count: nn.Sequential(
+        OrderedDict((name_of_block(number), block()) for number in range(count))
+    ),
+    "batch norms": with_batch_norm,
+    "calls of one layer": lambda count: repeated(lambda m, x: m.conv(x), count, conv=nn.Conv2d(4, 4, 1)),
+    "calls of one layer with a batch norm": lambda count: repeated(
+        lambda m, x: m.norm(m.conv(x)), count, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)
+    ),
+    "joins": dense,
+    "one wide join": lambda count: Fn(lambda m, x: torch.cat([x + n for n in range(count)], 1)),
+    "views": lambda count: repeated(lambda m, x: x.transpose(1, 2), count),
+    "views behind an operator": lambda count: nn.Sequential(
+        nn.Conv2d(4, 4, 1), repeated(lambda m, x: x.transpose(1, 2), count)
+    ),
+    "numbers": lambda count: repeated(lambda m, x: x * 0.5 + 1, count),
+    "readers": with_many_readers,
+}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Counting
+# ----------------------------------------------------------------------------------------------------------
+
+_OURS = tuple(str(Path(module.__file__).parent) for module in (tq, torchquilt_xnnpack))
+
+
+@attrs.define
+class Work:
+    """How many lines of ours were run, and how many graphs were compiled."""
+
+    lines: int = 0
+    compilations: int = 0
+
+
+@contextmanager
+def counting() -> Iterator[Work]:
+    """Count what is done in here."""
+    work = Work()
+
+    def in_frame(frame: FrameType, event: str, argument: Any) -> Any:
+        work.lines += event == "line"
+        return in_frame
+
+    def enter(frame: FrameType, event: str, argument: Any) -> Any:
+        return in_frame if frame.f_code.co_filename.startswith(_OURS) else None
+
+    compile_graph = GraphModule.recompile
+
+    def recompile(model: GraphModule) -> Any:
+        work.compilations += 1
+        return compile_graph(model)
+
+    before = sys.gettrace()
+    with mock.patch.object(GraphModule, "recompile", recompile), watching(lambda name, model: None):
+        sys.settrace(enter)
+        try:
+            yield work
+        finally:
+            sys.settrace(before)
+
+
+def work_for(exported: GraphModule, quantizer: tq.Quantizer) -> tuple[Work, Work]:
+    """What is done to prepare a model, and to convert it."""
+    with counting() as preparing:
+        prepared = tq.prepare_pt2e(exported, quantizer, activation_observer="minmax", strict=False)
+    tq.calibrate(prepared, [(IMAGE,)])
+    with counting() as converting:
+        tq.convert_pt2e(prepared)
+    return preparing, converting
+
+
+def rule_for_each(count: int) -> XNNPACKQuantizer:
+    """A rule for each of many blocks."""
+    quantizer = XNNPACKQuantizer()
+    for number in range(count):
+        quantizer.set_module_name(name_of_block(number), STATIC)
+    return quantizer
+
+
+def rule_for_all(**asked: bool) -> Callable[[int], tq.Quantizer]:
+    """One rule, however long the model is."""
+    config = get_symmetric_quantization_config(is_per_channel=True, **asked)
+    return lambda _: XNNPACKQuantizer().set_global(config)
+
+
+def composed(_: int) -> tq.Quantizer:
+    """Two backends, of which the first takes nothing here."""
+    return tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer(), rule_for_all()(0)])
+
+
+CASES = {
+    **{name: (make, rule_for_all()) for name, make in MODELS.items()},
+    "dynamic": (MODELS["linears"], rule_for_all(is_dynamic=True)),
+    "a rule for each block": (MODELS["residual blocks"], rule_for_each),
+    "two backends": (MODELS["residual blocks"], composed),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Something was asked for in this model")
+@pytest.mark.parametrize("name", CASES)
+def test_the_work_is_linear(name: str) -> None:
+    """Each further block costs as many lines of ours as the one before, and no further compilation."""
+    make, quantizer = CASES[name]
+    models = [export(make(size), IMAGE).module() for size in SIZES]
+    work_for(models[0], quantizer(SIZES[0]))  # what is found out once, has been
+    works = [work_for(model, quantizer(size)) for model, size in zip(models, SIZES, strict=True)]
+    for small, middle, large in zip(*works, strict=True):
+        assert large.lines - middle.lines == 2 * (middle.lines - small.lines)
+        assert small.compilations == middle.compilations == large.compilations
+
+
+class Quadratic(tq.Quantizer):
+    """Looks at all nodes for each node, and annotates none."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Ask about every node once for every node."""
+        for _ in model.graph.nodes:
+            for node in model.graph.nodes:
+                tq.annotation_of(node)
+        return model
+
+
+def test_work_that_is_not_linear_is_seen() -> None:
+    """The count includes loops: a quantizer that looks at the whole graph at each node stands out."""
+    models = [export(MODELS["views"](size), IMAGE).module() for size in SIZES]
+    small, middle, large = (work_for(model, Quadratic())[0].lines for model in models)
+    assert large - middle > 2.2 * (middle - small)

@@ -1,0 +1,25 @@
+"""The benchmarks run, and write down what they print."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+COST = Path(__file__).parents[2] / "benchmarks" / "cost.py"
+
+
+def test_cost_prints_a_table_and_writes_the_same_figures(tmp_path: Path) -> None:
+    """A row for each length and kind of rules, all runs of each, and the ratio that decides the status."""
+    figures = tmp_path / "cost.json"
+    command = [sys.executable, str(COST), "--blocks", "1", "2", "--runs", "2", "--json", str(figures)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    written = json.loads(figures.read_text(encoding="utf-8"))
+    table = [line for line in found.stdout.splitlines() if line.startswith("| ")]
+
+    assert found.stderr == ""
+    assert len(table) == 1 + len(written["rows"]) == 5
+    assert all(len(row["prepare"]) == len(row["convert"]) == 2 for row in written["rows"])
+    assert [f"{ratio:.2f}" in found.stdout for ratio in written["ratios"].values()] == [True, True]
+    assert found.returncode == (max(written["ratios"].values()) > written["about"]["limit"])
