@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-from torchquilt.capability import aligned
+from torchquilt.table import aligned
 
 #: Rows of cells, the first one the header.
 Rows = Sequence[Sequence[str]]
