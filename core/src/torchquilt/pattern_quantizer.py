@@ -20,6 +20,7 @@ from torchquilt.outcome import telling_rejects, unmet_rules
 from torchquilt.pattern import Reject
 from torchquilt.quantizers import Quantizer
 from torchquilt.rules import GlobalRule, ObjectTypeRule, Rule
+from torchquilt.spec import named_dtypes
 from torchquilt.support import SupportRow, SupportTable
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class PatternQuantizer(Quantizer):
         """All that the backend can do, whatever is asked of an instance."""
         if cls.TABLE is None:
             return Capabilities()
-        return cls.TABLE.capabilities({name: make() for name, make in cls.PRESETS.items()})
+        with named_dtypes():  # a question that needs no torch
+            presets = {name: make() for name, make in cls.PRESETS.items()}
+        return cls.TABLE.capabilities(presets)
 
     # What is asked. Each returns the quantizer itself, so that calls can be chained.
 

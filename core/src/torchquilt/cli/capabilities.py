@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 @click.argument("backends", nargs=-1, metavar="[BACKEND]...")
 @click.option("--op", help="Only this operator: linear, torch.nn.Conv2d, aten.add.Tensor …")
 @click.option("--dtype", help="Only rows that use this integer type for some tensor: int8 …")
-@click.option(
-    "--mode", type=click.Choice(["static", "dynamic", "weight_only"]), help="Only rows of this mode."
-)
+@click.option("--bits", type=click.IntRange(min=1), help="Only rows that use so many bits for some tensor.")
+@click.option("--mode", type=click.Choice(["static", "dynamic", "weight_only"]), help="Only this mode.")
+@click.option("--preset", help="Only rows that take the config of this preset.")
 @click.option("--target", help="Only rows that run as integers on this lowering target: executorch …")
 @json_option
 def capabilities(
     backends: tuple[str, ...],
     op: str | None,
     dtype: str | None,
+    bits: int | None,
     mode: str | None,
+    preset: str | None,
     target: str | None,
     as_json: bool,
 ) -> int:
@@ -38,18 +40,19 @@ def capabilities(
     The JSON is what torchquilt.Capabilities.from_json reads, and what `torchquilt diff` compares.
     """
     found = _of_backends(backends or _usable())
-    if target is not None:
-        _check_choice("target", target, {name for row in found for name in row.targets})
-    if dtype is not None:
-        _check_choice(
-            "dtype", dtype, {spec.dtype for row in found for _, specs in row.specs for spec in specs}
-        )
-    found = found.filter(op, mode=mode, dtype=dtype, target=target)
+    specs = [spec for row in found for _, allowed in row.specs for spec in allowed]
+    _check_choice("dtype", dtype, {spec.dtype for spec in specs})
+    _check_choice("preset", preset, {name for row in found for name in row.presets})
+    _check_choice("target", target, {name for row in found for name in row.targets})
+    found = found.filter(op, mode=mode, dtype=dtype, bits=bits, preset=preset, target=target)
     if as_json:
         write(found.to_json())
     elif found.rows and is_terminal(sys.stdout):
-        rows = [(r.backend, r.pattern, r.mode, ", ".join(r.targets), r.spec_text()) for r in found]
+        rows = [(r.backend, r.pattern, r.mode, ", ".join(r.targets), r.spec_text("\n")) for r in found]
         write_table([("backend", "pattern", "mode", "integers on", "specs"), *rows])
+        if found.contested:
+            contests = [(contest.operator, ", then ".join(contest.backends)) for contest in found.contested]
+            write_table([("operator", "backends"), *contests], "who takes a node first")
     else:
         write(str(found))
     return OK
@@ -79,9 +82,9 @@ def _of_backends(names: tuple[str, ...]) -> Capabilities:
     return found
 
 
-def _check_choice(option: str, value: str, known: set[str]) -> None:
+def _check_choice(option: str, value: str | None, known: set[str]) -> None:
     """Refuse a word that no row has: nothing would be found for a reason that nobody sees."""
-    if value not in known:
+    if value is not None and value not in known:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sorted(known)) or 'none'}."
         raise click.BadParameter(f"No row is about {value!r}: {hint}", param_hint=f"'--{option}'")
