@@ -174,13 +174,27 @@ class _Known:
         return self._no_module(rule) if isinstance(rule, ModuleNameRule) else self._no_type(rule)
 
     def _no_module(self, rule: ModuleNameRule) -> IntentError:
-        near = difflib.get_close_matches(rule.name, self._names, n=3, cutoff=0.5)
+        near = self._mended(rule.name) or difflib.get_close_matches(rule.name, self._names, n=3, cutoff=0.5)
         return IntentError(
             f"No module is called {rule.name!r}.",
             expected="the name of a module of the exported model",
             got=rule.name,
             remedy=_did_you_mean(near) or "model.named_modules() lists the names",
         )
+
+    def _mended(self, name: str) -> list[str]:
+        """A pattern with each part that no module has replaced by the nearest, if that names something."""
+        rule = ModuleNameRule(name, None)
+        if not rule.is_pattern:
+            return []
+        known = {part for path in self._names for part in path.split(".")}
+        parts = (
+            part if ModuleNameRule(part, None).is_pattern or part in known else _nearest(part, known)
+            for part in name.split(".")
+        )
+        mended = ModuleNameRule(".".join(parts), None)
+        index = RuleIndex(None, (), (mended,))
+        return [mended.name] if any(index.naming(path) for path in self._names) else []
 
     def _no_type(self, rule: ObjectTypeRule) -> IntentError:
         name = rule.type.name
@@ -210,6 +224,10 @@ class _Known:
             f"a rule is about exactly one class, and the model has {' and '.join(derived)}, derived from it: "
             f"give a rule for {derived[0]}, or for the operator, wherever it comes from"
         )
+
+
+def _nearest(part: str, known: Iterable[str]) -> str:
+    return next(iter(difflib.get_close_matches(part, known, n=1)), part)
 
 
 def _did_you_mean(near: list[str]) -> str:

@@ -39,6 +39,11 @@ class ModuleNameRule:
     config: QuantizationConfig | None
 
     @property
+    def is_pattern(self) -> bool:
+        """Whether the name may stand for several modules."""
+        return any(letter in self.name for letter in "*?[")
+
+    @property
     def specificity(self) -> tuple[int, int]:
         """More parts are more specific; among as many, more letters that stand for themselves."""
         parts = [part for part in self.name.split(".") if part != _ANY_DEPTH]

@@ -19,12 +19,14 @@ from torchquilt.artifact import diff, load_program, read_lock
 from torchquilt.data import open_batches
 
 
-def quantized_by_api(files: Files, path: Path, observer: str = "histogram", limit: int | None = None) -> None:
+def quantized_by_api(
+    files: Files, path: Path, observer: str = "histogram", limit: int | None = None, data: Path | None = None
+) -> None:
     """The same as the command, in Python."""
     program = load_program(files.model)
     quantizer = recipe_of("static_int8").quantizer()
     prepared = tq.prepare_pt2e(program, quantizer, activation_observer=observer)
-    tq.calibrate(prepared, open_batches(files.data, program), limit=limit)
+    tq.calibrate(prepared, open_batches(data or files.data, program), limit=limit)
     assert program.example_inputs is not None
     tq.save(tq.convert_pt2e(prepared), path, program.example_inputs[0])
 
@@ -47,11 +49,17 @@ def test_the_result_is_that_of_the_api(run: Run, files: Files, tmp_path: Path, s
 
 def test_options_reach_the_calibration(run: Run, files: Files, tmp_path: Path) -> None:
     """--observer and --limit do what they do in Python; the JSON says how many batches there were."""
-    out = tmp_path / "out.pt2"
-    asked = ("quantize", files.model, "--recipe", files.recipe, "--data", files.data, "-o", out)
+    out, data = tmp_path / "out.pt2", tmp_path / "data.npz"
+    with np.load(files.data) as arrays:
+        x = arrays["x"].copy()
+        x[..., 0] = -10_000  # what one observer takes for masked, and the other for data
+        x[1] *= 2
+        np.savez(data, x=x, ids=arrays["ids"])
+    asked = ("quantize", files.model, "--recipe", files.recipe, "--data", data, "-o", out)
     told = json.loads(run(*asked, "--observer", "minmax", "--limit", 2, "--json").out)
-    quantized_by_api(files, tmp_path / "api.pt2", "minmax", limit=2)
-    assert not diff(read_lock(out), read_lock(tmp_path / "api.pt2"))
+    for observer, limit, is_same in (("minmax", 2, True), ("histogram", 2, False), ("minmax", 1, False)):
+        quantized_by_api(files, tmp_path / "api.pt2", observer, limit, data)
+        assert bool(diff(read_lock(out), read_lock(tmp_path / "api.pt2"))) != is_same
     lock = read_lock(out)
     assert (told["batches"], told["sha256"], told["file"]) == (2, lock.sha256, str(out))
     assert told["nbytes"] == out.stat().st_size
@@ -202,8 +210,10 @@ def test_missing_data_is_told_with_what_needs_it(run: Run, files: Files, tmp_pat
         (("--checkpoint", "state"), "--checkpoint is about --data"),
         (("--limit", "0", "--data", "{data}"), "0 is not in the range"),
         (("--data", "nowhere"), "'nowhere' does not exist"),
-        (("--output", "nowhere/out.pt2"), "there is no folder 'nowhere'"),
-        (("--output", "{model}"), "this is the float model itself"),
+        (("--output", "nowhere/out.pt2"), "There is no folder 'nowhere'"),
+        (("--output", "{model}"), "Another option names the same file"),
+        (("--output", "{data}", "--data", "{data}"), "Another option names the same file"),
+        (("--output", "x", "--checkpoint", "x", "--data", "{data}"), "'--checkpoint': Another option"),
         (("--observer", "percentile"), "'histogram', 'minmax'"),
     ],
 )

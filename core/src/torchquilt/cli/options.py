@@ -79,10 +79,9 @@ recipe_option = click.option(
     help="What to quantize and how, as TOML (torchquilt.Recipe).",
 )
 strict_option = click.option(
-    "--no-strict",
-    "strict",
-    flag_value=False,
+    "--strict/--no-strict",
     default=True,
-    help="Report rules that cannot take effect instead of refusing them.",
+    show_default=True,
+    help="Refuse rules that cannot take effect, or only report them.",
 )
 model_argument = click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))

@@ -51,14 +51,19 @@ class Request:
             for option in ("limit", "checkpoint"):
                 if getattr(self, option) is not None:
                     raise click.UsageError(f"--{option} is about --data, which is not given.")
-        written = [("--output", self.output)]
+        read = [path for path in (self.model, self.recipe, self.data) if path is not None]
+        self._check_is_writable("output", self.output, read)
         if self.checkpoint is not None:
-            written.append(("--checkpoint", self.checkpoint))
-        for option, path in written:
-            if not path.parent.is_dir():
-                raise click.BadParameter(f"there is no folder {str(path.parent)!r}.", param_hint=option)
-            if path.exists() and path.samefile(self.model):
-                raise click.BadParameter("this is the float model itself.", param_hint=option)
+            self._check_is_writable("checkpoint", self.checkpoint, [*read, self.output])
+
+    @staticmethod
+    def _check_is_writable(option: str, path: Path, others: list[Path]) -> None:
+        """Refuse what would be found out when all the work is done, or would destroy what is read."""
+        hint = f"'--{option}'"
+        if not path.parent.is_dir():
+            raise click.BadParameter(f"There is no folder {str(path.parent)!r}.", param_hint=hint)
+        if path.resolve() in [other.resolve() for other in others]:
+            raise click.BadParameter("Another option names the same file.", param_hint=hint)
 
 
 _DATA = """\b
