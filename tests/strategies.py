@@ -176,13 +176,13 @@ def outputs_of(*parts: str, spec: Any = INT8, name: str = "by_function") -> ByFu
     return ByFunction(decide, name)
 
 
-def weights_of(part: str, spec: Any = WEIGHT, name: str = "weights") -> ByFunction:
+def weights_of(part: str, spec: Any = WEIGHT, name: str = "weights", position: int = 1) -> ByFunction:
     """A quantizer of the weights, nothing else, of operators with this part in their name."""
 
     def decide(node: Node) -> tq.QuantizationAnnotation | None:
         if node.op != "call_function" or part not in str(node.target):
             return None
-        return tq.QuantizationAnnotation({node.args[1]: spec}, quantizer=name)
+        return tq.QuantizationAnnotation({node.args[position]: spec}, quantizer=name)
 
     return ByFunction(decide, name)
 

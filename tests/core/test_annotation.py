@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,9 +36,13 @@ def test_an_annotation_is_read_as_it_was_written(nodes: tuple[Node, Node, Node])
 
 @pytest.mark.parametrize("field", ["input_qspec_map", "output_qspec", "quantizer", "allow_implicit_sharing"])
 def test_an_annotation_is_frozen(nodes: tuple[Node, Node, Node], field: str) -> None:
-    """No field can be set."""
-    with pytest.raises(AttributeError):
-        setattr(Annotation({nodes[0]: INT8}), field, None)
+    """No field can be set or deleted."""
+    annotation = Annotation({nodes[0]: INT8})
+    with pytest.raises(tq.AnnotationError, match="never edited"):
+        setattr(annotation, field, None)
+    with pytest.raises(tq.AnnotationError, match="never edited"):
+        delattr(annotation, field)
+    assert annotation == Annotation({nodes[0]: INT8})
 
 
 def test_the_map_is_the_annotations_own(nodes: tuple[Node, Node, Node]) -> None:
@@ -47,8 +52,20 @@ def test_the_map_is_the_annotations_own(nodes: tuple[Node, Node, Node]) -> None:
     annotation = Annotation(given)
     given[y] = INT8
     assert list(annotation.input_qspec_map) == [x]
-    with pytest.raises(TypeError):
-        annotation.input_qspec_map[y] = INT8  # type: ignore[index]
+    edits: list[Callable[[Any], object]] = [
+        lambda specs: specs.__setitem__(y, INT8),
+        lambda specs: specs.__delitem__(x),
+        lambda specs: specs.update({y: INT8}),
+        lambda specs: specs.setdefault(y, INT8),
+        lambda specs: specs.pop(x),
+        lambda specs: specs.popitem(),
+        lambda specs: specs.clear(),
+        lambda specs: specs.__ior__({y: INT8}),
+    ]
+    for edit in edits:
+        with pytest.raises(tq.AnnotationError, match="never edited"):
+            edit(annotation.input_qspec_map)
+    assert annotation.input_qspec_map == {x: INT8}
 
 
 def test_annotations_are_values(nodes: tuple[Node, Node, Node]) -> None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from operator import matmul
 from typing import Any
 
 import attrs
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
@@ -29,7 +23,7 @@ from torchquilt_xnnpack import SUPPORT, XNNPACKQuantizer, get_symmetric_quantiza
 STATIC = get_symmetric_quantization_config(is_per_channel=True)
 DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
 CONFIG = {"static": STATIC, "dynamic": DYNAMIC, "weight_only": get_embedding_byte_config()}
-BOTH = EMBEDDING.capabilities() | SUPPORT.capabilities()
+BOTH = ExecuTorchEmbeddingQuantizer.backend_capabilities() | XNNPACKQuantizer.backend_capabilities()
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -100,6 +94,15 @@ def test_every_overload_exists_in_torch(operator: ops.Operator) -> None:
 @pytest.mark.parametrize(
     ("question", "count"),
     [
+        ({"bits": 8}, len(SUPPORT.rows) + len(EMBEDDING.rows)),
+        ({"bits": 4}, 0),
+        ({"role": "weight", "backend": "xnnpack"}, sum("weight" in dict(row.specs) for row in SUPPORT.rows)),
+        ({"role": "bias"}, 0),
+        ({"role": "weight", "dtype": "uint8", "bits": 8}, 1),
+        ({"role": "input_activation", "dtype": "uint8"}, 0),
+        ({"preset": "byte_per_row"}, 1),
+        ({"preset": "dynamic_int8"}, 1),
+        ({"preset": "nobody's"}, 0),
         ({"backend": "executorch_embedding"}, len(EMBEDDING.rows)),
         ({"backend": "xnnpack"}, len(SUPPORT.rows)),
         ({"backend": "nobody"}, 0),
@@ -121,7 +124,66 @@ def test_rows_are_filtered_by_each_question(question: dict[str, Any], count: int
     assert len(BOTH.filter(**question)) == count
 
 
-@pytest.mark.parametrize("op", ["liner", 3, torch.sin, "torch.nn.Linea"], ids=name_of)
+INT16 = tq.AllowedSpec("int16", -(2**15), 2**15 - 1, ("per_tensor",), symmetric=True)
+INT4 = tq.AllowedSpec("int8", -8, 7, ("per_group",), symmetric=True, group_sizes=(32,))
+NARROW_TABLE = tq.SupportTable(
+    "acme",
+    (
+        tq.SupportRow(
+            tq.OperatorPattern.of(ops.LINEAR),
+            {"input_activation": (INT16,), "output_activation": (INT16,), "weight": (INT4,)},
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "count"),
+    [
+        ({"bits": 4}, 1),
+        ({"bits": 16}, 1),
+        ({"bits": 8}, 0),
+        ({"bits": 4, "dtype": "int8"}, 1),
+        ({"bits": 4, "dtype": "int16"}, 0),
+        ({"bits": 4, "role": "weight"}, 1),
+        ({"bits": 4, "role": "input_activation"}, 0),
+    ],
+    ids=str,
+)
+def test_bits_are_those_of_a_range(question: dict[str, Any], count: int) -> None:
+    """Four-bit weights are found by 4, whatever stores them; bits, dtype and role are about one spec."""
+    assert len(NARROW_TABLE.capabilities().filter(**question)) == count
+
+
+def test_a_role_that_does_not_exist_is_no_question() -> None:
+    """The error lists the roles."""
+    with pytest.raises(tq.IntentError) as caught:
+        BOTH.filter(role="kernel")
+    assert "weight" in str(caught.value.expected)
+
+
+@pytest.mark.parametrize("quantizer", [XNNPACKQuantizer, ExecuTorchEmbeddingQuantizer], ids=name_of)
+def test_a_preset_finds_the_rows_that_it_asks_for(quantizer: type[tq.PatternQuantizer]) -> None:
+    """The rows of a preset are those of which a quantizer made from it says that it would use them."""
+    everything = quantizer.backend_capabilities()
+    for preset in quantizer.PRESETS:
+        asked = quantizer.from_preset(preset).quantization_capabilities()
+        found = everything.filter(preset=preset)
+        assert [(row.pattern, row.mode) for row in found] == [(row.pattern, row.mode) for row in asked]
+        assert asked.filter(preset=preset) == asked
+
+
+def test_what_is_asked_for_is_not_told_as_another_preset() -> None:
+    """Two presets that one row takes are told apart where a quantizer was asked for one of them."""
+    (row,) = XNNPACKQuantizer.from_preset("dynamic_int8").quantization_capabilities()
+    assert row.presets == ("dynamic_int8",)
+    (row,) = XNNPACKQuantizer().set_global(DYNAMIC).quantization_capabilities()
+    assert row.presets == ("dynamic_int8_per_channel",)
+    (row,) = XNNPACKQuantizer.backend_capabilities().filter("linear", mode="dynamic")
+    assert row.presets == ("dynamic_int8", "dynamic_int8_per_channel")
+
+
+@pytest.mark.parametrize("op", ["liner", 3, len, lambda x: x, "torch.nn.Linea", "", "torch"], ids=name_of)
 def test_a_question_about_nothing_is_an_error(op: object) -> None:
     """What is no operator name is refused; where a name is near, it is offered."""
     with pytest.raises(tq.IntentError) as caught:
@@ -130,12 +192,60 @@ def test_a_question_about_nothing_is_an_error(op: object) -> None:
         assert "linear" in str(caught.value.remedy)
 
 
-def test_an_operator_without_rows_is_no() -> None:
-    """An ATen operator that nobody has is a plain no, not an error."""
-    answer = BOTH.supports(torch.ops.aten.sin.default, STATIC)
+@pytest.mark.parametrize(
+    "op",
+    [
+        functional.gelu,
+        functional.softmax,
+        torch.softmax,
+        torch.sin,
+        torch.Tensor.softmax,
+        matmul,
+        functional.interpolate,  # which is not one operator
+        nn.GELU,
+        "gelu",
+        "torch.nn.functional.gelu",
+        "nn.LayerNorm",
+        torch.ops.aten.sin.default,
+        torch.ops.aten.sin,
+        "aten.sin.default",
+    ],
+    ids=name_of,
+)
+def test_an_operator_without_rows_is_no(op: object) -> None:
+    """What nobody has a row for is a plain no that says so, by whatever name of torch it is asked for."""
+    answer = BOTH.supports(op, STATIC)
     assert not answer
     assert answer.capability is None
-    assert str(answer).startswith("no")
+    assert str(answer).startswith("no: no row of executorch_embedding, xnnpack is about ")
+    assert ops.object_type(op).name in str(answer)
+    assert len(BOTH.filter(op)) == 0
+
+
+class DerivedLinear(nn.Linear):
+    """A class that derives from one that there are rows for."""
+
+
+def test_a_class_that_derives_from_one_with_rows_is_no() -> None:
+    """A row is about exactly one class; the answer says so, and which class has one."""
+    answer = BOTH.supports(DerivedLinear, STATIC)
+    assert not answer
+    assert "exactly one class" in str(answer)
+    assert "torch.nn.modules.linear.Linear" in str(answer)
+    assert "exactly one class" not in str(BOTH.supports(nn.GELU, STATIC))
+
+
+def test_without_rows_nothing_is_supported() -> None:
+    """Empty capabilities answer no, and why."""
+    assert str(tq.Capabilities().supports(nn.Linear, STATIC)).startswith("no: there is no row")
+
+
+def test_a_target_is_a_part_of_the_question() -> None:
+    """A row that takes the config but does not run there as integers is a no that says where it does."""
+    assert BOTH.supports(nn.Linear, STATIC, target="executorch")
+    answer = BOTH.supports(nn.Linear, STATIC, target="phone")
+    assert not answer
+    assert answer.differences == ("target=phone (runs as integers on executorch)",)
 
 
 @pytest.mark.parametrize(
@@ -196,136 +306,6 @@ def test_the_nearest_row_has_the_fewest_differences() -> None:
     assert answer.capability is not None
     assert answer.capability.mode == "dynamic"
     assert {text.split(":")[0] for text in answer.differences} == {"weight"}
-
-
-# ----------------------------------------------------------------------------------------------------------
-# Merging, printing, JSON
-# ----------------------------------------------------------------------------------------------------------
-
-some_rows = st.lists(st.sampled_from(list(BOTH.rows)), max_size=8).map(
-    lambda rows: tq.Capabilities(tuple(dict.fromkeys(rows)))
-)
-
-
-@settings(max_examples=60)
-@given(some_rows, some_rows, some_rows)
-def test_merging_is_associative_and_keeps_order(
-    a: tq.Capabilities, b: tq.Capabilities, c: tq.Capabilities
-) -> None:
-    """(a | b) | c is a | (b | c): first all of a, then what is new of b, then what is new of c."""
-    merged = (a | b) | c
-    assert merged == a | (b | c)
-    assert merged.rows[: len(a)] == a.rows
-    new = [row for row in b.rows if row not in a.rows]
-    assert list(merged.rows[len(a) : len(a) + len(new)]) == new
-
-
-@settings(max_examples=40)
-@given(some_rows)
-def test_merging_with_itself_or_nothing_changes_nothing(a: tq.Capabilities) -> None:
-    """A row that is there already is not repeated, and the empty capabilities add nothing."""
-    assert a | a == a
-    assert a | tq.Capabilities() == a
-    assert tq.Capabilities() | a == a
-
-
-def test_the_first_backend_that_takes_a_thing_is_the_answer() -> None:
-    """Of two backends with one capability, supports() names the one that was merged first."""
-    theirs = tq.Capabilities(tuple(attrs.evolve(row, backend="acme") for row in SUPPORT.capabilities()))
-    for first, second in ((theirs, SUPPORT.capabilities()), (SUPPORT.capabilities(), theirs)):
-        answer = (first | second).supports(nn.Linear, STATIC)
-        assert answer.capability is not None
-        assert answer.capability.backend == first.rows[0].backend
-    assert (theirs | SUPPORT.capabilities()).backends == ("acme", "xnnpack")
-
-
-@settings(max_examples=40)
-@given(some_rows)
-def test_json_and_back_is_the_same(rows: tq.Capabilities) -> None:
-    """to_json and from_json are inverse, to rows that compare and hash equal."""
-    again = tq.Capabilities.from_json(rows.to_json())
-    assert again == rows
-    assert hash(again) == hash(rows)
-    assert again.to_json() == rows.to_json()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "not json",
-        "[]",
-        "3",
-        '{"rows": []}',
-        '{"schema": 1}',
-        '{"schema": 99, "rows": []}',
-        '{"schema": 1, "rows": [{}]}',
-        '{"schema": 1, "rows": [3]}',
-        '{"schema": 1, "rows": 3}',
-    ],
-)
-def test_json_of_something_else_is_refused(text: str) -> None:
-    """Text that is not capabilities of this schema is an error of ours."""
-    with pytest.raises(tq.PatternError):
-        tq.Capabilities.from_json(text)
-
-
-def test_capabilities_are_made_and_read_without_torch(tmp_path: Path) -> None:
-    """A process that never imports torch reads the plugins' tables, asks, and prints what this one does."""
-    (tmp_path / "rows.json").write_text(BOTH.to_json())
-    code = """
-import sys
-from pathlib import Path
-import torchquilt as tq
-from torchquilt_xnnpack import SUPPORT
-from torchquilt_executorch_embedding import SUPPORT as EMBEDDING
-read = tq.Capabilities.from_json(Path(sys.argv[1]).read_text())
-assert read == EMBEDDING.capabilities() | SUPPORT.capabilities()
-assert len(read.filter("nn.Linear", mode="dynamic", dtype="int8")) == 1
-print(read)
-assert "torch" not in sys.modules, "torch was imported"
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "rows.json")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(BOTH).strip()
-
-
-def test_the_printed_table_has_a_line_for_each_row() -> None:
-    """Header, rule, and one line a row with backend, pattern, mode and specs in columns."""
-    lines = str(BOTH).splitlines()
-    assert len(lines) == len(BOTH) + 2
-    assert lines[0].split() == ["backend", "pattern", "mode", "specs"]
-    start = lines[0].index("mode")
-    for line, row in zip(lines[2:], BOTH, strict=True):
-        assert line.startswith(row.backend)
-        assert line[start:].startswith(row.mode)
-        assert row.pattern in line
-
-
-def test_a_table_with_rules_says_where() -> None:
-    """What a configured quantizer answers shows the rule that asks."""
-    quantizer = XNNPACKQuantizer().set_module_name("encoder", STATIC)
-    text = str(quantizer.quantization_capabilities())
-    assert "where" in text.splitlines()[0]
-    assert "module encoder" in text
-
-
-def test_nothing_is_printed_as_such() -> None:
-    """Empty capabilities are said in words."""
-    assert str(tq.Capabilities()) == "no capabilities"
-
-
-def test_the_json_is_plain() -> None:
-    """Rows are objects of text, numbers, lists; the schema has a number."""
-    data = json.loads(BOTH.to_json())
-    assert data["schema"] == 1
-    assert {row["backend"] for row in data["rows"]} == {"xnnpack", "executorch_embedding"}
 
 
 # ----------------------------------------------------------------------------------------------------------

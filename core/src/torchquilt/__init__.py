@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 # For each module, the public names that it defines. The imports below say the same to type checkers, and a
 # test holds the two equal.
 _PUBLIC = {
+    "allowed": ("AllowedSpec",),
     "annotation": ("QuantizationAnnotation", "annotate_node", "annotation_of"),
     "artifact": ("load", "save"),
-    "capability": ("AllowedSpec", "Capabilities", "Capability", "Support"),
+    "capability": ("Capabilities", "Capability", "Support"),
     "compose": ("ComposableQuantizer",),
     "config": ("QuantizationConfig",),
     "errors": (
@@ -65,12 +66,12 @@ _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in name
 __all__ = sorted([*_MODULE_OF, "__version__"])
 
 if TYPE_CHECKING:
+    from torchquilt.allowed import AllowedSpec as AllowedSpec
     from torchquilt.annotation import QuantizationAnnotation as QuantizationAnnotation
     from torchquilt.annotation import annotate_node as annotate_node
     from torchquilt.annotation import annotation_of as annotation_of
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
-    from torchquilt.capability import AllowedSpec as AllowedSpec
     from torchquilt.capability import Capabilities as Capabilities
     from torchquilt.capability import Capability as Capability
     from torchquilt.capability import Support as Support

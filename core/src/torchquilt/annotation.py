@@ -6,9 +6,8 @@ another one, never edited, so that a composition can see who changed what.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NoReturn
 
 import attrs
 
@@ -37,6 +36,45 @@ _SPEC_TYPES = (
 )
 
 
+class EditedAnnotationError(AnnotationError):
+    """Something tried to edit an annotation, which is left as it was. ``edited`` is it, or its map."""
+
+    def __init__(self, edited: object) -> None:
+        super().__init__(
+            "An annotation is never edited.",
+            expected="another annotation, made for a node that has none",
+            remedy="leave annotated nodes alone; for a decision of your own make a QuantizationAnnotation",
+        )
+        self.edited = edited
+
+
+class _FrozenMap(Mapping["Node", "AnySpec | None"]):
+    """A mapping that tells who edits it."""
+
+    __slots__ = ("_specs",)
+
+    def __init__(self, specs: Mapping[Node, AnySpec | None]) -> None:
+        self._specs = dict(specs)
+
+    def __getitem__(self, node: Node) -> AnySpec | None:
+        return self._specs[node]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def __repr__(self) -> str:
+        return repr(self._specs)
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise EditedAnnotationError(self)
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+
 def _frozen_map(value: Mapping[Node, AnySpec | None]) -> Mapping[Node, AnySpec | None]:
     if not isinstance(value, Mapping):
         raise AnnotationError(
@@ -44,10 +82,15 @@ def _frozen_map(value: Mapping[Node, AnySpec | None]) -> Mapping[Node, AnySpec |
             expected="input_qspec_map={input node: spec}",
             got=repr(value),
         )
-    return MappingProxyType(dict(value))
+    return _FrozenMap(value)
 
 
-@attrs.frozen
+def _refuse_edit(annotation: QuantizationAnnotation, *_: object) -> NoReturn:
+    raise EditedAnnotationError(annotation)
+
+
+# Not attrs.frozen, whose error cannot say which annotation it was, so that nobody could tell the node.
+@attrs.define(on_setattr=_refuse_edit, unsafe_hash=True)
 class QuantizationAnnotation:
     """The specs of the tensors around one node.
 
@@ -60,6 +103,8 @@ class QuantizationAnnotation:
         quantizer: name of who decided.
         pattern: name of the operator pattern that matched, the same on each node of the match.
         rule: the user's rule that asked for it, in words.
+        author: the ``id`` of the quantizer that decided, which tells two of one name apart while a model is
+            being annotated. A composition fills it in; it takes no part in comparisons.
     """
 
     input_qspec_map: Mapping[Node, AnySpec | None] = attrs.field(
@@ -70,6 +115,10 @@ class QuantizationAnnotation:
     quantizer: str = attrs.field(default="", kw_only=True)
     pattern: str = attrs.field(default="", kw_only=True)
     rule: str = attrs.field(default="", kw_only=True)
+    author: int = attrs.field(default=0, kw_only=True, eq=False, repr=False)
+
+    def __delattr__(self, name: str) -> None:
+        raise EditedAnnotationError(self)
 
 
 def annotation_of(node: Node) -> QuantizationAnnotation | None:

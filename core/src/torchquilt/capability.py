@@ -11,127 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 
-from torchquilt.config import QuantizationConfig
-from torchquilt.errors import PatternError
+from torchquilt.allowed import AllowedSpec, SpecsByRole, differences_of
+from torchquilt.config import ROLES, QuantizationConfig
+from torchquilt.errors import IntentError, PatternError
 from torchquilt.operators import ObjectType, object_type
-from torchquilt.spec import INTEGER_RANGES, QuantizationSpec, dtype_name
+from torchquilt.spec import dtype_name
+from torchquilt.table import aligned, html_list, html_table
 
 #: Version of the JSON that :meth:`Capabilities.to_json` writes.
 JSON_SCHEMA = 1
 
-
-@attrs.frozen(cache_hash=True)
-class AllowedSpec:
-    """A family of specs that a backend takes for one role.
-
-    Args:
-        dtype: name of the integer dtype, ``"int8"``.
-        quant_min, quant_max: the widest range; a spec may use any part of it.
-        granularities: the values of :class:`torchquilt.spec.Granularity` that are taken.
-        symmetric: required symmetry, or None where both are taken.
-        is_dynamic: whether parameters are found at run time.
-        ch_axis: the axis for ``per_axis``.
-        group_sizes: the sizes for ``per_group``; empty: every size.
-        zero_point_domain: ``"int"`` or ``"float"``.
-        exact_range: a spec must use all of the range.
-    """
-
-    dtype: str
-    quant_min: int
-    quant_max: int
-    granularities: tuple[str, ...]
-    symmetric: bool | None = None
-    is_dynamic: bool = False
-    ch_axis: int | None = None
-    group_sizes: tuple[int, ...] = ()
-    zero_point_domain: str = "int"
-    exact_range: bool = False
-
-    @classmethod
-    def of(cls, spec: QuantizationSpec) -> AllowedSpec:
-        """The family that holds this one spec."""
-        return cls(
-            dtype_name(spec.dtype),
-            spec.quant_min,
-            spec.quant_max,
-            (str(spec.granularity),),
-            symmetric=spec.symmetric,
-            is_dynamic=spec.is_dynamic,
-            ch_axis=spec.ch_axis,
-            group_sizes=() if spec.group_size is None else (spec.group_size,),
-            zero_point_domain=str(spec.zero_point_domain),
-            exact_range=True,
-        )
-
-    def differences(self, spec: QuantizationSpec) -> tuple[str, ...]:
-        """What of ``spec`` is not as it is here, a short text each; empty where the spec is taken."""
-        found = []
-
-        def compare(field: str, expected: object, got: object) -> None:
-            if expected != got:
-                found.append(f"{field}={got} (takes {expected})")
-
-        compare("dtype", self.dtype, dtype_name(spec.dtype))
-        compare("is_dynamic", self.is_dynamic, spec.is_dynamic)
-        if str(spec.granularity) not in self.granularities:
-            found.append(f"granularity={spec.granularity} (takes {' or '.join(self.granularities)})")
-        if self.symmetric is not None:
-            compare("symmetric", self.symmetric, spec.symmetric)
-        if spec.ch_axis is not None and self.ch_axis is not None:
-            compare("ch_axis", self.ch_axis, spec.ch_axis)
-        if self.group_sizes and spec.group_size is not None and spec.group_size not in self.group_sizes:
-            found.append(f"group_size={spec.group_size} (takes {' or '.join(map(str, self.group_sizes))})")
-        compare("zero_point_domain", self.zero_point_domain, str(spec.zero_point_domain))
-        given, widest = (spec.quant_min, spec.quant_max), (self.quant_min, self.quant_max)
-        outside = given[0] < widest[0] or given[1] > widest[1]
-        if given != widest if self.exact_range else outside:
-            kind = "exactly" if self.exact_range else "within"
-            found.append(f"range=[{given[0]}, {given[1]}] (takes {kind} [{widest[0]}, {widest[1]}])")
-        return tuple(found)
-
-    def __str__(self) -> str:
-        words = [self.dtype, "|".join(self.granularities)]
-        if self.symmetric is not None:
-            words.append("symmetric" if self.symmetric else "affine")
-        if self.is_dynamic:
-            words.append("dynamic")
-        if (self.quant_min, self.quant_max) != INTEGER_RANGES.get(self.dtype):
-            words.append(f"[{self.quant_min}, {self.quant_max}]")
-        return " ".join(words)
-
-
-#: For each quantized role, in the order of roles, the specs that are taken.
-SpecsByRole: TypeAlias = tuple[tuple[str, tuple[AllowedSpec, ...]], ...]
-
-
-@lru_cache(maxsize=4096)  # asked again at every node for a few rows and configs
-def differences_of(
-    specs: SpecsByRole,
-    roles: tuple[str, ...],
-    is_qat: bool,
-    config: QuantizationConfig,
-) -> tuple[str, ...]:
-    """What of a config a row does not take. Nothing that concerns the row's tensors is ignored."""
-    allowed = dict(specs)
-    found = []
-    for role in roles:
-        spec = config.spec(role)
-        if spec is None and role in allowed:
-            found.append(f"{role}=None (takes {' or '.join(map(str, allowed[role]))})")
-        elif spec is not None and role not in allowed:
-            found.append(f"{role}={spec} (stays in float)")
-        elif spec is not None:
-            differences = [option.differences(spec) for option in allowed[role]]
-            if all(differences):
-                found.extend(f"{role}: {text}" for text in min(differences, key=len))
-    if config.is_qat != is_qat:
-        found.append(f"is_qat={config.is_qat} (takes {is_qat})")
-    return tuple(found)
+#: Shown where there is nothing.
+_NONE = "–"
 
 
 @attrs.frozen
@@ -149,9 +44,10 @@ class Capability:
         specs: for each quantized role, the specs that are taken.
         sharing: see :class:`Sharing`.
         constraints: ``(code, text)`` of each condition besides.
-        targets: the lowering targets on which it runs as integers.
+        targets: the lowering targets on which it runs as integers; on any other it does not.
         is_qat: whether it is for quantization-aware training.
         scope: where in the model it applies, in words; empty where the answer is not about a model.
+        presets: names of the backend's presets whose config it takes.
     """
 
     backend: str
@@ -168,6 +64,7 @@ class Capability:
     targets: tuple[str, ...] = ()
     is_qat: bool = False
     scope: str = ""
+    presets: tuple[str, ...] = ()
 
     def is_about(self, subject: ObjectType) -> bool:
         """Whether the working operator of the pattern is the one that is meant."""
@@ -179,9 +76,33 @@ class Capability:
         """What of ``config`` this row does not take; empty where it takes all of it."""
         return differences_of(self.specs, self.roles, self.is_qat, config)
 
-    def spec_text(self) -> str:
-        """The specs in one line."""
-        return "; ".join(f"{role}: {' | '.join(map(str, specs))}" for role, specs in self.specs)
+    @property
+    def label(self) -> str:
+        """What the row is about, in a few words."""
+        mode = f"{self.mode}, qat" if self.is_qat else self.mode
+        where = f", {self.scope}" if self.scope else ""
+        return f"{self.pattern} ({mode}) of {self.backend}{where}"
+
+    def spec_text(self, between: str = "; ") -> str:
+        """The specs in words. Roles that take the same ones stand together."""
+        roles: dict[str, list[str]] = {}
+        for role, specs in self.specs:
+            text = " | ".join(map(str, specs))
+            roles.setdefault(text, []).append(role.removesuffix("_activation"))
+        return between.join(f"{', '.join(names)}: {text}" for text, names in roles.items())
+
+    def __str__(self) -> str:
+        """All that there is to say about the row, a line for each kind of thing."""
+        names = (*self.modules, *self.functionals, *self.overloads)
+        lines = [
+            self.label,
+            f"  operators: {' → '.join(self.operators)}, the first also called {', '.join(names)}",
+            f"  specs: {self.spec_text()}",
+            f"  runs as integers on: {', '.join(self.targets) or _NONE}",
+            *([f"  presets: {', '.join(self.presets)}"] if self.presets else ()),
+            *(f"  only if {text} ({code})" for code, text in self.constraints),
+        ]
+        return "\n".join(lines)
 
 
 @attrs.frozen
@@ -191,20 +112,61 @@ class Support:
     Args:
         capability: the row that takes it, or the nearest one that does not; None where no row is
             about the operator at all.
-        differences: what of the config the nearest row does not take; empty where it is supported.
+        differences: why not, a short text each: what the nearest row does not take, or that there is no
+            row; empty where it is supported.
+        behind: the other backends that take it as well, but come later.
     """
 
     capability: Capability | None
     differences: tuple[str, ...]
+    behind: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return self.capability is not None and not self.differences
+        return not self.differences
 
     def __str__(self) -> str:
+        why = "; ".join(self.differences)
         if self.capability is None:
-            return "no: no backend here has a row for this operator"
-        row = f"{self.capability.pattern} ({self.capability.mode}) of {self.capability.backend}"
-        return f"yes: {row}" if self else f"no: nearest is {row}, but {'; '.join(self.differences)}"
+            return f"no: {why}"
+        if not self:
+            return f"no: nearest is {self.capability.label}, but {why}"
+        later = f", which comes before {' and '.join(self.behind)}" if self.behind else ""
+        return f"yes: {self.capability.label}{later}"
+
+
+@attrs.frozen
+class Contest:
+    """An operator that several backends have rows for.
+
+    Args:
+        operator: its name.
+        backends: the first one keeps a node wherever a row of it applies, the next ones get what it leaves.
+    """
+
+    operator: str
+    backends: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.operator}: {', then '.join(self.backends)}"
+
+
+@attrs.frozen
+class CapabilityChange:
+    """Something that differs between two capabilities.
+
+    Args:
+        row: the label of the row; ``all rows`` where it is about their order.
+        field: what of it differs, ``order`` for that; empty where one of the two has no such row.
+        before, after: in words.
+    """
+
+    row: str
+    field: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.row}: {self.field + ': ' if self.field else ''}{self.before} → {self.after}"
 
 
 @attrs.frozen
@@ -233,51 +195,112 @@ class Capabilities:
         """Who owns the rows, in order of precedence."""
         return tuple(dict.fromkeys(row.backend for row in self.rows))
 
+    @property
+    def contested(self) -> tuple[Contest, ...]:
+        """The operators that several backends have rows for, and who comes first there."""
+        name_of: dict[str, str] = {}
+        owners: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            for overload in row.overloads:
+                name_of.setdefault(overload, row.operators[0])
+                owners.setdefault(overload, {})[row.backend] = None
+        several = ((overload, tuple(names)) for overload, names in owners.items() if len(names) > 1)
+        return tuple(dict.fromkeys(Contest(name_of[overload], names) for overload, names in several))
+
     def filter(
         self,
         op: object = None,
         *,
         backend: str | None = None,
         mode: str | None = None,
+        role: str | None = None,
         dtype: object = None,
+        bits: int | None = None,
+        preset: str | None = None,
         target: str | None = None,
     ) -> Capabilities:
         """The rows that fit all that is given.
 
         Args:
             op: a module class, a functional, an ATen overload or packet, or the name of one of these;
-                rows whose working operator it is.
+                rows whose working operator it is. A class is that class alone, and none that derives from it.
             backend: name of the owner.
             mode: ``static``, ``dynamic`` or ``weight_only``.
-            dtype: a ``torch.dtype`` or its name; rows that use it for some role.
+            role: one of :data:`torchquilt.config.ROLES`; rows that quantize it. Dtype and bits are about this
+                role alone then, otherwise about any.
+            dtype: a ``torch.dtype`` or its name.
+            bits: as many as the widest range of a spec needs (4 for -8..7, in whatever dtype).
+            preset: name of a preset of the owner; rows that take its config.
             target: a lowering target on which the row runs as integers.
 
         Raises:
-            IntentError: ``op`` is nothing that a row can be about.
+            IntentError: ``op`` is nothing that a row can be about, or there is no such role.
         """
+        if role not in (None, *ROLES):
+            raise IntentError("There is no such role.", expected=" | ".join(ROLES), got=repr(role))
         subject = None if op is None else object_type(op)
         wanted = None if dtype is None else dtype_name(dtype)
+        about_specs = (role, wanted, bits) != (None, None, None)
+
+        def has_spec(row: Capability) -> bool:
+            return any(
+                wanted in (None, spec.dtype) and bits in (None, spec.bits)
+                for name, specs in row.specs
+                for spec in specs
+                if role in (None, name)
+            )
 
         def fits(row: Capability) -> bool:
             return (
                 (subject is None or row.is_about(subject))
                 and backend in (None, row.backend)
                 and mode in (None, row.mode)
-                and (wanted is None or any(s.dtype == wanted for _, specs in row.specs for s in specs))
+                and (not about_specs or has_spec(row))
+                and (preset is None or preset in row.presets)
                 and (target is None or target in row.targets)
             )
 
         return Capabilities(tuple(row for row in self.rows if fits(row)))
 
-    def supports(self, op: object, config: QuantizationConfig) -> Support:
+    def supports(self, op: object, config: QuantizationConfig, *, target: str | None = None) -> Support:
         """Whether some row takes this operator with this config, and if none does, what the nearest lacks.
 
         Args:
             op: as in :meth:`filter`.
             config: what would be asked.
+            target: a lowering target on which it has to run as integers.
+
+        Raises:
+            IntentError: ``op`` is nothing that a row can be about. An operator or a function of torch that
+                nobody here has a row for is no error: the answer is "no".
         """
-        answers = [Support(row, row.differences(config)) for row in self.filter(op)]
-        return min(answers, key=lambda answer: len(answer.differences), default=Support(None, ()))
+        answers = []
+        for row in self.filter(op):
+            missing = () if target in (None, *row.targets) else (_not_on(target, row),)
+            answers.append(Support(row, (*row.differences(config), *missing)))
+        if not answers:
+            return Support(None, (_no_row(self, op),))
+        best = min(answers, key=lambda answer: len(answer.differences))
+        if not best:
+            return best
+        takers = dict.fromkeys(a.capability.backend for a in answers if a and a.capability)
+        return attrs.evolve(best, behind=tuple(takers)[1:])
+
+    def diff(self, other: Capabilities) -> tuple[CapabilityChange, ...]:
+        """What is otherwise in ``other``; nothing exactly where the two are equal.
+
+        Rows are the same that have one backend, pattern, mode and scope. A change of the order of rows is
+        one, too, since who comes first keeps a node.
+        """
+        mine, theirs = _by_identity(self), _by_identity(other)
+        changes: list[CapabilityChange] = []
+        for key in dict.fromkeys((*mine, *theirs)):
+            changes += _row_changes(mine.get(key), theirs.get(key))
+        before = [row.label for key, row in mine.items() if key in theirs]
+        after = [row.label for key, row in theirs.items() if key in mine]
+        if before != after:
+            changes.append(CapabilityChange("all rows", "order", ", ".join(before), ", ".join(after)))
+        return tuple(changes)
 
     @property
     def content_hash(self) -> str:
@@ -285,13 +308,17 @@ class Capabilities:
         return hashlib.sha256(self._dumped(indent=None).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The rows as JSON text, with a schema version."""
+        """The rows as JSON text, with a schema version; beside them who comes first where they compete."""
         return self._dumped(indent=1)
 
     def _dumped(self, indent: int | None) -> str:
         """JSON text, for people with line breaks; without them it is written ten times as fast."""
-        rows = [attrs.asdict(row) for row in self.rows]
-        return json.dumps({"schema": JSON_SCHEMA, "rows": rows}, indent=indent)
+        content = {
+            "schema": JSON_SCHEMA,
+            "rows": [attrs.asdict(row) for row in self.rows],
+            "contested": [attrs.asdict(contest) for contest in self.contested],
+        }
+        return json.dumps(content, indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> Capabilities:
@@ -314,26 +341,95 @@ class Capabilities:
         )
 
     def __str__(self) -> str:
-        """A table for a terminal: who, what, when, with which specs."""
+        """A table for a terminal: who, what, when, where as integers, with which specs; then who comes first.
+
+        Printing one row tells its constraints and presets as well.
+        """
         if not self.rows:
             return "no capabilities"
+        header, *cells = self._cells()
+        specs = [row.spec_text() for row in self.rows]
+        lines = [(*cell, spec) for cell, spec in zip(cells, specs, strict=True)]
+        text = aligned([(*header, "specs"), *lines])
+        contests = [f"  {contest}" for contest in self.contested]
+        return "\n".join([text, *(["who takes a node first:", *contests] if contests else [])])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook, with the constraints."""
+        if not self.rows:
+            return "<p>no capabilities</p>"
+        header, *cells = self._cells()
+        details = ((row.spec_text("\n"), "\n".join(text for _, text in row.constraints)) for row in self.rows)
+        rows = [(*cell, *detail) for cell, detail in zip(cells, details, strict=True)]
+        contests = html_list("Who takes a node first:", [str(contest) for contest in self.contested])
+        return html_table((*header, "specs", "only if"), rows) + contests
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        """The columns that every table has, the header first; where is one only if some row says where."""
         scoped = any(row.scope for row in self.rows)
-        header = ("backend", "pattern", "mode", *(("where",) if scoped else ()), "specs")
-        lines = [
-            (row.backend, row.pattern, row.mode, *((row.scope,) if scoped else ()), row.spec_text())
-            for row in self.rows
+        return [
+            ("backend", "pattern", "mode", *(("where",) if scoped else ()), "integers on"),
+            *(
+                (
+                    row.backend,
+                    row.pattern,
+                    row.mode,
+                    *((row.scope,) if scoped else ()),
+                    ", ".join(row.targets) or _NONE,
+                )
+                for row in self.rows
+            ),
         ]
-        return aligned([header, *lines])
 
 
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """Rows of cells as text in columns, a rule below the first row; the last column is not padded."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    rows = [rows[0], tuple("-" * width for width in (*widths, len(rows[0][-1]))), *rows[1:]]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-        for row in rows
-    )
+def _not_on(target: str | None, row: Capability) -> str:
+    return f"target={target} (runs as integers on {', '.join(row.targets) or 'none'})"
+
+
+def _no_row(capabilities: Capabilities, op: object) -> str:
+    """Why nothing is known about an operator, in a sentence."""
+    name = object_type(op).name
+    owners = ", ".join(capabilities.backends)
+    text = f"no row of {owners} is about {name}" if owners else f"there is no row, so none is about {name}"
+    for base in op.__mro__[1:] if isinstance(op, type) else ():
+        if capabilities.filter(base):
+            known = f"{base.__module__}.{base.__qualname__}"
+            return f"{text}; a row is about exactly one class, and {known} has one"
+    return text
+
+
+def _by_identity(capabilities: Capabilities) -> dict[tuple[object, ...], Capability]:
+    """Rows by what tells them apart; several that only differ in what they take are numbered."""
+    found: dict[tuple[object, ...], Capability] = {}
+    counts: dict[tuple[object, ...], int] = {}
+    for row in capabilities:
+        key = (row.backend, row.pattern, row.mode, row.is_qat, row.scope)
+        counts[key] = counts.get(key, 0) + 1
+        found[(*key, counts[key])] = row
+    return found
+
+
+def _row_changes(before: Capability | None, after: Capability | None) -> Iterator[CapabilityChange]:
+    if before is None or after is None:
+        (present,) = filter(None, (before, after))
+        words = ("absent", "present") if before is None else ("present", "absent")
+        yield CapabilityChange(present.label, "", *words)
+        return
+    for role in ROLES:
+        old, new = dict(before.specs).get(role, ()), dict(after.specs).get(role, ())
+        if old != new:
+            yield CapabilityChange(before.label, role, _in_words(old), _in_words(new))
+    for field in attrs.fields(Capability):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if field.name != "specs" and old != new:
+            yield CapabilityChange(before.label, field.name, _in_words(old), _in_words(new))
+
+
+def _in_words(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    parts = (f"{item[1]} ({item[0]})" if isinstance(item, tuple) else str(item) for item in value)
+    return ", ".join(parts) or _NONE
 
 
 def _capability_from(data: dict[str, Any]) -> Capability:

@@ -16,8 +16,9 @@ from torchquilt.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.config import QuantizationConfig
 from torchquilt.graph.memory import Memory
 from torchquilt.graph.values import constant_nodes, is_empty, is_float_tensor, overload_name
-from torchquilt.intent import Intent, Rule
+from torchquilt.intent import Intent
 from torchquilt.pattern import Match, Reject
+from torchquilt.rules import Rule
 from torchquilt.spec import (
     AnySpec,
     FixedQParamsQuantizationSpec,

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from torchquilt.annotation import ANNOTATION_KEY, QuantizationAnnotation, annotation_of, check_annotation
+from torchquilt.annotation import (
+    ANNOTATION_KEY,
+    EditedAnnotationError,
+    QuantizationAnnotation,
+    annotation_of,
+    check_annotation,
+)
 from torchquilt.capability import Capabilities
 from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
 from torchquilt.pattern import Reject
@@ -58,14 +64,9 @@ class ComposableQuantizer(Quantizer):
             QuantizerError: a quantizer failed, changed the graph, or annotated another model.
             CompositionError: a quantizer changed or removed what an earlier one had annotated.
         """
-        decided: dict[Node, tuple[QuantizationAnnotation, str]] = {}
-        for node in model.graph.nodes:
-            annotation = annotation_of(node)
-            if annotation is not None:
-                decided[node] = (annotation, annotation.quantizer or "an earlier quantizer")
-        structure = _structure(model)
+        watch = _Watch(model)
         for quantizer in self.quantizers:
-            with _blamed(quantizer, "annotate"):
+            with watch.over(quantizer, "annotate"):
                 returned: object = quantizer.annotate(model)
                 if returned is not None and returned is not model:
                     raise QuantizerError(
@@ -74,31 +75,21 @@ class ComposableQuantizer(Quantizer):
                         got="another model returned from annotate",
                         remedy="annotate in place; rewriting belongs into transform_for_annotation",
                     )
-                _check_structure(model, structure)
-                _keep_what_was_decided(model, quantizer.name, decided)
-        self._annotate_rest(model, decided, structure)
+        # Go on until nothing is added: what one backend passes on, another may pass on further.
+        before = -1
+        while len(watch.decided) > before and len(self.quantizers) > 1:
+            before = len(watch.decided)
+            self._annotate_rest(watch)
         return model
 
     def annotate_rest(self, model: GraphModule) -> None:
         """Let each quantizer annotate what it can by now, in order."""
-        for quantizer in self.quantizers:
-            quantizer.annotate_rest(model)
+        self._annotate_rest(_Watch(model))
 
-    def _annotate_rest(
-        self,
-        model: GraphModule,
-        decided: dict[Node, tuple[QuantizationAnnotation, str]],
-        structure: tuple[_Form, ...],
-    ) -> None:
-        """Go on until nothing is added: what one backend passes on, another may pass on further."""
-        before = -1
-        while len(decided) > before and len(self.quantizers) > 1:
-            before = len(decided)
-            for quantizer in self.quantizers:
-                with _blamed(quantizer, "annotate_rest"):
-                    quantizer.annotate_rest(model)
-                    _check_structure(model, structure)
-                    _keep_what_was_decided(model, quantizer.name, decided)
+    def _annotate_rest(self, watch: _Watch) -> None:
+        for quantizer in self.quantizers:
+            with watch.over(quantizer, "annotate_rest"):
+                quantizer.annotate_rest(watch.model)
 
     def validate(self, model: GraphModule) -> None:
         """Let each quantizer validate the model that all of them annotated. What it raises comes through."""
@@ -198,52 +189,83 @@ def _check_transformed(model: GraphModule, transformed: object) -> None:
         )
 
 
+def _by_weight(rejected: tuple[str, Reject]) -> int:
+    return -rejected[1].weight
+
+
+class _Watch:
+    """Sees to it that each quantizer adds annotations to a model, signs them, and changes nothing else."""
+
+    def __init__(self, model: GraphModule) -> None:
+        self.model = model
+        self.decided = {
+            node: annotation for node in model.graph.nodes if (annotation := annotation_of(node)) is not None
+        }
+        self._structure = _structure(model)
+
+    @contextlib.contextmanager
+    def over(self, quantizer: Quantizer, step: str) -> Iterator[None]:
+        """Watch what a quantizer does in the block, which is a step of the protocol."""
+        with _blamed(quantizer, step):
+            try:
+                yield
+            except EditedAnnotationError as error:
+                for node, earlier in self.decided.items():
+                    if error.edited is earlier or error.edited is earlier.input_qspec_map:
+                        raise _touched(node, earlier, quantizer, "tried to edit") from error
+                raise
+            self._check_structure()
+            self._take_up(quantizer)
+
+    def _check_structure(self) -> None:
+        before, after = self._structure, _structure(self.model)
+        if after == before:
+            return
+        earlier = {node for node, *_ in before}
+        pairs = zip_longest(before, after, fillvalue=(None,))
+        old, new = next(pair for pair in pairs if pair[0] != pair[1])
+        changed = new[0] if new[0] is not None and new[0] not in earlier else old[0]
+        raise QuantizerError(
+            "The quantizer changed the graph while it annotated.",
+            node=changed,
+            expected="annotations in the metadata of nodes, and no other change",
+            got=f"{len(before)} nodes before, {len(after)} after, the first difference at {changed}",
+            remedy="rewrite in transform_for_annotation, before anybody annotates",
+        )
+
+    def _take_up(self, quantizer: Quantizer) -> None:
+        """Compare with what was decided before, and take up what is new, in the name of who wrote it."""
+        for node in self.model.graph.nodes:
+            annotation = annotation_of(node)
+            earlier = self.decided.get(node)
+            if earlier is not None:
+                if annotation is not earlier:
+                    deed = "removed" if annotation is None else "changed"
+                    raise _touched(node, earlier, quantizer, deed)
+            elif annotation is not None:
+                if not annotation.author:  # within a nested composition it has been signed already
+                    name = annotation.quantizer or quantizer.name
+                    annotation = attrs.evolve(annotation, quantizer=name, author=id(quantizer))
+                    node.meta[ANNOTATION_KEY] = annotation
+                check_annotation(node, annotation)
+                self.decided[node] = annotation
+
+
 def _structure(model: GraphModule) -> tuple[_Form, ...]:
     """All of a graph but its metadata."""
     return tuple((node, node.target, node.args, node.kwargs) for node in model.graph.nodes)
 
 
-def _check_structure(model: GraphModule, before: tuple[_Form, ...]) -> None:
-    after = _structure(model)
-    if after == before:
-        return
-    earlier = {node for node, *_ in before}
-    old, new = next(pair for pair in zip_longest(before, after, fillvalue=(None,)) if pair[0] != pair[1])
-    changed = new[0] if new[0] is not None and new[0] not in earlier else old[0]
-    raise QuantizerError(
-        "The quantizer changed the graph while it annotated.",
-        node=changed,
-        expected="annotations in the metadata of nodes, and no other change",
-        got=f"{len(before)} nodes before, {len(after)} after, the first difference at {changed}",
-        remedy="rewrite in transform_for_annotation, before anybody annotates",
+def _touched(
+    node: Node, earlier: QuantizationAnnotation, quantizer: Quantizer, deed: str
+) -> CompositionError:
+    """The error for who touches another's annotation."""
+    owner, name = earlier.quantizer or "an earlier quantizer", quantizer.name
+    return CompositionError(
+        f"{name} {deed} an annotation of {owner}.",
+        node=node,
+        quantizer=f"{owner} (first), {name} (now)",
+        expected=f"the annotation of {owner}",
+        got=annotation_of(node),
+        remedy=f"compose {name} before {owner}, or let it skip annotated nodes",
     )
-
-
-def _by_weight(rejected: tuple[str, Reject]) -> int:
-    return -rejected[1].weight
-
-
-def _keep_what_was_decided(
-    model: GraphModule, quantizer: str, decided: dict[Node, tuple[QuantizationAnnotation, str]]
-) -> None:
-    """Compare with what was decided before, and take up what is new, in the name of who wrote it."""
-    for node in model.graph.nodes:
-        annotation = annotation_of(node)
-        if node in decided:
-            earlier, owner = decided[node]
-            if annotation is not earlier:
-                deed = "removed" if annotation is None else "changed"
-                raise CompositionError(
-                    f"{quantizer} {deed} an annotation of {owner}.",
-                    node=node,
-                    quantizer=f"{owner} (first), {quantizer} (now)",
-                    expected=f"the annotation of {owner}",
-                    got=annotation,
-                    remedy=f"compose {quantizer} before {owner}, or let it skip annotated nodes",
-                )
-        elif annotation is not None:
-            if not annotation.quantizer:
-                annotation = attrs.evolve(annotation, quantizer=quantizer)
-                node.meta[ANNOTATION_KEY] = annotation
-            check_annotation(node, annotation)
-            decided[node] = (annotation, annotation.quantizer)

@@ -1,8 +1,6 @@
-"""What the user asked for, and where: rules, and the one that decides for a node.
+"""What the user asked for, and where: the rules of one quantizer, and those that cannot take effect.
 
-The most specific rule wins: a module name over an object type over the global config. Among module
-names the one with the most parts, among types an operator over a module class, among module classes the
-innermost. A config of None means "leave it in float". A filter function narrows all of it.
+A config of None means "leave it in float". A filter function narrows all rules.
 
 Importing this module does not import torch.
 """
@@ -10,7 +8,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -21,71 +19,13 @@ from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError
 from torchquilt.graph.bodies import nodes_of
 from torchquilt.graph.decomposition import decomposed_from, explanation
-from torchquilt.graph.scope import Scope, is_inside, module_path, module_paths, scopes_of
+from torchquilt.graph.scope import module_paths, scopes_of
 from torchquilt.graph.values import overload_name
-from torchquilt.operators import OPERATORS, ObjectType
+from torchquilt.operators import ObjectType, class_called
+from torchquilt.rules import GlobalRule, ModuleNameRule, ObjectTypeRule, Rule, RuleIndex
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
-
-
-@attrs.frozen(cache_hash=True)
-class ModuleNameRule:
-    """A config for the modules of this name or pattern and all that is inside them."""
-
-    name: str
-    config: QuantizationConfig | None
-
-    def matches(self, node: Node) -> bool:
-        """Whether the rule is about a node, also where a more specific one decides."""
-        return is_inside(module_path(node), self.name)
-
-    @property
-    def is_pattern(self) -> bool:
-        """Whether the name stands for several modules."""
-        return any(letter in self.name for letter in "*?[")
-
-    @property
-    def specificity(self) -> tuple[int, int]:
-        """More parts are more specific; among as many, more letters that stand for themselves."""
-        return self.name.count("."), len(self.name) - sum(map(self.name.count, "*?[]"))
-
-    def __str__(self) -> str:
-        return f"module {self.name}"
-
-
-@attrs.frozen(cache_hash=True)
-class ObjectTypeRule:
-    """A config for every node that comes from a type of module or of operator."""
-
-    type: ObjectType
-    config: QuantizationConfig | None
-
-    def matches(self, node: Node) -> bool:
-        """Whether the rule is about a node, also where a more specific one decides."""
-        if self.type.kind == "module":
-            return any(_is_instance(scope, node, self.type.name) for scope in scopes_of(node))
-        return overload_name(node) in self.type.overloads
-
-    def __str__(self) -> str:
-        return f"type {self.type.name}"
-
-
-@attrs.frozen(cache_hash=True)
-class GlobalRule:
-    """A config for everything that no other rule is about."""
-
-    config: QuantizationConfig | None
-
-    def matches(self, node: Node) -> bool:
-        """Every node."""
-        return True
-
-    def __str__(self) -> str:
-        return "everywhere"
-
-
-Rule = ModuleNameRule | ObjectTypeRule | GlobalRule
 
 
 @attrs.frozen
@@ -131,18 +71,7 @@ class Intent:
 
     def rule_for(self, node: Node) -> Rule | None:
         """The rule that decides for a node, or None where nothing was asked. Ignores the filter."""
-        named = self._named.about(node)
-        if named:
-            return max(named, key=lambda rule: rule.specificity)
-        about = self._types_about(node)
-        for rule in reversed(about):
-            if rule.type.kind != "module":
-                return rule
-        for scope in reversed(scopes_of(node)):
-            for rule in about:
-                if _is_instance(scope, node, rule.type.name):
-                    return rule
-        return self.global_rule
+        return self._index.deciding(node)
 
     def passes_filter(self, node: Node) -> bool:
         """Whether the filter lets the node through.
@@ -166,104 +95,140 @@ class Intent:
     def problems(self, model: GraphModule, quantizer: str) -> tuple[IntentError, ...]:
         """Rules that cannot take effect in this model: about nothing, or decided by others everywhere.
 
+        The global rule is for what no other rule is about, so it has its effect also where that is nothing.
+
         Args:
             model: the model as it was exported, before anything in it was folded or rewritten.
             quantizer: who has the rules, for the errors.
         """
-        deciders: dict[Rule, dict[Rule | None, None]] = {}
-        for node in nodes_of(model):
-            if node.op == "call_function":
-                about: list[Rule] = [*self._named.about(node), *self._types_about(node)]
-                for rule in about:
-                    deciders.setdefault(rule, {})[self.rule_for(node)] = None
-        names = {name for name, _ in model.named_modules()}
+        nodes = [node for node in nodes_of(model) if node.op == "call_function"]
+        deciders: dict[Rule, dict[Rule | None, Node]] = {}
+        for node in nodes:
+            for rule in self._index.about(node):
+                deciders.setdefault(rule, {}).setdefault(self.rule_for(node), node)
+        modules = {name for name, _ in model.named_modules() if name}
+        # There may be no operator left of a module (dropout, an identity), and yet it is there.
+        named = {rule for name in modules for rule in self._index.naming(name)}
+        known = _Known(nodes, modules)
         found = []
-        rules: tuple[Rule, ...] = (*self.name_rules, *self.type_rules)
+        rules: tuple[ModuleNameRule | ObjectTypeRule, ...] = (*self.name_rules, *self.type_rules)
         for rule in rules:
             others = deciders.get(rule)
-            if others is None:
-                if not _names_a_module(rule, names):
-                    found.append(_about_nothing(rule, model, quantizer))
-            elif rule not in others:
-                found.append(
-                    IntentError(
-                        f"The rule for {rule} never decides: more specific rules cover all that it is about.",
-                        quantizer=quantizer,
-                        expected=f"a node for which {rule} is the most specific rule",
-                        got=", ".join(dict.fromkeys(map(str, others))),
-                        remedy="remove it, or narrow the other rules",
-                    )
-                )
+            if others is None and rule not in named:
+                found.append(known.without(rule))
+            elif others is not None and rule not in others:
+                found.append(_shadowed(rule, others))
+        for problem in found:
+            problem.quantizer = quantizer
         return tuple(found)
 
     @cached_property
-    def _named(self) -> _NamedRules:
-        return _NamedRules(self.name_rules)
-
-    def _types_about(self, node: Node) -> list[ObjectTypeRule]:
-        return [rule for rule in self.type_rules if rule.matches(node)]
+    def _index(self) -> RuleIndex:
+        return RuleIndex(self.global_rule, self.type_rules, self.name_rules)
 
 
-class _NamedRules:
-    """Rules by the name that they are for, so that a node is not held against each of them."""
+def _shadowed(rule: Rule, others: dict[Rule | None, Node]) -> IntentError:
+    """The error for a rule that never decides.
 
-    def __init__(self, rules: tuple[ModuleNameRule, ...]) -> None:
-        self._position = {rule: number for number, rule in enumerate(rules)}
-        self._plain = {rule.name: rule for rule in reversed(rules) if not rule.is_pattern}
-        self._patterns = tuple(rule for rule in rules if rule.is_pattern)
-
-    def about(self, node: Node) -> list[ModuleNameRule]:
-        """The rules that match a node, in the order in which they were given."""
-        path = module_path(node)
-        parts = path.split(".") if path else []
-        around = (".".join(parts[:count]) for count in range(len(parts) + 1))
-        found = [self._plain[name] for name in around if name in self._plain]
-        found += [rule for rule in self._patterns if rule.matches(node)]
-        return sorted(found, key=self._position.__getitem__)
-
-
-def _is_instance(scope: Scope, node: Node, class_name: str) -> bool:
-    """Whether the module of a scope is of a class.
-
-    In bodies of control flow non-strict export does not say the class. There it is the one that the operator
-    comes from, if it comes from one.
+    Args:
+        rule: it.
+        others: the rules that decide in its place, each with a node.
     """
-    if scope.type_name:
-        return scope.type_name == class_name
-    target = str(node.target)
-    return any(class_name in known.modules and target in known.overloads for known in OPERATORS)
-
-
-def _names_a_module(rule: Rule, names: set[str]) -> bool:
-    """Whether a rule names a module that exists though no operator is left of it (dropout, an identity)."""
-    if not isinstance(rule, ModuleNameRule):
-        return False
-    if not rule.is_pattern:
-        return rule.name in names
-    return any(is_inside(name, rule.name) for name in names if name)
-
-
-def _about_nothing(rule: Rule, model: GraphModule, quantizer: str) -> IntentError:
-    if isinstance(rule, ModuleNameRule):
-        wanted = rule.name
-        known = module_paths(nodes_of(model)) | {name for name, _ in model.named_modules()}
-        problem, otherwise = f"No module is called {wanted!r}.", "model.named_modules() lists the names"
-        expected = "the name of a module of the exported model"
-    else:
-        assert isinstance(rule, ObjectTypeRule)
-        wanted = rule.type.name
-        known = frozenset(scope.type_name for node in nodes_of(model) for scope in scopes_of(node))
-        known |= {str(node.target) for node in nodes_of(model) if node.op == "call_function"}
-        problem, otherwise = f"Nothing in this model comes from {wanted}.", "remove the rule"
-        expected = "a module class or an operator that the model uses"
-    near = difflib.get_close_matches(wanted, sorted(known), n=3, cutoff=0.5)
-    for node in model.graph.nodes:
-        if isinstance(rule, ObjectTypeRule) and rule.type.is_of(decomposed_from(node)):
-            near, otherwise = [], explanation(node)
+    places = "; ".join(f"{other} decides for {node.name}" for other, node in [*others.items()][:3])
+    narrow = " and ".join(dict.fromkeys(map(str, others)))
     return IntentError(
-        problem,
-        quantizer=quantizer,
-        expected=expected,
-        got=wanted,
-        remedy=f"did you mean {' or '.join(near)}?" if near else otherwise,
+        f"The rule for {rule} never decides: more specific rules cover all that it is about.",
+        expected=f"a node for which {rule} is the most specific rule",
+        got=places,
+        remedy=f"remove it, or narrow the rules for {narrow}",
     )
+
+
+class _Known:
+    """What a model has that rules could have meant.
+
+    Args:
+        nodes: its operators.
+        modules: the names of the modules that it still has, besides those that the operators come from.
+    """
+
+    def __init__(self, nodes: Iterable[Node], modules: Iterable[str]) -> None:
+        self._nodes = tuple(nodes)
+        self._modules = frozenset(modules)
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._modules | module_paths(self._nodes)))
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        found = {scope.type_name for node in self._nodes for scope in scopes_of(node)}
+        return tuple(sorted(found - {""}))
+
+    @cached_property
+    def _operators(self) -> tuple[str, ...]:
+        return tuple(sorted({overload_name(node) for node in self._nodes} - {""}))
+
+    def without(self, rule: ModuleNameRule | ObjectTypeRule) -> IntentError:
+        """The error for a rule that is about nothing."""
+        return self._no_module(rule) if isinstance(rule, ModuleNameRule) else self._no_type(rule)
+
+    def _no_module(self, rule: ModuleNameRule) -> IntentError:
+        near = self._mended(rule.name) or difflib.get_close_matches(rule.name, self._names, n=3, cutoff=0.5)
+        return IntentError(
+            f"No module is called {rule.name!r}.",
+            expected="the name of a module of the exported model",
+            got=rule.name,
+            remedy=_did_you_mean(near) or "model.named_modules() lists the names",
+        )
+
+    def _mended(self, name: str) -> list[str]:
+        """A pattern with each part that no module has replaced by the nearest, if that names something."""
+        rule = ModuleNameRule(name, None)
+        if not rule.is_pattern:
+            return []
+        known = {part for path in self._names for part in path.split(".")}
+        parts = (
+            part if ModuleNameRule(part, None).is_pattern or part in known else _nearest(part, known)
+            for part in name.split(".")
+        )
+        mended = ModuleNameRule(".".join(parts), None)
+        index = RuleIndex(None, (), (mended,))
+        return [mended.name] if any(index.naming(path) for path in self._names) else []
+
+    def _no_type(self, rule: ObjectTypeRule) -> IntentError:
+        name = rule.type.name
+        near = difflib.get_close_matches(name, (*self._classes, *self._operators), n=3, cutoff=0.5)
+        used = ", ".join(self._classes if rule.type.kind == "module" else self._operators)
+        return IntentError(
+            f"Nothing in this model comes from {name}.",
+            expected="a module class or an operator that the model uses",
+            got=name,
+            remedy=self._decomposed(rule.type)
+            or self._derived(name)
+            or _did_you_mean(near)
+            or f"remove the rule, or name what the model has: {used or 'it has no operators'}",
+        )
+
+    def _decomposed(self, kind: ObjectType) -> str:
+        return next((explanation(node) for node in self._nodes if kind.is_of(decomposed_from(node))), "")
+
+    def _derived(self, name: str) -> str:
+        """What to do where the model has classes that derive from the one that is meant, if that is known."""
+        base = class_called(name)
+        classes = filter(None, map(class_called, self._classes))
+        derived = [cls.__name__ for cls in classes if base is not None and issubclass(cls, base)]
+        if not derived:
+            return ""
+        return (
+            f"a rule is about exactly one class, and the model has {' and '.join(derived)}, derived from it: "
+            f"give a rule for {derived[0]}, or for the operator, wherever it comes from"
+        )
+
+
+def _nearest(part: str, known: Iterable[str]) -> str:
+    return next(iter(difflib.get_close_matches(part, known, n=1)), part)
+
+
+def _did_you_mean(near: list[str]) -> str:
+    return f"did you mean {' or '.join(near)}?" if near else ""

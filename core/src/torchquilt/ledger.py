@@ -7,12 +7,14 @@ The reason codes are stable:
 
 ==========================  ============================================================================
 ``unsupported_op``          no quantizer here has a row for the operator
-``decomposed``              likewise, and ``run_decompositions()`` made it of one that they may have one for
+``not_the_operator``        the rows for it are about longer patterns, and what follows it is in none of them
+``decomposed``              no row, and ``run_decompositions()`` made it of an operator that may have one
 ``not_asked``               no rule asks for it
 ``excluded_by_intent``      a rule says that it stays in float
 ``excluded_by_filter``      the filter function leaves it out
 ``different_intent``        the operators of the pattern are asked for with different configs
 ``config_not_supported``    the backend has a row for the operator, but not with this config
+``claimed_by:<quantizer>``  the pattern needs a neighbour that another quantizer took
 ``constraint:<code>``       a condition of the row does not hold
 ``constant``                it is computed from constants alone
 ``not_float``               the tensors are not floating point
@@ -37,6 +39,7 @@ from typing import Any
 import attrs
 
 from torchquilt.errors import ModelError
+from torchquilt.table import html_folded, html_list, html_table
 
 #: Version of the JSON that :meth:`Ledger.to_json` writes.
 JSON_SCHEMA = 1
@@ -44,11 +47,21 @@ JSON_SCHEMA = 1
 
 @attrs.frozen
 class Reason:
-    """Why a quantizer left a node: a stable code, and a sentence for people."""
+    """Why a quantizer left a node.
+
+    Args:
+        quantizer: its name; empty where the reason is nobody's.
+        code: a stable code, see above.
+        text: a sentence for people.
+        rule: its rule that decides for the node, in words; empty where none does.
+        asked: what that rule asks for: a config in words, or ``float``.
+    """
 
     quantizer: str
     code: str
     text: str
+    rule: str = ""
+    asked: str = ""
 
 
 @attrs.frozen
@@ -121,7 +134,7 @@ class Boundary:
 
     def __str__(self) -> str:
         made, used = f"{self.made_as} ({self.made_by})", f"{self.used_as} ({self.used_by})"
-        return f"{self.producer} → {self.user}: {made} → {used}"
+        return f"{self.producer} → {self.user}: {made} → {used}, by {self.user}"
 
 
 @attrs.frozen
@@ -287,31 +300,78 @@ class Ledger:
     def __str__(self) -> str:
         """The shares, then what stays in float and why, the same reasons together."""
         lines = [_share_text(share) for share in (self.share(), *self.by_quantizer())]
-        grouped: dict[tuple[str, str], list[Row]] = {}
-        for row in self.left_in_float:
-            grouped.setdefault((row.op, row.code), []).append(row)
-        if grouped:
+        left = self._left_alike()
+        if left:
             lines.append("left in float:")
-        for (op, code), rows in grouped.items():
-            example = f"{rows[0].reasons[0].text}" + (f" (and {len(rows) - 1} more)" if len(rows) > 1 else "")
-            lines.append(f"  {op}  {code}: {example}")
+        for rows in left:
+            more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+            lines.append(f"  {rows[0].op}  {rows[0].code}: {rows[0].reasons[0].text}{more}")
         if self.boundaries:
             lines.append("requantized:")
         lines += [f"  {edge}" for edge in self.boundaries]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """The same for a notebook; a row for each operator is folded away."""
+        shares = html_table(
+            ("", "operators", "multiply-adds", "parameter bytes"),
+            [
+                (share.name, _part(share.nodes), _part(share.macs), _part(share.parameter_bytes))
+                for share in (self.share(), *self.by_quantizer())
+            ],
+        )
+        left = html_table(
+            ("left in float", "", "reason", "for example"),
+            [
+                (rows[0].op, f"{len(rows)}", rows[0].code, rows[0].reasons[0].text)
+                for rows in self._left_alike()
+            ],
+        )
+        rows = html_table(
+            ("node", "operator", "module", "quantizer", "pattern", "rule", "specs, or why not"),
+            [_cells(row) for row in self.rows],
+        )
+        return "\n".join(
+            [
+                shares,
+                left if self.left_in_float else "",
+                html_list("Requantized:", [str(edge) for edge in self.boundaries]),
+                html_list("Problems:", self.problems),
+                html_folded(f"{len(self.rows)} operators", rows),
+            ]
+        )
+
+    def _left_alike(self) -> tuple[list[Row], ...]:
+        """What stays in float, the same operators with the same reasons together."""
+        grouped: dict[tuple[str, str], list[Row]] = {}
+        for row in self.left_in_float:
+            grouped.setdefault((row.op, row.code), []).append(row)
+        return tuple(grouped.values())
+
+
+def _part(pair: tuple[int, int], what: str = "") -> str:
+    taken, whole = pair
+    share = f" ({taken / whole:.0%})" if whole else ""
+    return f"{taken:,} of {whole:,}{' ' if what else ''}{what}{share}"
+
 
 def _share_text(share: Share) -> str:
-    def part(what: str, pair: tuple[int, int]) -> str:
-        return f"{pair[0]:,} of {pair[1]:,} {what}" + (f" ({pair[0] / pair[1]:.0%})" if pair[1] else "")
-
     parts = (
-        part("operators", share.nodes),
-        part("multiply-adds", share.macs),
-        part("parameter bytes", share.parameter_bytes),
+        _part(share.nodes, "operators"),
+        _part(share.macs, "multiply-adds"),
+        _part(share.parameter_bytes, "parameter bytes"),
     )
     return f"{share.name}: {', '.join(parts)}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """A row for a notebook."""
+    what = [f"{tensor.place}: {tensor.spec}" for tensor in row.tensors]
+    why = [f"{reason.code}: {reason.text}" for reason in row.reasons]
+    asked = [f"{reason.rule}: {reason.asked}" for reason in row.reasons if reason.rule]
+    rule = row.rule or "\n".join(asked)
+    return (row.node, row.op, row.module, row.quantizer or "", row.pattern, rule, "\n".join((*what, *why)))
 
 
 def _decision(row: Row | None) -> str:

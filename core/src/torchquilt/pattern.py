@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # The order in which a row is tried, see torchquilt.claims.
 _ORDER_OF_QUESTIONS = (
+    "not_annotated",
     "not_the_operator",
     "used_elsewhere",
     "claimed_by",
@@ -38,7 +39,6 @@ _ORDER_OF_QUESTIONS = (
     "constraint",
     "no_quantized_neighbour",
     "neighbour_not_supported",
-    "not_annotated",
 )
 
 
@@ -50,11 +50,15 @@ class Reject:
         code: stable code for programs, such as ``used_elsewhere`` or ``constraint:rank``.
         nodes: the nodes it is about.
         text: one sentence for people.
+        rule: the rule that decides for the first of the nodes, in words; empty where none does.
+        asked: what it asks for, likewise.
     """
 
     code: str
     nodes: tuple[Node, ...]
     text: str
+    rule: str = ""
+    asked: str = ""
 
     @property
     def weight(self) -> int:

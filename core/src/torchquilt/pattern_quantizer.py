@@ -1,9 +1,12 @@
-"""The quantizer that is a support table and an intent: matching, rules and the query for nothing."""
+"""The quantizer that is a support table and an intent: matching, rules and the query for nothing.
+
+Importing this module does not import torch, so that what a backend can do is answered at once.
+"""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchquilt.annotation import annotate_node, annotation_of
@@ -11,14 +14,14 @@ from torchquilt.capability import Capabilities, Capability
 from torchquilt.claims import Claim, decide
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError
-from torchquilt.graph.bodies import nodes_of, regions
-from torchquilt.graph.decomposition import decomposed_from, explanation
-from torchquilt.graph.edits import lift_scalar
-from torchquilt.intent import GlobalRule, Intent, ModuleNameRule, ObjectTypeRule, Rule
+from torchquilt.intent import Intent
 from torchquilt.operators import OPERATORS, ObjectType, object_type
+from torchquilt.outcome import telling_rejects, unmet_rules
 from torchquilt.pattern import Reject
 from torchquilt.quantizers import Quantizer
-from torchquilt.support import SupportTable
+from torchquilt.rules import GlobalRule, ObjectTypeRule, Rule
+from torchquilt.spec import named_dtypes
+from torchquilt.support import SupportRow, SupportTable
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -79,7 +82,11 @@ class PatternQuantizer(Quantizer):
     @classmethod
     def backend_capabilities(cls) -> Capabilities:
         """All that the backend can do, whatever is asked of an instance."""
-        return cls.TABLE.capabilities() if cls.TABLE else Capabilities()
+        if cls.TABLE is None:
+            return Capabilities()
+        with named_dtypes():  # a question that needs no torch
+            presets = {name: make() for name, make in cls.PRESETS.items()}
+        return cls.TABLE.capabilities(presets)
 
     # What is asked. Each returns the quantizer itself, so that calls can be chained.
 
@@ -98,16 +105,27 @@ class PatternQuantizer(Quantizer):
         Args:
             object_type_: a module class (everything inside such modules), a functional such as
                 ``torch.nn.functional.linear``, or an ATen operator such as ``torch.ops.aten.linear.default``.
+                A class means exactly that class, as in PyTorch's own quantizers, since a class that derives
+                from it may compute something else; name that one, or the operator, wherever it comes from.
             config: what is asked there.
 
         Raises:
-            IntentError: the type is none of these, or an operator that the backend has no row for.
-            UnsupportedConfigError: no row of the backend takes this config.
+            IntentError: the type is none of these, a function that is not one operator, or an operator that
+                the backend has no row for.
+            UnsupportedConfigError: no row of the backend takes this config for this type.
         """
         kind = object_type(object_type_, self._operators())
+        if kind.kind != "module" and not kind.overloads:
+            raise IntentError(
+                f"{kind.name} is not one operator of ATen: export makes others of it.",
+                quantizer=self.name,
+                expected="a function that is one operator, an operator, or a module class",
+                got=kind.name,
+                remedy="name the operators that it becomes; tq.explain(exported, quantizer) lists a model's",
+            )
         if config is not None:
             self._check_is_known(kind)
-        self.intent = self.intent.with_type(kind, self._checked(config))
+        self.intent = self.intent.with_type(kind, self._checked(config, kind))
         return self
 
     def set_module_name(self, name: str, config: QuantizationConfig | None) -> Self:
@@ -143,25 +161,38 @@ class PatternQuantizer(Quantizer):
         own = (operator for row in self.table.rows for operator in row.pattern.operators)
         return tuple(dict.fromkeys((*own, *OPERATORS)))
 
+    def _rows_with(self, kind: ObjectType) -> tuple[SupportRow, ...]:
+        """The rows that a rule about a type can be for. In a class of the user's own anything may be."""
+        if kind.kind == "module" and not any(kind.name in operator.modules for operator in OPERATORS):
+            return self.table.rows
+        return tuple(
+            row
+            for row in self.table.rows
+            if any(
+                kind.name in operator.modules or not set(kind.overloads).isdisjoint(operator.overloads)
+                for operator in row.pattern.operators
+            )
+        )
+
     def _check_is_known(self, kind: ObjectType) -> None:
-        """Refuse an operator that the table has nothing for. A class of the user's own may hold anything."""
-        known = [operator for row in self.table.rows for operator in row.pattern.operators]
-        if kind.kind == "module":
-            meant = [operator for operator in OPERATORS if kind.name in operator.modules]
-            if not meant or any(kind.name in operator.modules for operator in known):
-                return
-        elif any(overload in operator.overloads for operator in known for overload in kind.overloads):
+        """Refuse an operator that the table has nothing for."""
+        if self._rows_with(kind):
             return
-        names = dict.fromkeys(operator.name for operator in known)
+        known = dict.fromkeys(operator.name for row in self.table.rows for operator in row.pattern.operators)
+        near = difflib.get_close_matches(kind.name.rpartition(".")[2].lower(), known, n=3)
         raise IntentError(
             f"{self.table.backend} has no row for {kind.name}.",
             quantizer=self.name,
-            expected=", ".join(names),
+            expected=", ".join(known),
             got=kind.name,
-            remedy="pass None to leave it in float, or compose a quantizer that supports it",
+            remedy=(f"did you mean {' or '.join(near)}? Otherwise " if near else "")
+            + "pass None to leave it in float, or compose a quantizer that supports it",
         )
 
-    def _checked(self, config: QuantizationConfig | None) -> QuantizationConfig | None:
+    def _checked(
+        self, config: QuantizationConfig | None, kind: ObjectType | None = None
+    ) -> QuantizationConfig | None:
+        """The config, if some row takes it; with a type, some row for that."""
         if config is None:
             return None
         if not isinstance(config, QuantizationConfig):
@@ -172,15 +203,18 @@ class PatternQuantizer(Quantizer):
                 got=f"{type(config).__module__}.{type(config).__qualname__}",
                 remedy="use the plugin's own functions that make configs",
             )
-        gaps = [(row, row.differences(config)) for row in self.table.rows]
+        rows = self.table.rows if kind is None else self._rows_with(kind)
+        gaps = [(row, row.differences(config)) for row in rows]
         row, nearest = min(gaps, key=lambda gap: len(gap[1]))
         if nearest:
+            about = f" for {kind.name}" if kind else ""
+            presets = [name for name, make in self.PRESETS.items() if _is_taken(rows, make())]
             raise UnsupportedConfigError(
-                f"{self.table.backend} has no row that takes this config.",
+                f"{self.table.backend} has no row{about} that takes this config.",
                 quantizer=self.name,
                 expected=f"nearest is {row.pattern.name} ({row.mode})",
                 got="; ".join(nearest),
-                remedy=f"presets that it takes: {', '.join(self.PRESETS)}" if self.PRESETS else None,
+                remedy=f"presets that it takes: {', '.join(presets)}" if presets else None,
             )
         return config
 
@@ -193,13 +227,16 @@ class PatternQuantizer(Quantizer):
         other things, and for a module name, every row that takes the config.
         """
         found: list[Capability] = []
+        presets = {name: make() for name, make in self.PRESETS.items()}
+        filtered = " (filtered)" if self.intent.filter_function else ""
         for rule in self.intent.rules:
             if rule.config is None:
                 continue
             for row in self.table.rows:
                 if row.differences(rule.config):
                     continue
-                capability = row.describe(self.table.backend, rule.config, scope=str(rule))
+                scope = f"{rule}{filtered}"
+                capability = row.describe(self.table.backend, rule.config, scope, presets)
                 if _is_meant(rule, capability) and not self._is_overruled(rule, capability):
                     found.append(capability)
         return Capabilities(tuple(found))
@@ -213,6 +250,8 @@ class PatternQuantizer(Quantizer):
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Turn Python numbers into constant tensors where the operator is going to be quantized."""
+        from torchquilt.graph.edits import lift_scalar
+
         for claim in self.claims(model):
             for node, position, value in claim.match.scalars:
                 lift_scalar(model, node, position, value)
@@ -241,41 +280,20 @@ class PatternQuantizer(Quantizer):
         return self.intent.problems(model, self.name)
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
-        """Rules that ask for something where nobody annotated anything; with the reasons.
+        """Rules that ask for something, and of which nothing came; with the reasons. See :mod:`.outcome`."""
 
-        A rule about a module or a type is looked at by itself, the global one together with the rest:
-        it is met as soon as anything at all is annotated.
-        """
-        nodes = [node for node in nodes_of(model) if node.op == "call_function"]
-        deciding: dict[Rule | None, list[Node]] = {}
-        for node in nodes:
-            deciding.setdefault(self.intent.rule_for(node), []).append(node)
-        if any(rule.config for rule in self.intent.rules):
-            everywhere = GlobalRule(None)
-            deciding = {rule: about for rule, about in deciding.items() if _asks_by_itself(rule)}
-            deciding[everywhere] = nodes
-        else:
-            deciding = {}
-        rejected = self.rejections(model)
-        operators = {overload.rpartition(".")[0] for overload in self.table.rows_starting_with()}
-        return tuple(
-            _nothing_came_of(rule, about, rejected, self.name, operators)
-            for rule, about in deciding.items()
-            if all(annotation_of(node) is None for node in about)
-        )
+        def is_own(node: Node) -> bool:
+            annotation = annotation_of(node)
+            return annotation is not None and annotation.author == id(self)
+
+        return unmet_rules(self.table, self.intent, model, self.name, is_own)
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
         """For each node that the table has rows for and nobody took: the most telling reason."""
-        found: dict[Node, tuple[tuple[str, Reject], ...]] = {}
-        decisions = (decide(self.table, self.intent, region.module.graph) for region in regions(model))
-        for node, decision in chain.from_iterable(decisions):
-            if annotation_of(node) is not None:
-                continue
-            if isinstance(decision, Claim):  # what it needed was annotated after it had been asked
-                text = f"{node.name} was asked before its neighbours were quantized"
-                decision = (Reject("no_quantized_neighbour", (node,), text),)
-            found[node] = ((self.name, max(decision, key=lambda reject: reject.weight)),)
-        return found
+        rejects = telling_rejects(self.table, self.intent, model)
+        return {
+            node: ((self.name, reject),) for node, reject in rejects.items() if annotation_of(node) is None
+        }
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -293,36 +311,8 @@ class PatternQuantizer(Quantizer):
         return f"{self.name}({', '.join(asked)})"
 
 
-def _asks_by_itself(rule: Rule | None) -> bool:
-    return isinstance(rule, (ModuleNameRule, ObjectTypeRule)) and rule.config is not None
-
-
-def _nothing_came_of(
-    rule: Rule | None,
-    nodes: list[Node],
-    rejected: dict[Node, tuple[tuple[str, Reject], ...]],
-    quantizer: str,
-    operators: set[str],
-) -> IntentError:
-    """The error for a rule that nothing came of, with up to five different reasons."""
-    reasons = dict.fromkeys(
-        f"{reject.code}: {reject.text}" for node in nodes for _, reject in rejected.get(node, ())
-    )
-    made = [node for node in nodes if decomposed_from(node) in operators]
-    reasons = dict.fromkeys((*(f"decomposed: {explanation(node)}" for node in made[:1]), *reasons))
-    known = "; ".join([*reasons][:5]) or "no row of the table starts with any of these: " + ", ".join(
-        dict.fromkeys(str(node.target) for node in nodes)
-    )
-    where = "in this model" if isinstance(rule, GlobalRule) else f"by the rule for {rule}"
-    return IntentError(
-        f"Something was asked for {where}, and nothing is quantized.",
-        quantizer=quantizer,
-        expected="at least one operator that is quantized",
-        got=known,
-        remedy="prepare the program as torch.export gave it, before run_decompositions()"
-        if made
-        else "ask for what the backend supports (quantization_capabilities()), or remove the rule",
-    )
+def _is_taken(rows: tuple[SupportRow, ...], config: QuantizationConfig) -> bool:
+    return any(not row.differences(config) for row in rows)
 
 
 def _is_meant(rule: Rule, capability: Capability) -> bool:

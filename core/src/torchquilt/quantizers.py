@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torchquilt.annotation import annotation_of
 from torchquilt.capability import Capabilities
 from torchquilt.errors import IntentError, TorchquiltError
+from torchquilt.graph.bodies import nodes_of
 from torchquilt.pattern import Reject
 from torchquilt.spec import EdgeOrNode
 
@@ -72,8 +74,16 @@ class Quantizer:
         return ()
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
-        """For nodes of an annotated model that nobody took: the name of this quantizer, and why not it."""
-        return {}
+        """For nodes of an annotated model that nobody took: the name of this quantizer, and why not it.
+
+        By default all that is known is that it did not.
+        """
+        text = f"{self.name} did not annotate it, and says no more"
+        return {
+            node: ((self.name, Reject("not_annotated", (node,), text)),)
+            for node in nodes_of(model)
+            if node.op == "call_function" and annotation_of(node) is None
+        }
 
     def prepare_obs_or_fq_callback(
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, Any]

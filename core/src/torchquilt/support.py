@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import attrs
 
-from torchquilt.capability import AllowedSpec, Capabilities, Capability, SpecsByRole, differences_of
+from torchquilt.allowed import AllowedSpec, SpecsByRole, differences_of
+from torchquilt.capability import Capabilities, Capability
 from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.errors import PatternError
 from torchquilt.pattern import Match, OperatorPattern
+
+_NO_PRESETS: Mapping[str, QuantizationConfig] = MappingProxyType({})
 
 
 @attrs.frozen
@@ -96,8 +100,21 @@ class SupportRow:
         """What of ``config`` this row does not take; empty where it takes all of it."""
         return differences_of(self.specs, self.pattern.roles, self.is_qat, config)
 
-    def describe(self, backend: str, config: QuantizationConfig | None = None, scope: str = "") -> Capability:
-        """The row as plain data; with a config that it takes, the specs that it would use of all it takes."""
+    def describe(
+        self,
+        backend: str,
+        config: QuantizationConfig | None = None,
+        scope: str = "",
+        presets: Mapping[str, QuantizationConfig] = _NO_PRESETS,
+    ) -> Capability:
+        """The row as plain data.
+
+        Args:
+            backend: who owns it.
+            config: one that the row takes: of all specs only those that it would use are told.
+            scope: where in a model it applies, in words.
+            presets: the presets of the backend; those that it takes are told.
+        """
         first = self.pattern.operators[0]
         specs = self.specs
         if config is not None:
@@ -118,7 +135,13 @@ class SupportRow:
             targets=self.targets,
             is_qat=self.is_qat,
             scope=scope,
+            presets=tuple(name for name, preset in presets.items() if self._is_asked_by(preset, config)),
         )
+
+    def _is_asked_by(self, preset: QuantizationConfig, config: QuantizationConfig | None) -> bool:
+        """Whether a preset asks the row for something, and for the same as ``config`` where that is given."""
+        same = config is None or all(preset.spec(role) == config.spec(role) for role in self.pattern.roles)
+        return same and not self.differences(preset)
 
 
 @attrs.frozen
@@ -153,6 +176,10 @@ class SupportTable:
                 index.setdefault(overload, []).append(row)
         return {overload: tuple(rows) for overload, rows in index.items()}
 
-    def capabilities(self) -> Capabilities:
-        """All that the backend can do, as plain data."""
-        return Capabilities(tuple(row.describe(self.backend) for row in self.rows))
+    def capabilities(self, presets: Mapping[str, QuantizationConfig] = _NO_PRESETS) -> Capabilities:
+        """All that the backend can do, as plain data.
+
+        Args:
+            presets: name → config; each row tells which of them it takes. The table by itself knows none.
+        """
+        return Capabilities(tuple(row.describe(self.backend, presets=presets) for row in self.rows))

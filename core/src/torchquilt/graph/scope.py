@@ -8,7 +8,6 @@ strict and non-strict export, and is lost when a program is saved).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import attrs
@@ -40,20 +39,6 @@ def module_path(node: Node) -> str:
 def module_paths(nodes: Iterable[Node]) -> frozenset[str]:
     """All module paths that any of the nodes comes from."""
     return frozenset(scope.path for node in nodes for scope in scopes_of(node))
-
-
-def is_inside(path: str, module: str) -> bool:
-    """Whether ``path`` is a module or lies in it (``layer.1`` holds ``layer.1.fc``, not ``layer.10``).
-
-    Args:
-        path: a module path, as in ``named_modules()``.
-        module: a path, or a pattern in which ``*``, ``?`` and ``[...]`` stand for a part between two
-            dots (``layer.*.fc``). The empty path is the whole model.
-    """
-    if not module:
-        return True
-    wanted, found = module.split("."), path.split(".")
-    return len(found) >= len(wanted) and all(map(fnmatchcase, found, wanted))
 
 
 def _type_name(kind: object) -> str:

@@ -33,7 +33,19 @@ def make_ledger(
     return Ledger(tuple(rows), tuple(boundaries), problems)
 
 
-def _reason_without_quantizer(node: Node) -> Reason:
+def _reasons(node: Node, rejected: tuple[tuple[str, Reject], ...]) -> tuple[Reason, ...]:
+    """Why a node stays in float, the most telling first."""
+    reasons = tuple(
+        Reason(quantizer, reject.code, reject.text, reject.rule, reject.asked)
+        for quantizer, reject in rejected
+    )
+    if any(reason.code != "not_annotated" for reason in reasons):
+        return reasons
+    own = _reason_of_itself(node)
+    return (own, *reasons) if own.code != "unsupported_op" or not reasons else reasons
+
+
+def _reason_of_itself(node: Node) -> Reason:
     """Why a node stays in float of which no quantizer says anything."""
     if call_of(node) is not None:
         return Reason("", "control_flow", "it runs its bodies, whose operators have rows of their own")
@@ -61,9 +73,6 @@ class _RegionLedger:
 
     def _row(self, node: Node, rejected: tuple[tuple[str, Reject], ...]) -> Row:
         annotation = annotation_of(node)
-        reasons = tuple(Reason(quantizer, reject.code, reject.text) for quantizer, reject in rejected)
-        if annotation is None and not reasons:
-            reasons = (_reason_without_quantizer(node),)
         return Row(
             node=self.region.name_of(node),
             op=overload_name(node) or str(node.target),
@@ -72,7 +81,7 @@ class _RegionLedger:
             pattern=annotation.pattern if annotation else "",
             rule=annotation.rule if annotation else "",
             tensors=self._tensors(node),
-            reasons=() if annotation else reasons,
+            reasons=() if annotation else _reasons(node, rejected),
             macs=multiply_adds(node),
             parameters=stored_tensors(node, self._constants),
         )

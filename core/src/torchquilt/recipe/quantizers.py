@@ -8,12 +8,10 @@ import sys
 from collections.abc import Iterator
 from typing import Literal
 
-import torch
-
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, RecipeError
-from torchquilt.operators import ObjectType
+from torchquilt.operators import ObjectType, attribute_at
 from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.plugins import registry
 from torchquilt.quantizers import Quantizer, as_quantizer
@@ -45,7 +43,7 @@ def _with_rules(part: RecipePart, made: PatternQuantizer) -> PatternQuantizer:
         about: object = (rule.kind, rule.name)
         if rule.kind in ("type", "class"):
             with rule.place.at(rule.name_key).blamed():
-                subject = _subject(made, rule.kind, rule.name)
+                subject = _subject(rule.kind, rule.name)
                 about = _type(made, subject)
         if about in decided:
             raise rule.place.error(
@@ -74,20 +72,12 @@ def _make_without_rules(part: RecipePart, made: Quantizer) -> Quantizer:
     return made
 
 
-def _subject(made: PatternQuantizer, kind: str, name: str) -> object:
+def _subject(kind: str, name: str) -> object:
     """Something that ``set_object_type`` takes for the type of this name."""
     if kind == "class":
         # Rules know a class by its name alone, so any of that name will do: nothing of the user is imported.
         module, _, last = name.rpartition(".")
         return type("Stand-in", (), {"__module__": module, "__qualname__": last})
-    try:
-        _type(made, name)
-    except IntentError:
-        package, _, path = name.partition(".")
-        found = _attribute(torch, path) if package == "torch" else None
-        if not callable(found):
-            raise
-        return found
     return name
 
 
@@ -200,14 +190,7 @@ def _class_of(backend: registry.Backend) -> object:
     if backend.manifest is None:
         return None
     module, _, path = backend.manifest.quantizer.partition(":")
-    return _attribute(sys.modules.get(module), path)
-
-
-def _attribute(owner: object, path: str) -> object:
-    """What a dotted path leads to, or None."""
-    for name in path.split("."):
-        owner = getattr(owner, name, None)
-    return owner
+    return attribute_at(sys.modules.get(module), path.split("."))
 
 
 def _rules(quantizer: PatternQuantizer, place: Place) -> Iterator[RecipeRule]:
@@ -234,6 +217,6 @@ def _name_of(quantizer: PatternQuantizer, meant: ObjectType) -> tuple[Literal["t
     shorter = [f"torch.nn.{meant.name.rpartition('.')[2]}"] if is_of_torch else []
     for name in (*shorter, meant.name, f"torch.ops.{meant.name}"):
         with contextlib.suppress(IntentError):
-            if _type(quantizer, _subject(quantizer, "type", name)) == meant:
+            if _type(quantizer, _subject("type", name)) == meant:
                 return "type", name
     return "class" if meant.kind == "module" else "type", meant.name

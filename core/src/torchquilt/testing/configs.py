@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import torch
 
-from torchquilt.capability import AllowedSpec
+from torchquilt.allowed import AllowedSpec
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import SpecError
 from torchquilt.spec import Granularity, QuantizationSpec

@@ -66,7 +66,8 @@ def test_changing_a_copy_leaves_the_original(asked: PatternQuantizer) -> None:
 def test_the_query_answers_from_the_table(subject: Subject) -> None:
     """What the backend says that it can do is what its table says, and survives being written as JSON."""
     capabilities = subject.cls.backend_capabilities()
-    assert capabilities == subject.table.capabilities()
+    presets = {name: make() for name, make in subject.cls.PRESETS.items()}
+    assert capabilities == subject.table.capabilities(presets)
     assert Capabilities.from_json(capabilities.to_json()) == capabilities
 
 

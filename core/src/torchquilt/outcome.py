@@ -1,0 +1,182 @@
+"""What came of the rules of a quantizer: the errors for those of which nothing came, with the reasons.
+
+A rule that names a module or a type is met once the quantizer has annotated something where it decides. That
+another quantizer did does not meet it: who asks for something that has been taken should know.
+
+The global rule asks for whatever the backend can do. It is met as soon as the quantizer has annotated
+anything, and has no effect to miss where the model has nothing for the backend to do: a composition for
+models with embeddings may meet one without. It is not met where the quantizer could have quantized something
+and lost it, to another quantizer or to a condition, nor where nothing in the model is quantized at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import attrs
+
+from torchquilt.annotation import annotation_of
+from torchquilt.claims import Claim, decide
+from torchquilt.errors import IntentError
+from torchquilt.graph.bodies import nodes_of, regions
+from torchquilt.graph.decomposition import decomposed_from, explanation
+from torchquilt.graph.values import overload_name
+from torchquilt.intent import Intent
+from torchquilt.pattern import Reject
+from torchquilt.rules import GlobalRule, Rule
+from torchquilt.support import Sharing, SupportTable
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+# Reasons for which a node is lost that the quantizer could have quantized.
+_LOST = (
+    "claimed_by",
+    "used_elsewhere",
+    "no_elements",
+    "excluded_by_filter",
+    "different_intent",
+    "writes_in_place",
+    "constraint",
+)
+
+_MOST_REASONS = 5
+_MOST_TARGETS = 12
+
+
+def telling_rejects(table: SupportTable, intent: Intent, model: GraphModule) -> dict[Node, Reject]:
+    """For each node that the table has rows for and does not claim: why not, with the rule that asked.
+
+    Of several rows the one that came nearest answers. What is annotated, by whomever, is told as claimed.
+    """
+    found = {}
+    decisions = (decide(table, intent, region.module.graph) for region in regions(model))
+    for node, decision in chain.from_iterable(decisions):
+        if isinstance(decision, Claim):  # what it needed was annotated after it had been asked
+            text = f"{node.name} was asked before its neighbours were quantized"
+            reject = Reject("no_quantized_neighbour", (node,), text)
+        else:
+            reject = max(decision, key=lambda reject: reject.weight)
+        rule = intent.rule_for(node)
+        asked = "" if rule is None else str(rule.config or "float")
+        found[node] = attrs.evolve(reject, rule=str(rule or ""), asked=asked)
+    return found
+
+
+def unmet_rules(
+    table: SupportTable,
+    intent: Intent,
+    model: GraphModule,
+    quantizer: str,
+    is_own: Callable[[Node], bool],
+) -> tuple[IntentError, ...]:
+    """An error for each rule that asks for something and of which nothing came.
+
+    Args:
+        table: of the quantizer.
+        intent: its rules.
+        model: the model, once all quantizers have annotated it.
+        quantizer: its name.
+        is_own: whether the quantizer annotated a node.
+    """
+    if not any(rule.config for rule in intent.rules):
+        return ()
+    outcome = _Outcome(table, intent, model, quantizer)
+    deciding: dict[Rule, list[Node]] = {}
+    for node in outcome.nodes:
+        rule = intent.rule_for(node)
+        if rule is not None and rule.config is not None and not isinstance(rule, GlobalRule):
+            deciding.setdefault(rule, []).append(node)
+    own = {node for node in outcome.nodes if is_own(node)}
+    found = [
+        outcome.problem(f"by the rule for {rule}", about)
+        for rule, about in deciding.items()
+        if own.isdisjoint(about)
+    ]
+    asks_everywhere = intent.global_rule is not None and intent.global_rule.config is not None
+    if not own and (asks_everywhere or not found):
+        lost = outcome.lost()
+        if lost or all(annotation_of(node) is None for node in outcome.nodes):
+            found.append(outcome.problem("in this model", lost or outcome.nodes))
+    return tuple(found)
+
+
+class _Outcome:
+    """What is known of a model in which something did not happen."""
+
+    def __init__(self, table: SupportTable, intent: Intent, model: GraphModule, quantizer: str) -> None:
+        self.nodes = [node for node in nodes_of(model) if node.op == "call_function"]
+        self._table = table
+        self._intent = intent
+        self._model = model
+        self._quantizer = quantizer
+        self._rejects: dict[Node, Reject] | None = None
+
+    @property
+    def rejects(self) -> dict[Node, Reject]:
+        """Why not, for each node that the table has rows for."""
+        if self._rejects is None:
+            self._rejects = telling_rejects(self._table, self._intent, self._model)
+        return self._rejects
+
+    def lost(self) -> list[Node]:
+        """Nodes that were asked for, with a config that some row takes, and that the quantizer lost."""
+        index = self._table.rows_starting_with()
+        found = []
+        for node, reject in self.rejects.items():
+            rule = self._intent.rule_for(node)
+            config = rule.config if rule is not None else None
+            if config is None or reject.code.partition(":")[0] not in _LOST:
+                continue
+            rows = [row for row in index[overload_name(node)] if row.sharing is not Sharing.PASSED_ON]
+            if any(not row.differences(config) for row in rows):
+                found.append(node)
+        return found
+
+    def problem(self, where: str, about: Iterable[Node]) -> IntentError:
+        """The error for something that was asked of these nodes."""
+        about = list(about)
+        owners = {annotation.quantizer for node in about if (annotation := annotation_of(node)) is not None}
+        operators = {overload.rpartition(".")[0] for overload in self._table.rows_starting_with()}
+        made = next((node for node in about if decomposed_from(node) in operators), None)
+        by_it = " by this quantizer" if owners else ""
+        return IntentError(
+            f"Something was asked for {where}, and nothing is quantized{by_it}.",
+            quantizer=self._quantizer,
+            expected="at least one operator that is quantized",
+            got=self._reasons(about, made),
+            remedy=_remedy(self._quantizer, owners, made),
+        )
+
+    def _reasons(self, about: list[Node], made: Node | None) -> str:
+        """Each kind of reason once, with an example."""
+        reasons: dict[str, list[str]] = {}
+        if made is not None:
+            reasons["decomposed"] = [explanation(made)]
+        for node in about:
+            annotation = annotation_of(node)
+            if node in self.rejects:
+                reasons.setdefault(self.rejects[node].code, []).append(self.rejects[node].text)
+            elif annotation is not None:
+                text = f"{node.name} is annotated by {annotation.quantizer}"
+                reasons.setdefault(f"claimed_by:{annotation.quantizer}", []).append(text)
+        if not reasons:
+            targets = [*dict.fromkeys(str(node.target) for node in about)]
+            shown = ", ".join([*targets[:_MOST_TARGETS], *(["…"] if targets[_MOST_TARGETS:] else [])])
+            return f"no row of the table starts with any of these: {shown}"
+        texts = []
+        for code, found in [*reasons.items()][:_MOST_REASONS]:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            texts.append(f"{code}: {found[0]}{more}")
+        return "; ".join(texts)
+
+
+def _remedy(quantizer: str, owners: set[str], made: Node | None) -> str:
+    if made is not None:
+        return "prepare the program as torch.export gave it, before run_decompositions()"
+    if owners:
+        first = " and ".join(f"the other {name}" if name == quantizer else name for name in sorted(owners))
+        return f"compose it before {first}, let {first} leave something to it, or remove what is asked"
+    return "ask for what the backend supports (quantization_capabilities()), or remove the rule"
