@@ -29,6 +29,7 @@ from strategies import (
     quantize,
     random_models,
     sqnr,
+    weights_of,
 )
 from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.pt2e.groups import find_groups, place_name
@@ -179,16 +180,16 @@ def test_an_early_tensor_may_have_the_parameters_of_a_late_one() -> None:
     assert sqnr(model(x), quantized(x)) > 25
 
 
-def grown(length: int) -> GraphModule:
+def grown(length: int, function: Callable[..., Any] = lambda _, x: torch.neg(x), **parts: Any) -> GraphModule:
     """An exported ``neg`` that is repeated: exporting a long chain takes longer than all the rest."""
-    model = export(Fn(lambda _, x: torch.neg(x)), normal(2, 3)).module()
+    model = export(Fn(function, **parts), normal(2, 3)).module()
     node = one_call(model, "neg")
     last = node
     for _ in range(length - 1):
         with model.graph.inserting_after(last):
             copied = model.graph.node_copy(node, lambda _, last=last: last)
         last = copied
-    node.replace_all_uses_with(last, delete_user_cb=lambda user: user.op == "output")
+    node.replace_all_uses_with(last, delete_user_cb=lambda user: user.target is not node.target)
     model.recompile()
     return model
 
@@ -206,6 +207,19 @@ def test_a_chain_of_a_thousand_shared_specs_has_one_grid() -> None:
     assert len({grid_of(node) for node in calls(quantized, "dequantize")}) == 1
     assert len(calls(quantized, ".quantize_per_tensor")) == 1001
     assert sqnr(x, quantized(x)) > 30
+
+
+def test_a_weight_may_be_computed_in_a_thousand_steps() -> None:
+    """It is a constant however long the way from the stored tensor is, and is stored as integers."""
+
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, torch.neg(m.weight))
+
+    x = normal(2, 3)
+    model = grown(1000, run, weight=normal(4, 3))
+    quantized = tq.convert_pt2e(tq.prepare_pt2e(model, weights_of("linear")))
+    assert not calls(quantized, "neg")
+    assert sqnr(model(x), quantized(x)) > 35
 
 
 def doubled(qparams: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -262,7 +262,12 @@ class Ledger:
 
     def to_json(self) -> str:
         """The ledger as JSON text, with a schema version."""
-        return json.dumps({"schema": JSON_SCHEMA, **attrs.asdict(self)}, indent=1)
+        return json.dumps(self.to_plain(), indent=1)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The same as dicts, lists, texts and numbers."""
+        plain: dict[str, Any] = json.loads(json.dumps({"schema": JSON_SCHEMA, **attrs.asdict(self)}))
+        return plain
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:

@@ -6,7 +6,7 @@ from collections.abc import Container
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, map_arg
 
 from torchquilt.graph.storage import span_of
 from torchquilt.graph.values import (
@@ -85,21 +85,25 @@ def constant_value(model: GraphModule, node: Node, identities: Container[str] = 
         identities: names of submodules that return their only input.
     """
     values: dict[Node, Any] = {}
-
-    def compute(current: Node) -> Any:
-        if current not in values:
-            if current.op == "get_attr":
-                values[current] = attribute(model, str(current.target))
-            elif current.op == "call_module" and current.target in identities:
-                values[current] = compute(current.all_input_nodes[0])
-            else:
-                args = torch.fx.map_arg(current.args, compute)
-                kwargs = torch.fx.map_arg(current.kwargs, compute)
-                assert callable(current.target)
-                values[current] = current.target(*args, **kwargs)
-        return values[current]
-
+    pending = [node]
     with torch.no_grad():
-        value = compute(node)
+        while pending:
+            current = pending.pop()
+            missing = [source for source in current.all_input_nodes if source not in values]
+            if missing:
+                pending += [current, *missing]
+            elif current not in values:
+                values[current] = _evaluate(model, current, values, identities)
+    value = values[node]
     assert isinstance(value, torch.Tensor)
     return value.detach()
+
+
+def _evaluate(model: GraphModule, node: Node, values: dict[Node, Any], identities: Container[str]) -> Any:
+    """The value of a node, from the values of its inputs."""
+    if node.op == "get_attr":
+        return attribute(model, str(node.target))
+    if node.op == "call_module" and node.target in identities:
+        return values[node.all_input_nodes[0]]
+    assert callable(node.target)
+    return node.target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from torch.export import ExportedProgram
@@ -90,7 +89,7 @@ def _record(annotated: Annotated) -> dict[str, Any]:
         "recipe": intent_of(annotated.quantizer),
         "backends": list(capabilities.backends),
         "capabilities": capabilities.content_hash,
-        "ledger": json.loads(annotated.ledger.to_json()),
+        "ledger": annotated.ledger.to_plain(),
     }
 
 

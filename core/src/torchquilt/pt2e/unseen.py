@@ -132,4 +132,4 @@ def _note(model: GraphModule, names: set[str]) -> None:
     )
     boundaries = tuple(edge for edge in ledger.boundaries if not names & {edge.producer, edge.user})
     changed = attrs.evolve(ledger, rows=rows, boundaries=boundaries)
-    model.meta[RECORD_KEY] = {**record, "ledger": json.loads(changed.to_json())}
+    model.meta[RECORD_KEY] = {**record, "ledger": changed.to_plain()}
