@@ -233,6 +233,53 @@ def test_an_unsigned_annotation_with_a_foreign_input_names_its_author() -> None:
 # ----------------------------------------------------------------------------------------------------------
 
 
+class Validates(tq.Quantizer):
+    """Annotates nothing, and refuses a model in which a quantizer has nothing."""
+
+    def __init__(self, name: str, needs: str) -> None:
+        self._name = name
+        self.needs = needs
+        self.seen: list[dict[str, str]] = []
+
+    @property
+    def name(self) -> str:
+        """The name that was given."""
+        return self._name
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Leave all in float."""
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Look at who has what."""
+        self.seen.append({name: found.quantizer for name, found in annotated(model).items()})
+        if self.needs not in self.seen[-1].values():
+            raise tq.AnnotationError(f"{self.needs} has nothing.")
+
+
+def test_each_quantizer_validates_what_all_of_them_made() -> None:
+    """Also those that come first, and those within compositions, see the annotations of everybody."""
+    first, inner, last = (Validates(name, "XNNPACKQuantizer") for name in ("first", "inner", "last"))
+    composed = tq.ComposableQuantizer(
+        [first, tq.ComposableQuantizer([inner, outputs_of("tanh", name="one")]), xnnpack(), last]
+    )
+    tq.explain(mlp(), composed)
+    assert first.seen == inner.seen == last.seen
+    assert set(first.seen[0].values()) == {"one", "XNNPACKQuantizer"}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_one_quantizer_does_not_accept_is_an_error_in_its_name(nested: bool) -> None:
+    """The error of the one that refuses the composed model comes through, and says whose it is."""
+    critic: tq.Quantizer = Validates("critic", "somebody")
+    composed = tq.ComposableQuantizer(
+        [tq.ComposableQuantizer([critic]) if nested else critic, xnnpack(), Validates("other", "nobody")]
+    )
+    with pytest.raises(tq.AnnotationError, match="somebody has nothing") as caught:
+        tq.prepare_pt2e(mlp(), composed)
+    assert caught.value.quantizer == "critic"
+
+
 def test_compositions_compare_by_value() -> None:
     """Equal quantizers in the same order make equal compositions."""
     one = tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer(), xnnpack()])

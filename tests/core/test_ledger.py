@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
 import pytest
 import torch
 from torch import nn
 
 import torchquilt as tq
+from pages import Page
 from strategies import Fn, export, normal
+from torchquilt import ledger as ledger_module
 from torchquilt.graph import values
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -102,16 +110,6 @@ def test_shares_count_each_parameter_once(exported: torch.export.ExportedProgram
     assert by == {"ExecuTorchEmbeddingQuantizer": (1, 5), "XNNPACKQuantizer": (2, 5)}
 
 
-def test_a_tensor_that_is_quantized_anew_is_a_boundary() -> None:
-    """Who made it and how, who uses it and how."""
-    model = Fn(lambda self, x: self.two(self.one(x)), one=nn.Linear(6, 6), two=nn.Linear(6, 6))
-    quantizer = XNNPACKQuantizer().set_global(STATIC).set_module_name("two", DYNAMIC)
-    (boundary,) = tq.explain(export(model, normal(3, 6)), quantizer).boundaries
-    assert (boundary.producer, boundary.user) == ("linear", "linear_1")
-    assert "per_tensor" in boundary.made_as
-    assert "per_token" in boundary.used_as
-
-
 def test_json_brings_a_ledger_back(exported: torch.export.ExportedProgram) -> None:
     """The text is read as an equal ledger; text of another kind is an error of ours."""
     ledger = tq.explain(exported, composed())
@@ -119,6 +117,62 @@ def test_json_brings_a_ledger_back(exported: torch.export.ExportedProgram) -> No
     for text in ("{}", "[]", '{"schema": 99}', "nonsense", '{"schema": 1, "rows": [3]}'):
         with pytest.raises(tq.ModelError):
             tq.Ledger.from_json(text)
+
+
+def test_a_ledger_is_read_printed_and_compared_without_torch(
+    exported: torch.export.ExportedProgram, tmp_path: Path
+) -> None:
+    """A process that never imports torch reads the JSON, and prints and shows what this one does."""
+    ledger = tq.explain(exported, composed())
+    (tmp_path / "ledger.json").write_text(ledger.to_json())
+    code = """
+import sys
+from pathlib import Path
+import torchquilt as tq
+read = tq.Ledger.from_json(Path(sys.argv[1]).read_text())
+assert read.to_json() == Path(sys.argv[1]).read_text()
+assert read.diff(read) == () and read["linear"].is_quantized
+print(read, read._repr_html_())
+assert "torch" not in sys.modules, "torch was imported"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "ledger.json")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{ledger} {ledger._repr_html_()}".strip()
+
+
+def test_a_ledger_in_a_notebook_shows_all_that_it_says(exported: torch.export.ExportedProgram) -> None:
+    """The shares, what stays in float with reasons, and a row for each operator; nothing is loaded."""
+    ledger = tq.explain(exported, composed())
+    page = Page(ledger._repr_html_())
+    assert not page.open
+    assert "3 of 5 (60%)" in page.texts
+    assert "config_not_supported" in page.texts
+    assert "5 operators" in page.texts
+    assert all(row.node in page.texts for row in ledger)
+    assert any("int8 per_token" in text for text in page.texts)
+    assert {name for _, found in page.tags for name in found} <= {"style"}
+    assert not any("url" in (found.get("style") or "") for _, found in page.tags)
+
+
+@pytest.mark.parametrize("evil", ["<script>alert(1)</script>", "a & b < c", "\"'>"])
+def test_a_ledger_in_a_notebook_escapes_every_text(evil: str, exported: torch.export.ExportedProgram) -> None:
+    """Names of modules, rules, quantizers and problems are text, whatever is in them."""
+    ledger = tq.explain(exported, composed())
+    first, *rest = ledger.rows
+    nasty = attrs.evolve(first, node=evil, module=evil, rule=evil, pattern=evil, quantizer=evil)
+    boundary = ledger_module.Boundary(evil, evil, evil, evil, evil, evil)
+    changed = attrs.evolve(ledger, rows=(nasty, *rest), boundaries=(boundary,), problems=(evil,))
+    plain = attrs.evolve(changed, rows=ledger.rows)
+    page = Page(changed._repr_html_())
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in Page(plain._repr_html_()).tags]
+    assert page.texts.count(evil) == 5 + 1 + 1  # the row, the share of the quantizer, the problem
+    assert str(boundary) in page.texts
 
 
 def test_a_diff_names_the_nodes_that_are_decided_otherwise(exported: torch.export.ExportedProgram) -> None:
