@@ -101,6 +101,17 @@ def test_a_terminal_gets_a_table(environment: dict[str, str], has_lines: bool, h
     assert ("\x1b[" in terminal.text) == has_colors
 
 
+def test_a_terminal_gets_all_that_a_pipe_gets(run: Run, files: Files, tmp_path: Path) -> None:
+    """Every word of the answer, whatever the width: cells are folded and not cut off."""
+    out = tmp_path / "out.pt2"
+    assert run("quantize", files.model, "--recipe", files.recipe, "--data", files.data, "-o", out).code == 0
+    for arguments in (("inspect", out), ("capabilities",)):
+        terminal = Terminal.run(*torchquilt(*arguments))
+        assert terminal.finish() == 0
+        words = set(re.findall(r"[\w.]{4,}", in_a_pipe(*arguments).out))
+        assert words - set(re.findall(r"[\w.]{4,}", terminal.words)) == set()
+
+
 def test_a_pipe_gets_plain_text(files: Files) -> None:
     """No control character, whatever the terminal could do, and all columns however wide."""
     answer = in_a_pipe("capabilities", TERM="xterm-256color", FORCE_COLOR="1", COLUMNS="20")
