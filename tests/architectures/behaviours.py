@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 import torchquilt as tq
 from architectures import Architecture, Inputs
 from strategies import sqnr
-from torchquilt.graph.edits import copy_model
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from unharmed import Record
@@ -32,7 +31,7 @@ def architectures(*table: Architecture) -> pytest.MarkDecorator:
 
 @attrs.frozen(eq=False)
 class Subject:
-    """An architecture, exported, and what the float program returns.
+    """An architecture, exported, and what the float model returns.
 
     Args:
         architecture: which one.
@@ -40,7 +39,7 @@ class Subject:
         before: a record of the program, made before anything was done with it.
         batches: what it is calibrated and measured with. The ranges are those of the very inputs that it is
             measured with, since a few hundred numbers say little of the range of others.
-        expected: what the float program returns for each batch, as flat lists.
+        expected: what the float model returns for each batch, as flat lists.
     """
 
     architecture: Architecture
@@ -60,10 +59,9 @@ class Subject:
             strict=architecture.strict,
             dynamic_shapes=architecture.dynamic_shapes(),
         )
-        before = Record(exported)
-        # A copy, since a cache that is written to is that of the program.
-        expected = results(copy_model(exported.module()), batches)
-        return cls(architecture, exported, before, batches, expected)
+        # Of another model of the same weights: a cache that this one wrote to would be that of the program.
+        expected = results(architecture.model(), batches)
+        return cls(architecture, exported, Record(exported), batches, expected)
 
 
 @attrs.frozen(eq=False)

@@ -54,7 +54,6 @@ TABLE = (
         padded(),
     ),
     Architecture("gpt_neox", _model("gpt_neox", **TEXT, use_cache=False), padded()),
-    Architecture("gptj", _model("gptj", **_GPT, rotary_dim=4), padded()),
     Architecture("codegen", _model("codegen", **_GPT, rotary_dim=4), padded()),
     Architecture("gpt_bigcode", _model("gpt_bigcode", **_GPT), padded()),
     Architecture("opt", _model("opt", **TEXT, ffn_dim=64, word_embed_proj_dim=16, use_cache=False), padded()),
@@ -77,12 +76,6 @@ TABLE = (
         _model("bloom", vocab_size=99, hidden_size=32, n_layer=2, n_head=4, use_cache=False),
         padded(left=True),
     ),
-    Architecture(
-        "mpt",
-        _model("mpt", vocab_size=99, d_model=32, n_heads=4, n_layers=2, max_seq_len=64, use_cache=False),
-        padded(),
-    ),
-    Architecture("falcon", _model("falcon", **TEXT, use_cache=False), padded()),
     Architecture("falcon, ALiBi", _model("falcon", **TEXT, use_cache=False, alibi=True), padded()),
     Architecture("llama", _model("llama", **_TWO_LAYERS), padded(left=True), free=_SENTENCES),
     Architecture("llama, static cache", _with_cache, _next_token),
@@ -110,7 +103,5 @@ TABLE = (
     Architecture("phi3", _model("phi3", **_GROUPED, sliding_window=4), padded()),
     Architecture("olmo2", _model("olmo2", **_GROUPED), padded()),
     Architecture("cohere", _model("cohere", **_GROUPED), unmasked()),
-    Architecture("granite", _model("granite", **_GROUPED), unmasked(length=16)),
-    Architecture("glm", _model("glm", **_GROUPED, head_dim=8), padded()),
     Architecture("ctrl", _model("ctrl", **_GPT, dff=64), padded()),
 )

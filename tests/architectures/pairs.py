@@ -92,15 +92,11 @@ def _caption_writer() -> Any:
 
 TABLE = (
     Architecture("t5", _translation("t5", **_T5), sentence_pair),
-    Architecture("umt5", _translation("umt5", **_T5), sentence_pair),
-    Architecture("longt5", _translation("longt5", **_T5, local_radius=4), sentence_pair),
     Architecture("bart", _translation("bart", **PAIR), sentence_pair),
-    Architecture("mbart", _translation("mbart", **PAIR), sentence_pair),
     Architecture(
         "pegasus_x", _translation("pegasus_x", **PAIR, block_size=4, num_global_tokens=2), sentence_pair
     ),
     Architecture("m2m_100", _translation("m2m_100", **PAIR), sentence_pair),
-    Architecture("marian", _translation("marian", **PAIR), sentence_pair),
     Architecture(
         "wav2vec2",
         made("wav2vec2", transformers.AutoModelForCTC, **_WAVES, feat_extract_norm="layer"),
@@ -108,7 +104,6 @@ TABLE = (
     ),
     Architecture("hubert", made("hubert", **_WAVES), _wave),
     Architecture("wavlm", made("wavlm", **_WAVES), _wave),
-    Architecture("sew", made("sew", **_WAVES, squeeze_factor=2), _wave),
     Architecture("wav2vec2-conformer", made("wav2vec2-conformer", **_WAVES), _wave),
     Architecture(
         "whisper",
@@ -186,11 +181,6 @@ TABLE = (
             vision_config={**PATCHES, "model_type": "clip_vision_model"},
         ),
         _with_image_tokens,
-    ),
-    Architecture(
-        "git",
-        made("git", transformers.AutoModelForCausalLM, **TEXT, vision_config=PATCHES, use_cache=False),
-        captioned,
     ),
     Architecture(
         "vision-encoder-decoder",

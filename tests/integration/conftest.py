@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from architectures.behaviours import Outcome, Subject
 
 
-#: These take a quarter of an hour on two cores, and are run with ``--deep``.
+#: These take two to three minutes on two free cores, and are run with ``--deep``.
 _DEEP = {f"test_architectures_{name}.py" for name in ("mixtures", "pairs", "refused", "vision")}
 
 
