@@ -274,16 +274,18 @@ class Capabilities:
             IntentError: ``op`` is nothing that a row can be about. An operator or a function of torch that
                 nobody here has a row for is no error: the answer is "no".
         """
-        answers = []
+        order = {backend: number for number, backend in enumerate(self.backends)}
+        answers: list[tuple[tuple[int, int, int], Support]] = []
         for row in self.filter(op):
             missing = () if target in (None, *row.targets) else (_not_on(target, row),)
-            answers.append(Support(row, (*row.differences(config), *missing)))
+            answer = Support(row, (*row.differences(config), *missing))
+            # Of a pattern and a longer one that begins with it, the shorter one is what was asked about.
+            rank = (len(answer.differences), order[row.backend], len(row.operators))
+            answers.append((rank, answer))
         if not answers:
             return Support(None, (_no_row(self, op),))
-        best = min(answers, key=lambda answer: len(answer.differences))
-        if not best:
-            return best
-        takers = dict.fromkeys(a.capability.backend for a in answers if a and a.capability)
+        best = min(answers, key=lambda answer: answer[0])[1]
+        takers = dict.fromkeys(a.capability.backend for _, a in answers if a and a.capability)
         return attrs.evolve(best, behind=tuple(takers)[1:])
 
     def diff(self, other: Capabilities) -> tuple[CapabilityChange, ...]:
