@@ -10,11 +10,22 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shared machine pauses at any moment, so time says nothing. In CI the same examples are drawn each time;
-# ``--hypothesis-profile=deep`` draws many more.
+# ``--deep`` draws many more.
 settings.register_profile("default", deadline=None)
 settings.register_profile("deep", deadline=None, max_examples=10_000)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--deep``: many more examples of everything that is drawn."""
+    parser.addoption("--deep", action="store_true", help="draw many more examples (takes hours)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module is imported, since settings are read there."""
+    if config.getoption("--deep"):
+        settings.load_profile("deep")
 
 
 @pytest.fixture(autouse=True, scope="session")

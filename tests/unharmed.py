@@ -17,13 +17,13 @@ def unharmed(*models: ExportedProgram | GraphModule) -> Iterator[None]:
 
     Tensors have to be the very same objects with the same content and without a gradient.
     """
-    before = [_Record(model) for model in models]
+    before = [Record(model) for model in models]
     yield
     for record, model in zip(before, models, strict=True):
-        record.compare(_Record(model))
+        record.compare(Record(model))
 
 
-class _Record:
+class Record:
     """Everything about a model that the flow must not touch."""
 
     def __init__(self, model: ExportedProgram | GraphModule) -> None:
@@ -43,7 +43,7 @@ class _Record:
         held = {**model.state_dict, **model.constants} if is_program else _tensors_of(module)
         self.tensors = {name: (value, _own(value)) for name, value in held.items()}
 
-    def compare(self, other: _Record) -> None:
+    def compare(self, other: Record) -> None:
         """Fail where the two differ."""
         for what, text in self.texts.items():
             assert other.texts[what] == text, what

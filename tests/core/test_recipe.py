@@ -25,8 +25,9 @@ from strategies import Nothing, specs
 from torchquilt import recipe as recipe_module
 from torchquilt.plugins import registry
 from torchquilt.recipe import RecipePart, RecipeRule
-from torchquilt.recipe.parts import NamedDtype, with_torch, without_torch
+from torchquilt.recipe.parts import with_torch, without_torch
 from torchquilt.recipe.place import lines_of
+from torchquilt.spec import NamedDtype
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer, get_embedding_byte_config
 from torchquilt_xnnpack import SUPPORT, XNNPACKQuantizer, get_symmetric_quantization_config
 

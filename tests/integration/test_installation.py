@@ -7,6 +7,7 @@ it: that a listing works without it is then no matter of trust.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,10 @@ LIST = """
     for b in tq.backends():
         print(b.name, b.distribution, b.version, b.status)
 """
+#: The environment variables of the tests, without those that choose plugins or show the source tree.
+BARE = {
+    name: value for name, value in os.environ.items() if not name.startswith(("TORCHQUILT", "PYTHONPATH"))
+}
 XNNPACK = "xnnpack torchquilt-xnnpack 0.1.0 ok"
 EMBEDDING = "executorch_embedding torchquilt-executorch-embedding 0.1.0 ok"
 BROKEN = "acme acme-quilt 2.0 broken"
@@ -53,14 +58,18 @@ def build_wheel(project: Path, folder: Path) -> Path:
     return wheel
 
 
-def needed_by(distribution: importlib_metadata.Distribution, *, without: set[str]) -> set[str]:
+def needed_by(
+    distribution: importlib_metadata.Distribution, *, without: set[str], extra: str = ""
+) -> set[str]:
     """The names of all distributions that one needs, directly or not, apart from some and what those need."""
     needed: set[str] = set()
     waiting = [distribution]
     while waiting:
-        for line in waiting.pop().requires or ():
+        current = waiting.pop()
+        for line in current.requires or ():
             requirement = Requirement(line)
-            wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            about = {"extra": extra if current is distribution else ""}
+            wanted = requirement.marker is None or requirement.marker.evaluate(about)
             if wanted and requirement.name not in needed | without:
                 needed.add(requirement.name)
                 waiting.append(importlib_metadata.distribution(requirement.name))
@@ -92,10 +101,10 @@ class Environment:
         """Install a wheel and nothing else."""
         self.pip("install", "--no-index", "--no-deps", wheel)
 
-    def link_needs_of_core(self, *, without: set[str]) -> None:
-        """Link in what the installed core declares that it needs, from where the tests run."""
+    def link_needs_of_core(self, *, without: set[str], extra: str = "") -> None:
+        """Link in what the installed core, or an extra of it, declares to need, from where the tests run."""
         (core,) = importlib_metadata.distributions(name="torchquilt", path=[str(self.site)])
-        for name in needed_by(core, without=without):
+        for name in needed_by(core, without=without, extra=extra):
             self.link(importlib_metadata.distribution(name))
 
     def link(self, distribution: importlib_metadata.Distribution) -> None:
@@ -107,9 +116,8 @@ class Environment:
 
     def run(self, code: str) -> list[str]:
         """Run code in this environment and return the lines that it prints."""
-        env = {name: value for name, value in os.environ.items() if not name.startswith("TORCHQUILT")}
         # Isolated: neither PYTHONPATH nor the working directory may show it the source tree.
-        return run(self.python, "-I", "-c", dedent(code), env=env).splitlines()
+        return run(self.python, "-I", "-c", dedent(code), env=BARE).splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +233,19 @@ def test_an_uninstalled_plugin_is_gone(
     assert environment.run(LIST) == [EMBEDDING, XNNPACK]
     environment.pip("uninstall", "--yes", "torchquilt-xnnpack")
     assert environment.run(LIST) == [EMBEDDING]
+
+
+def test_the_command_comes_with_the_extra(environment: Environment, wheels: dict[str, Path]) -> None:
+    """Without the extra it says how to get that; with it, it lists plugins, without torch."""
+    environment.install(wheels["xnnpack"])
+    command = environment.folder / "bin/torchquilt"
+    bare = subprocess.run([command, "plugins", "list"], env=BARE, capture_output=True, text=True, check=False)
+    assert (bare.returncode, bare.stdout) == (4, "")
+    assert bare.stderr == ("The command torchquilt needs click and rich: pip install 'torchquilt[cli]'\n")
+    environment.link_needs_of_core(without={"torch"}, extra="cli")
+    (row,) = json.loads(run(command, "plugins", "list", "--json", env=BARE))["backends"]
+    assert f"{row['name']} {row['distribution']} {row['version']} {row['status']}" == XNNPACK
+    assert run(environment.python, "-I", "-m", "torchquilt", "--version", env=BARE) == "torchquilt 0.1.0"
 
 
 def test_quantizers_are_made_from_what_the_wheels_declare(

@@ -1,6 +1,6 @@
 """Random small graphs through the whole flow: what must hold whatever the model and the quantizer are.
 
-Five hundred graphs in every run; ``pytest --hypothesis-profile=deep`` draws twenty times as many.
+Five hundred graphs in every run; ``pytest --deep`` draws twenty times as many.
 """
 
 from __future__ import annotations

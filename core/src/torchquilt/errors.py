@@ -133,7 +133,14 @@ class ArtifactError(TorchquiltError, ValueError):
 
 
 class CalibrationError(TorchquiltError, RuntimeError):
-    """Calibration data that the prepared model cannot take, or that leaves a tensor unseen."""
+    """Calibration data that the prepared model cannot take, or that leaves a tensor unseen.
+
+    ``batch`` is the number of the batch, from 0, where it is about one.
+    """
+
+    def __init__(self, problem: str, *, batch: int | None = None, **details: Any) -> None:
+        super().__init__(problem, **details)
+        self.batch = batch
 
 
 class PluginError(TorchquiltError):

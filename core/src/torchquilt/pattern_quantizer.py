@@ -1,4 +1,7 @@
-"""The quantizer that is a support table and an intent: matching, rules and the query for nothing."""
+"""The quantizer that is a support table and an intent: matching, rules and the query for nothing.
+
+Importing this module does not import torch, so that what a backend can do is answered at once.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from torchquilt.capability import Capabilities, Capability
 from torchquilt.claims import Claim, decide
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError
-from torchquilt.graph.edits import lift_scalar
 from torchquilt.intent import Intent
 from torchquilt.operators import OPERATORS, ObjectType, object_type
 from torchquilt.outcome import telling_rejects, unmet_rules
 from torchquilt.pattern import Reject
 from torchquilt.quantizers import Quantizer
 from torchquilt.rules import GlobalRule, ObjectTypeRule, Rule
+from torchquilt.spec import named_dtypes
 from torchquilt.support import SupportRow, SupportTable
 
 if TYPE_CHECKING:
@@ -81,7 +84,9 @@ class PatternQuantizer(Quantizer):
         """All that the backend can do, whatever is asked of an instance."""
         if cls.TABLE is None:
             return Capabilities()
-        return cls.TABLE.capabilities({name: make() for name, make in cls.PRESETS.items()})
+        with named_dtypes():  # a question that needs no torch
+            presets = {name: make() for name, make in cls.PRESETS.items()}
+        return cls.TABLE.capabilities(presets)
 
     # What is asked. Each returns the quantizer itself, so that calls can be chained.
 
@@ -245,6 +250,8 @@ class PatternQuantizer(Quantizer):
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Turn Python numbers into constant tensors where the operator is going to be quantized."""
+        from torchquilt.graph.edits import lift_scalar
+
         for claim in self.claims(model):
             for node, position, value in claim.match.scalars:
                 lift_scalar(model, node, position, value)

@@ -9,9 +9,11 @@ Importing this module does not import torch, so that tables of specs can be read
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import attrs
@@ -68,9 +70,39 @@ def dtype_name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@attrs.frozen
+class NamedDtype:
+    """Stands in for a dtype, so that a spec can be made and checked where torch is not loaded."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"torch.{self.name}"
+
+    __repr__ = __str__
+
+
+_named_dtypes = ContextVar("_named_dtypes", default=False)
+
+
+@contextlib.contextmanager
+def named_dtypes() -> Iterator[None]:
+    """Let specs that are made in the block from the name of a dtype hold a :class:`NamedDtype`.
+
+    Making one imports torch otherwise. Such specs can be looked at and compared with each other, and answer
+    what a support row takes; no model can be quantized with them.
+    """
+    token = _named_dtypes.set(True)
+    try:
+        yield
+    finally:
+        _named_dtypes.reset(token)
+
+
 def _to_torch_dtype(dtype: object) -> Any:
     if isinstance(dtype, str) and dtype_name(dtype) in INTEGER_RANGES:
-        return getattr(importlib.import_module("torch"), dtype_name(dtype))
+        name = dtype_name(dtype)
+        return NamedDtype(name) if _named_dtypes.get() else getattr(importlib.import_module("torch"), name)
     return dtype
 
 

@@ -18,8 +18,22 @@ from torch import nn
 from torch.fx import GraphModule
 
 import torchquilt as tq
-from artifacts import LOCK, PROGRAM, Bomb, X, change_lock, entries_of, forge, in_program, pickled, write
-from torchquilt.artifact import read_lock
+from artifacts import (
+    LOCK,
+    PROGRAM,
+    Bomb,
+    Linear,
+    X,
+    change_lock,
+    entries_of,
+    forge,
+    in_program,
+    pickled,
+    write,
+    xnnpack,
+)
+from strategies import export
+from torchquilt.artifact import load_program, read_lock
 
 # ----------------------------------------------------------------------------------------------------------
 # Files that are something else
@@ -52,7 +66,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], bytes], str]] = {
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize("kind", FOREIGN)
-@pytest.mark.parametrize("reader", [tq.load, read_lock], ids=["load", "read_lock"])
+@pytest.mark.parametrize("reader", [tq.load, read_lock, load_program])
 def test_a_foreign_file_is_an_error_that_says_what_it_is(
     kind: str, reader: Callable[[Path], object], tmp_path: Path
 ) -> None:
@@ -77,9 +91,29 @@ def test_a_program_without_a_lock_is_an_error_with_a_remedy(linear: GraphModule,
     assert "torch.export.load" in str(caught.value.remedy)
 
 
+def test_a_float_program_is_loaded_without_a_lock(tmp_path: Path) -> None:
+    """What torch.export.save wrote of a float model computes the same, and can be prepared."""
+    exported = export(Linear(), X)
+    torch.export.save(exported, tmp_path / "float.pt2")
+    loaded = load_program(tmp_path / "float.pt2")
+    assert torch.equal(loaded.module()(X), exported.module()(X))
+    assert torch.equal(loaded.example_inputs[0][0], X)
+    assert len(tq.explain(loaded, xnnpack()).quantized) == 1
+
+
+def test_a_float_program_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
+    """At any length it is one of ours, with the path."""
+    torch.export.save(export(Linear(), X), tmp_path / "float.pt2")
+    content = (tmp_path / "float.pt2").read_bytes()
+    for length in range(0, len(content), len(content) // 20):
+        (tmp_path / "float.pt2").write_bytes(content[:length])
+        with pytest.raises(tq.ArtifactError, match=r"float\.pt2"):
+            load_program(tmp_path / "float.pt2")
+
+
 def test_a_missing_file_is_what_python_says_it_is(tmp_path: Path) -> None:
     """FileNotFoundError, with the path in it."""
-    for reader in (tq.load, read_lock):
+    for reader in (tq.load, read_lock, load_program):
         with pytest.raises(FileNotFoundError, match="nowhere"):
             reader(tmp_path / "nowhere.pt2")
 

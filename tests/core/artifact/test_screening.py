@@ -24,7 +24,7 @@ from strategies import (
     export,
     normal,
 )
-from torchquilt.artifact import screening
+from torchquilt.artifact import load_program, screening
 
 # ----------------------------------------------------------------------------------------------------------
 # Files that attack
@@ -206,11 +206,12 @@ def test_nothing_in_a_file_is_executed(
     tq.save(target, tmp_path / "model.pt2", (BATCH,))
     forged = forge(tmp_path / "model.pt2", lambda entries: attack(entries, mark))
 
-    with pytest.raises(tq.ArtifactError) as caught:
-        tq.load(forged)
-    assert not mark.exists()
-    assert "could run code" in str(caught.value)
-    assert caught.value.path == str(forged)
+    for reader in (tq.load, load_program):
+        with pytest.raises(tq.ArtifactError) as caught:
+            reader(forged)
+        assert not mark.exists()
+        assert "could run code" in str(caught.value)
+        assert caught.value.path == str(forged)
 
     with contextlib.suppress(Exception):  # the attack is a real one, whatever becomes of the model
         program = torch.export.load(forged)

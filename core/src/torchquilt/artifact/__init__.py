@@ -10,8 +10,8 @@ Importing this package does not import torch.
 """
 
 from torchquilt.artifact.archive import read_lock
-from torchquilt.artifact.loading import Artifact, load
+from torchquilt.artifact.loading import Artifact, load, load_program
 from torchquilt.artifact.lock import Change, Lock, LockDiff, diff
 from torchquilt.artifact.saving import save
 
-__all__ = ["Artifact", "Change", "Lock", "LockDiff", "diff", "load", "read_lock", "save"]
+__all__ = ["Artifact", "Change", "Lock", "LockDiff", "diff", "load", "load_program", "read_lock", "save"]

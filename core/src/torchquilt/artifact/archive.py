@@ -67,39 +67,56 @@ def about(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def check_is_program(file: BinaryIO) -> None:
+    """Refuse a file that is no saved program; whether it has a lock makes no difference.
+
+    Raises:
+        ArtifactError: it is damaged, or something else.
+    """
+    with _opened(file) as archive:
+        _root_folder(archive.namelist())
+
+
 def lock_in(file: BinaryIO) -> Lock:
     """The lock of an open file.
 
     Raises:
         ArtifactError: as :func:`read_lock`.
     """
+    with _opened(file) as archive:
+        entry = _lock_entry(archive.namelist())
+        info = archive.getinfo(entry)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ArtifactError(
+                "The lock is compressed.",
+                expected="an archive as torch.export.save writes it, with nothing compressed",
+                got=f"{entry}, compression method {info.compress_type}",
+            )
+        text = archive.read(info).decode()
+    return Lock.from_json(text)
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    """The file as an archive; whatever is wrong with it on the way is an error that says what it is."""
     try:
         with zipfile.ZipFile(file) as archive:
-            entry = _lock_entry(archive.namelist())
-            info = archive.getinfo(entry)
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ArtifactError(
-                    "The lock is compressed.",
-                    expected="an archive as torch.export.save writes it, with nothing compressed",
-                    got=f"{entry}, compression method {info.compress_type}",
-                )
-            text = archive.read(info).decode()
+            yield archive
     except ArtifactError:
         raise
     except _ZIP_FAILURES as error:
         raise _damaged(file, error) from error
-    return Lock.from_json(text)
 
 
-def _lock_entry(names: list[str]) -> str:
-    """The full name of the lock, in an archive that is a saved program with one root folder."""
+def _root_folder(names: list[str]) -> str:
+    """The one folder that all of a saved program lies in."""
     roots = sorted({name.partition("/")[0] for name in names})
     (root, *others) = roots or [""]
     if f"{root}/{PROGRAM_ENTRY}" not in names or others:
         pickled = any(name.endswith("/data.pkl") for name in names)
         raise ArtifactError(
             "This is not a saved program.",
-            expected="a .pt2 file that torchquilt.save wrote",
+            expected="a .pt2 file that torchquilt.save or torch.export.save wrote",
             got="a pickle in a zip archive, as torch.save writes it"
             if pickled
             else f"a zip archive of {len(names)} entries without {PROGRAM_ENTRY}",
@@ -111,6 +128,12 @@ def _lock_entry(names: list[str]) -> str:
             got=", ".join(sorted({name for name in names if names.count(name) > 1})),
             remedy="get the file again from where it was saved",
         )
+    return root
+
+
+def _lock_entry(names: list[str]) -> str:
+    """The full name of the lock, in an archive that is a saved program."""
+    root = _root_folder(names)
     if f"{root}/{LOCK_ENTRY}" not in names:
         raise ArtifactError(
             "This is a saved program without a lock of torchquilt.",
@@ -136,7 +159,7 @@ def _damaged(file: BinaryIO, error: Exception) -> ArtifactError:
         got = f"a file that is no zip archive (it begins with {begin!r})"
     return ArtifactError(
         "This is not a file that can be loaded.",
-        expected="a .pt2 file that torchquilt.save wrote",
+        expected="a .pt2 file that torchquilt.save or torch.export.save wrote",
         got=got,
         remedy="get the file again from where it was saved",
     )

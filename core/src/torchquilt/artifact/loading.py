@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import attrs
 
 from torchquilt.artifact import screening
-from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY, about, lock_in
+from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY, about, check_is_program, lock_in
 from torchquilt.artifact.lock import Change, Lock, contents_diff
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.errors import ArtifactError
@@ -74,10 +74,33 @@ def load(path: str | os.PathLike[str], *, sha256: str | None = None) -> Artifact
                 remedy="get the file again from where it was saved",
             )
         _check_entries(_reader(file), lock)
-        program = _deserialized(file, lock)
+        program = _deserialized(file, f"what torch {lock.torch} wrote", f"load it with torch {lock.torch}")
         _check_contents(program, lock)
     program.graph_module.meta[RECORD_KEY] = _record(lock)
     return Artifact(program, lock)
+
+
+def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
+    """Load what ``torch.export.save`` wrote, such as the float model, without a lock to check it against.
+
+    Nothing in the file is executed, as with :func:`load`. So a program whose example inputs or whose
+    structure of inputs holds objects that would be unpickled or imported is refused.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ArtifactError: the file is damaged, is something else, could run code, or is none that torch reads.
+        OSError: the file cannot be opened.
+    """
+    # Registers the quantized_decomposed operators, so that a quantized program is told to be one.
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401
+
+    with Path(path).open("rb") as file, about(path):
+        check_is_program(file)
+        reader = _reader(file)
+        _screen(reader, list(_guarded("the list of entries", reader.get_file_names)))
+        return _deserialized(file, "a program of this version", "load it with the torch that wrote it")
 
 
 def _record(lock: Lock) -> dict[str, Any]:
@@ -129,12 +152,26 @@ def _check_entries(reader: Any, lock: Lock) -> None:
     differences = list(_entry_differences(reader, names, lock))
     if differences:
         raise _differ(differences)
+    _screen(reader, names)
+
+
+def _screen(reader: Any, names: list[str]) -> None:
+    """Refuse what could run code when torch reads it.
+
+    Raises:
+        ArtifactError: there is something, or an entry cannot be read.
+    """
+
+    def content(name: str) -> bytes:
+        found: bytes = _guarded(f"the entry {name}", lambda: reader.read_bytes(name))
+        return found
+
     screening.check_entries(names)
     for entry in screening.PAYLOAD_ENTRIES.values():
-        screening.check_payloads(reader.read_bytes(entry))
-    screening.check_program(reader.read_bytes(PROGRAM_ENTRY))
+        screening.check_payloads(content(entry))
+    screening.check_program(content(PROGRAM_ENTRY))
     if screening.INPUTS_ENTRY in names:
-        screening.check_inputs(reader.read_bytes(screening.INPUTS_ENTRY))
+        screening.check_inputs(content(screening.INPUTS_ENTRY))
 
 
 def _entry_differences(reader: Any, names: list[str], lock: Lock) -> Iterator[Change]:
@@ -185,7 +222,7 @@ def _differ(differences: list[Change]) -> ArtifactError:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _deserialized(file: BinaryIO, lock: Lock) -> ExportedProgram:
+def _deserialized(file: BinaryIO, expected: str, remedy: str) -> ExportedProgram:
     import torch
 
     file.seek(0)
@@ -194,9 +231,9 @@ def _deserialized(file: BinaryIO, lock: Lock) -> ExportedProgram:
     except Exception as error:
         raise ArtifactError(
             "torch cannot read this program.",
-            expected=f"what torch {lock.torch} wrote",
+            expected=expected,
             got=f"torch {torch.__version__} here: {type(error).__name__}: {error}",
-            remedy=f"load it with torch {lock.torch}; see the cause above",
+            remedy=f"{remedy}; see the cause above",
         ) from error
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import attrs
 from torchquilt.artifact.lock import OperatorCount, QuantizedTensor, StoredTensor
 from torchquilt.errors import ArtifactError
 from torchquilt.graph.bodies import name_operands, placeholders, regions
+from torchquilt.graph.digest import tensor_digest
 from torchquilt.graph.scope import module_path
 from torchquilt.graph.values import arguments_of, operator_of
 from torchquilt.spec import dtype_name
@@ -77,15 +76,6 @@ def _plain_tensor(name: str, role: str, value: Any) -> torch.Tensor:
         )
     tensor: torch.Tensor = value
     return tensor
-
-
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """SHA-256 of the elements in row-major order."""
-    plain = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
-    size = plain.numel() * plain.element_size()
-    # A view of the memory: neither numpy nor a copy of the weight is needed for it.
-    view = (ctypes.c_ubyte * size).from_address(plain.data_ptr()) if size else b""
-    return hashlib.sha256(view).hexdigest()
 
 
 def operator_counts(program: ExportedProgram) -> tuple[OperatorCount, ...]:

@@ -9,7 +9,7 @@ imports no torch and implements one hook, which returns the :class:`Manifest`::
     def torchquilt_manifest() -> Manifest: ...
 
 The files, in the order of their imports: ``manifest`` (what a plugin says of itself), ``hookspecs`` (the
-hooks that it may implement), ``registry`` (finding, checking and loading).
+hooks that it may implement), ``registry`` (finding, checking and loading), ``diagnosis`` (what is wrong).
 """
 
 from torchquilt.plugins.hookspecs import hookimpl

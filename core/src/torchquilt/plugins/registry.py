@@ -171,6 +171,21 @@ def quantizer(name: str, preset: str | None = None, *, distribution: str | None 
     return made
 
 
+def quantizer_class(name: str, *, distribution: str | None = None) -> Any:
+    """The class of a backend's quantizers, which answers what the backend can do without one being made.
+
+    Args:
+        name: as for :func:`quantizer`.
+        distribution: likewise.
+
+    Raises:
+        As :func:`quantizer`.
+    """
+    offers = _find_offers()
+    _warn_of_strangers(offers)
+    return _load_class(*_usable(_examine(_choose(offers, name, distribution))))
+
+
 # --- Finding: who offers which name -------------------------------------------------------------------------
 
 

@@ -84,6 +84,11 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
             ) from error
 
 
+def observed_points(model: torch.nn.Module) -> dict[str, ObservedPoint]:
+    """The points of a prepared model that look at the data, by their names; each once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, ObservedPoint)}
+
+
 class ConstantPoint(QuantizationPoint[QuantizationSpec]):
     """A weight or another constant: its parameters are found once, from its value, at convert."""
 

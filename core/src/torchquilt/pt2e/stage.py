@@ -44,6 +44,12 @@ def keep_initial_state(model: GraphModule) -> None:
     }
 
 
+def initial_state(model: GraphModule) -> dict[str, torch.Tensor]:
+    """Name of each buffer that the model writes to → what it was before calibration."""
+    found: dict[str, torch.Tensor] = model.meta.get(_INITIAL_STATE_KEY, {})
+    return found
+
+
 def restore_initial_state(model: GraphModule) -> None:
     """Set these buffers to what they were: a cache must not start with what calibration left in it."""
     for name, value in model.meta.pop(_INITIAL_STATE_KEY, {}).items():

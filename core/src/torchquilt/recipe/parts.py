@@ -8,7 +8,7 @@ import attrs
 
 from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.recipe.place import Place
-from torchquilt.spec import dtype_name
+from torchquilt.spec import NamedDtype, dtype_name
 
 #: The number of the format.
 SCHEMA = 1
@@ -65,18 +65,6 @@ class RecipePart:
 
 #: What is composed, in order of precedence; a tuple in it is a composition inside of the composition.
 Parts: TypeAlias = "tuple[RecipePart | Parts, ...]"
-
-
-@attrs.frozen
-class NamedDtype:
-    """Stands in for a dtype, so that a spec can be made and checked where torch is not loaded."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return f"torch.{self.name}"
-
-    __repr__ = __str__
 
 
 def without_torch(config: QuantizationConfig) -> QuantizationConfig:

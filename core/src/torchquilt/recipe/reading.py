@@ -13,9 +13,9 @@ import attrs
 
 from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.errors import RecipeError
-from torchquilt.recipe.parts import FLOAT, SCHEMA, NamedDtype, Parts, RecipePart, RecipeRule
+from torchquilt.recipe.parts import FLOAT, SCHEMA, Parts, RecipePart, RecipeRule
 from torchquilt.recipe.place import Place
-from torchquilt.spec import QuantizationSpec, dtype_name
+from torchquilt.spec import NamedDtype, QuantizationSpec, dtype_name
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -1,11 +1,13 @@
-"""The quantizer: the embedding table and its presets; everything else is the core's PatternQuantizer."""
+"""The quantizer: the embedding table and its presets; everything else is the core's PatternQuantizer.
+
+Importing this module does not import torch.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import PatternQuantizer
-from torchquilt.graph.edits import take_origin
 from torchquilt_executorch_embedding.specs import PRESETS, get_embedding_byte_config
 from torchquilt_executorch_embedding.support import SUPPORT
 
@@ -44,6 +46,8 @@ class ExecuTorchEmbeddingQuantizer(PatternQuantizer):
 
 def _as_int64(model: GraphModule, indices: Any, embedding: Node) -> Any:
     import torch
+
+    from torchquilt.graph.edits import take_origin
 
     value = indices.meta["val"]
     if value.dtype is torch.int64:

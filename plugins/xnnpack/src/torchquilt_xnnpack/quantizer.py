@@ -1,11 +1,13 @@
-"""The quantizer: XNNPACK's table and presets; everything else is the core's PatternQuantizer."""
+"""The quantizer: XNNPACK's table and presets; everything else is the core's PatternQuantizer.
+
+Importing this module does not import torch.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from torchquilt import PatternQuantizer
-from torchquilt.graph.edits import own_copy
 from torchquilt_xnnpack.conditions import bounds
 from torchquilt_xnnpack.specs import PRESETS
 from torchquilt_xnnpack.support import SUPPORT
@@ -36,6 +38,8 @@ class XNNPACKQuantizer(PatternQuantizer):
         ``reshape`` for ``squeeze`` and ``unsqueeze``, and a bias of its own for each operator that
         shares one (the delegate quantizes a bias once, by the scale of the input of its first reader).
         """
+        from torchquilt.graph.edits import own_copy
+
         model = super().transform_for_annotation(model)
         for claim in self.claims(model):
             name = claim.match.pattern.operators[-1].name

@@ -1,0 +1,90 @@
+"""``torchquilt capabilities``: what backends can do."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from torchquilt.cli.exits import OK
+from torchquilt.cli.options import Command, json_option
+from torchquilt.cli.output import is_terminal, write, write_error, write_table
+
+if TYPE_CHECKING:
+    from torchquilt.capability import Capabilities
+
+
+@click.command(cls=Command, short_help="Show what backends can do.")
+@click.argument("backends", nargs=-1, metavar="[BACKEND]...")
+@click.option("--op", help="Only this operator: linear, torch.nn.Conv2d, aten.add.Tensor …")
+@click.option("--dtype", help="Only rows that use this integer type for some tensor: int8 …")
+@click.option("--bits", type=click.IntRange(min=1), help="Only rows that use so many bits for some tensor.")
+@click.option("--mode", type=click.Choice(["static", "dynamic", "weight_only"]), help="Only this mode.")
+@click.option("--preset", help="Only rows that take the config of this preset.")
+@click.option("--target", help="Only rows that run as integers on this lowering target: executorch …")
+@json_option
+def capabilities(
+    backends: tuple[str, ...],
+    op: str | None,
+    dtype: str | None,
+    bits: int | None,
+    mode: str | None,
+    preset: str | None,
+    target: str | None,
+    as_json: bool,
+) -> int:
+    """Show all that backends can do: of those that are named, in that order, or of all that are installed.
+
+    The JSON is what torchquilt.Capabilities.from_json reads, and what `torchquilt diff` compares.
+    """
+    found = _of_backends(backends or _usable())
+    specs = [spec for row in found for _, allowed in row.specs for spec in allowed]
+    _check_choice("dtype", dtype, {spec.dtype for spec in specs})
+    _check_choice("preset", preset, {name for row in found for name in row.presets})
+    _check_choice("target", target, {name for row in found for name in row.targets})
+    found = found.filter(op, mode=mode, dtype=dtype, bits=bits, preset=preset, target=target)
+    if as_json:
+        write(found.to_json())
+    elif found.rows and is_terminal(sys.stdout):
+        rows = [(r.backend, r.pattern, r.mode, ", ".join(r.targets), r.spec_text("\n")) for r in found]
+        write_table([("backend", "pattern", "mode", "integers on", "specs"), *rows])
+        if found.contested:
+            contests = [(contest.operator, ", then ".join(contest.backends)) for contest in found.contested]
+            write_table([("operator", "backends"), *contests], "who takes a node first")
+    else:
+        write(str(found))
+    return OK
+
+
+def _usable() -> tuple[str, ...]:
+    """The names of the backends that can be asked; of the others it is said why they are left out."""
+    from torchquilt.plugins.registry import backends
+
+    found = backends()
+    for backend in found:
+        if backend.status not in ("ok", "disabled"):
+            write_error(f"warning: {backend.name} is left out, which is {backend.status}: {backend.remark}")
+    return tuple(backend.name for backend in found if backend.status == "ok")
+
+
+def _of_backends(names: tuple[str, ...]) -> Capabilities:
+    """All that they can do. Loads their classes, and torch only if one of them needs it for that."""
+    from torchquilt.capability import Capabilities
+    from torchquilt.plugins.registry import quantizer, quantizer_class
+
+    found = Capabilities()
+    for name in names:
+        ask = getattr(quantizer_class(name), "backend_capabilities", None)
+        # A class that does not work from a table can only tell what a quantizer would do as it is made.
+        found |= quantizer(name).quantization_capabilities() if ask is None else ask()
+    return found
+
+
+def _check_choice(option: str, value: str | None, known: set[str]) -> None:
+    """Refuse a word that no row has: nothing would be found for a reason that nobody sees."""
+    if value is not None and value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sorted(known)) or 'none'}."
+        raise click.BadParameter(f"No row is about {value!r}: {hint}", param_hint=f"'--{option}'")

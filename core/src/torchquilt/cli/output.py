@@ -1,0 +1,122 @@
+"""What is printed, and where: tables on a terminal, plain text in a pipe, JSON on request.
+
+A terminal gets what rich makes of it, in colors unless ``NO_COLOR`` is set. Whatever is no terminal gets the
+same words without a control character in them. A reader that stops reading is no error: the rest is written
+to nowhere, and the command goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+from torchquilt.table import aligned
+
+#: Rows of cells, the first one the header.
+Rows = Sequence[Sequence[str]]
+
+
+def write(text: str) -> None:
+    """Write lines to standard output."""
+    _write(sys.stdout, plain(text) + "\n")
+
+
+def write_error(text: str) -> None:
+    """Write lines to standard error."""
+    _write(sys.stderr, plain(text) + "\n")
+
+
+def write_json(value: object) -> None:
+    """Write a value as JSON to standard output."""
+    _write(sys.stdout, json.dumps(value, indent=1) + "\n")
+
+
+def write_table(rows: Rows, title: str = "") -> None:
+    """Write a table to standard output."""
+    if is_terminal(sys.stdout):
+        _write(sys.stdout, _rich_table(rows, title))
+    else:
+        text = aligned([tuple(map(plain, row)) for row in rows])
+        heading = ["", f"{plain(title)}:"] if title else []
+        lines = [*heading, *(line.rstrip() for line in text.split("\n")), ""]
+        _write(sys.stdout, "\n".join(lines))
+
+
+def plain(text: str) -> str:
+    """The text with control characters spelled out: names in a file could contain orders to the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at a stream on a terminal that can do more than print letters."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, if that is a terminal, for as long as the block runs.
+
+    Yields:
+        A function to be called with how much of the total is done.
+    """
+    if not is_terminal(sys.stderr):
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console(sys.stderr)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is None:  # the shell closed it: `>&-`
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _rich_table(rows: Rows, title: str) -> str:
+    """The table as text for the terminal that standard output is. Cells are text, and no markup."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    header, *others = rows
+    has_lines = (sys.stdout.encoding or "").lower().startswith("utf")
+    table = Table(box=box.SIMPLE_HEAD if has_lines else box.ASCII2, title_justify="left")
+    table.title = Text(plain(title), style="bold") if title else None
+    for name in header:
+        table.add_column(Text(plain(name)), overflow="fold")
+    for row in others:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    text = io.StringIO()
+    _console(text).print(table)
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
+
+
+def _console(stream: Any) -> Any:
+    """A console that writes to a terminal, or to what is going to be written to one."""
+    from rich.console import Console
+
+    return Console(
+        file=stream,
+        force_terminal=True,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        width=shutil.get_terminal_size().columns,
+        highlight=False,
+    )

@@ -1,0 +1,228 @@
+"""``torchquilt quantize``: from a float model, a recipe and data to a quantized model in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from torchquilt.cli.exits import OK
+from torchquilt.cli.ledgers import share_of, show_shares
+from torchquilt.cli.options import (
+    JSON_SCHEMA,
+    Command,
+    json_option,
+    model_argument,
+    recipe_option,
+    strict_option,
+)
+from torchquilt.cli.output import progress, write, write_error, write_json
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+    from torchquilt.artifact.lock import Lock
+    from torchquilt.data import FileBatches
+
+
+@attrs.frozen
+class Request:
+    """What was asked for on the command line, and checked as far as it can be without loading anything."""
+
+    model: Path
+    recipe: Path
+    output: Path
+    data: Path | None
+    limit: int | None
+    observer: str
+    checkpoint: Path | None
+    strict: bool
+    unseen: str
+    as_json: bool
+
+    def __attrs_post_init__(self) -> None:
+        if self.data is None:
+            for option in ("limit", "checkpoint"):
+                if getattr(self, option) is not None:
+                    raise click.UsageError(f"--{option} is about --data, which is not given.")
+        read = [path for path in (self.model, self.recipe, self.data) if path is not None]
+        self._check_is_writable("output", self.output, read)
+        if self.checkpoint is not None:
+            self._check_is_writable("checkpoint", self.checkpoint, [*read, self.output])
+
+    @staticmethod
+    def _check_is_writable(option: str, path: Path, others: list[Path]) -> None:
+        """Refuse what would be found out when all the work is done, or would destroy what is read."""
+        hint = f"'--{option}'"
+        if not path.parent.is_dir():
+            raise click.BadParameter(f"There is no folder {str(path.parent)!r}.", param_hint=hint)
+        if path.resolve() in [other.resolve() for other in others]:
+            raise click.BadParameter("Another option names the same file.", param_hint=hint)
+
+
+_DATA = """\b
+Data (--data):
+  FILE.npz, FILE.safetensors
+          all batches in one file: each array has one more dimension in
+          front than its input, [N, *shape], and element i of every array
+          makes batch i
+  DIR     a folder of such files, each one batch, sorted by name: arrays have
+          the shape of their input
+An array has the name of its input, or input_0, input_1 … by position.
+"""
+
+
+@click.command(cls=Command, short_help="Quantize a model and save it.", epilog=_DATA)
+@model_argument
+@recipe_option
+@click.option(
+    "--data",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="DIR|FILE",
+    help="Calibration data, see below. Not needed where nothing is quantized statically.",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write; by custom it ends in .pt2. It is replaced whole or not at all.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N batches.")
+@click.option(
+    "--observer",
+    type=click.Choice(["histogram", "minmax"]),
+    default="histogram",
+    show_default=True,
+    help="How ranges of activations are found.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep the state of the calibration in FILE after each batch. Where FILE is there, go on from it.",
+)
+@strict_option
+@click.option(
+    "--unseen",
+    type=click.Choice(["error", "float"]),
+    default="error",
+    show_default=True,
+    help="What becomes of operators that no batch reaches, as in a branch that is never taken.",
+)
+@json_option
+def quantize(**options: Any) -> int:
+    """Quantize MODEL as a recipe says, and save it with its lock.
+
+    MODEL is a float model as torch.export.save wrote it. Nothing in the file is executed.
+
+    A run with --checkpoint that was cut short goes on when the same command is given again, and ends in the
+    same result.
+    """
+    request = Request(**options)
+    from torchquilt.recipe import Recipe
+
+    recipe = Recipe.load(request.recipe)  # before torch is loaded: most mistakes show here
+    from torchquilt.artifact import load_program, save
+    from torchquilt.pt2e.convert import convert_pt2e
+    from torchquilt.pt2e.prepare import prepare_pt2e
+
+    quantizer, program = recipe.quantizer(), load_program(request.model)
+    with warnings.catch_warnings():
+        if not request.strict:
+            warnings.simplefilter("ignore", UserWarning)  # the ledger says them, too
+        prepared = prepare_pt2e(
+            program, quantizer, activation_observer=request.observer, strict=request.strict
+        )
+    batches = _calibrate(prepared, program, request)
+    quantized = convert_pt2e(prepared, unseen=request.unseen)
+    lock = save(quantized, request.output, _example(program, request))
+    _report(request, lock, batches)
+    return OK
+
+
+def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request) -> int:
+    """Show the data to the model, where something in it is observed; return the number of batches."""
+    from torchquilt.data import open_batches
+    from torchquilt.errors import CalibrationError
+    from torchquilt.pt2e.calibrate import calibrate_in_steps
+    from torchquilt.pt2e.points import observed_points
+
+    points = observed_points(prepared)
+    if not points:
+        if request.data is not None:
+            write_error("warning: --data is not read, since nothing is quantized statically")
+        return 0
+    if request.data is None:
+        raise CalibrationError(
+            "There is no data to calibrate with.",
+            node=next(iter(points.values())).places[0],
+            expected=f"--data, since the ranges of {len(points)} activations have to be found",
+            got="no --data",
+            remedy="pass --data, or ask for dynamic or weight-only quantization in the recipe",
+        )
+    batches = open_batches(request.data, program, limit=request.limit)
+    done = 0
+    try:
+        with _telling_where(batches), progress("calibrating", len(batches)) as show:
+            for done in calibrate_in_steps(prepared, batches, checkpoint=request.checkpoint):
+                show(done)
+    except KeyboardInterrupt:
+        if request.checkpoint is not None:
+            write_error(f"{request.checkpoint} holds {done} of {len(batches)} batches, to go on from")
+        raise
+    return done
+
+
+@contextlib.contextmanager
+def _telling_where(batches: FileBatches) -> Iterator[None]:
+    """Have errors about a batch say which file it comes from."""
+    from torchquilt.errors import CalibrationError
+
+    try:
+        yield
+    except CalibrationError as error:
+        if error.batch is not None:
+            error.problem = f"{batches.place_of(error.batch)}: {error.problem}"
+        raise
+
+
+def _example(program: ExportedProgram, request: Request) -> object | None:
+    """Inputs to export the quantized model with: those of the float model, or else a batch of the data."""
+    from torchquilt.data import ModelInputs, open_batches
+
+    example = ModelInputs(program).example()
+    if example is None and request.data is not None:
+        return next(iter(open_batches(request.data, program, limit=1)))
+    return example
+
+
+def _report(request: Request, lock: Lock, batches: int) -> None:
+    """Say what was written."""
+    ledger = lock.ledger
+    assert ledger is not None  # prepare_pt2e fills one
+    size = request.output.stat().st_size
+    if request.as_json:
+        write_json(
+            {
+                "schema": JSON_SCHEMA,
+                "file": str(request.output),
+                "nbytes": size,
+                "sha256": lock.sha256,
+                "batches": batches,
+                "share": share_of(ledger),
+                "problems": [*ledger.problems],
+            }
+        )
+        return
+    write(f"{request.output}: {size:,} bytes (float: {request.model.stat().st_size:,}), {batches} batches")
+    write(f"lock: sha256 {lock.sha256}")
+    show_shares(ledger)
+    for problem in ledger.problems:
+        write(f"problem: {problem}")

@@ -1,0 +1,222 @@
+"""A calibration in a file, so that one that was cut short goes on where it was.
+
+The file holds all that calibration changes: what each observer saw, and the buffers that the model writes to.
+It also says what it belongs to (the weights, the graph with its points, the quantizer, the batches), and is
+not taken for anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from torchquilt.errors import CalibrationError
+from torchquilt.graph.bodies import regions
+from torchquilt.graph.digest import tensor_digest
+from torchquilt.graph.values import attribute
+from torchquilt.pt2e.points import ObservedPoint, observed_points
+from torchquilt.pt2e.stage import RECORD_KEY, initial_state
+from torchquilt.replacing import replacing
+
+#: Version of the layout of the file.
+SCHEMA = 1
+
+_PLAIN = (torch.Tensor, bool, int, float, str, type(None))
+
+
+@attrs.frozen
+class Seen:
+    """The batches that a calibration has seen, in their order.
+
+    Args:
+        batches: how many.
+        digest: SHA-256 over all of them; empty where there were none.
+    """
+
+    batches: int = 0
+    digest: str = ""
+
+    def and_then(self, batch: object) -> Seen:
+        """These batches and one more."""
+        leaves, structure = pytree.tree_flatten(batch)
+        parts = [self.digest, str(structure), *map(_leaf_text, leaves)]
+        return Seen(self.batches + 1, _digest(parts))
+
+
+class Checkpoint:
+    """The state of one calibration in a file, which is replaced as a whole or not at all.
+
+    Args:
+        prepared: what :func:`torchquilt.prepare_pt2e` returned. All of its weights are read once.
+        path: the file; it need not be there yet.
+    """
+
+    def __init__(self, prepared: GraphModule, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._prepared = prepared
+        self._points = observed_points(prepared)
+        self._identity = _identity(prepared, self._points)
+        self._state: dict[str, dict[str, Any]] = {"observers": {}, "buffers": {}}
+
+    def open(self) -> Seen:
+        """Say what the calibration in the file has seen; :meth:`restore` brings the model to its state.
+
+        Where there is no file, one is written: a place that cannot be written to shows before there is
+        something to lose, and a model that was interrupted within its first batch can be brought back.
+
+        Raises:
+            CalibrationError: the file is no checkpoint, or that of another model, quantizer or observer.
+            OSError: it cannot be read or written.
+        """
+        if not self.path.exists():
+            self.save(Seen())
+        data = _loaded(self.path)
+        different = [what for what, value in self._identity.items() if data["identity"].get(what) != value]
+        if different:
+            first = different[0]
+            raise CalibrationError(
+                f"{self.path} is the checkpoint of another calibration, with other {', '.join(different)}.",
+                expected=f"{first}: {self._identity[first]}",
+                got=f"{first}: {data['identity'].get(first)}",
+                remedy="go on with the model, quantizer and observers that it was made with, or remove the "
+                "file to begin anew",
+            )
+        self._state = data["state"]
+        seen = Seen(data["batches"], data["digest"])
+        if seen.batches == 0:
+            self.restore()
+        return seen
+
+    def restore(self) -> None:
+        """Bring the model to the state that the file had when it was opened."""
+        for name, seen in self._state["observers"].items():
+            point = self._points[name]
+            point.observer = type(point.observer).from_state(point.observer.spec, seen)
+        with torch.no_grad():
+            for name, value in self._state["buffers"].items():
+                attribute(self._prepared, name).copy_(value)
+
+    def save(self, seen: Seen) -> None:
+        """Write the state of the model to the file.
+
+        Args:
+            seen: the batches that brought the model to this state.
+
+        Raises:
+            CalibrationError: an observer keeps something that is not plain data.
+            OSError: the file cannot be written; what was there before is as it was.
+        """
+        observers = {name: point.observer.state() for name, point in self._points.items()}
+        for name, state in observers.items():
+            _check_is_plain(state, self._points[name])
+        buffers = {name: attribute(self._prepared, name) for name in initial_state(self._prepared)}
+        content = io.BytesIO()
+        torch.save(
+            {
+                "torchquilt_checkpoint": SCHEMA,
+                "identity": self._identity,
+                **attrs.asdict(seen),
+                "state": {"observers": observers, "buffers": buffers},
+            },
+            content,
+        )
+        with replacing(self.path) as file:
+            file.write(content.getbuffer())
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    try:
+        # Only plain data: a pickle that would run code is refused.
+        data = torch.load(path, weights_only=True)
+        schema = data["torchquilt_checkpoint"]
+    except OSError:
+        raise
+    except Exception as error:  # torch raises what it likes for a file that is something else
+        raise CalibrationError(
+            f"{path} is no checkpoint of a calibration.",
+            expected="a file that calibrate(..., checkpoint=path) wrote",
+            got=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            remedy="name another file, or remove this one to begin anew",
+        ) from error
+    if schema != SCHEMA:
+        raise CalibrationError(
+            f"{path} was written by another torchquilt.",
+            expected=f"a checkpoint of schema {SCHEMA}",
+            got=f"schema {schema}",
+            remedy="go on with the torchquilt that wrote it, or remove the file to begin anew",
+        )
+    found: dict[str, Any] = data
+    return found
+
+
+def _identity(prepared: GraphModule, points: Mapping[str, ObservedPoint]) -> dict[str, str]:
+    """What a state depends on besides the data, as texts that are equal where it is."""
+    parts = regions(prepared)
+    graph = [f"{part.path}: {node.format_node()}" for part in parts for node in part.module.graph.nodes]
+    observers = [
+        f"{name} at {point.places}: {_class_name(point.observer)} {point.observer.spec!r}"
+        for name, point in points.items()
+    ]
+    return {
+        "quantizer": str(prepared.meta[RECORD_KEY]["quantizer"]),
+        "weights": _digest(_weights(prepared)),
+        "observers": _digest(observers),
+        "graph": _digest(graph),
+    }
+
+
+def _weights(prepared: GraphModule) -> list[str]:
+    """Each stored tensor that the graphs read; those that they write to as they were in the beginning."""
+    before = initial_state(prepared)
+    found = {}
+    for region in regions(prepared):
+        for node in region.module.graph.find_nodes(op="get_attr"):
+            name = f"{region.path}.{node.target}" if region.path else str(node.target)
+            value = before.get(name, attribute(prepared, name))
+            if isinstance(value, torch.Tensor) and name not in found:
+                found[name] = f"{name}: {_leaf_text(value)}"
+    return sorted(found.values())
+
+
+def _leaf_text(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}{list(value.shape)} {tensor_digest(value)}"
+    return repr(value)
+
+
+def _digest(texts: list[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _class_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _check_is_plain(value: object, point: ObservedPoint) -> None:
+    """Refuse what could be written and not be read again, before anything is written."""
+    if isinstance(value, Mapping):
+        items = [*value, *value.values()]
+    elif isinstance(value, (list, tuple, set)):
+        items = [*value]
+    elif type(value) in _PLAIN:
+        return
+    else:
+        raise CalibrationError(
+            "The state of this observer cannot be kept in a file.",
+            node=", ".join(point.places),
+            expected="tensors, numbers and texts, in lists and dicts",
+            got=f"{_class_name(value)} in the state of {_class_name(point.observer)}",
+            remedy="let its state() and from_state() use plain values",
+        )
+    for item in items:
+        _check_is_plain(item, point)

@@ -1,0 +1,55 @@
+"""Architectures of which nothing comes: torch does not export them, or no row is for their dtype."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchquilt as tq
+from architectures import TEXT, Architecture, made, padded
+from architectures.behaviours import Subject, quantizer, results
+from architectures.unexportable import TABLE, Refusal
+
+
+@pytest.mark.parametrize("refusal", TABLE, ids=str)
+def test_torch_still_refuses_to_export_it(refusal: Refusal) -> None:
+    """When torch or transformers begin to export it, it belongs among those that are quantized."""
+    with pytest.raises(refusal.error) as caught:
+        Subject.of(refusal.architecture)
+    assert refusal.message in str(caught.value), refusal.reason
+
+
+HALF = (
+    Architecture("bert, float16", lambda: made("bert", **TEXT)().to(torch.float16), padded()),
+    Architecture(
+        "opt, bfloat16",
+        lambda: made("opt", **TEXT, ffn_dim=64, use_cache=False)().to(torch.bfloat16),
+        padded(),
+    ),
+)
+
+
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("architecture", HALF, ids=str)
+def test_half_precision_stays_as_it_is_and_says_why(
+    architecture: Architecture, is_dynamic: bool, tmp_path: Path
+) -> None:
+    """Asking is an error; where that is waived the bits stay the same, and the ledger names the dtype."""
+    subject = Subject.of(architecture)
+    with pytest.raises(tq.IntentError, match="float32"):
+        tq.prepare_pt2e(subject.exported, quantizer(is_dynamic=is_dynamic))
+
+    with pytest.warns(UserWarning, match="nothing is quantized"):
+        prepared = tq.prepare_pt2e(subject.exported, quantizer(is_dynamic=is_dynamic), strict=False)
+    converted = tq.convert_pt2e(prepared)
+    tq.save(converted, tmp_path / "model.pt2", subject.batches[0])
+    loaded = tq.load(tmp_path / "model.pt2").module()
+    weighted = [
+        row for row in tq.ledger_of(converted) if row.op in ("aten.linear.default", "aten.embedding.default")
+    ]
+    assert {row.code for row in weighted} <= {"constraint:float32", "constant"}
+    for model in (converted, loaded):
+        for expected, found in zip(subject.expected, results(model, subject.batches), strict=True):
+            assert all(map(torch.equal, expected, found))
