@@ -6,7 +6,6 @@ and quantized in two ways, and each behaviour is a test that looks at what came 
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 import torchquilt as tq
 from architectures import Architecture, Inputs
 from strategies import sqnr
+from torchquilt.graph.edits import copy_model
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from unharmed import Record
@@ -62,7 +62,7 @@ class Subject:
         )
         before = Record(exported)
         # A copy, since a cache that is written to is that of the program.
-        expected = results(copy.deepcopy(exported.module()), batches)
+        expected = results(copy_model(exported.module()), batches)
         return cls(architecture, exported, before, batches, expected)
 
 

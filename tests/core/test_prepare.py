@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 import torchquilt as tq
 from strategies import (
     INT8,
+    WEIGHT,
     ByFunction,
     Fn,
     Nothing,
@@ -265,6 +266,32 @@ def test_the_input_of_the_model_can_be_quantized_as_an_output() -> None:
     assert len(quantizes) == 2
     assert [node.name for use in dequantizes for node in use.users] == ["neg", "abs_1", "add_1"]
     assert torch.allclose(quantized(x, y), model(x, y), atol=0.1)
+
+
+def test_a_stored_tensor_can_be_quantized_as_an_output() -> None:
+    """A weight with an output spec of its own is stored as integers, once for all that read it."""
+
+    def decide(node: Node) -> tq.QuantizationAnnotation | None:
+        return tq.QuantizationAnnotation({}, WEIGHT) if node.name == "fc_weight" else None
+
+    x = normal(3, 6)
+    model = Fn(lambda self, x: self.fc(self.fc(x)), fc=nn.Linear(6, 6)).eval()
+    quantized = tq.convert_pt2e(prepare(model, ByFunction(decide), x))
+    assert [t.dtype for t in quantized.state_dict().values() if t.dim() == 2] == [torch.int8]
+    assert sqnr(model(x), quantized(x)) > 30
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_input_that_is_only_returned_can_be_quantized(strict: bool) -> None:
+    """No operator reads it, and the caller gets it back quantized."""
+
+    def decide(node: Node) -> tq.QuantizationAnnotation | None:
+        return tq.QuantizationAnnotation({}, INT8) if node.op == "placeholder" else None
+
+    x = normal(3, 6)
+    exported = export(Fn(lambda _, x: x), x, strict=strict)
+    quantized = tq.convert_pt2e(tq.calibrate(tq.prepare_pt2e(exported, ByFunction(decide)), [x]))
+    assert 30 < sqnr(x, quantized(x)) < 60
 
 
 def test_a_model_that_returns_several_values_in_a_dict_keeps_its_form() -> None:

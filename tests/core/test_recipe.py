@@ -436,7 +436,7 @@ def xnnpack_quantizers(draw: st.DrawFn) -> XNNPACKQuantizer:
         config = draw(asked)
         try:
             made.set_object_type(subject, config)
-        except tq.UnsupportedConfigError:  # for this type
+        except tq.UnsupportedConfigError:  # for this type, which other tests show
             made.set_object_type(subject, None)
     for subject in draw(st.lists(unsupported, max_size=2)):
         made.set_object_type(subject, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,15 @@ pytest.register_assert_rewrite("architectures.behaviours")
 
 if TYPE_CHECKING:
     from architectures.behaviours import Outcome, Subject
+
+
+#: These take a quarter of an hour on two cores, and are run with ``--deep``.
+_DEEP = {f"test_architectures_{name}.py" for name in ("mixtures", "pairs", "refused", "vision")}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what is run with ``--deep`` alone."""
+    return True if collection_path.name in _DEEP and not config.getoption("--deep") else None
 
 
 @pytest.fixture(scope="class")

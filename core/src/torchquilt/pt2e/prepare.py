@@ -13,6 +13,7 @@ from torchquilt.graph.bodies import Region
 from torchquilt.graph.edits import redirect, take_origin
 from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, run_passes
+from torchquilt.graph.provenance import is_call
 from torchquilt.graph.values import constant_nodes, operator_of
 from torchquilt.observers import ObserverFactory, make_observer
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
@@ -146,7 +147,8 @@ def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeO
         source = producer
         if producer in own:
             after = last_input[0] if producer.op == "placeholder" else producer
-            source = _point_after(model, after, names[own[producer]], producer, serves=producer)
+            served = _served(producer, order)
+            source = _point_after(model, after, names[own[producer]], producer, serves=served)
             for user in list(producer.users):
                 if user is not source and not _only_checks(user):
                     redirect(user, producer, source)
@@ -161,6 +163,15 @@ def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeO
                     at_edge[key] = _call_point(model, names[point], source, serves=user)
             redirect(user, source, at_edge[key])
     model.recompile()
+
+
+def _served(producer: Node, order: dict[Node, int]) -> Node:
+    """The node that a point behind an output serves: itself, or who reads it first.
+
+    An input or a stored tensor comes from no line of the model, and which module it belongs to is not said.
+    """
+    readers = [] if is_call(producer) else [user for user in producer.users if is_call(user)]
+    return min(readers, key=order.__getitem__, default=producer)
 
 
 def _only_checks(user: Node) -> bool:
@@ -179,6 +190,8 @@ def _call_point(model: GraphModule, name: str, source: Node, serves: Node) -> No
     node = model.graph.call_module(name, (source,))
     take_origin(node, serves)
     node.meta["val"] = source.meta.get("val")
+    for key, nothing in (("nn_module_stack", {}), ("stack_trace", "")):
+        node.meta.setdefault(key, nothing)  # an input that is only returned comes from nowhere
     return node
 
 
