@@ -264,7 +264,7 @@ def test_what_is_supported_is_yes_with_the_row(op: object, config: Any, pattern:
     assert answer
     assert not answer.differences
     assert answer.capability is not None
-    assert pattern in answer.capability.pattern
+    assert answer.capability.pattern == pattern
     assert str(answer).startswith("yes")
 
 
@@ -304,7 +304,7 @@ def test_the_nearest_row_has_the_fewest_differences() -> None:
     near = attrs.evolve(DYNAMIC, weight=tq.QuantizationSpec("int16", symmetric=True))
     answer = BOTH.supports(nn.Linear, near)
     assert answer.capability is not None
-    assert answer.capability.mode == "dynamic"
+    assert (answer.capability.pattern, answer.capability.mode) == ("linear", "dynamic")
     assert {text.split(":")[0] for text in answer.differences} == {"weight"}
 
 

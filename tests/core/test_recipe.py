@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from operator import matmul
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -222,6 +223,13 @@ def test_rules_keep_their_order() -> None:
         ("aten.linear.default", torch.ops.aten.linear.default),
         ("torch.ops.aten.linear.default", torch.ops.aten.linear.default),
         ("torch.ops.aten.softmax", torch.ops.aten.softmax),
+        ("aten.softmax", torch.ops.aten.softmax),
+        ("torch.nn.functional.gelu", nn.functional.gelu),
+        ("torch.softmax", torch.softmax),
+        ("torch.Tensor.softmax", torch.Tensor.softmax),
+        ("operator.matmul", matmul),
+        ("gelu", "gelu"),
+        ("nn.GELU", nn.GELU),
         ("aten.sin.default", torch.ops.aten.sin.default),
     ],
 )
@@ -411,7 +419,10 @@ subjects = st.sampled_from(
     ]
 )
 unsupported = st.sampled_from(
-    [nn.LSTM, nn.MultiheadAttention, torch.ops.aten.softmax, torch.ops.aten.sin.default]
+    [
+        *(nn.LSTM, nn.MultiheadAttention, nn.functional.gelu, torch.softmax, torch.Tensor.softmax, matmul),
+        *(torch.ops.aten.softmax, torch.ops.aten.sin.default, "silu", torch.special.expit),
+    ]
 )
 
 
@@ -421,15 +432,17 @@ def xnnpack_quantizers(draw: st.DrawFn) -> XNNPACKQuantizer:
     made = XNNPACKQuantizer()
     if draw(st.booleans()):
         made.set_global(draw(asked))
-    supported = XNNPACKQuantizer.backend_capabilities()
     for subject in draw(st.lists(subjects, max_size=4)):
         config = draw(asked)
-        # What no row takes for this type is refused, which other tests show.
-        can = config is None or supported.supports(subject, config)
-        made.set_object_type(subject, config if can else None)
+        try:
+            made.set_object_type(subject, config)
+        except tq.UnsupportedConfigError:  # for this type, which other tests show
+            made.set_object_type(subject, None)
     for subject in draw(st.lists(unsupported, max_size=2)):
         made.set_object_type(subject, None)
-    for name in draw(st.lists(st.text() | st.sampled_from(["a", "layer.1", "layer.*.x"]), max_size=4)):
+    for name in draw(
+        st.lists(st.text() | st.sampled_from(["a", "layer.1", "layer.*.x", "**.fc", "l?[0-9]"]), max_size=4)
+    ):
         made.set_module_name(name, draw(asked))
     return made
 
@@ -869,6 +882,18 @@ WRONG_HERE = {
         6,
         "quantizer[0].type[0].config",
         ("no row for", "XNNPACKQuantizer"),
+    ),
+    "config that is not for the type": Wrong(
+        f"{_T}name = 'torch.nn.Conv2d'\nconfig = 'dynamic_int8'",
+        6,
+        "quantizer[0].type[0].config",
+        ("no row for torch.nn.modules.conv.Conv2d", "nearest is", "static_int8_per_channel"),
+    ),
+    "function that is not one operator": Wrong(
+        f"{_T}name = 'torch.nn.functional.interpolate'\nconfig = 'float'",
+        5,
+        "quantizer[0].type[0].name",
+        ("not one operator", "name the operators"),
     ),
     "unsupported config": Wrong(
         f"{_X}[[quantizer.module]]\nname = 'a'\n[quantizer.module.config.weight]\ndtype = 'uint8'",

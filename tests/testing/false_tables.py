@@ -100,6 +100,56 @@ class Thief(tq.PatternQuantizer):
         return super().annotate(model)
 
 
+class ByName(tq.PatternQuantizer):
+    """Annotates what is called as export calls it, and nothing else."""
+
+    TABLE = Honest.TABLE
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate, and forget what has another name."""
+        for node in super().annotate(model).graph.nodes:
+            if "renamed" in node.name:
+                node.meta.pop(ANNOTATION_KEY, None)
+        return model
+
+
+class Fickle(tq.PatternQuantizer):
+    """Annotates every other time."""
+
+    TABLE = Honest.TABLE
+    turn = 0
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate, if it is its turn."""
+        Fickle.turn += 1
+        return super().annotate(model) if Fickle.turn % 2 else model
+
+
+class Insatiable(tq.PatternQuantizer):
+    """Changes its mind about what it annotated each time that it is asked."""
+
+    TABLE = Honest.TABLE
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate what is free, and forget what was not."""
+        before = [node for node in model.graph.nodes if tq.annotation_of(node) is not None]
+        for node in super().annotate(model).graph.nodes:
+            if node in before:
+                node.meta.pop(ANNOTATION_KEY)
+        return model
+
+
+class Obliging(tq.PatternQuantizer):
+    """Takes any config, whether or not it has a row for it."""
+
+    TABLE = Honest.TABLE
+
+    def set_global(self, config: tq.QuantizationConfig | None) -> Obliging:
+        """Ask for it without a look at the table."""
+        self.intent = self.intent.with_global(config)
+        return self
+
+
 class NotPickled(tq.PatternQuantizer):
     """Keeps something that cannot be pickled."""
 

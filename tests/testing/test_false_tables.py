@@ -92,6 +92,31 @@ def test_a_quantizer_that_takes_what_is_taken_is_caught(run: Run) -> None:
     assert run.line("linear-static")[1:3] == ["yes", "yes"]
 
 
+@on("ByName", "-k", "test_annotation_is and linear")
+def test_annotation_that_depends_on_names_is_caught(run: Run) -> None:
+    """A quantizer that goes by the names of nodes fails where they are others, and only there."""
+    assert run.failed == {"test_annotation_is_independent_of_names[linear-static]"}
+
+
+@on("Fickle", "-k", "test_annotation_is_deterministic and linear")
+def test_annotation_that_is_not_deterministic_is_caught(run: Run) -> None:
+    """A quantizer that does not do the same thing twice fails."""
+    assert run.failed == {"test_annotation_is_deterministic[linear-static]"}
+
+
+@on("Insatiable", "-k", "test_annotation_is and linear")
+def test_annotation_that_is_not_idempotent_is_caught(run: Run) -> None:
+    """A quantizer that undoes its work when it is asked again fails there, and only there."""
+    assert run.failed == {"test_annotation_is_idempotent[linear-static]"}
+
+
+@on("Obliging", "-k", "refused and linear")
+def test_a_request_that_is_not_refused_is_caught(run: Run) -> None:
+    """A quantizer that takes a config for which it has no row fails."""
+    assert run.failed == {"test_what_a_row_does_not_take_is_refused[linear-static]"}
+    assert run.line("linear-static")[4] == "FAILED"
+
+
 @on("NotPickled", "-k", "test_a_quantizer_survives")
 def test_a_class_that_cannot_be_pickled_is_caught(run: Run) -> None:
     """A quantizer that copies and does not pickle fails that one test."""

@@ -76,6 +76,17 @@ class Capability:
         """What of ``config`` this row does not take; empty where it takes all of it."""
         return differences_of(self.specs, self.roles, self.is_qat, config)
 
+    def quantizes(self, role: str | None, dtype: str | None, bits: int | None) -> bool:
+        """Whether one of its specs has all that is given: a role, the name of a dtype, a number of bits."""
+        if role is None and dtype is None and bits is None:
+            return True
+        return any(
+            dtype in (None, spec.dtype) and bits in (None, spec.bits)
+            for name, specs in self.specs
+            for spec in specs
+            if role in (None, name)
+        )
+
     @property
     def label(self) -> str:
         """What the row is about, in a few words."""
@@ -240,22 +251,13 @@ class Capabilities:
             raise IntentError("There is no such role.", expected=" | ".join(ROLES), got=repr(role))
         subject = None if op is None else object_type(op)
         wanted = None if dtype is None else dtype_name(dtype)
-        about_specs = (role, wanted, bits) != (None, None, None)
-
-        def has_spec(row: Capability) -> bool:
-            return any(
-                wanted in (None, spec.dtype) and bits in (None, spec.bits)
-                for name, specs in row.specs
-                for spec in specs
-                if role in (None, name)
-            )
 
         def fits(row: Capability) -> bool:
             return (
                 (subject is None or row.is_about(subject))
                 and backend in (None, row.backend)
                 and mode in (None, row.mode)
-                and (not about_specs or has_spec(row))
+                and row.quantizes(role, wanted, bits)
                 and (preset is None or preset in row.presets)
                 and (target is None or target in row.targets)
             )
@@ -274,16 +276,18 @@ class Capabilities:
             IntentError: ``op`` is nothing that a row can be about. An operator or a function of torch that
                 nobody here has a row for is no error: the answer is "no".
         """
-        answers = []
+        order = {backend: number for number, backend in enumerate(self.backends)}
+        answers: list[tuple[tuple[int, int, int], Support]] = []
         for row in self.filter(op):
             missing = () if target in (None, *row.targets) else (_not_on(target, row),)
-            answers.append(Support(row, (*row.differences(config), *missing)))
+            answer = Support(row, (*row.differences(config), *missing))
+            # Of a pattern and a longer one that begins with it, the shorter one is what was asked about.
+            rank = (len(answer.differences), order[row.backend], len(row.operators))
+            answers.append((rank, answer))
         if not answers:
             return Support(None, (_no_row(self, op),))
-        best = min(answers, key=lambda answer: len(answer.differences))
-        if not best:
-            return best
-        takers = dict.fromkeys(a.capability.backend for a in answers if a and a.capability)
+        best = min(answers, key=lambda answer: answer[0])[1]
+        takers = dict.fromkeys(a.capability.backend for _, a in answers if a and a.capability)
         return attrs.evolve(best, behind=tuple(takers)[1:])
 
     def diff(self, other: Capabilities) -> tuple[CapabilityChange, ...]:

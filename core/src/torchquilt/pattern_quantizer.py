@@ -205,7 +205,7 @@ class PatternQuantizer(Quantizer):
             )
         rows = self.table.rows if kind is None else self._rows_with(kind)
         gaps = [(row, row.differences(config)) for row in rows]
-        row, nearest = min(gaps, key=lambda gap: len(gap[1]))
+        row, nearest = min(gaps, key=lambda gap: (len(gap[1]), len(gap[0].pattern.operators)))
         if nearest:
             about = f" for {kind.name}" if kind else ""
             presets = [name for name, make in self.PRESETS.items() if _is_taken(rows, make())]

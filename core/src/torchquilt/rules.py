@@ -81,7 +81,7 @@ class RuleIndex:
     """Finds the rules that are about a node, without holding it against each of them.
 
     Making one costs as much as there are rules; looking up as much as the module of the node is deep, and
-    once for each module.
+    once for each module. Patterns that begin with the same parts are each held against the next part.
     """
 
     def __init__(
