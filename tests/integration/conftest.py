@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,15 +10,6 @@ pytest.register_assert_rewrite("architectures.behaviours")
 
 if TYPE_CHECKING:
     from architectures.behaviours import Outcome, Subject
-
-
-#: These take two to three minutes on two free cores, and are run with ``--deep``.
-_DEEP = {f"test_architectures_{name}.py" for name in ("mixtures", "pairs", "refused", "vision")}
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what is run with ``--deep`` alone."""
-    return True if collection_path.name in _DEEP and not config.getoption("--deep") else None
 
 
 @pytest.fixture(scope="class")
