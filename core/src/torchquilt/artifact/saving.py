@@ -160,7 +160,8 @@ def _check_calls(model: GraphModule) -> None:
 
     def where(node: Any) -> str:
         call = call_of(node)
-        inside = [inner for graph in call.graphs() for inner in graph.nodes] if call else []
+        graphs = call.graphs() if call else ()
+        inside = [inner for graph in graphs for inner in graph.nodes if inner.op == "call_function"]
         traces = (str(inner.meta.get("stack_trace") or "") for inner in [*inside, node])
         # The last two lines of a trace are the place and its code.
         return "\n".join(next(filter(None, traces), "a place that is not known").splitlines()[-2:])
