@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from torchquilt.graph.constants import constant_value
 from torchquilt.graph.edits import (
     erase_unused,
+    fake_cast,
     fake_like,
     free_name,
     store_tensor,
@@ -128,7 +129,7 @@ class Conversion:
                 quantized = self._quantize_constant(node, origin, point, operators)
             else:
                 quantized = self._call(operators.quantize, (source, *operators.arguments), node)
-                quantized.meta["val"] = _fake_cast(source, point.spec.dtype)
+                quantized.meta["val"] = fake_cast(source, point.spec.dtype)
         for user in list(node.users):
             with self.model.graph.inserting_before(user):
                 dequantized = self._dequantize(quantized, operators, node)
@@ -153,7 +154,7 @@ class Conversion:
         node = self._call(operators.dequantize, arguments, served, keywords)
         node.meta["val"] = value
         if dtype is not torch.float32 and not operators.is_exact_in_half:
-            node.meta["val"] = _fake_cast(served, torch.float32)
+            node.meta["val"] = fake_cast(served, torch.float32)
             node = self._call(torch.ops.aten.to.dtype, (node, dtype), served)
             node.meta["val"] = value
         return node
@@ -246,15 +247,6 @@ def _behind_points(node: Node, points: dict[str, AnyPoint]) -> Node:
     while node.op == "call_module" and str(node.target) in points:
         (node,) = node.all_input_nodes
     return node
-
-
-def _fake_cast(source: Node, dtype: torch.dtype) -> Any:
-    """The fake tensor of ``source`` in another dtype."""
-    value = source.meta.get("val")
-    if not isinstance(value, FakeTensor):
-        return value
-    with value.fake_mode:
-        return torch.empty_like(value, dtype=dtype)
 
 
 def _fake_run(target: Any, args: tuple[Any, ...]) -> Any:
