@@ -278,7 +278,17 @@ def print_figures(rows: list[Measured]) -> bool:
 def print_seconds(rows: list[Measured]) -> None:
     """Print the medians that the ratios were made of."""
     table = Table(box=box.MARKDOWN)
-    titles = ("model", "by", "nodes", "prepare s", "calibrate ms", "float ms", "convert s", "SQNR dB", "peak MiB")
+    titles = (
+        "model",
+        "by",
+        "nodes",
+        "prepare s",
+        "calibrate ms",
+        "float ms",
+        "convert s",
+        "SQNR dB",
+        "peak MiB",
+    )
     for title in titles:
         table.add_column(title, justify="left" if title in titles[:2] else "right", no_wrap=True)
     for row in rows:

@@ -29,7 +29,8 @@ _MOBILE_STAGES = (
 def _convolution(inside: int, outside: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     """A convolution that keeps the size, and its BatchNorm."""
     return nn.Sequential(
-        nn.Conv2d(inside, outside, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(outside)
+        nn.Conv2d(inside, outside, size, stride, size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outside),
     )
 
 

@@ -194,6 +194,8 @@ class Conversion:
         if spec.granularity is Granularity.PER_TENSOR and not found.zero_point.is_floating_point():
             arguments = (float(found.scale), int(found.zero_point), *grid)
             return _Operators(_OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default, arguments)
+        if isinstance(point, DerivedPoint):
+            point.check_fits(found, node.meta.get("val"))
         scale = self._read(point, node, "scale", found.scale)
         zero_point = self._read(point, node, "zero_point", found.zero_point)
         if spec.granularity is Granularity.PER_AXIS:

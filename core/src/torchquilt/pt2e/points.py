@@ -167,3 +167,26 @@ class DerivedPoint(QuantizationPoint[QuantizationSpec]):
                 got=f"{type(error).__name__}: {error}",
                 remedy="see the cause above",
             ) from error
+
+    def check_fits(self, found: QParams, value: object) -> None:
+        """Refuse parameters whose number is not that of the channels of the tensor they are for.
+
+        Args:
+            found: what :meth:`qparams_from` returned.
+            value: a tensor, or fake tensor, of the shape that is going to be quantized.
+
+        Raises:
+            AnnotationError: there are more or fewer of them.
+        """
+        axis = self.spec.ch_axis
+        if axis is None or not isinstance(value, torch.Tensor):
+            return
+        channels = value.shape[axis]
+        if not found.scale.numel() == found.zero_point.numel() == channels:
+            raise AnnotationError(
+                "The derived parameters do not fit the tensor.",
+                node=", ".join(self.places),
+                expected=f"{channels} scales and zero points, one for each element of axis {axis}",
+                got=f"{found.scale.numel()} scales and {found.zero_point.numel()} zero points",
+                remedy="let derive_qparams_fn return one for each channel, or leave ch_axis out of the spec",
+            )
