@@ -66,6 +66,16 @@ class Request:
             raise click.BadParameter("Another option names the same file.", param_hint=hint)
 
 
+#: What ``--observer`` takes, as :func:`torchquilt.observers.make_observer` does; that would load torch.
+OBSERVERS = ("histogram", "minmax", "percentile", "entropy", "moving_average")
+
+
+def _check_observer(_: click.Context, __: click.Parameter, value: str) -> str:
+    if value.partition(":")[0] not in OBSERVERS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, OBSERVERS))}.")
+    return value
+
+
 _DATA = """\b
 Data (--data):
   FILE.npz, FILE.safetensors
@@ -97,10 +107,11 @@ An array has the name of its input, or input_0, input_1 … by position.
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N batches.")
 @click.option(
     "--observer",
-    type=click.Choice(["histogram", "minmax"]),
+    metavar="NAME",
+    callback=_check_observer,
     default="histogram",
     show_default=True,
-    help="How ranges of activations are found.",
+    help=f"How ranges of activations are found: {', '.join(OBSERVERS)}; also percentile:99.99.",
 )
 @click.option(
     "--checkpoint",

@@ -14,7 +14,7 @@ from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, run_passes
 from torchquilt.graph.provenance import is_call
 from torchquilt.graph.values import constant_nodes, operator_of
-from torchquilt.observers import ObserverFactory, make_observer
+from torchquilt.observers import ObserverFactory, observer_factory
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.callback import ask_for_points
 from torchquilt.pt2e.groups import Group, place_name, producer_of
@@ -50,8 +50,9 @@ def prepare_pt2e(
     Args:
         model: a :class:`torch.export.ExportedProgram` or its ``.module()``, in evaluation mode.
         quantizer: a :class:`torchquilt.Quantizer`, or any object with ``annotate(model)``.
-        activation_observer: how ranges of activations are found: ``"histogram"`` (least squared error),
-            ``"minmax"``, or a function that makes an observer for a
+        activation_observer: how ranges of activations are found: a name (``"histogram"``, ``"minmax"``,
+            ``"percentile:99.9"``, ``"entropy"``, ``"moving_average"``, see
+            :func:`torchquilt.observers.make_observer`), or a function that makes an observer for a
             :class:`torchquilt.QuantizationSpec`. Constants are always min-max, and are not observed
             during calibration.
         strict: raise for rules that cannot take effect; with False they are warnings and
@@ -66,9 +67,11 @@ def prepare_pt2e(
         IntentError: a rule of the quantizer is about nothing in this model, or nothing came of it.
         AnnotationError, CompositionError, SharingError: what was annotated does not hold together.
         QuantizerError: the quantizer failed, or did what a step does not allow.
+        CalibrationError: there is no observer of that name.
     """
+    make = observer_factory(activation_observer)
     annotated = annotate_copy(model, quantizer, strict=strict)
-    points = ask_for_points(annotated, _make_points(annotated, activation_observer))
+    points = ask_for_points(annotated, _make_points(annotated, make))
 
     def insert_points(prepared: GraphModule) -> GraphModule:
         for region, groups in annotated.groups:
@@ -93,19 +96,19 @@ def _record(annotated: Annotated) -> dict[str, Any]:
     }
 
 
-def _make_points(annotated: Annotated, choice: str | ObserverFactory) -> dict[EdgeOrNode, Any]:
+def _make_points(annotated: Annotated, make: ObserverFactory) -> dict[EdgeOrNode, Any]:
     """Place → the module that is going to stand there; one module for each group."""
     points: dict[EdgeOrNode, Any] = {}
     for region, groups in annotated.groups:
         constants = constant_nodes(region.module.graph)
         for group in groups:
-            point = _point_for(group, region, constants, choice)
+            point = _point_for(group, region, constants, make)
             points.update(dict.fromkeys(group.places, point))
     return points
 
 
 def _point_for(
-    group: Group, region: Region, constants: frozenset[Node], choice: str | ObserverFactory
+    group: Group, region: Region, constants: frozenset[Node], make: ObserverFactory
 ) -> QuantizationPoint[Any]:
     prefix = f"{region.path}." if region.path else ""
     places = tuple(prefix + place_name(place) for place in group.places)
@@ -125,7 +128,7 @@ def _point_for(
             got=str(group.spec),
             remedy="leave zero_point_domain out of the spec",
         )
-    return ObservedPoint(group.spec, make_observer(choice, group.spec), places)
+    return ObservedPoint(group.spec, make(group.spec), places)
 
 
 def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeOrNode, Any]) -> None:
