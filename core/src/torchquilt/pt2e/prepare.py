@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from torch.export import ExportedProgram
@@ -18,6 +19,7 @@ from torchquilt.observers import ObserverFactory, observer_factory
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.callback import ask_for_points
 from torchquilt.pt2e.groups import Group, place_name, producer_of
+from torchquilt.pt2e.moves import only_moves
 from torchquilt.pt2e.points import (
     ConstantPoint,
     DerivedPoint,
@@ -150,7 +152,9 @@ def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeO
         if producer in own:
             after = last_input[0] if producer.op == "placeholder" else producer
             served = _served(producer, order)
-            source = _point_after(model, after, names[own[producer]], producer, serves=served)
+            name = names[own[producer]]
+            is_new = not _was_seen_by(name, producer, memory, order)
+            source = _point_after(model, after, name, producer, serves=served, is_new=is_new)
             for user in list(producer.users):
                 if user is not source and not _only_checks(user):
                     redirect(user, producer, source)
@@ -183,13 +187,39 @@ def _only_checks(user: Node) -> bool:
     return returns_nothing and not user.users
 
 
-def _point_after(model: GraphModule, after: Node, name: str, source: Node, serves: Node) -> Node:
+def _was_seen_by(name: str, producer: Node, memory: Memory, before: Container[Node]) -> bool:
+    """Whether a node only moves numbers all of which a point has been shown, as its inputs.
+
+    The points of its inputs are in the graph by now. A group of tensors with one set of parameters is often
+    one tensor seen from several sides, and looking at it once is enough.
+
+    Args:
+        name: of the point.
+        producer: the node.
+        memory: of the graph as it was without points.
+        before: the nodes that it had then.
+    """
+    if not only_moves(producer):
+        return False
+    for node in producer.all_input_nodes:
+        if node.op != "call_module" or node.target != name:
+            return False
+        while node not in before:
+            (node,) = node.all_input_nodes
+        if memory.version(node, producer):  # it holds something else than was seen
+            return False
+    return True
+
+
+def _point_after(
+    model: GraphModule, after: Node, name: str, source: Node, serves: Node, *, is_new: bool
+) -> Node:
     with model.graph.inserting_after(after):
-        return _call_point(model, name, source, serves)
+        return _call_point(model, name, source, serves, is_new=is_new)
 
 
-def _call_point(model: GraphModule, name: str, source: Node, serves: Node) -> Node:
-    node = model.graph.call_module(name, (source,))
+def _call_point(model: GraphModule, name: str, source: Node, serves: Node, *, is_new: bool = True) -> Node:
+    node = model.graph.call_module(name, (source,) if is_new else (source, False))
     take_origin(node, serves)
     node.meta["val"] = source.meta.get("val")
     for key, nothing in (("nn_module_stack", {}), ("stack_trace", "")):
