@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -124,6 +125,34 @@ class Observer(ABC):
                 else f"This observer saw nothing but {ignored} NaN, infinite or mask values.",
                 remedy="run calibration batches that reach this tensor",
             )
+
+
+class ExtremesObserver(Observer):
+    """An observer that keeps the smallest and the largest value, for each set of parameters."""
+
+    #: float32, in the shape of the parameters once something was seen; inf where nothing was
+    low: torch.Tensor
+    #: likewise; -inf where nothing was
+    high: torch.Tensor
+
+    def _set_extremes(self) -> None:
+        self.low, self.high = torch.tensor(math.inf), torch.tensor(-math.inf)
+        # Two numbers that are known to lie between low and high: most tensors widen nothing, and to compare
+        # numbers costs less than to call an operator.
+        self._inside = (math.inf, -math.inf)
+
+    def _take_extremes(self, other: Extremes | Self) -> None:
+        ends = other.ends if isinstance(other, Extremes) else None
+        if ends is not None:
+            low, high = self._inside
+            if low <= ends[0] and ends[1] <= high:
+                return
+            self._inside = (min(low, ends[0]), max(high, ends[1]))
+        # A scalar of the CPU goes with tensors of any device; of two devices the newer one counts.
+        if self.low.device != other.low.device and self.low.dim():
+            self.low, self.high = self.low.to(other.low.device), self.high.to(other.low.device)
+        self.low = torch.minimum(self.low, other.low)
+        self.high = torch.maximum(self.high, other.high)
 
 
 def _own(value: Any) -> Any:

@@ -33,7 +33,7 @@ def is_data(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > 0
 
 
-@attrs.define(eq=False)
+@attrs.frozen(eq=False)
 class Extremes:
     """What is known of a tensor after one look at it.
 
@@ -44,6 +44,7 @@ class Extremes:
         nan: how many are NaN.
         infinite: how many are infinite.
         masked: how many are mask values, see :func:`sentinel_limit`.
+        ends: low and high of a tensor as a whole as numbers, where all values are known to be ordinary.
     """
 
     low: torch.Tensor
@@ -52,11 +53,7 @@ class Extremes:
     nan: Any = 0
     infinite: Any = 0
     masked: Any = 0
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether it is known that all values are ordinary. It is not on devices, nor by a look at them."""
-        return isinstance(self.count, int) and not (self.nan or self.infinite or self.masked)
+    ends: tuple[float, float] | None = None
 
 
 def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
@@ -75,9 +72,10 @@ def extremes_of_all(values: torch.Tensor) -> Extremes:
     """
     if values.is_cpu:
         low, high = torch.aminmax(values)
+        ends = low.item(), high.item()
         limit = sentinel_limit(values.dtype)
-        if low.item() > -limit and high.item() < limit:  # false for NaN, too
-            return Extremes(low.float(), high.float(), values.numel())
+        if ends[0] > -limit and ends[1] < limit:  # false for NaN, too
+            return Extremes(low.float(), high.float(), values.numel(), ends=ends)
     return _of_ordinary(values, [0])
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchquilt.errors import CalibrationError
-from torchquilt.observers.base import Observer
+from torchquilt.observers.base import ExtremesObserver
 from torchquilt.observers.bins import SHIFT, SIDE, Bins
 from torchquilt.observers.extremes import extremes_of_all, in_memory_order, is_data, sentinel_limit
 from torchquilt.observers.search import entropy_range, least_squares_range
@@ -38,7 +38,7 @@ def _times(step: int, device: torch.device) -> torch.Tensor:
     return torch.tensor(step, device=device)
 
 
-class HistogramObserver(Observer):
+class HistogramObserver(ExtremesObserver):
     """Counts the values of a tensor by magnitude and sign; per tensor only. The range of least squared error.
 
     What cannot stretch the range: NaN and infinities; mask values, from half the largest number of the
@@ -60,18 +60,17 @@ class HistogramObserver(Observer):
                 remedy="observe it with 'minmax'",
             )
         self.counts = torch.zeros(SIDE + _KEPT, dtype=torch.int64)
-        self.low = torch.tensor(math.inf)
-        self.high = torch.tensor(-math.inf)
+        self._set_extremes()
 
     def update(self, tensor: torch.Tensor) -> None:
         """Take in a float tensor: one pass over it for the extremes, and one over a part of it."""
         if not is_data(tensor):
             return
-        values = in_memory_order(tensor.detach())
+        values = in_memory_order(tensor.detach() if tensor.requires_grad else tensor)
         seen = extremes_of_all(values)
         read, step = subset(values, seen)
         times = _times(step, values.device)
-        if seen.is_clean:
+        if seen.ends is not None:
             times = times.expand(read.shape)
         else:
             ordinary = read.abs() < sentinel_limit(read.dtype)
@@ -81,16 +80,14 @@ class HistogramObserver(Observer):
             self.counts = self.counts.to(bins.device)
         self.counts.index_add_(0, bins, times)
         self._take_counts(seen)
-        self.low = torch.minimum(self.low, seen.low)
-        self.high = torch.maximum(self.high, seen.high)
+        self._take_extremes(seen)
 
     def merge(self, other: Self) -> None:
         """Take in what another observer saw."""
         self._check_mergeable(other)
         self._take_counts(other)
         self.counts = self.counts + other.counts.to(self.counts.device)
-        self.low = torch.minimum(self.low, other.low)
-        self.high = torch.maximum(self.high, other.high)
+        self._take_extremes(other)
 
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The range that is chosen, among the values that are not taken for masked ones."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 
-from torchquilt.observers.base import Observer
+from torchquilt.observers.base import ExtremesObserver
 from torchquilt.observers.extremes import extremes_of_parts, is_data
 from torchquilt.spec import QuantizationSpec
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class MinMaxObserver(Observer):
+class MinMaxObserver(ExtremesObserver):
     """Exact minimum and maximum of all ordinary values; per tensor, per axis or per group.
 
     NaN, infinities and mask values (see :func:`torchquilt.observers.extremes.sentinel_limit`) are counted
@@ -24,28 +23,20 @@ class MinMaxObserver(Observer):
 
     def __init__(self, spec: QuantizationSpec) -> None:
         super().__init__(spec)
-        self.low = torch.tensor(math.inf)
-        self.high = torch.tensor(-math.inf)
+        self._set_extremes()
 
     def update(self, tensor: torch.Tensor) -> None:
         """Take in a float tensor; one pass over it."""
         if is_data(tensor):
-            seen = extremes_of_parts(tensor.detach(), self.spec)
+            seen = extremes_of_parts(tensor.detach() if tensor.requires_grad else tensor, self.spec)
             self._take_counts(seen)
-            self._widen(seen.low, seen.high)
+            self._take_extremes(seen)
 
     def merge(self, other: Self) -> None:
         """Take in what another observer saw."""
         self._check_mergeable(other)
         self._take_counts(other)
-        self._widen(other.low, other.high)
-
-    def _widen(self, low: torch.Tensor, high: torch.Tensor) -> None:
-        # A scalar of the CPU goes with tensors of any device; of two devices the newer one counts.
-        if self.low.device != low.device and self.low.dim():
-            self.low, self.high = self.low.to(low.device), self.high.to(low.device)
-        self.low = torch.minimum(self.low, low)
-        self.high = torch.maximum(self.high, high)
+        self._take_extremes(other)
 
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The smallest and the largest ordinary value, for each set of parameters."""
