@@ -21,7 +21,8 @@ from torchquilt.cli.options import (
     recipe_option,
     strict_option,
 )
-from torchquilt.cli.output import progress, write, write_error, write_json
+from torchquilt.cli.output import write, write_error, write_json
+from torchquilt.terminal import progress
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -117,7 +118,7 @@ An array has the name of its input, or input_0, input_1 … by position.
     "--checkpoint",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Keep the state of the calibration in FILE after each batch. Where FILE is there, go on from it.",
+    help="Keep the state of the calibration in FILE as it goes on. Where FILE is there, go on from it.",
 )
 @strict_option
 @click.option(
@@ -181,7 +182,7 @@ def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request
     batches = open_batches(request.data, program, limit=request.limit)
     done = 0
     try:
-        with _telling_where(batches), progress("calibrating", len(batches)) as show:
+        with _telling_where(batches), progress("calibrating", len(batches), "batches") as show:
             for done in calibrate_in_steps(prepared, batches, checkpoint=request.checkpoint):
                 show(done)
     except KeyboardInterrupt:
@@ -229,6 +230,7 @@ def _report(request: Request, lock: Lock, batches: int) -> None:
                 "batches": batches,
                 "share": share_of(ledger),
                 "problems": [*ledger.problems],
+                "warnings": [str(caution) for caution in ledger.warnings],
             }
         )
         return
@@ -237,3 +239,5 @@ def _report(request: Request, lock: Lock, batches: int) -> None:
     show_shares(ledger)
     for problem in ledger.problems:
         write(f"problem: {problem}")
+    for caution in ledger.warnings:
+        write(f"warning: {caution}")

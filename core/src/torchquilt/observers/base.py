@@ -75,6 +75,11 @@ class Observer(ABC):
         """How many times the 99.9th percentile of magnitudes the range reaches; None if not known."""
         return None
 
+    def has_outliers(self) -> bool | None:
+        """Whether the range reaches more than :data:`OUTLIER_RATIO` times that far; None if not known."""
+        ratio = self.outlier_ratio()
+        return None if ratio is None else ratio > OUTLIER_RATIO
+
     @property
     def ignored(self) -> Any:
         """How many values were no data: NaN, infinities and mask values."""
@@ -84,6 +89,14 @@ class Observer(ABC):
     def has_data(self) -> bool:
         """Whether any ordinary value was seen."""
         return bool(self.count > 0)
+
+    def settings(self) -> dict[str, Any]:
+        """What this observer was made with beside the spec: keyword arguments of its class."""
+        return {}
+
+    def fresh(self) -> Self:
+        """An observer of the same kind, with the same settings, that saw nothing."""
+        return type(self)(self.spec, **self.settings())
 
     def state(self) -> dict[str, Any]:
         """All that was seen so far, as plain values and tensors of its own on the CPU.

@@ -20,7 +20,7 @@ SHIFT = 23 - _MANTISSA_BITS
 SIDE = 2 ** (8 + _MANTISSA_BITS)
 
 # What makes a finite value a masked one, see Bins.of.
-_MASKED_FROM = 2.0**12
+MASKED_FROM = 2.0**12
 _MASKED_SHARE = 0.005
 _ALWAYS_MASKED_FROM = 2.0**20
 
@@ -74,7 +74,7 @@ class Bins:
             if extreme > 0:
                 counts[side, bin_of(extreme)].clamp_(min=1)
         found = cls(counts, low, high)
-        return found._without_masked_values(spec) if max(-low, high) >= _MASKED_FROM else found
+        return found._without_masked_values(spec) if max(-low, high) >= MASKED_FROM else found
 
     def _without_masked_values(self, spec: QuantizationSpec) -> Bins:
         counts = self.counts.clone()
@@ -82,7 +82,7 @@ class Bins:
         # The bins below the smallest normal float hold zeros: they do not make a value to compare with.
         filled = [i for i in counts.sum(dim=0).nonzero().flatten().tolist() if i >= PER_OCTAVE]
         for below, above in pairwise(filled):
-            if above - below > gap and above >= bin_of(_MASKED_FROM):
+            if above - below > gap and above >= bin_of(MASKED_FROM):
                 if int(counts[1, above:].sum()) >= _MASKED_SHARE * int(counts.sum()):
                     counts[1, above:] = 0
                 if above >= bin_of(_ALWAYS_MASKED_FROM):
@@ -105,7 +105,7 @@ class Bins:
         """The value that a share of all values is not above, as if a bin's values lay evenly in it."""
         size = self.counts.shape[1]
         counts = torch.cat([self.counts[1].flip(0), self.counts[0]])
-        at = self._position(counts, share)
+        at = _position(counts, share)
         index, part = int(at), at - int(at)
         bounds = edges()
         if index >= size:
@@ -116,16 +116,26 @@ class Bins:
 
     def magnitude_quantile(self, share: float) -> float:
         """The magnitude that a share of all values is not above."""
-        at = self._position(self.counts.sum(dim=0), share)
-        lower, upper = float(edges()[int(at)]), float(edges()[int(at) + 1])
-        return min(lower + (at - int(at)) * (upper - lower), self.top)
+        return min(magnitude_quantile(self.counts.sum(dim=0), share), self.top)
 
-    @staticmethod
-    def _position(counts: torch.Tensor, share: float) -> float:
-        """How many bins from the first on hold a share of all values; the last of them may be a part."""
-        reached = counts.cumsum(0)
-        wanted = share * int(reached[-1])
-        index = min(int((reached < wanted).sum()), len(counts) - 1)
-        inside = int(counts[index])
-        before = int(reached[index]) - inside
-        return index + (min(max((wanted - before) / inside, 0.0), 1 - 2.0**-20) if inside else 0.0)
+
+def magnitude_quantile(counts: torch.Tensor, share: float) -> float:
+    """The magnitude that a share of the values is not above, as if a bin's values lay evenly in it.
+
+    Args:
+        counts: int64 ``[bins]``, of magnitudes.
+        share: from 0 to 1.
+    """
+    at = _position(counts, share)
+    lower, upper = edges()[int(at) : int(at) + 2].tolist()
+    return float(lower + (at - int(at)) * (upper - lower))
+
+
+def _position(counts: torch.Tensor, share: float) -> float:
+    """How many bins from the first on hold a share of all values; the last of them may be a part."""
+    reached = counts.cumsum(0)
+    wanted = share * int(reached[-1])
+    index = min(int(torch.searchsorted(reached, wanted)), len(counts) - 1)
+    inside = int(counts[index])
+    before = int(reached[index]) - inside
+    return index + (min(max((wanted - before) / inside, 0.0), 1 - 2.0**-20) if inside else 0.0)

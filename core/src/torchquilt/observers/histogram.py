@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from torchquilt.errors import CalibrationError
-from torchquilt.observers.base import ExtremesObserver
-from torchquilt.observers.bins import SHIFT, SIDE, Bins
+from torchquilt.observers.base import OUTLIER_RATIO, ExtremesObserver
+from torchquilt.observers.bins import MASKED_FROM, SHIFT, SIDE, Bins, magnitude_quantile
 from torchquilt.observers.extremes import extremes_of_all, in_memory_order, is_data, sentinel_limit
 from torchquilt.observers.search import entropy_range, least_squares_range
 from torchquilt.observers.subset import subset
@@ -100,17 +100,24 @@ class HistogramObserver(ExtremesObserver):
         return least_squares_range(bins, self.spec)
 
     def extent(self) -> tuple[float, float]:
-        """The magnitudes of either sign that one value in a thousand is beyond."""
+        """The magnitude that one value in a thousand is beyond, of either sign."""
         self._check_has_data()
-        bins = self._bins()
-        return bins.quantile(0.001), bins.quantile(0.999)
+        usual = magnitude_quantile(self.counts[:_KEPT] + self.counts[SIDE:], 0.999)
+        return -usual, usual
 
     def outlier_ratio(self) -> float | None:
         """How many times the 99.9th percentile of magnitudes the range reaches."""
         low, high = (float(end) for end in self.range())
-        reach = max(0.0, -low, high)
-        usual = self._bins().magnitude_quantile(0.999)
+        reach, usual = max(0.0, -low, high), self._bins().magnitude_quantile(0.999)
         return reach / usual if usual else (math.inf if reach else 0.0)
+
+    def has_outliers(self) -> bool | None:
+        """Whether the range reaches more than a thousand times the 99.9th percentile of magnitudes."""
+        largest = max(0.0, -float(self.low), float(self.high))
+        # Where nothing can be masked, and all that was seen is not that large, no range has to be found.
+        if largest < MASKED_FROM and largest <= OUTLIER_RATIO * self.extent()[1]:
+            return False
+        return super().has_outliers()
 
     def _bins(self) -> Bins:
         counts = self.counts.cpu()
@@ -137,6 +144,10 @@ class PercentileObserver(HistogramObserver):
                 got=percentile,
             )
         self.percentile = float(percentile)
+
+    def settings(self) -> dict[str, Any]:
+        """The percentile."""
+        return {"percentile": self.percentile}
 
     def choose(self, bins: Bins) -> tuple[float, float]:
         """The two quantiles."""

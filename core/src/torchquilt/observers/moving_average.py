@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 
@@ -39,6 +39,10 @@ class MovingAverageObserver(Observer):
         self.share = share
         self.low = torch.tensor(math.inf)
         self.high = torch.tensor(-math.inf)
+
+    def settings(self) -> dict[str, Any]:
+        """The share."""
+        return {"share": self.share}
 
     def update(self, tensor: torch.Tensor) -> None:
         """Take in a float tensor; one pass over it."""
