@@ -122,9 +122,10 @@ def calibrate_on_all_ranks(
         if failure is not None:
             raise failure from failure.__cause__
         raise
-    _take(prepared, shards)
     if failure is not None:
+        _take(prepared, [own])
         raise failure
+    _take(prepared, shards)
     if not progress_of(prepared).batches:
         raise CalibrationError(
             "There was no batch to calibrate with on any rank.",
