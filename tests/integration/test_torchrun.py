@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,12 +131,31 @@ def test_a_rank_that_fails_is_named_on_all_ranks(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_dies_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
-    """Killed in the middle: no rank has a model, none hangs, and whoever is left to speak says what happened."""
+    """Killed in the middle: no rank has a model and none hangs; who can still speak says what happened."""
     results = run([[0, 1, 2], [3, 4, 5]], tmp_path, dies=1)
     assert results[1] == {}
     assert "model" not in results[0]
     if results[0]:  # torchrun ends the other ranks when one is killed, often before they can say anything
         assert "cannot be reached any more" in results[0]["error"]
+
+
+def test_who_is_left_says_that_a_rank_is_gone(tmp_path: Path) -> None:
+    """Without torchrun, which ends everybody: the error of ours, and not that of the network alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    one = command([[0, 1, 2]], tmp_path, {"dies": 1})
+    one[2] = json.dumps([[0, 1, 2], [3, 4, 5]])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(one, env={**os.environ, **place, "RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.communicate(timeout=300)
+    result = json.loads((tmp_path / "0.json").read_text())
+    assert "cannot be reached any more" in result["error"]
+    assert result["seen"] == 3
 
 
 def test_ranks_with_different_models_are_refused_before_the_data(tmp_path: Path) -> None:
