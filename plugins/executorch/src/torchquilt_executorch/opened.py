@@ -1,0 +1,250 @@
+"""What of a program runs where: the graph with its delegates opened.
+
+A delegate keeps the part of the graph that it took, so the operators in it can be told. In what they compute
+is read from the delegate's payload where the backend gave a reader for it: a kernel has the debug handle of
+its operator. An operator without a kernel of its own is computed with what it reads, in the same kernel.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from torchquilt.lowering import Arithmetic, Conversion, Kernel, Operation
+
+from torchquilt_executorch.origins import Origins
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Readers = Mapping[str, Callable[[bytes], Iterable[Kernel]]]
+
+_DIALECT = "quantized_decomposed"
+_STEPS = ("quantize_", "dequantize_", "choose_qparams")
+#: The types that tensors are quantized to. Wider integers are numbers of elements, indices and the like.
+_NARROW = frozenset({torch.int8, torch.uint8, torch.int16, torch.uint16})
+_DELEGATE_CALL = "executorch_call_delegate"
+
+
+def overload(node: Node) -> str:
+    """The overload that a node calls, ``aten.linear.default``; empty where it calls none."""
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        target = getattr(target, "_op", None)  # an operator of the edge dialect wraps one of ATen
+    return str(target) if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def is_step(name: str) -> bool:
+    """Whether an overload quantizes, dequantizes, or finds parameters for that at run time."""
+    namespace, _, rest = name.partition(".")
+    return namespace == _DIALECT and rest.startswith(_STEPS)
+
+
+@attrs.define(eq=False)
+class _Found:
+    """An operator or a conversion, while the graph is read."""
+
+    node: Node
+    name: str
+    op: str
+    place: str
+    arithmetic: Arithmetic = "float"
+    why: str = ""
+    reads: tuple[_Found, ...] = ()
+
+
+class Opened:
+    """A program with its delegates opened, in the order in which it runs."""
+
+    def __init__(self, program: ExportedProgram, origins: Origins, readers: Readers) -> None:
+        self.delegates: list[str] = []
+        self.kernels: list[Kernel] = []
+        self._origins = origins
+        self._readers = readers
+        self._operators: list[_Found] = []
+        self._steps: list[_Found] = []
+        self._walk(program.graph_module, "", {})
+
+    # ------------------------------------------------------------------------------------------------------
+    # Reading the graph
+    # ------------------------------------------------------------------------------------------------------
+
+    def _walk(self, module: GraphModule, prefix: str, producers: dict[Node, Any]) -> list[Any]:
+        """Read a graph and what it calls. ``producers``: node → the operator whose output it is.
+
+        Returns:
+            The producers of its outputs.
+        """
+        for node in module.graph.nodes:
+            if node.op != "call_function":
+                continue
+            if _name_of_target(node) == _DELEGATE_CALL:
+                producers[node] = self._open(module, node, producers)
+            elif node.target is operator.getitem:
+                whole = producers.get(node.args[0])
+                producers[node] = whole[node.args[1]] if isinstance(whole, list) else whole
+            elif not overload(node):
+                self._walk_bodies(module, node, prefix)
+            elif is_step(overload(node)):
+                self._steps.append(_Found(node, prefix + node.name, overload(node), ""))
+            else:
+                producers[node] = self._operator(node, prefix, "", producers)
+        return [producers.get(node) for node in module.graph.output_node().all_input_nodes]
+
+    def _walk_bodies(self, module: GraphModule, node: Node, prefix: str) -> None:
+        for argument in node.all_input_nodes:
+            body = getattr(module, str(argument.target), None) if argument.op == "get_attr" else None
+            if isinstance(body, GraphModule):
+                self._walk(body, f"{prefix}{argument.target}.", {})
+
+    def _operator(self, node: Node, prefix: str, place: str, producers: Mapping[Node, Any]) -> _Found:
+        reads = (producers.get(source) for source in node.all_input_nodes)
+        found = _Found(node, prefix + node.name, overload(node), place)
+        found.reads = tuple(one for one in reads if isinstance(one, _Found))
+        self._operators.append(found)
+        return found
+
+    def _open(self, module: GraphModule, call: Node, outer: Mapping[Node, Any]) -> list[Any]:
+        """Read what a delegate took; returns the producers of its outputs."""
+        handle, *arguments = call.args
+        lowered = getattr(module, str(handle.target))  # type: ignore[union-attr]  # a get_attr node
+        place = f"{lowered.backend_id} {len(self.delegates)}"
+        self.delegates.append(lowered.backend_id)
+        program = lowered.original_module
+        inputs = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+        producers: dict[Node, Any] = {
+            inputs[name]: outer.get(argument)
+            for name, argument in zip(program.graph_signature.user_inputs, arguments, strict=False)
+            if name in inputs and isinstance(argument, Node)
+        }
+        kernels = self._kernels_of(lowered)
+        for node in program.graph.nodes:
+            if node.op != "call_function" or is_step(overload(node)):
+                continue
+            if node.target is operator.getitem or not overload(node):
+                producers[node] = producers.get(node.args[0])
+                continue
+            found = producers[node] = self._operator(node, "", place, producers)
+            found.arithmetic, found.why = _in_delegate(found, kernels)
+        (outputs,) = program.graph.output_node().args
+        return [producers.get(node) for node in outputs]
+
+    def _kernels_of(self, lowered: Any) -> Mapping[int, list[Kernel]] | None:
+        """Debug handle → the kernels of a delegate that compute; None where there is no reader for it."""
+        reader = self._readers.get(lowered.backend_id)
+        if reader is None:
+            return None
+        kernels = list(reader(bytes(lowered.processed_bytes)))
+        self.kernels += kernels
+        found: dict[int, list[Kernel]] = defaultdict(list)
+        for kernel in kernels:
+            if kernel.arithmetic is not None and kernel.handle is not None:
+                found[kernel.handle].append(kernel)
+        return found
+
+    # ------------------------------------------------------------------------------------------------------
+    # What became of the operators outside of delegates
+    # ------------------------------------------------------------------------------------------------------
+
+    def settle(self, final: ExportedProgram) -> None:
+        """Find out in what the operators outside of delegates compute, and which conversions are left.
+
+        Args:
+            final: the program as it is stored, in which operators may have been fused and folded.
+        """
+        earlier = Origins((one.name, one.node) for one in (*self._operators, *self._steps) if not one.place)
+        became: dict[str, list[Node]] = defaultdict(list)
+        fused: dict[str, list[Node]] = defaultdict(list)
+        for node in _final_nodes(final):
+            name = earlier.of(node)
+            if name:
+                became[name].append(node)
+                continue
+            for source in node.all_input_nodes:  # what is fused keeps nothing of what it was
+                fused[source.name].append(node)
+        self._steps = [one for one in self._steps if became[one.name]]
+        for one in self._operators:
+            if not one.place:
+                one.arithmetic, one.why = _outside(one, became[one.name], fused)
+
+    def operations(self) -> tuple[Operation, ...]:
+        """All operators, as the core wants to know them."""
+        return tuple(
+            Operation(
+                one.name,
+                one.op,
+                self._origins.of(one.node),
+                one.place,
+                one.arithmetic,
+                one.why,
+                tuple(source.name for source in one.reads),
+            )
+            for one in self._operators
+        )
+
+    def conversions(self) -> tuple[Conversion, ...]:
+        """What is left of quantize and dequantize outside of delegates."""
+        return tuple(Conversion(one.name, one.op, self._origins.of(one.node)) for one in self._steps)
+
+
+def _in_delegate(found: _Found, kernels: Mapping[int, list[Kernel]] | None) -> tuple[Arithmetic, str]:
+    """In what an operator in a delegate computes, and how that is known."""
+    own = (kernels or {}).get(found.node.meta.get("debug_handle", -1), [])
+    if own:
+        arithmetic: Arithmetic = "float" if any(one.arithmetic == "float" for one in own) else "integer"
+        return arithmetic, f"the delegate runs {', '.join(map(str, own))}"
+    if found.reads:
+        first = next((one for one in found.reads if one.arithmetic == "float"), found.reads[0])
+        return first.arithmetic, f"it is computed with {first.op}"
+    dequantized = [source for source in found.node.all_input_nodes if is_step(overload(source))]
+    if dequantized:
+        return "integer", "all that it reads is quantized"
+    return ("float" if _touches_float(found.node) else "integer"), "nothing that it reads is quantized"
+
+
+def _outside(
+    found: _Found, became: list[Node], fused: Mapping[str, list[Node]]
+) -> tuple[Arithmetic, str]:
+    """In what an operator outside of delegates computes, and how that is known."""
+    if not became:
+        constants = {
+            origin.name
+            for source in found.node.all_input_nodes
+            if is_step(overload(source))
+            for origin in source.all_input_nodes
+        }
+        kernels = [node for name in constants for node in fused.get(name, ()) if not is_step(overload(node))]
+        if kernels:
+            return "integer", f"{overload(kernels[0])} reads the integers"
+        return "float", "it is folded into a constant"
+    node = became[0]
+    narrow = [source for source in node.all_input_nodes if _dtype(source) in _NARROW]
+    if narrow:
+        return "integer", f"{overload(node)} reads the integers"
+    return ("float" if _touches_float(node) else "integer"), f"{overload(node)} is a kernel of the runtime"
+
+
+def _final_nodes(program: ExportedProgram) -> Iterator[Node]:
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            yield from (node for node in module.graph.nodes if node.op == "call_function" and overload(node))
+
+
+def _name_of_target(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def _touches_float(node: Node) -> bool:
+    types = [_dtype(one) for one in (node, *node.all_input_nodes)]
+    return any(one is not None and one.is_floating_point for one in types)

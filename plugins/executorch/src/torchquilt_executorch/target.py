@@ -1,0 +1,195 @@
+"""Making programs: what backends contribute, put together, and each step with errors that name the operator."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torchquilt import LoweringError
+from torchquilt.graph.bodies import nodes_of
+from torchquilt.lowering import Contribution, Lowered, place_of
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from torchquilt_executorch.runner import ExecuTorchRunner
+
+_VERSION = "executorch>=1.5.1"
+
+
+class ExecuTorchTarget:
+    """Lowers to ExecuTorch: each backend's partitioners hand its operators to their delegate."""
+
+    def lower(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
+        """Make a program; see :class:`torchquilt.lowering.Target`."""
+        _require_executorch()
+        from torchquilt_executorch.opened import Opened
+        from torchquilt_executorch.origins import Origins
+        from torchquilt_executorch.stored import StoredProgram
+
+        for library in (name for one in contributions.values() for name in one.libraries):
+            _import_library(library, contributions)
+        for backend, given in contributions.items():
+            for transform in given.passes:
+                with _step(f"A pass of the backend {backend!r} failed.", program, backend):
+                    program = transform(program)
+        origins = Origins.of_program(program)
+        readers = {name: read for one in contributions.values() for name, read in one.readers.items()}
+        with _quietly():
+            edge = _to_edge(program, contributions)
+            opened = Opened(edge.exported_program(), origins, readers)
+            manager = _to_executorch(edge, program, contributions)
+            opened.settle(manager.exported_program())
+        buffer = bytes(manager.buffer)
+        stored = StoredProgram.of(buffer)
+        stored.check_is_harmless()
+        return Lowered(
+            buffer=buffer,
+            operations=opened.operations(),
+            conversions=opened.conversions(),
+            delegates=stored.delegates,
+            kernels=tuple(opened.kernels),
+            operators=stored.operators,
+        )
+
+    def open(self, buffer: bytes, libraries: Sequence[str]) -> ExecuTorchRunner:
+        """Read a stored program; see :class:`torchquilt.lowering.Target`."""
+        _require_executorch()
+        from torchquilt_executorch.runner import ExecuTorchRunner
+
+        return ExecuTorchRunner(buffer, libraries)
+
+
+def _require_executorch() -> None:
+    try:
+        with _quietly():
+            importlib.import_module("executorch.exir")
+    except ImportError as error:
+        raise LoweringError(
+            "ExecuTorch cannot be imported.",
+            expected=_VERSION,
+            got=f"{type(error).__name__}: {error}",
+            remedy=f"pip install '{_VERSION}'",
+        ) from error
+
+
+def _import_library(name: str, contributions: Mapping[str, Contribution]) -> None:
+    backend = next(backend for backend, given in contributions.items() if name in given.libraries)
+    try:
+        with _quietly():
+            importlib.import_module(name)
+    except Exception as error:  # it loads code of C++, which fails in any way it likes
+        raise LoweringError(
+            f"The kernel library {name} of the backend {backend!r} cannot be loaded.",
+            backend=backend,
+            expected="a module whose import registers the kernels",
+            got=f"{type(error).__name__}: {error}",
+            remedy=f"pip install '{_VERSION}', of the build that has it",
+        ) from error
+
+
+def _to_edge(program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Any:
+    """The program in ExecuTorch's dialect, with the delegates cut out."""
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    options = _merged("edge_options", contributions)
+    with _step("The program cannot be brought to ExecuTorch's dialect, or be delegated.", program):
+        partitioners = [one for given in contributions.values() for one in given.partitioners()]
+        passes = [one for given in contributions.values() for one in given.edge_passes()]
+        return to_edge_transform_and_lower(
+            program,
+            transform_passes=passes or None,
+            partitioner=partitioners,
+            compile_config=EdgeCompileConfig(**options),
+        )
+
+
+def _to_executorch(edge: Any, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Any:
+    """The program as it is stored."""
+    from executorch.exir import ExecutorchBackendConfig
+
+    options = _merged("options", contributions)
+    with _step("The program cannot be written for the runtime.", program):
+        return edge.to_executorch(ExecutorchBackendConfig(**options))
+
+
+def _merged(field: str, contributions: Mapping[str, Contribution]) -> dict[str, Any]:
+    """The options of all backends.
+
+    Raises:
+        LoweringError: two of them ask for different values.
+    """
+    found: dict[str, tuple[str, Any]] = {}
+    for backend, given in contributions.items():
+        for name, value in getattr(given, field).items():
+            first, other = found.setdefault(name, (backend, value))
+            if other != value:
+                raise LoweringError(
+                    f"Two backends ask for different values of ExecuTorch's option {name!r}.",
+                    backend=f"{first} and {backend}",
+                    expected=f"{other!r}, which {first} asks for",
+                    got=f"{value!r}, which {backend} asks for",
+                    remedy="lower what they quantize separately: backends=[...]",
+                )
+    return {name: value for name, (_, value) in found.items()}
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """ExecuTorch and what it imports warn of themselves, which nobody here can do anything about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _step(problem: str, program: ExportedProgram, backend: str | None = None) -> Iterator[None]:
+    """Have what goes wrong in a step say which operators of the model it is about."""
+    try:
+        yield
+    except LoweringError:
+        raise
+    except Exception as error:  # ExecuTorch raises RuntimeError, InternalError, ExportError, ...
+        text = str(error).strip() or repr(error)
+        named = [node for node in nodes_of(program.graph_module) if _is_named(node, text)]
+        raise LoweringError(
+            _problem_of(text) or problem,
+            backend=backend,
+            node="; ".join(map(place_of, named[:3])) + (" …" if named[3:] else "") or None,
+            expected="operators that ExecuTorch, or a delegate, has kernels for" if named else None,
+            got=f"{type(error).__name__}: {text}",
+            remedy=_remedy(bool(named)),
+        ) from error
+
+
+def _problem_of(text: str) -> str:
+    if "Missing out variants" in text:
+        return "ExecuTorch has no kernel that writes to given memory for an operator (missing out variant)."
+    if "is not Aten Canonical" in text or "not in Core ATen opset" in text:
+        return "ExecuTorch does not take an operator: it is not in its set."
+    return ""
+
+
+def _remedy(is_about_operators: bool) -> str:
+    if is_about_operators:
+        return (
+            "write the model without the operator, register an out variant for it (executorch.exir.dialects), "
+            "or add the backend whose delegate takes it"
+        )
+    return "see the cause above"
+
+
+def _is_named(node: Any, text: str) -> bool:
+    """Whether a message of ExecuTorch is about a node: it has its name, or its operator, as a word."""
+    if node.op != "call_function":
+        return False
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return False
+    namespace, _, name = schema.name.partition("::")
+    words = {node.name, f"{namespace}::{name}", f"{namespace}.{name}"}
+    return any(re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", text) for word in words)
