@@ -157,9 +157,7 @@ class ProgramError(LoweringError):
     ``path`` is its file, where there is one.
     """
 
-    def __init__(
-        self, problem: str, *, path: str | os.PathLike[str] | None = None, **details: Any
-    ) -> None:
+    def __init__(self, problem: str, *, path: str | os.PathLike[str] | None = None, **details: Any) -> None:
         super().__init__(problem, **details)
         self.path = None if path is None else os.fspath(path)
 

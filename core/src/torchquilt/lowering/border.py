@@ -1,7 +1,7 @@
 """The inputs and outputs of a program, and taking quantize and dequantize off them.
 
-An input that is only read to be quantized can as well be given as integers, and an output that was dequantized
-right before can be returned as integers. Importing this module does not import torch.
+An input that is only read to be quantized can as well be given as integers, and an output that was
+dequantized right before can be returned as integers. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import attrs
 
 from torchquilt.errors import LoweringError
 from torchquilt.graph.values import arguments_of, overload_name
-from torchquilt.lowering.values import Port, Ports
+from torchquilt.lowering.values import Dimension, Port, Ports
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+#: No dimension is larger: the runtime counts in 32 bits.
+_LARGEST = 2**31 - 1
 _QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
 _DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
 
@@ -78,7 +80,7 @@ def _outputs(program: ExportedProgram) -> dict[str, Node | None]:
     from torch.fx import Node
 
     (values,) = program.graph.output_node().args
-    pairs = zip(program.graph_signature.output_specs, values, strict=True)  # type: ignore[arg-type]
+    pairs = zip(program.graph_signature.output_specs, values, strict=True)
     seen = [value for spec, value in pairs if spec.kind is OutputKind.USER_OUTPUT]
     return {f"output_{n}": value if isinstance(value, Node) else None for n, value in enumerate(seen)}
 
@@ -125,7 +127,7 @@ def _grid_of(name: str, node: Any, is_input: bool, dtype: torch.dtype) -> _Grid:
     grid = next(iter(grids)) if len(grids) == 1 else None
     if grid is None or grid.dtype != wanted:
         raise LoweringError(
-            f"The {'input' if is_input else 'output'} {name!r} is not quantized to {wanted}, so it cannot stay so.",
+            f"The {'input' if is_input else 'output'} {name!r} is not quantized to {wanted}.",
             node=node.name,
             expected=expected,
             got=f"read by {got}" if is_input else got,
@@ -179,8 +181,9 @@ def _without_conversions(
     output = graph.output_node()
     for name in (name for name in grids if name in outputs):
         dequantize = nodes[outputs[name]]
-        output.replace_input_with(dequantize, dequantize.args[0])
-        renamed[dequantize.name] = dequantize.args[0].name
+        (integers,) = dequantize.all_input_nodes
+        output.replace_input_with(dequantize, integers)
+        renamed[dequantize.name] = integers.name
         if not dequantize.users:
             graph.erase_node(dequantize)
     signature = copy.deepcopy(program.graph_signature)
@@ -233,22 +236,21 @@ def _ports(
     )
 
 
-def _dtype_and_shape(node: Any, program: ExportedProgram) -> tuple[str, tuple[tuple[int, int], ...]]:
+def _dtype_and_shape(node: Any, program: ExportedProgram) -> tuple[str, tuple[Dimension, ...]]:
     import torch
 
     value = None if node is None else node.meta.get("val")
     if isinstance(value, torch.Tensor):
-        shape = tuple(_sizes(size, program) for size in value.shape)
+        shape = tuple(_dimension(size, program) for size in value.shape)
         return str(value.dtype).removeprefix("torch."), shape
     numbers = ((torch.SymInt, "int"), (bool, "bool"), (int, "int"), (float, "float"))
     return next((name for kind, name in numbers if isinstance(value, kind)), ""), ()
 
 
-def _sizes(size: Any, program: ExportedProgram) -> tuple[int, int]:
-    """The smallest and the largest size of a dimension."""
+def _dimension(size: Any, program: ExportedProgram) -> Dimension:
     if isinstance(size, int):
-        return size, size
+        return Dimension(size, size)
     from torch.utils._sympy.value_ranges import bound_sympy
 
     found = bound_sympy(size.node.expr, program.range_constraints)
-    return int(found.lower), int(min(found.upper, 2**31 - 1))
+    return Dimension(int(found.lower), int(min(found.upper, _LARGEST)), str(size))

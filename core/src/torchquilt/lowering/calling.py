@@ -17,7 +17,8 @@ def flat_inputs(structure: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
     Args:
         structure: that of ``(args, kwargs)`` as pytree writes it; empty where it is not known.
-        args, kwargs: of the call.
+        args: of the call, those by position.
+        kwargs: likewise, those by name.
 
     Raises:
         ProgramInputError: they have another structure.
@@ -80,26 +81,36 @@ def check_inputs(ports: Sequence[Port], inputs: Sequence[Any]) -> None:
             got=f"{len(inputs)}",
             remedy="pass what the model was exported with, in the same order",
         )
+    sizes: dict[str, tuple[int, str]] = {}
     for port, value in zip(ports, inputs, strict=True):
         _check_input(port, value)
+        for dimension, size in zip(port.shape, getattr(value, "shape", ()), strict=False):
+            found, first = sizes.setdefault(dimension.symbol or f"{port.name} alone", (size, port.name))
+            if dimension.symbol and found != size:
+                raise ProgramInputError(
+                    f"The inputs {first!r} and {port.name!r} do not fit together.",
+                    expected=f"one size for {dimension.symbol}: {found} as in {first!r}",
+                    got=f"{size} in {port.name!r}",
+                    remedy="pass inputs with equal sizes there",
+                )
 
 
 def _check_input(port: Port, value: Any) -> None:
+    """Refuse what is of another dtype or shape, or not in the memory of the CPU."""
     import torch
 
+    fits = True
     if isinstance(value, torch.Tensor):
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
         got = f"{dtype}{[*shape]}"
-        fits = len(shape) == len(port.shape) and all(
-            low <= size <= high for size, (low, high) in zip(shape, port.shape, strict=True)
-        )
-        is_plain = value.layout is torch.strided and value.device.type == "cpu"
-        got = got if is_plain else f"{got}, {value.layout}, {value.device}"
-        fits = fits and is_plain
+        if value.layout is not torch.strided or value.device.type != "cpu":
+            got, fits = f"{got}, {value.layout}, {value.device}", False
+        takes = (one.takes(size) for one, size in zip(port.shape, shape, strict=False))
+        fits = fits and len(shape) == len(port.shape) and all(takes)
     else:
-        dtype, got, fits = type(value).__name__, repr(value), True
+        dtype, got = type(value).__name__, repr(value)
     if port.dtype and not (fits and dtype == port.dtype):
-        hint = " (quantize it with its scale and zero point)" if port.is_quantized else ""
+        hint = "; quantize it with its scale and zero point" if port.is_quantized else ""
         raise ProgramInputError(
             f"The input {port.name!r} is not one that the program takes.",
             expected=str(port),

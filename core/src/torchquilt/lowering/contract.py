@@ -1,9 +1,9 @@
 """What a lowering target has, what a backend gives to it, and what it answers.
 
 A target (``torchquilt-executorch``) knows a runtime. What only a backend knows of that runtime (which
-partitioner takes what it quantized, which options and kernel libraries that needs) is its :class:`Contribution`;
-its manifest says where that is. The target puts the contributions together. Neither imports the other: both
-import this module, which imports neither torch nor a runtime.
+partitioner takes what it quantized, which options and kernel libraries that needs) is its
+:class:`Contribution`; its manifest says where that is. The target puts the contributions together. Neither
+imports the other: both import this module, which imports neither torch nor a runtime.
 """
 
 from __future__ import annotations
@@ -17,8 +17,19 @@ import attrs
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+#: Makes another program of one.
+Pass: TypeAlias = "Callable[[ExportedProgram], ExportedProgram]"
 #: In what an operator computes. What only moves numbers is what it moves.
 Arithmetic: TypeAlias = Literal["integer", "float"]
+
+
+# attrs' support in type checkers takes the type of an argument from its converter, which may not be generic.
+def _names(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _passes(values: Iterable[Pass]) -> tuple[Pass, ...]:
+    return tuple(values)
 
 
 def _mapping(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -66,14 +77,12 @@ class Contribution:
             that it runs. Without one, what a delegate computes in is concluded from the graph.
     """
 
-    passes: tuple[Callable[[ExportedProgram], ExportedProgram], ...] = attrs.field(
-        default=(), converter=tuple
-    )
+    passes: tuple[Pass, ...] = attrs.field(default=(), converter=_passes)
     partitioners: Callable[[], Sequence[Any]] = tuple
     edge_passes: Callable[[], Sequence[Any]] = tuple
     edge_options: Mapping[str, Any] = attrs.field(factory=dict, converter=_mapping, hash=False)
     options: Mapping[str, Any] = attrs.field(factory=dict, converter=_mapping, hash=False)
-    libraries: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    libraries: tuple[str, ...] = attrs.field(default=(), converter=_names)
     readers: Mapping[str, Callable[[bytes], Iterable[Kernel]]] = attrs.field(
         factory=dict, converter=_mapping, hash=False
     )

@@ -14,7 +14,7 @@ from torchquilt.errors import LoweringError, PluginLoadError, ProgramError
 from torchquilt.lowering.contract import Contribution, Runner, Slot, Target
 from torchquilt.lowering.program import LoweredProgram, report_path
 from torchquilt.lowering.sources import Source, source_of
-from torchquilt.lowering.values import Port, Ports
+from torchquilt.lowering.values import Dimension, Port, Ports
 from torchquilt.plugins import registry
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _ports(kind: str, slots: Iterable[Slot]) -> tuple[Port, ...]:
         Port(
             f"{kind}_{number}",
             slot.dtype,
-            tuple((0 if slot.is_dynamic else size, size) for size in slot.shape),
+            tuple(Dimension(0 if slot.is_dynamic else size, size) for size in slot.shape),
         )
         for number, slot in enumerate(slots)
     )

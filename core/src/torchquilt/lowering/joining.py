@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 #: From the worst to the best: what comes of a row is the worst of what comes of its operations.
-_RANKS = ("fell_back_to_float", "portable_kernel", "delegated_as_float", "portable_integer_kernel", "delegated_as_integers")
+_RANKS = (
+    "fell_back_to_float",
+    "portable_kernel",
+    "delegated_as_float",
+    "portable_integer_kernel",
+    "delegated_as_integers",
+)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -49,7 +55,8 @@ class Joint:
                 earlier = _earlier_names(node)
                 fitting = [prefix + one for one in (*earlier[:1], node.name)]
                 row = next(
-                    (rows[one] for one in fitting if one in rows and rows[one].op == overload_name(node)), None
+                    (rows[one] for one in fitting if one in rows and rows[one].op == overload_name(node)),
+                    None,
                 )
                 if row is not None:
                     self._rows[name] = row
@@ -141,7 +148,9 @@ def float_islands(operations: Iterable[Operation], joint: Joint) -> tuple[tuple[
 
 def place_of(node: Node) -> str:
     """A node for an error: its name and operator, the module and the line of code that it comes from."""
-    where = ", ".join(filter(None, (f"module {module_path(node)}" if module_path(node) else "", source_line(node))))
+    where = ", ".join(
+        filter(None, (f"module {module_path(node)}" if module_path(node) else "", source_line(node)))
+    )
     return f"{node.name} ({', '.join(filter(None, (overload_name(node), where)))})"
 
 
@@ -160,4 +169,3 @@ def _earlier_names(node: Node) -> tuple[str, ...]:
         found.append(sources[-1].name)
         sources = sources[-1].from_node
     return tuple(found)
-

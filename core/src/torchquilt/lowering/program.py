@@ -75,7 +75,8 @@ class LoweredProgram:
         runtime sees them.
 
         Args:
-            args, kwargs: as for the model. Of a program with quantized inputs: these integers.
+            *args: as for the model. Of a program with quantized inputs: these integers.
+            **kwargs: likewise.
 
         Returns:
             What the model returns, in its structure.

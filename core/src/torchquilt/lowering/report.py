@@ -15,7 +15,7 @@ import attrs
 from torchquilt.errors import ModelError
 from torchquilt.ledger import Ledger
 from torchquilt.lowering.contract import Kernel
-from torchquilt.lowering.values import Agreement, Leftover, Placed, Port, Ports, Verification
+from torchquilt.lowering.values import Agreement, Dimension, Leftover, Placed, Port, Ports, Verification
 
 if TYPE_CHECKING:
     from torchquilt.lowering.program import LoweredProgram
@@ -86,9 +86,7 @@ def with_report(program: LoweredProgram, text: str) -> LoweredProgram:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(
-            "This is no report of a program.", got=f"{type(error).__name__}: {error}"
-        ) from error
+        raise ModelError("This is no report of a program.", got=f"{type(error).__name__}: {error}") from error
 
 
 def summary(program: LoweredProgram) -> list[str]:
@@ -131,7 +129,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_port(data: dict[str, Any]) -> Port:
-    return Port(**{**data, "shape": tuple((low, high) for low, high in data["shape"])})
+    return Port(**{**data, "shape": tuple(Dimension(**size) for size in data["shape"])})
 
 
 def _read_agreement(data: dict[str, Any]) -> Agreement:

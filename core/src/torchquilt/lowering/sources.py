@@ -81,7 +81,7 @@ def _exported(model: Any, example_inputs: object, dynamic_shapes: Any) -> Export
             "A model has to be exported again to be lowered, and that needs example inputs.",
             expected=f"example_inputs for {', '.join(names) or 'no inputs'}",
             got=None,
-            remedy="lower(quantized, batch) with a batch as calibrate takes it, or () where there are no inputs",
+            remedy="lower(quantized, batch) with a batch as calibrate takes it; () where there are no inputs",
         )
     try:
         return export_again(model, example_inputs, dynamic_shapes)

@@ -11,20 +11,43 @@ from torchquilt.lowering.contract import Arithmetic
 
 
 @attrs.frozen
+class Dimension:
+    """The sizes that a dimension takes.
+
+    Args:
+        low, high: the smallest and the largest; equal where it is fixed.
+        symbol: what export calls its size; those of one symbol have one size. Empty where it is not known.
+    """
+
+    low: int
+    high: int
+    symbol: str = ""
+
+    def takes(self, size: int) -> bool:
+        """Whether a size is one of them."""
+        return self.low <= size <= self.high
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return str(self.high)
+        return f"{self.symbol or 'size'}: {self.low}..{self.high}"
+
+
+@attrs.frozen
 class Port:
     """An input or output of a program.
 
     Args:
         name: of the input, or of the node that computes the output.
         dtype: ``"float32"``; ``"int"``, ``"float"`` or ``"bool"`` for a number; empty where it is anything.
-        shape: for each dimension the smallest and the largest size that it takes (equal where it is fixed).
+        shape: each dimension.
         scale, zero_point: where it is quantized, ``x = (q - zero_point) * scale``; None where it is not.
         quant_min, quant_max: the numbers that are used, likewise.
     """
 
     name: str
     dtype: str
-    shape: tuple[tuple[int, int], ...]
+    shape: tuple[Dimension, ...]
     scale: float | None = None
     zero_point: int | None = None
     quant_min: int | None = None
@@ -36,7 +59,7 @@ class Port:
         return self.scale is not None
 
     def __str__(self) -> str:
-        sizes = ", ".join(str(high) if low == high else f"{low}..{high}" for low, high in self.shape)
+        sizes = ", ".join(map(str, self.shape))
         grid = "" if self.scale is None else f", scale {self.scale:.6g}, zero point {self.zero_point}"
         return f"{self.name}: {self.dtype or 'any'}[{sizes}]{grid}"
 
@@ -49,7 +72,9 @@ class Ports:
     outputs: tuple[Port, ...]
 
     def __str__(self) -> str:
-        return "\n".join([*(f"in   {port}" for port in self.inputs), *(f"out  {port}" for port in self.outputs)])
+        return "\n".join(
+            [*(f"in   {port}" for port in self.inputs), *(f"out  {port}" for port in self.outputs)]
+        )
 
 
 @attrs.frozen

@@ -54,7 +54,9 @@ def verified(
     found = pytree.tree_leaves(program.run(*args, **kwargs))
     outputs = tuple(
         _agreement(port, step, one, other)
-        for port, step, one, other in zip(program.io.outputs, output_grids(model), expected, found, strict=True)
+        for port, step, one, other in zip(
+            program.io.outputs, output_grids(model), expected, found, strict=True
+        )
     )
     result = Verification(outputs, least_sqnr)
     if not result:
@@ -66,8 +68,8 @@ def verified(
             backend=", ".join(program.backends),
             expected=f"at least {least_sqnr:g} dB, or a difference of one step of the output's grid",
             got=str(worst),
-            remedy="see what runs where in lower(..., verify=False).ledger; lower with fewer backends, or leave "
-            "out of the quantization what differs",
+            remedy="see what runs where in lower(..., verify=False).ledger; lower with fewer backends, or "
+            "leave out of the quantization what differs",
         )
     return result
 
@@ -122,4 +124,3 @@ def _agreement(port: Port, step: float | None, expected: Any, found: Any) -> Agr
     if not (math.isfinite(noise) and math.isfinite(signal)):
         return Agreement(port.name, -math.inf, math.inf, step)
     return Agreement(port.name, 20 * math.log10(max(signal, 1e-30) / noise), largest, step)
-

@@ -17,8 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.lowering import Arithmetic, Conversion, Kernel, Operation
-
-from torchquilt_executorch.origins import Origins
+from torchquilt_executorch.origins import Origins, chain
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -40,6 +39,11 @@ def overload(node: Node) -> str:
     return str(target) if isinstance(target, torch._ops.OpOverload) else ""
 
 
+def _packet(name: str) -> str:
+    """An overload without its last part: ``aten.mean`` of ``aten.mean.out``."""
+    return name.rpartition(".")[0]
+
+
 def is_step(name: str) -> bool:
     """Whether an overload quantizes, dequantizes, or finds parameters for that at run time."""
     namespace, _, rest = name.partition(".")
@@ -57,6 +61,30 @@ class _Found:
     arithmetic: Arithmetic = "float"
     why: str = ""
     reads: tuple[_Found, ...] = ()
+    #: What it reads dequantized, by name.
+    dequantized: tuple[str, ...] = ()
+
+
+class _Heirs:
+    """Finds what a node of the stored program was before: passes that keep a node keep its chain."""
+
+    def __init__(self, found: Iterable[_Found]) -> None:
+        self._by_chain: dict[tuple[Any, ...], list[_Found]] = defaultdict(list)
+        for one in found:
+            self._by_chain[chain(one.node)].append(one)
+
+    def ancestor(self, node: Node) -> _Found | None:
+        """What it was, None for what a pass made anew."""
+        steps = chain(node)
+        candidates = next(
+            (found for index in range(len(steps)) if (found := self._by_chain.get(steps[index:]))), []
+        )
+        # What one operator was decomposed into may have one chain; then the operators tell, and their order.
+        same = [one for one in candidates if _packet(one.op) == _packet(overload(node))]
+        chosen = next(iter(same or candidates), None)
+        if chosen is not None and len(candidates) > 1:
+            candidates.remove(chosen)
+        return chosen
 
 
 class Opened:
@@ -107,6 +135,11 @@ class Opened:
         reads = (producers.get(source) for source in node.all_input_nodes)
         found = _Found(node, prefix + node.name, overload(node), place)
         found.reads = tuple(one for one in reads if isinstance(one, _Found))
+        found.dequantized = tuple(
+            source.all_input_nodes[0].name
+            for source in node.all_input_nodes
+            if is_step(overload(source)) and source.all_input_nodes
+        )
         self._operators.append(found)
         return found
 
@@ -153,25 +186,39 @@ class Opened:
     # ------------------------------------------------------------------------------------------------------
 
     def settle(self, final: ExportedProgram) -> None:
-        """Find out in what the operators outside of delegates compute, and which conversions are left.
+        """Find out what became of operators outside of delegates, and which conversions are left.
 
         Args:
             final: the program as it is stored, in which operators may have been fused and folded.
         """
-        earlier = Origins((one.name, one.node) for one in (*self._operators, *self._steps) if not one.place)
+        heirs = _Heirs(one for one in (*self._operators, *self._steps) if not one.place)
         became: dict[str, list[Node]] = defaultdict(list)
         fused: dict[str, list[Node]] = defaultdict(list)
         for node in _final_nodes(final):
-            name = earlier.of(node)
-            if name:
-                became[name].append(node)
+            found = heirs.ancestor(node)
+            if found is not None:
+                became[found.name].append(node)
                 continue
             for source in node.all_input_nodes:  # what is fused keeps nothing of what it was
                 fused[source.name].append(node)
         self._steps = [one for one in self._steps if became[one.name]]
-        for one in self._operators:
-            if not one.place:
-                one.arithmetic, one.why = _outside(one, became[one.name], fused)
+        for one in [*self._operators]:
+            if not one.place and not self._settle(one, became[one.name], fused):
+                self._operators.remove(one)
+
+    @staticmethod
+    def _settle(found: _Found, became: list[Node], fused: Mapping[str, list[Node]]) -> bool:
+        """Find out in what an operator outside of delegates computes; returns whether it is still there."""
+        nodes = [node for name in found.dequantized for node in fused[name] if not is_step(overload(node))]
+        node = next(iter((*became, *nodes)), None)
+        if node is None:
+            return False  # folded into a constant
+        if any(_dtype(source) in _NARROW for source in node.all_input_nodes):
+            found.arithmetic, found.why = "integer", f"{overload(node)} reads the integers"
+        else:
+            found.arithmetic = "float" if _touches_float(node) else "integer"
+            found.why = f"{overload(node)} is a kernel of the runtime"
+        return True
 
     def operations(self) -> tuple[Operation, ...]:
         """All operators, as the core wants to know them."""
@@ -202,32 +249,9 @@ def _in_delegate(found: _Found, kernels: Mapping[int, list[Kernel]] | None) -> t
     if found.reads:
         first = next((one for one in found.reads if one.arithmetic == "float"), found.reads[0])
         return first.arithmetic, f"it is computed with {first.op}"
-    dequantized = [source for source in found.node.all_input_nodes if is_step(overload(source))]
-    if dequantized:
+    if found.dequantized:
         return "integer", "all that it reads is quantized"
     return ("float" if _touches_float(found.node) else "integer"), "nothing that it reads is quantized"
-
-
-def _outside(
-    found: _Found, became: list[Node], fused: Mapping[str, list[Node]]
-) -> tuple[Arithmetic, str]:
-    """In what an operator outside of delegates computes, and how that is known."""
-    if not became:
-        constants = {
-            origin.name
-            for source in found.node.all_input_nodes
-            if is_step(overload(source))
-            for origin in source.all_input_nodes
-        }
-        kernels = [node for name in constants for node in fused.get(name, ()) if not is_step(overload(node))]
-        if kernels:
-            return "integer", f"{overload(kernels[0])} reads the integers"
-        return "float", "it is folded into a constant"
-    node = became[0]
-    narrow = [source for source in node.all_input_nodes if _dtype(source) in _NARROW]
-    if narrow:
-        return "integer", f"{overload(node)} reads the integers"
-    return ("float" if _touches_float(node) else "integer"), f"{overload(node)} is a kernel of the runtime"
 
 
 def _final_nodes(program: ExportedProgram) -> Iterator[Node]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from torchquilt import ProgramError
 from torchquilt.lowering import Slot
-
 from torchquilt_executorch.stored import StoredProgram
 
 _METHOD = "forward"
@@ -130,7 +129,9 @@ class ExecuTorchRunner:
                     importlib.import_module(library)
             except Exception as error:  # it loads code of C++, which fails in any way it likes
                 failures.append(f"{library}: {type(error).__name__}: {error}")
-            missing = [name for name in self.operators if name not in runtime.operator_registry.operator_names]
+            missing = [
+                name for name in self.operators if name not in runtime.operator_registry.operator_names
+            ]
             if not missing:
                 return
         searched = ", ".join(self._libraries) or "none"

@@ -1,7 +1,7 @@
 """Reading a program that is stored, before the runtime sees it.
 
-The runtime reports what is wrong with a file as a number, and some of it not before it ends the process. So the
-file is read here with ExecuTorch's own Python code: that it is whole, what it takes, and what it needs.
+The runtime reports what is wrong with a file as a number, and some of it not before it ends the process. So
+the file is read here with ExecuTorch's own Python code: that it is whole, what it takes, and what it needs.
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ class StoredProgram:
         try:
             program = deserialize_pte_binary(buffer).program
             plan = next(plan for plan in program.execution_plan if plan.name == _METHOD)
+            called = plan.container_meta_type
             return cls(
                 inputs=tuple(_slot(plan.values[index].val) for index in plan.inputs),
                 outputs=tuple(_slot(plan.values[index].val) for index in plan.outputs),
                 operators=tuple(dict.fromkeys(map(_operator, plan.operators))),
                 delegates=tuple(delegate.id for delegate in plan.delegates),
-                structure=(plan.container_meta_type.encoded_inp_str, plan.container_meta_type.encoded_out_str),
+                structure=(called.encoded_inp_str, called.encoded_out_str),
                 float_zero_points=tuple(_with_float_zero_points(plan)),
             )
         except Exception as error:  # reading damaged bytes fails in any way
@@ -118,10 +119,10 @@ def _operator(operator: Any) -> str:
 
 def _slot(value: Any) -> Slot:
     if type(value).__name__ != "Tensor":
-        return Slot({"Int": "int", "Double": "float", "Bool": "bool"}.get(type(value).__name__, ""), (), False)
-    return Slot(
-        dtype_of(value.scalar_type), tuple(value.sizes), value.shape_dynamism.name != "STATIC"
-    )
+        return Slot(
+            {"Int": "int", "Double": "float", "Bool": "bool"}.get(type(value).__name__, ""), (), False
+        )
+    return Slot(dtype_of(value.scalar_type), tuple(value.sizes), value.shape_dynamism.name != "STATIC")
 
 
 def dtype_of(scalar_type: Any) -> str:

@@ -1,4 +1,4 @@
-"""Making programs: what backends contribute, put together, and each step with errors that name the operator."""
+"""Making programs: what backends contribute, put together, each step with errors that name the operator."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ def _problem_of(text: str) -> str:
 def _remedy(is_about_operators: bool) -> str:
     if is_about_operators:
         return (
-            "write the model without the operator, register an out variant for it (executorch.exir.dialects), "
-            "or add the backend whose delegate takes it"
+            "write the model without the operator, register an out variant for it, or add the backend whose "
+            "delegate takes it"
         )
     return "see the cause above"
 

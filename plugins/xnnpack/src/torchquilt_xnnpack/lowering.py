@@ -27,7 +27,6 @@ _INPUTS = (
 _CONVERSION = "Convert"
 _DYNAMIC = "qd"  # begins the types of activations that are quantized at run time
 _FLOAT = "fp"
-_NOTHING = 0xFFFFFFFF
 
 
 def _partitioners() -> list[Any]:
@@ -48,13 +47,14 @@ def kernels_of(payload: bytes) -> Iterator[Kernel]:
     for node in graph["xnodes"]:
         kernel = node["xnode_union"]
         name = node["xnode_union_type"].removeprefix("XNN")
-        reads = tuple(types[kernel[one]] for one in _INPUTS if kernel.get(one, _NOTHING) in types)
-        writes = tuple(types[kernel[one]] for one in sorted(kernel) if re.fullmatch(r"output\d?_id", one) and kernel[one] in types)
+        reads = tuple(types[kernel[one]] for one in _INPUTS if kernel.get(one) in types)
+        outputs = (number for one, number in kernel.items() if re.fullmatch(r"output\d*_id", one))
+        writes = tuple(types[number] for number in outputs if number in types)
         yield Kernel(name, reads, writes, _arithmetic(name, reads, writes), node.get("debug_handle"))
 
 
 def _arithmetic(name: str, reads: tuple[str, ...], writes: tuple[str, ...]) -> Arithmetic | None:
-    """In what a kernel computes. A dynamic one reads integers that are made when it runs, and writes float."""
+    """In what a kernel computes. A dynamic one reads integers made when it runs, and writes float."""
     if name == _CONVERSION:
         return None
     is_dynamic = any(one.startswith(_DYNAMIC) for one in reads)
