@@ -8,20 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import attrs
 
 from torchquilt.errors import ModelError
 from torchquilt.ledger import Ledger
 from torchquilt.lowering.contract import Kernel
+from torchquilt.lowering.program import LoweredProgram, report_path
 from torchquilt.lowering.values import Agreement, Dimension, Leftover, Placed, Port, Ports, Verification
-
-if TYPE_CHECKING:
-    from torchquilt.lowering.program import LoweredProgram
 
 #: Version of the JSON of a report.
 JSON_SCHEMA = 1
+#: Saved models begin with it, lowered programs do not.
+_ARCHIVE = b"PK"
 
 
 def report(program: LoweredProgram) -> str:
@@ -58,6 +59,24 @@ def plain_verification(verification: Verification) -> dict[str, Any]:
             for output in verification.outputs
         ],
     }
+
+
+def is_reported(path: Path) -> bool:
+    """Whether there is a report beside a file that is no saved model."""
+    with path.open("rb") as file:
+        is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+    return not is_archive and report_path(path).is_file()
+
+
+def read_report(path: Path) -> LoweredProgram:
+    """What the report beside a program says of it; the program cannot be run.
+
+    Raises:
+        ModelError: the report is none, or that of another program.
+        OSError: a file cannot be read.
+    """
+    nothing = LoweredProgram("", (), path.read_bytes(), Ports((), ()), (), ())
+    return with_report(nothing, report_path(path).read_text(encoding="utf-8"))
 
 
 def with_report(program: LoweredProgram, text: str) -> LoweredProgram:
@@ -112,7 +131,10 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     """The fields of a program from the JSON of its report."""
     checked = data["verification"]
     return {
+        "target": data["target"],
         "backends": tuple(data["backends"]),
+        "delegates": tuple(data["delegates"]),
+        "operators": tuple(data["operators"]),
         "io": Ports(*(tuple(map(_read_port, data["io"][name])) for name in ("inputs", "outputs"))),
         "operations": tuple(Placed(**one) for one in data["operations"]),
         "kernels": tuple(
