@@ -64,8 +64,8 @@ class Request:
     "backends",
     multiple=True,
     metavar="NAME",
-    help="Use what this backend gives to the target; may be repeated, the first to take an operator keeps it. "
-    "By default the backends that quantized the model.",
+    help="Use what this backend gives to the target. May be repeated; the first to take an operator keeps "
+    "it. By default those that quantized the model.",
 )
 @click.option(
     "--io-dtype",

@@ -29,8 +29,8 @@ def show_program(file: Path, program: LoweredProgram) -> None:
     if program.operators:
         write(f"kernels of the runtime: {', '.join(program.operators)}")
     if program.leftovers:
-        rows = [(one.op, one.stems_from, one.module, one.line) for one in program.leftovers]
-        write_table([("operator", "stems from", "module", "line"), *rows], "left outside")
+        left = [(one.op, one.stems_from, one.module, one.line) for one in program.leftovers]
+        write_table([("operator", "stems from", "module", "line"), *left], "left outside")
     if program.ledger is not None:
         show_ledger(program.ledger)
         if is_terminal(sys.stdout):
