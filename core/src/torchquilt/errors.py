@@ -154,11 +154,19 @@ class LoweringError(TorchquiltError, RuntimeError):
 class ProgramError(LoweringError):
     """A lowered program that is damaged, needs what is not here, or fails when it is loaded or run.
 
-    ``path`` is its file, where there is one.
+    ``path`` is its file, where there is one. ``operators`` are the kernels of the runtime that it is about.
     """
 
-    def __init__(self, problem: str, *, path: str | os.PathLike[str] | None = None, **details: Any) -> None:
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        operators: tuple[str, ...] = (),
+        **details: Any,
+    ) -> None:
         super().__init__(problem, **details)
+        self.operators = operators
         self.path = None if path is None else os.fspath(path)
 
     def _about(self) -> list[tuple[str, object]]:

@@ -81,7 +81,8 @@ class Joint:
         row = self.row(operation.source)
         name = operation.source if row is None else row.node
         module = module_path(node) if node is not None else ""
-        return Placed(operation.op, name, module, operation.place, operation.arithmetic)
+        line = source_line(node) if node is not None else ""
+        return Placed(operation.op, name, module, operation.place, operation.arithmetic, line)
 
     def leftover(self, conversion: Conversion) -> Leftover:
         """A conversion that is left, with the node that it stems from."""

@@ -20,6 +20,7 @@ from torchquilt.replacing import replacing
 
 #: What is added to the name of a program for the file beside it that says what is in it.
 REPORT_SUFFIX = ".json"
+_MOST_PLACES = 3
 
 
 @attrs.frozen(eq=False)
@@ -89,7 +90,21 @@ class LoweredProgram:
             raise ProgramError("This program was made without a runtime.", got=self.target)
         inputs = flat_inputs(self._runner.structure[0], args, kwargs)
         check_inputs(self.io.inputs, inputs)
-        return arrange_outputs(self._runner.run(inputs), self._runner.structure[1])
+        try:
+            outputs = self._runner.run(inputs)
+        except ProgramError as error:
+            error.node = error.node or self._about(error)
+            raise
+        return arrange_outputs(outputs, self._runner.structure[1])
+
+    def _about(self, error: ProgramError) -> str | None:
+        """The operators of the model that an error of the runtime is about, as far as it says."""
+        kernels = {name.partition(".")[0].replace("::", ".") for name in error.operators}
+        found = [one for one in self.operations if not one.place and one.op.rpartition(".")[0] in kernels]
+        if not found and error.backend:
+            found = [one for one in self.operations if one.place.partition(" ")[0] in error.backend]
+        places = [*dict.fromkeys(map(str, found))]
+        return "; ".join([*places[:_MOST_PLACES], *(["…"] if places[_MOST_PLACES:] else [])]) or None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program to a file, whole or not at all, and a report beside it.

@@ -112,6 +112,7 @@ class Placed:
         module: path of the innermost module of that node.
         place: the delegate that runs it and its number, empty where a kernel of the runtime itself does.
         arithmetic: in what it computes.
+        line: ``file:line`` of the code that it comes from, empty where export kept none.
     """
 
     op: str
@@ -119,6 +120,11 @@ class Placed:
     module: str
     place: str
     arithmetic: Arithmetic
+    line: str = ""
+
+    def __str__(self) -> str:
+        where = ", ".join(filter(None, (self.module and f"module {self.module}", self.line)))
+        return f"{self.node or 'a node that is not known'} ({', '.join(filter(None, (self.op, where)))})"
 
 
 @attrs.frozen

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import re
+import sys
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torchquilt import ProgramError
@@ -13,6 +17,8 @@ from torchquilt.lowering import Slot
 from torchquilt_executorch.stored import StoredProgram
 
 _METHOD = "forward"
+_STANDARD_ERROR = 2
+_MOST_REASONS = 3
 #: The names of executorch/runtime/core/error.h.
 _ERRORS = {
     0x01: "Internal",
@@ -88,7 +94,9 @@ class ExecuTorchRunner:
         try:
             return list(self._method.execute(given))
         except Exception as error:  # the runtime raises RuntimeError with a number
-            raise self._failed("The program failed in the runtime.", error) from error
+            method = self._method
+            told = _told_by(lambda: method.execute(given))
+            raise self._failed("The program failed in the runtime.", error, told) from error
 
     def _load(self) -> Any:
         """The method that runs, in a runtime that has what it needs."""
@@ -100,10 +108,14 @@ class ExecuTorchRunner:
         self._stored.check_is_harmless()
         self._check_delegates(runtime.backend_registry.registered_backend_names)
         self._find_kernels(runtime)
-        try:
+
+        def load() -> Any:
             return runtime.load_program(self._buffer).load_method(_METHOD)
+
+        try:
+            return load()
         except Exception as error:
-            raise self._failed("The runtime cannot load the program.", error) from error
+            raise self._failed("The runtime cannot load the program.", error, _told_by(load)) from error
 
     def _check_delegates(self, present: Sequence[str]) -> None:
         missing = [name for name in dict.fromkeys(self.delegates) if name not in present]
@@ -138,24 +150,46 @@ class ExecuTorchRunner:
         raise ProgramError(
             f"The runtime here has no kernel for {', '.join(missing)}.",
             expected=f"kernels in the runtime itself or in one of the libraries: {searched}",
+            operators=tuple(missing),
             got="; ".join(failures) or "a runtime without them",
             remedy="import the module that registers them before the program is run, or install the backend "
             "that the program was lowered with",
         )
 
-    def _failed(self, problem: str, error: Exception) -> ProgramError:
+    def _failed(self, problem: str, error: Exception, told: str) -> ProgramError:
+        """The error for one of the runtime, with what it writes of it beside a number."""
         text = str(error)
         number = re.search(r"0x:?([0-9a-fA-F]+)", text)
         name = _ERRORS.get(int(number[1], 16), "") if number else ""
-        by_delegate = name.startswith("Delegate") and bool(self.delegates)
+        kernel = re.search(r"in operator (\S+): 0x", told)
+        delegates = [one for one in dict.fromkeys(self.delegates) if one in told]
+        if not delegates and name.startswith("Delegate"):
+            delegates = [*dict.fromkeys(self.delegates)]
+        lines = [re.sub(r"^\[.*?\] ", "", line) for line in told.splitlines()]
+        reasons = [line for line in lines if re.search(r"fail|invalid|error|mismatch", line, re.IGNORECASE)]
         return ProgramError(
             problem,
-            backend=", ".join(dict.fromkeys(self.delegates)) if by_delegate else None,
-            expected=", ".join(map(_shown, self.inputs)) or None,
-            got=f"{text} ({name})" if name else text,
-            remedy="lower it again with this ExecuTorch; what the runtime writes to standard error says more",
+            backend=", ".join(delegates) or None,
+            operators=(kernel[1],) if kernel else (),
+            got="; ".join([f"{text} ({name})" if name else text, *reasons[:_MOST_REASONS]]),
+            remedy="lower it again with the ExecuTorch that is installed here, without what fails",
         )
 
 
-def _shown(slot: Slot) -> str:
-    return f"{slot.dtype or 'any'}[{', '.join(map(str, slot.shape))}]"
+def _told_by(action: Callable[[], object]) -> str:
+    """What the runtime writes to standard error while something fails that has failed before.
+
+    It is C++, which writes to the file itself, so that is exchanged for as long.
+    """
+    with tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
+        kept = os.dup(_STANDARD_ERROR)
+        os.dup2(file.fileno(), _STANDARD_ERROR)
+        try:
+            with contextlib.suppress(Exception):
+                action()
+        finally:
+            os.dup2(kept, _STANDARD_ERROR)
+            os.close(kept)
+        file.seek(0)
+        return file.read().decode(errors="replace")

@@ -10,15 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import LoweringError
-from torchquilt.graph.bodies import nodes_of
+from torchquilt.graph.bodies import nodes_of, regions
 from torchquilt.lowering import Contribution, Lowered, place_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
     from torchquilt_executorch.runner import ExecuTorchRunner
 
 _VERSION = "executorch>=1.5.1"
+#: What ExecuTorch says → what that means.
+_KNOWN = {
+    "Missing out variants": "ExecuTorch has no kernel for an operator that writes to given memory "
+    "(a missing out variant).",
+    "is not in Core ATen opset": "ExecuTorch does not take an operator.",
+    "is not Aten Canonical": "ExecuTorch does not take an operator.",
+}
+_MOST_PLACES = 3
 
 
 class ExecuTorchTarget:
@@ -154,42 +163,49 @@ def _step(problem: str, program: ExportedProgram, backend: str | None = None) ->
     except LoweringError:
         raise
     except Exception as error:  # ExecuTorch raises RuntimeError, InternalError, ExportError, ...
-        text = str(error).strip() or repr(error)
-        named = [node for node in nodes_of(program.graph_module) if _is_named(node, text)]
+        first = (str(error).strip() or repr(error)).partition("\n")[0]
+        places = [*dict.fromkeys(map(place_of, _named_in(first, program)))]
         raise LoweringError(
-            _problem_of(text) or problem,
+            next((told for part, told in _KNOWN.items() if part in first), problem),
             backend=backend,
-            node="; ".join(map(place_of, named[:3])) + (" …" if named[3:] else "") or None,
-            expected="operators that ExecuTorch, or a delegate, has kernels for" if named else None,
-            got=f"{type(error).__name__}: {text}",
-            remedy=_remedy(bool(named)),
+            node="; ".join([*places[:_MOST_PLACES], *(["…"] if places[_MOST_PLACES:] else [])]) or None,
+            expected="operators that ExecuTorch, or a delegate, has kernels for" if places else None,
+            got=f"{type(error).__name__}: {first}",
+            remedy="write the model without the operator, register an out variant for it, or add the backend "
+            "whose delegate takes it"
+            if places
+            else "see the cause above",
         ) from error
 
 
-def _problem_of(text: str) -> str:
-    if "Missing out variants" in text:
-        return "ExecuTorch has no kernel that writes to given memory for an operator (missing out variant)."
-    if "is not Aten Canonical" in text or "not in Core ATen opset" in text:
-        return "ExecuTorch does not take an operator: it is not in its set."
-    return ""
+def _named_in(message: str, program: ExportedProgram) -> list[Node]:
+    """The nodes of a program whose operator a message of ExecuTorch names.
+
+    It may be one that another operator is decomposed into; then the node is that of the other one.
+    """
+    named = [node for node in nodes_of(program.graph_module) if _is_named(node, message)]
+    if named:
+        return named
+    from torchquilt_executorch.origins import Origins
+
+    origins = Origins.of_program(program)
+    nodes = {
+        region.name_of(node): node
+        for region in regions(program.graph_module)
+        for node in region.module.graph.nodes
+    }
+    try:
+        decomposed = program.run_decompositions()
+    except Exception:  # then it cannot be said
+        return []
+    later = (node for node in nodes_of(decomposed.graph_module) if _is_named(node, message))
+    return [nodes[name] for name in map(origins.of, later) if name]
 
 
-def _remedy(is_about_operators: bool) -> str:
-    if is_about_operators:
-        return (
-            "write the model without the operator, register an out variant for it, or add the backend whose "
-            "delegate takes it"
-        )
-    return "see the cause above"
-
-
-def _is_named(node: Any, text: str) -> bool:
-    """Whether a message of ExecuTorch is about a node: it has its name, or its operator, as a word."""
-    if node.op != "call_function":
-        return False
-    schema = getattr(node.target, "_schema", None)
+def _is_named(node: Node, message: str) -> bool:
+    """Whether a message has the operator that a node calls, as ``aten.sort`` or ``aten::sort``."""
+    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
     if schema is None:
         return False
-    namespace, _, name = schema.name.partition("::")
-    words = {node.name, f"{namespace}::{name}", f"{namespace}.{name}"}
-    return any(re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", text) for word in words)
+    words = (schema.name, schema.name.replace("::", "."))
+    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message) for word in words)
