@@ -66,6 +66,6 @@ class Counter(nn.Module):
         self.register_buffer("total", torch.zeros(2, 4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of all calls so far."""
+        """Half of the sum of all calls so far."""
         self.total += self.fc(x)
-        return self.total.clone()
+        return self.total * 0.5

@@ -50,9 +50,16 @@ def test_what_is_fused_is_where_its_kernel_is() -> None:
     assert codes(encoder_ledger(False))["relu"] == "delegated_as_integers"
 
 
-def test_what_does_nothing_is_removed() -> None:
-    """Dropout has no part in the program."""
-    assert {code for node, code in codes(encoder_ledger(True)).items() if "dropout" in node} == {"removed"}
+def test_what_is_folded_is_removed() -> None:
+    """What is computed from constants alone is a constant of the program."""
+    module = Fn(lambda m, tokens: m.table(tokens + torch.arange(5)), table=nn.Embedding(20, 8))
+    program = tq.lower(converted(module, composed(), TOKENS), (TOKENS,))
+    assert program.ledger is not None
+    assert codes(program.ledger) == {
+        "arange": "removed",
+        "add": "portable_kernel",
+        "embedding": "portable_integer_kernel",
+    }
 
 
 def test_the_place_and_the_reason_are_told() -> None:
@@ -84,13 +91,21 @@ def takes_cumsum(node: Node) -> tq.QuantizationAnnotation | None:
     return tq.QuantizationAnnotation({node.args[0]: INT8}, INT8)  # type: ignore[dict-item]
 
 
+class Cumulative(nn.Module):
+    """Sums along the last dimension."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum up."""
+        return x.cumsum(-1)
+
+
 class Sums(nn.Module):
     """A linear layer, and a module that sums up."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(8, 8)
-        self.sums = Fn(lambda m, x: x.cumsum(-1))
+        self.sums = Cumulative()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Sum up what the layer returns."""
@@ -98,15 +113,15 @@ class Sums(nn.Module):
 
 
 @cache
-def sums() -> tq.LoweredProgram:
+def sums(*backends: str) -> tq.LoweredProgram:
     """A model that is quantized where the delegate cannot run it."""
     model = converted(Sums(), tq.ComposableQuantizer([xnnpack(), ByFunction(takes_cumsum)]), normal(3, 8))
-    return tq.lower(model, (normal(3, 8),), verify=True)
+    return tq.lower(model, (normal(3, 8),), backends=backends, verify=True)
 
 
 def test_what_was_quantized_and_runs_in_float_is_told() -> None:
     """The operator has the code for it, and its name stands in the printed ledger."""
-    ledger = sums().ledger
+    ledger = sums("xnnpack").ledger
     assert ledger is not None
     assert codes(ledger)["cumsum"] == "fell_back_to_float"
     assert "cumsum (aten.cumsum.default, module sums)" in str(ledger)
@@ -115,11 +130,11 @@ def test_what_was_quantized_and_runs_in_float_is_told() -> None:
 def test_conversions_that_are_left_name_what_they_stem_from() -> None:
     """Each quantize and dequantize outside of the delegate has the operator, its module and its line."""
     left = sums().leftovers
-    assert [one.op.partition(".")[2] for one in left] == [
-        "dequantize_per_tensor.default",
-        "quantize_per_tensor.default",
-        "dequantize_per_tensor.default",
-    ]
+    assert {one.stems_from for one in left} == {"linear", "cumsum"}
+    assert {one.op.partition("_per")[0] for one in left} == {
+        "quantized_decomposed.quantize",
+        "quantized_decomposed.dequantize",
+    }
     last = left[-1]
     assert (last.stems_from, last.stems_from_op, last.module) == ("cumsum", "aten.cumsum.default", "sums")
     file, _, line = last.line.rpartition(":")

@@ -75,15 +75,20 @@ def verified(
 
 
 def _run(model: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the model returns. What it writes to its buffers is undone."""
+    """What the model returns. It writes to copies of its buffers."""
     import torch
 
-    names = set(model.graph_signature.buffers_to_mutate.values())
-    state = {**model.state_dict, **model.constants}
-    before = {name: state[name].detach().clone() for name in names}
+    from torchquilt.graph.values import is_overwritten
+
+    module = model.module()
+    written = {str(node.target) for node in module.graph.find_nodes(op="get_attr") if is_overwritten(node)}
+    for name in written:
+        path, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(path)
+        setattr(owner, attribute, getattr(owner, attribute).detach().clone())
     try:
         with torch.no_grad():
-            return model.module()(*args, **kwargs)
+            return module(*args, **kwargs)
     except Exception as error:  # torch raises what it likes for inputs that do not fit
         raise LoweringError(
             "The quantized model does not take the example inputs.",
@@ -91,9 +96,6 @@ def _run(model: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             got=f"{type(error).__name__}: {error}",
             remedy="see the cause above",
         ) from error
-    finally:
-        for name, value in before.items():
-            state[name].copy_(value)
 
 
 def _as_port(port: Port, value: Any) -> Any:

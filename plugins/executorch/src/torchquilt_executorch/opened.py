@@ -17,7 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.lowering import Arithmetic, Conversion, Kernel, Operation
-from torchquilt_executorch.origins import Origins, chain
+from torchquilt_executorch.origins import Origins, body_names, chain
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -55,7 +55,7 @@ class _Found:
     """An operator or a conversion, while the graph is read."""
 
     node: Node
-    name: str
+    prefix: str
     op: str
     place: str
     arithmetic: Arithmetic = "float"
@@ -63,6 +63,11 @@ class _Found:
     reads: tuple[_Found, ...] = ()
     #: What it reads dequantized, by name.
     dequantized: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its name, with the body that it is in."""
+        return self.prefix + self.node.name
 
 
 class _Heirs:
@@ -120,20 +125,21 @@ class Opened:
             elif not overload(node):
                 self._walk_bodies(module, node, prefix)
             elif is_step(overload(node)):
-                self._steps.append(_Found(node, prefix + node.name, overload(node), ""))
+                self._steps.append(_Found(node, prefix, overload(node), ""))
             else:
                 producers[node] = self._operator(node, prefix, "", producers)
         return [producers.get(node) for node in module.graph.output_node().all_input_nodes]
 
     def _walk_bodies(self, module: GraphModule, node: Node, prefix: str) -> None:
-        for argument in node.all_input_nodes:
-            body = getattr(module, str(argument.target), None) if argument.op == "get_attr" else None
-            if isinstance(body, GraphModule):
-                self._walk(body, f"{prefix}{argument.target}.", {})
+        """Read the bodies that a node calls. They may have had other names, by which their origins are."""
+        names = body_names(node)
+        origins = self._origins.bodies_of(node, prefix)
+        for name, origin in zip(names, origins or [f"{prefix}{name}." for name in names], strict=False):
+            self._walk(getattr(module, name), origin, {})
 
     def _operator(self, node: Node, prefix: str, place: str, producers: Mapping[Node, Any]) -> _Found:
         reads = (producers.get(source) for source in node.all_input_nodes)
-        found = _Found(node, prefix + node.name, overload(node), place)
+        found = _Found(node, prefix, overload(node), place)
         found.reads = tuple(one for one in reads if isinstance(one, _Found))
         found.dequantized = tuple(
             source.all_input_nodes[0].name
@@ -226,7 +232,7 @@ class Opened:
             Operation(
                 one.name,
                 one.op,
-                self._origins.of(one.node),
+                self._origins.of(one.node, one.prefix),
                 one.place,
                 one.arithmetic,
                 one.why,
@@ -237,7 +243,9 @@ class Opened:
 
     def conversions(self) -> tuple[Conversion, ...]:
         """What is left of quantize and dequantize outside of delegates."""
-        return tuple(Conversion(one.name, one.op, self._origins.of(one.node)) for one in self._steps)
+        return tuple(
+            Conversion(one.name, one.op, self._origins.of(one.node, one.prefix)) for one in self._steps
+        )
 
 
 def _in_delegate(found: _Found, kernels: Mapping[int, list[Kernel]] | None) -> tuple[Arithmetic, str]:
@@ -246,12 +254,20 @@ def _in_delegate(found: _Found, kernels: Mapping[int, list[Kernel]] | None) -> t
     if own:
         arithmetic: Arithmetic = "float" if any(one.arithmetic == "float" for one in own) else "integer"
         return arithmetic, f"the delegate runs {', '.join(map(str, own))}"
-    if found.reads:
+    if found.reads and (kernels is not None or not found.dequantized):
         first = next((one for one in found.reads if one.arithmetic == "float"), found.reads[0])
         return first.arithmetic, f"it is computed with {first.op}"
-    if found.dequantized:
-        return "integer", "all that it reads is quantized"
-    return ("float" if _touches_float(found.node) else "integer"), "nothing that it reads is quantized"
+    if found.dequantized and (len(found.dequantized) > 1 or _is_quantized(found.node)):
+        return "integer", "what it reads and what it returns, or its weight, is quantized"
+    return ("float" if _touches_float(found.node) else "integer"), "nothing but what it reads is quantized"
+
+
+def _is_quantized(node: Node, depth: int = 2) -> bool:
+    """Whether an output is quantized, itself or behind what is computed with it."""
+    return any(
+        is_step(overload(user)) or (depth > 0 and bool(overload(user)) and _is_quantized(user, depth - 1))
+        for user in node.users
+    )
 
 
 def _final_nodes(program: ExportedProgram) -> Iterator[Node]:

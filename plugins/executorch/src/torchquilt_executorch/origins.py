@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from torch.fx import GraphModule
+
 from torchquilt.graph.bodies import regions
 
 if TYPE_CHECKING:
@@ -30,6 +32,13 @@ def chain(node: Node) -> tuple[_Step, ...]:
     return tuple(found)
 
 
+def body_names(node: Node) -> list[str]:
+    """The attributes that a node is given which are bodies of control flow, in order."""
+    owner = node.graph.owning_module
+    names = [str(one.target) for one in node.all_input_nodes if one.op == "get_attr"]
+    return [name for name in names if isinstance(getattr(owner, name, None), GraphModule)]
+
+
 class Origins:
     """The nodes of a program, to be found by what became of them.
 
@@ -39,8 +48,11 @@ class Origins:
 
     def __init__(self, nodes: Iterable[tuple[str, Node]]) -> None:
         self._by_name: dict[str, list[tuple[str, tuple[_Step, ...]]]] = defaultdict(list)
+        self._bodies: dict[str, list[str]] = {}
         for name, node in nodes:
             self._by_name[node.name].append((name, chain(node)))
+            prefix = name.removesuffix(node.name)
+            self._bodies[name] = [f"{prefix}{body}." for body in body_names(node)]
 
     @classmethod
     def of_program(cls, program: ExportedProgram) -> Origins:
@@ -51,11 +63,21 @@ class Origins:
             for node in region.module.graph.nodes
         )
 
-    def of(self, node: Node) -> str:
-        """The name of the node that a later one comes from, empty where that is not known."""
+    def bodies_of(self, node: Node, prefix: str) -> list[str]:
+        """What the names in the bodies begin with that the origin of a node calls, in order."""
+        return self._bodies.get(self.of(node, prefix), [])
+
+    def of(self, node: Node, prefix: str = "") -> str:
+        """The name of the node that a later one comes from, empty where that is not known.
+
+        Args:
+            node: the later one.
+            prefix: what its name begins with, where it is in a body; two bodies may have like nodes.
+        """
         steps = chain(node)
         for index, (name, _) in enumerate(steps):
-            for full_name, rest in self._by_name.get(name, ()):
-                if rest == steps[index + 1 :]:
-                    return full_name
+            rest = steps[index + 1 :]
+            found = [full_name for full_name, steps_of in self._by_name.get(name, ()) if steps_of == rest]
+            if found:
+                return prefix + name if prefix + name in found else found[0]
         return ""

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from torchquilt_executorch.runner import ExecuTorchRunner
 
 _VERSION = "executorch>=1.5.1"
+#: What is left of quantize and dequantize outside of delegates has its kernels there.
+QUANTIZED_KERNELS = "executorch.kernels.quantized"
 #: What ExecuTorch says → what that means.
 _KNOWN = {
     "Missing out variants": "ExecuTorch has no kernel for an operator that writes to given memory "
     "(a missing out variant).",
     "is not in Core ATen opset": "ExecuTorch does not take an operator.",
     "is not Aten Canonical": "ExecuTorch does not take an operator.",
+    "was not decomposed or delegated": "A partitioner had ExecuTorch keep an operator whole for its "
+    "delegate, and left one. They do not look into the bodies of control flow.",
 }
 _MOST_PLACES = 3
 
@@ -40,8 +44,11 @@ class ExecuTorchTarget:
         from torchquilt_executorch.origins import Origins
         from torchquilt_executorch.stored import StoredProgram
 
-        for library in (name for one in contributions.values() for name in one.libraries):
-            _import_library(library, contributions)
+        with _quietly():
+            importlib.import_module(QUANTIZED_KERNELS)
+        for backend, given in contributions.items():
+            for library in given.libraries:
+                _import_library(library, backend)
         for backend, given in contributions.items():
             for transform in given.passes:
                 with _step(f"A pass of the backend {backend!r} failed.", program, backend):
@@ -70,7 +77,7 @@ class ExecuTorchTarget:
         _require_executorch()
         from torchquilt_executorch.runner import ExecuTorchRunner
 
-        return ExecuTorchRunner(buffer, libraries)
+        return ExecuTorchRunner(buffer, (QUANTIZED_KERNELS, *libraries))
 
 
 def _require_executorch() -> None:
@@ -86,8 +93,7 @@ def _require_executorch() -> None:
         ) from error
 
 
-def _import_library(name: str, contributions: Mapping[str, Contribution]) -> None:
-    backend = next(backend for backend, given in contributions.items() if name in given.libraries)
+def _import_library(name: str, backend: str) -> None:
     try:
         with _quietly():
             importlib.import_module(name)
@@ -171,8 +177,8 @@ def _step(problem: str, program: ExportedProgram, backend: str | None = None) ->
             node="; ".join([*places[:_MOST_PLACES], *(["…"] if places[_MOST_PLACES:] else [])]) or None,
             expected="operators that ExecuTorch, or a delegate, has kernels for" if places else None,
             got=f"{type(error).__name__}: {first}",
-            remedy="write the model without the operator, register an out variant for it, or add the backend "
-            "whose delegate takes it"
+            remedy="write the model without the operator, register an out variant for it, or choose other "
+            "backends: lower(..., backends=[...])"
             if places
             else "see the cause above",
         ) from error
@@ -207,5 +213,7 @@ def _is_named(node: Node, message: str) -> bool:
     schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
     if schema is None:
         return False
-    words = (schema.name, schema.name.replace("::", "."))
-    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message) for word in words)
+    name = re.escape(schema.name).replace("::", "(::|[.]|_)")
+    overload = schema.overload_name or "default"
+    # aten::sort, aten.sort, or the name that a node has in ExecuTorch's dialect: aten_sort_default_1.
+    return re.search(rf"(?<!\w){name}(_{overload}(_\d+)?)?(?!\w)", message, re.IGNORECASE) is not None
