@@ -213,6 +213,7 @@ def _copied_graph(program: ExportedProgram) -> tuple[torch.fx.Graph, dict[Node, 
     output = graph.output(outputs)
     output.meta = copy.copy(program.graph.output_node().meta)
     for node, made in nodes.items():
+        made.name = node.name  # the signature knows it by that, also where a new graph would choose another
         made.meta = copy.copy(node.meta)
     graph._codegen = program.graph._codegen
     return graph, nodes

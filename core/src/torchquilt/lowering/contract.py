@@ -65,7 +65,8 @@ class Contribution:
     contribution imports nothing of them.
 
     Args:
-        passes: functions from ExportedProgram to ExportedProgram, run in this order before anything else.
+        passes: functions from ExportedProgram to another one, run in this order before anything else. They
+            leave the program that they are given as it is.
         partitioners: makes the partitioners that hand operators to delegates; they are asked in the order of
             the backends, and the first to take an operator keeps it.
         edge_passes: makes passes over the program in the runtime's own dialect, before the partitioners.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
+import io
 import re
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +15,6 @@ from torchquilt.lowering import Slot
 from torchquilt_executorch.stored import StoredProgram
 
 _METHOD = "forward"
-_STANDARD_ERROR = 2
 _MOST_REASONS = 3
 #: The names of executorch/runtime/core/error.h.
 _ERRORS = {
@@ -177,19 +174,8 @@ class ExecuTorchRunner:
 
 
 def _told_by(action: Callable[[], object]) -> str:
-    """What the runtime writes to standard error while something fails that has failed before.
-
-    It is C++, which writes to the file itself, so that is exchanged for as long.
-    """
-    with tempfile.TemporaryFile() as file:
-        sys.stderr.flush()
-        kept = os.dup(_STANDARD_ERROR)
-        os.dup2(file.fileno(), _STANDARD_ERROR)
-        try:
-            with contextlib.suppress(Exception):
-                action()
-        finally:
-            os.dup2(kept, _STANDARD_ERROR)
-            os.close(kept)
-        file.seek(0)
-        return file.read().decode(errors="replace")
+    """What the runtime writes to standard error while something fails that has failed before."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.suppress(Exception):
+        action()
+    return told.getvalue()
