@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from torchquilt.config import QuantizationConfig
+from torchquilt.lowering import Contribution
 from torchquilt.plugins import API, Manifest, registry
 
 try:
@@ -19,7 +20,9 @@ except ModuleNotFoundError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
-FILES = {"__init__.py", "plugin.py", "specs.py", "support.py", "quantizer.py", "py.typed"}
+FILES = {"__init__.py", "plugin.py", "py.typed"}
+OF_BACKENDS = {"specs.py", "support.py", "quantizer.py"}
+OF_TARGETS = {"target.py"}
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
@@ -36,18 +39,39 @@ def project(folder: Path) -> dict[str, Any]:
     return table
 
 
-@pytest.fixture
-def manifest(folder: Path) -> Manifest:
-    """What the plugin says of itself."""
+def manifest_of(folder: Path) -> Manifest:
+    """What the plugin of a folder says of itself."""
     made: Manifest = importlib.import_module(f"torchquilt_{folder.name}.plugin").torchquilt_manifest()
     return made
 
 
 @pytest.fixture
-def quantizer_class(manifest: Manifest) -> Any:
-    """The class that the manifest names."""
-    module, _, name = manifest.quantizer.partition(":")
+def manifest(folder: Path) -> Manifest:
+    """What the plugin says of itself."""
+    return manifest_of(folder)
+
+
+def named_by(reference: str) -> Any:
+    """What a manifest names as text."""
+    module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+BACKENDS = [folder for folder in FOLDERS if manifest_of(folder).quantizer is not None]
+TARGETS = [folder for folder in FOLDERS if manifest_of(folder).target is not None]
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda folder: folder.name)
+def backend(request: pytest.FixtureRequest) -> Manifest:
+    """The manifest of a plugin that quantizes."""
+    return manifest_of(request.param)
+
+
+@pytest.fixture
+def quantizer_class(backend: Manifest) -> Any:
+    """The class that the manifest names."""
+    assert backend.quantizer is not None
+    return named_by(backend.quantizer)
 
 
 def test_no_folder_lacks_its_pyproject() -> None:
@@ -56,12 +80,15 @@ def test_no_folder_lacks_its_pyproject() -> None:
     assert below == set(FOLDERS)
 
 
-def test_a_plugin_has_the_files_that_all_have(folder: Path) -> None:
-    """There is a README, and one package of the folder's name with the files that every plugin has."""
+def test_a_plugin_has_the_files_that_all_have(folder: Path, manifest: Manifest) -> None:
+    """There is a README, and one package of the folder's name with the files that its kind has."""
     assert (folder / "README.md").is_file()
     packages = [path for path in (folder / "src").iterdir() if path.is_dir()]
     assert [path.name for path in packages] == [f"torchquilt_{folder.name}"]
-    missing = FILES - {path.name for path in packages[0].iterdir()}
+    files = (
+        FILES | (OF_BACKENDS if manifest.quantizer else set()) | (OF_TARGETS if manifest.target else set())
+    )
+    missing = files - {path.name for path in packages[0].iterdir()}
     assert not missing
 
 
@@ -70,7 +97,11 @@ def test_the_names_of_a_plugin_agree(folder: Path, project: dict[str, Any], mani
     assert project["name"] == f"torchquilt-{folder.name.replace('_', '-')}"
     assert project["entry-points"] == {"torchquilt": {folder.name: f"torchquilt_{folder.name}.plugin"}}
     assert manifest.name == folder.name
-    assert manifest.quantizer.startswith(f"torchquilt_{folder.name}.quantizer:")
+    places = ((manifest.quantizer, "quantizer"), (manifest.target, "target"))
+    for place, module in places:
+        assert place is None or place.startswith(f"torchquilt_{folder.name}.{module}:")
+    for place in manifest.contributions.values():
+        assert place == f"torchquilt_{folder.name}.lowering:CONTRIBUTION"
 
 
 def test_a_plugin_is_made_for_this_core(project: dict[str, Any], manifest: Manifest) -> None:
@@ -82,7 +113,9 @@ def test_a_plugin_is_made_for_this_core(project: dict[str, Any], manifest: Manif
 
 def test_a_published_plugin_is_known_before_it_is_installed(folder: Path, project: dict[str, Any]) -> None:
     """The core can answer a request for it with the pip line."""
-    assert (folder.name, project["name"]) in {(known.name, known.distribution) for known in registry.KNOWN}
+    kind = "target" if folder in TARGETS else "backend"
+    known = {(known.name, known.distribution, known.kind) for known in registry.KNOWN}
+    assert (folder.name, project["name"], kind) in known
 
 
 def test_the_readme_says_how_to_install_it(folder: Path, project: dict[str, Any]) -> None:
@@ -90,14 +123,14 @@ def test_the_readme_says_how_to_install_it(folder: Path, project: dict[str, Any]
     assert f"pip install {project['name']}\n" in (folder / "README.md").read_text()
 
 
-def test_the_presets_are_those_of_the_class(manifest: Manifest, quantizer_class: Any) -> None:
+def test_the_presets_are_those_of_the_class(backend: Manifest, quantizer_class: Any) -> None:
     """The manifest, which imports no torch, lists the presets of the class in the same order."""
-    assert manifest.preset_names == tuple(quantizer_class.PRESETS)
+    assert backend.preset_names == tuple(quantizer_class.PRESETS)
 
 
-def test_every_preset_makes_a_quantizer(manifest: Manifest, quantizer_class: Any) -> None:
+def test_every_preset_makes_a_quantizer(backend: Manifest, quantizer_class: Any) -> None:
     """Each preset is a config that the class can be made from."""
-    for name in manifest.preset_names:
+    for name in backend.preset_names:
         assert isinstance(quantizer_class.PRESETS[name](), QuantizationConfig)
         assert isinstance(quantizer_class.from_preset(name), quantizer_class)
 
@@ -105,3 +138,21 @@ def test_every_preset_makes_a_quantizer(manifest: Manifest, quantizer_class: Any
 def test_the_class_can_be_made_without_arguments(quantizer_class: Any) -> None:
     """Without a preset a quantizer is made by calling its class."""
     inspect.signature(quantizer_class).bind()
+
+
+def test_a_backend_says_how_it_is_lowered(backend: Manifest) -> None:
+    """For each target that it claims and that is among these plugins, it gives a contribution."""
+    ours = {manifest_of(folder).name for folder in TARGETS}
+    assert set(backend.contributions) == ours & set(backend.targets)
+    for place in backend.contributions.values():
+        assert isinstance(named_by(place), Contribution)
+
+
+@pytest.mark.parametrize("folder", TARGETS, ids=lambda folder: folder.name)
+def test_a_target_can_be_made_without_arguments(folder: Path) -> None:
+    """Its class has what the core calls, and needs nothing to be made."""
+    place = manifest_of(folder).target
+    assert place is not None
+    made = named_by(place)()
+    assert callable(made.lower)
+    assert callable(made.open)

@@ -16,7 +16,7 @@ import pytest
 
 import torchquilt as tq
 from plugin_sites import Site
-from torchquilt.plugins import API, Manifest, PresetInfo, registry
+from torchquilt.plugins import API, Manifest, PresetInfo, examination, registry
 
 
 def statuses() -> dict[str, str]:
@@ -426,7 +426,7 @@ def test_asking_for_another_interface_says_which_side_to_upgrade(
 ) -> None:
     """The error has both numbers, and the pip line for the side that is behind."""
     site.plugin("acme", api=2)
-    monkeypatch.setattr(registry, "API", core_speaks)
+    monkeypatch.setattr(examination, "API", core_speaks)
     with pytest.raises(tq.PluginLoadError) as caught:
         tq.quantizer("acme")
     assert caught.value.remedy == upgrade

@@ -26,6 +26,7 @@ PROJECTS = {
     "core": ROOT / "core",
     "xnnpack": ROOT / "plugins/xnnpack",
     "embedding": ROOT / "plugins/executorch_embedding",
+    "executorch": ROOT / "plugins/executorch",
 }
 
 LIST = """
@@ -122,7 +123,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The three wheels of this repository."""
+    """The wheels of this repository."""
     return {name: build_wheel(path, tmp_path_factory.mktemp(name)) for name, path in PROJECTS.items()}
 
 
@@ -246,6 +247,52 @@ def test_the_command_comes_with_the_extra(environment: Environment, wheels: dict
     (row,) = json.loads(run(command, "plugins", "list", "--json", env=BARE))["backends"]
     assert f"{row['name']} {row['distribution']} {row['version']} {row['status']}" == XNNPACK
     assert run(environment.python, "-I", "-m", "torchquilt", "--version", env=BARE) == "torchquilt 0.1.0"
+
+
+def test_a_lowering_target_is_listed_apart(environment: Environment, wheels: dict[str, Path]) -> None:
+    """It is no backend; asked to quantize it says what it is, and before it is there, how to install it."""
+    code = """
+        import torchquilt as tq
+        def ask(name):
+            from torchquilt.plugins import registry
+            try:
+                registry.target(name)
+            except tq.PluginNotFoundError as error:
+                print(error.remedy)
+        ask("executorch")
+    """
+    assert environment.run(code) == ["pip install torchquilt-executorch"]
+    environment.install(wheels["executorch"])
+    code = """
+        import torchquilt as tq
+        print(len(tq.backends()), *(f"{b.name} {b.status}" for b in tq.targets()))
+        try:
+            tq.quantizer("executorch")
+        except tq.PluginNotFoundError as error:
+            print(error.problem)
+    """
+    assert environment.run(code) == [
+        "0 executorch ok",
+        "The plugin 'executorch' is a lowering target and has no quantizer.",
+    ]
+
+
+def test_without_executorch_lowering_says_how_to_install_it(
+    environment: Environment, wheels: dict[str, Path]
+) -> None:
+    """The plugin can be there without what it needs (``pip install --no-deps``); then that is the answer."""
+    environment.install(wheels["executorch"])
+    environment.link_needs_of_core(without=set())
+    code = """
+        import torch
+        import torchquilt as tq
+        program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+        try:
+            tq.lower(program, backends=[])
+        except tq.LoweringError as error:
+            print(error.remedy)
+    """
+    assert environment.run(code) == ["pip install 'executorch>=1.5.1'"]
 
 
 def test_quantizers_are_made_from_what_the_wheels_declare(

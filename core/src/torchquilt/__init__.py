@@ -27,25 +27,30 @@ _PUBLIC = {
         "CalibrationError",
         "CompositionError",
         "IntentError",
+        "LoweringError",
         "ModelError",
         "PatternError",
         "PluginConflictError",
         "PluginError",
         "PluginLoadError",
         "PluginNotFoundError",
+        "ProgramError",
+        "ProgramInputError",
         "QuantizerError",
         "RecipeError",
         "SharingError",
         "SpecError",
         "TorchquiltError",
         "UnsupportedConfigError",
+        "VerificationError",
     ),
     "intent": ("Intent",),
     "ledger": ("Ledger",),
+    "lowering": ("LoweredProgram", "lower"),
     "pattern": ("Match", "OperatorPattern", "Reject"),
     "pattern_quantizer": ("PatternQuantizer",),
     "plugins.manifest": ("Manifest", "PresetInfo"),
-    "plugins.registry": ("Backend", "Backends", "backends", "quantizer"),
+    "plugins.registry": ("Backend", "Backends", "backends", "quantizer", "targets"),
     "pt2e.annotate": ("explain",),
     "pt2e.calibrate": ("calibrate",),
     "pt2e.calibration_report": ("CalibrationReport", "calibration_of"),
@@ -84,20 +89,26 @@ if TYPE_CHECKING:
     from torchquilt.errors import CalibrationError as CalibrationError
     from torchquilt.errors import CompositionError as CompositionError
     from torchquilt.errors import IntentError as IntentError
+    from torchquilt.errors import LoweringError as LoweringError
     from torchquilt.errors import ModelError as ModelError
     from torchquilt.errors import PatternError as PatternError
     from torchquilt.errors import PluginConflictError as PluginConflictError
     from torchquilt.errors import PluginError as PluginError
     from torchquilt.errors import PluginLoadError as PluginLoadError
     from torchquilt.errors import PluginNotFoundError as PluginNotFoundError
+    from torchquilt.errors import ProgramError as ProgramError
+    from torchquilt.errors import ProgramInputError as ProgramInputError
     from torchquilt.errors import QuantizerError as QuantizerError
     from torchquilt.errors import RecipeError as RecipeError
     from torchquilt.errors import SharingError as SharingError
     from torchquilt.errors import SpecError as SpecError
     from torchquilt.errors import TorchquiltError as TorchquiltError
     from torchquilt.errors import UnsupportedConfigError as UnsupportedConfigError
+    from torchquilt.errors import VerificationError as VerificationError
     from torchquilt.intent import Intent as Intent
     from torchquilt.ledger import Ledger as Ledger
+    from torchquilt.lowering import LoweredProgram as LoweredProgram
+    from torchquilt.lowering import lower as lower
     from torchquilt.pattern import Match as Match
     from torchquilt.pattern import OperatorPattern as OperatorPattern
     from torchquilt.pattern import Reject as Reject
@@ -108,6 +119,7 @@ if TYPE_CHECKING:
     from torchquilt.plugins.registry import Backends as Backends
     from torchquilt.plugins.registry import backends as backends
     from torchquilt.plugins.registry import quantizer as quantizer
+    from torchquilt.plugins.registry import targets as targets
     from torchquilt.pt2e.annotate import explain as explain
     from torchquilt.pt2e.calibrate import calibrate as calibrate
     from torchquilt.pt2e.calibration_report import CalibrationReport as CalibrationReport

@@ -45,17 +45,14 @@ class TorchquiltError(Exception):
         super().__init__(problem)
 
     def __str__(self) -> str:
-        lines = [self.problem]
-        for label, value in (
-            ("node", self.node),
-            ("quantizer", self.quantizer),
-            ("expected", self.expected),
-            ("got", self.got),
-            ("to fix it", self.remedy),
-        ):
-            if value is not None:
-                lines.append(f"  {label}: {value}")
-        return "\n".join(lines)
+        details = (*self._about(), ("expected", self.expected), ("got", self.got), ("to fix it", self.remedy))
+        return "\n".join(
+            [self.problem, *(f"  {label}: {value}" for label, value in details if value is not None)]
+        )
+
+    def _about(self) -> list[tuple[str, object]]:
+        """What it is about, in the order in which that is printed; None is not known."""
+        return [("node", self.node), ("quantizer", self.quantizer)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would call the class with `args` only and drop the keyword fields.
@@ -141,6 +138,54 @@ class CalibrationError(TorchquiltError, RuntimeError):
     def __init__(self, problem: str, *, batch: int | None = None, **details: Any) -> None:
         super().__init__(problem, **details)
         self.batch = batch
+
+
+class LoweringError(TorchquiltError, RuntimeError):
+    """A quantized model that cannot be lowered. ``backend`` is what it is about, where it is about one."""
+
+    def __init__(self, problem: str, *, backend: object = None, **details: Any) -> None:
+        super().__init__(problem, **details)
+        self.backend = None if backend is None else str(backend)
+
+    def _about(self) -> list[tuple[str, object]]:
+        return [*super()._about(), ("backend", self.backend)]
+
+
+class ProgramError(LoweringError):
+    """A lowered program that is damaged, needs what is not here, or fails when it is loaded or run.
+
+    ``path`` is its file, where there is one. ``operators`` are the kernels of the runtime that it is about.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        operators: tuple[str, ...] = (),
+        **details: Any,
+    ) -> None:
+        super().__init__(problem, **details)
+        self.operators = operators
+        self.path = None if path is None else os.fspath(path)
+
+    def _about(self) -> list[tuple[str, object]]:
+        return [*super()._about(), ("file", self.path)]
+
+
+class ProgramInputError(ProgramError, ValueError):
+    """Inputs that a lowered program does not take: their number, a dtype, a shape."""
+
+
+class VerificationError(LoweringError):
+    """A lowered program that does not compute what the model computes.
+
+    ``verification`` says how each output compares.
+    """
+
+    def __init__(self, problem: str, *, verification: Any = None, **details: Any) -> None:
+        super().__init__(problem, **details)
+        self.verification = verification
 
 
 class PluginError(TorchquiltError):

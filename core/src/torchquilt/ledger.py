@@ -28,6 +28,17 @@ The reason codes are stable:
 ``body_not_entered``        a higher-order operator that is not known, so its body is left as it is
 ``never_reached``           calibration never reached it (``convert_pt2e(..., unseen="float")``)
 ==========================  ============================================================================
+
+So are those of what came of it when the model was lowered (:class:`Fate`):
+
+===========================  ===========================================================================
+``delegated_as_integers``    a delegate computes it with integers
+``delegated_as_float``       a delegate computes it, in float
+``portable_integer_kernel``  a kernel of the runtime itself computes it with integers
+``fell_back_to_float``       it was quantized, and a kernel of the runtime itself computes it in float
+``portable_kernel``          it was not quantized, and a kernel of the runtime itself computes it
+``removed``                  nothing of the program comes from it: it was folded, or did nothing
+===========================  ===========================================================================
 """
 
 from __future__ import annotations
@@ -80,6 +91,21 @@ class Tensor:
 
 
 @attrs.frozen
+class Fate:
+    """What came of an operator when the model was lowered.
+
+    Args:
+        code: a stable code, see above.
+        place: the delegate that runs it and its number in the program; empty where none does.
+        text: how that is known.
+    """
+
+    code: str
+    place: str
+    text: str
+
+
+@attrs.frozen
 class Row:
     """What was decided for one operator.
 
@@ -94,6 +120,7 @@ class Row:
         reasons: for a node in float, why each quantizer left it; never empty then.
         macs: multiply-adds for one call, for the example shapes; 0 where it has none.
         parameters: ``(name, bytes)`` of each stored float tensor that it reads.
+        lowered: what came of it; None where the model has not been lowered.
     """
 
     node: str
@@ -106,6 +133,7 @@ class Row:
     reasons: tuple[Reason, ...]
     macs: int
     parameters: tuple[tuple[str, int], ...]
+    lowered: Fate | None = None
 
     @property
     def is_quantized(self) -> bool:
@@ -269,6 +297,15 @@ class Ledger:
             groups.setdefault(key(row), []).append(row)
         return tuple(self.share(name, tuple(rows)) for name, rows in groups.items())
 
+    @property
+    def fates(self) -> dict[str, tuple[Row, ...]]:
+        """Code of what came of rows when the model was lowered → these rows; empty where it was not."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row.lowered is not None:
+                found.setdefault(row.lowered.code, []).append(row)
+        return {code: tuple(rows) for code, rows in found.items()}
+
     def diff(self, other: Ledger) -> tuple[Change, ...]:
         """The nodes that are decided otherwise in ``other``; a node that one lacks is ``absent`` there."""
         mine = {row.node: row for row in self.rows}
@@ -330,6 +367,7 @@ class Ledger:
         if self.boundaries:
             lines.append("requantized:")
         lines += [f"  {edge}" for edge in self.boundaries]
+        lines += _lowered_lines(self.fates)
         lines += [f"problem: {problem}" for problem in self.problems]
         lines += [f"warning: {caution}" for caution in self.warnings]
         return "\n".join(lines)
@@ -388,6 +426,21 @@ def _share_text(share: Share) -> str:
     return f"{share.name}: {', '.join(parts)}"
 
 
+def _lowered_lines(fates: dict[str, tuple[Row, ...]]) -> list[str]:
+    """How many operators came to what, and each that was quantized for nothing."""
+    lines = ["lowered:"] if fates else []
+    for code, rows in sorted(fates.items()):
+        quantized = sum(row.is_quantized for row in rows)
+        lines.append(f"  {code}: {len(rows)} operators, {quantized} of them quantized")
+        if code in ("fell_back_to_float", "delegated_as_float"):
+            lines += [
+                f"    {row.node} ({row.op}, module {row.module or '(root)'}): {row.lowered.text}"
+                for row in rows
+                if row.is_quantized and row.lowered is not None
+            ]
+    return lines
+
+
 def _cells(row: Row) -> tuple[str, ...]:
     """A row for a notebook."""
     what = [f"{tensor.place}: {tensor.spec}" for tensor in row.tensors]
@@ -411,4 +464,6 @@ def _row_from(data: dict[str, Any]) -> Row:
     values["tensors"] = tuple(Tensor(**tensor) for tensor in data["tensors"])
     values["reasons"] = tuple(Reason(**reason) for reason in data["reasons"])
     values["parameters"] = tuple((name, size) for name, size in data["parameters"])
+    fate = data.get("lowered")
+    values["lowered"] = None if fate is None else Fate(**fate)
     return Row(**values)

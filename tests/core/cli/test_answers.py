@@ -31,7 +31,7 @@ def test_plugins_are_listed_with_the_reason_for_those_that_do_not_work(run: Run,
     site.plugin("mill", source="import missing_library")
     answer = run("plugins", "list")
     _, _, acme, mill = answer.out.splitlines()
-    assert acme.split() == ["acme", "acme-quilt", "1.0", "ok", "what", "acme", "does"]
+    assert acme.split() == ["acme", "backend", "acme-quilt", "1.0", "ok", "what", "acme", "does"]
     assert mill.endswith("broken  import: ModuleNotFoundError: No module named 'missing_library'")
     assert (answer.code, answer.err) == (0, "")
 

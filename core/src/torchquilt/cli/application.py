@@ -16,6 +16,7 @@ from torchquilt.cli.diff import diff
 from torchquilt.cli.exits import EPILOG, ERROR, INTERRUPTED, OK, UNEXPECTED, USAGE
 from torchquilt.cli.explain import explain
 from torchquilt.cli.inspect import inspect
+from torchquilt.cli.lower import lower
 from torchquilt.cli.options import Group, Settings
 from torchquilt.cli.output import write, write_error
 from torchquilt.cli.plugins import plugins
@@ -47,7 +48,7 @@ def application() -> None:
     """Quantize PyTorch 2 exported models with quantizers from several backends at once."""
 
 
-for command in (plugins, capabilities, explain, quantize, inspect, diff):
+for command in (plugins, capabilities, explain, quantize, lower, inspect, diff):
     application.add_command(command)
 
 

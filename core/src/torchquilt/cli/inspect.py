@@ -12,12 +12,13 @@ from torchquilt.cli.exits import OK
 from torchquilt.cli.ledgers import share_of, show_ledger
 from torchquilt.cli.options import JSON_SCHEMA, Command, json_option
 from torchquilt.cli.output import write, write_json, write_table
+from torchquilt.cli.programs import show_program
 
 if TYPE_CHECKING:
     from torchquilt.artifact.lock import Lock, QuantizedTensor
 
 
-@click.command(cls=Command, short_help="Show what is in a saved model.")
+@click.command(cls=Command, short_help="Show what is in a saved model or a lowered program.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @json_option
 def inspect(file: Path, as_json: bool) -> int:
@@ -25,7 +26,18 @@ def inspect(file: Path, as_json: bool) -> int:
 
     FILE is what `quantize` or torchquilt.save wrote. Only the lock is read, without torch: whether the rest
     of the file is what it says is checked by torchquilt.load.
+
+    Of what `lower` wrote, the report that lies beside it is shown: where each operator runs.
     """
+    from torchquilt.lowering.report import is_reported, read_report
+
+    if is_reported(file):
+        program = read_report(file)
+        if as_json:
+            write_json(json.loads(program.to_json()))
+        else:
+            show_program(file, program)
+        return OK
     from torchquilt.artifact.archive import read_lock
 
     lock = read_lock(file)

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def plugins() -> None:
-    """The installed backends."""
+    """The installed backends and lowering targets."""
 
 
 @plugins.command("list")
 @json_option
 def list_(as_json: bool) -> int:
-    """List the installed backends, without loading torch.
+    """List the installed backends and lowering targets, without loading torch.
 
     A plugin that cannot be used is listed, too, with the reason; `plugins doctor` says more.
     """
-    from torchquilt.plugins.registry import backends
+    from torchquilt.plugins.registry import installed
 
-    found = backends()
+    found = installed()
     if as_json:
-        write_json({"schema": JSON_SCHEMA, "backends": [_backend(backend) for backend in found]})
+        write_json({"schema": JSON_SCHEMA, **_plugins(found)})
     else:
         _show_backends(found)
     return OK
@@ -54,7 +54,7 @@ def doctor(as_json: bool) -> int:
                 "schema": JSON_SCHEMA,
                 "versions": told.versions,
                 "variables": told.variables,
-                "backends": [_backend(backend) for backend in told.backends],
+                **_plugins(told.backends),
                 "findings": [attrs.asdict(finding) for finding in told.findings],
             }
         )
@@ -63,7 +63,15 @@ def doctor(as_json: bool) -> int:
     return NO if told.findings else OK
 
 
-def _backend(backend: Backend) -> dict[str, Any]:
+def _plugins(found: Backends) -> dict[str, Any]:
+    """Backends and lowering targets; what is both is in both."""
+    return {
+        "backends": [_plugin(plugin) for plugin in found if plugin.is_backend],
+        "targets": [_plugin(plugin) for plugin in found if plugin.is_target],
+    }
+
+
+def _plugin(backend: Backend) -> dict[str, Any]:
     manifest = backend.manifest
     return {
         "name": backend.name,
@@ -78,6 +86,7 @@ def _backend(backend: Backend) -> dict[str, Any]:
         if manifest is None
         else [{"name": preset.name, "summary": preset.summary} for preset in manifest.presets],
         "targets": [] if manifest is None else [*manifest.targets],
+        "contributions": [] if manifest is None else [*manifest.contributions],
     }
 
 
@@ -85,8 +94,16 @@ def _show_backends(backends: Backends) -> None:
     if not backends:
         write(repr(backends))  # what could be installed
         return
-    rows = [(b.name, b.distribution, b.version, b.status, b.remark) for b in backends]
-    write_table([("name", "distribution", "version", "status", "remark"), *rows])
+    rows = [(b.name, _kind(b), b.distribution, b.version, b.status, b.remark) for b in backends]
+    write_table([("name", "kind", "distribution", "version", "status", "remark"), *rows])
+
+
+def _kind(plugin: Backend) -> str:
+    """What a plugin is, as far as that is known."""
+    if plugin.manifest is None:
+        return ""
+    kinds = (("backend", plugin.is_backend), ("target", plugin.is_target))
+    return " and ".join(kind for kind, is_one in kinds if is_one)
 
 
 def _show_diagnosis(told: Diagnosis) -> None:

@@ -1,8 +1,9 @@
 """Everything about the installed plugins that can be found out by using them.
 
 A listing asks each plugin for its manifest. Here each one is loaded as a user would load it: its class is
-imported and made, bare and with each preset, and asked what it supports. Whatever goes wrong is a finding,
-with how far it came and what can be done. Importing this module does not import torch; diagnosing does.
+imported and made, bare and with each preset, and asked what it supports; a lowering target is made, and what
+backends give to targets is imported. Whatever goes wrong is a finding, with how far it came and what can be
+done. Importing this module does not import torch; diagnosing does.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from torchquilt.plugins.registry import (
     BLOCK_VARIABLE,
     Backend,
     Backends,
-    backends,
+    contribution,
+    installed,
     quantizer,
+    target,
 )
 
 if TYPE_CHECKING:
@@ -40,11 +43,11 @@ class Finding:
     """One thing that is wrong.
 
     Args:
-        subject: what it is about: a backend, ``torch`` or ``environment``.
+        subject: what it is about: a plugin, ``torch`` or ``environment``.
         stage: where it shows. For a backend that is listed as broken or incompatible the stage of the listing
             (``metadata``, ``import``, ``hook``, ``manifest``, ``api``), otherwise ``conflict``, ``class``,
-            ``instance``, ``preset <name>`` or ``capabilities``; for torch ``import``, for the environment
-            ``names``.
+            ``instance``, ``preset <name>``, ``capabilities``, ``target`` or ``contribution <target>``; for
+            torch ``import``, for the environment ``names``.
         error: what is wrong, with the original error.
         remedy: what can be done.
     """
@@ -66,7 +69,7 @@ class Diagnosis:
     Args:
         versions: name → version, None for what is not installed: Python, and the packages that matter.
         variables: the environment variables that choose among plugins → value, None where not set.
-        backends: the listing.
+        backends: the listing, of backends and lowering targets.
         findings: what is wrong; empty where nothing is.
     """
 
@@ -80,12 +83,12 @@ def diagnose() -> Diagnosis:
     """Load every installed plugin completely and say what is wrong. Does not fail because of one."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        listed = backends()
+        listed = installed()
         findings = [
             Finding("environment", "names", str(one.message), "correct the variable") for one in caught
         ]
         findings += [*_of_torch(), *_of_conflicts(listed)]
-        findings += [found for backend in listed for found in _of_backend(backend)]
+        findings += [found for plugin in listed for found in _of_plugin(plugin)]
     return Diagnosis(
         {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         {name: os.environ.get(name) for name in (ALLOW_VARIABLE, BLOCK_VARIABLE)},
@@ -114,10 +117,30 @@ def _of_conflicts(listed: Backends) -> Iterator[Finding]:
             yield _finding(name, "conflict", error, None)
 
 
+def _of_plugin(plugin: Backend) -> Iterator[Finding]:
+    if plugin.status == "disabled":
+        return
+    if plugin.is_backend:
+        yield from _of_backend(plugin)
+    yield from _of_lowering(plugin)
+
+
+def _of_lowering(plugin: Backend) -> Iterator[Finding]:
+    """Why models cannot be lowered to it, or why what it gives to a target cannot be had."""
+    report = f"report it to the authors of {plugin.distribution}"
+    if plugin.is_target:
+        error = _failure(partial(target, plugin.name, distribution=plugin.distribution))
+        if error is not None:
+            yield _finding(plugin.name, "target", error, report)
+    if plugin.status == "ok" and plugin.manifest is not None and plugin.is_backend:
+        for name in plugin.manifest.contributions:
+            error = _failure(partial(contribution, plugin.name, name))
+            if error is not None:
+                yield _finding(plugin.name, f"contribution {name}", error, report)
+
+
 def _of_backend(backend: Backend) -> Iterator[Finding]:
     """Why its quantizer cannot be made, or what is wrong with the quantizers that it makes."""
-    if backend.status == "disabled":
-        return
     report = f"report it to the authors of {backend.distribution}"
 
     def make(preset: str | None = None) -> Quantizer:

@@ -7,7 +7,8 @@ that does the work is named as text and imported when somebody asks for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 import attrs
@@ -22,6 +23,11 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 _T = TypeVar("_T")
+
+
+def is_reference(value: object) -> bool:
+    """Whether a value says where something is: ``"package.module:name"``."""
+    return isinstance(value, str) and _REFERENCE.fullmatch(value) is not None
 
 
 def _check_name(instance: object, attribute: attrs.Attribute[str], value: object) -> None:
@@ -55,8 +61,8 @@ def _check_api(instance: object, attribute: attrs.Attribute[int], value: object)
         )
 
 
-def _check_reference(instance: object, attribute: attrs.Attribute[str], value: object) -> None:
-    if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
+def _check_reference(instance: object, attribute: attrs.Attribute[str | None], value: object) -> None:
+    if value is not None and not is_reference(value):
         raise PluginError(
             f"The {attribute.name} of a Manifest does not say where the class is.",
             expected="'package.module:Class'",
@@ -100,6 +106,19 @@ def _check_targets(
             )
 
 
+def _check_contributions(
+    instance: object, attribute: attrs.Attribute[Mapping[str, str]], value: Mapping[str, str]
+) -> None:
+    for target, reference in value.items():
+        if not isinstance(target, str) or not _NAME.fullmatch(target) or not is_reference(reference):
+            raise PluginError(
+                "The contributions of a Manifest do not say what is contributed to which target.",
+                expected="{'executorch': 'package.module:CONTRIBUTION'}",
+                got=repr({target: reference}),
+                remedy="name the target, and where the torchquilt.lowering.Contribution for it is, as text",
+            )
+
+
 def _tuple_of(values: Iterable[_T]) -> tuple[_T, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         # A text is a sequence of letters to Python: ("executorch") without its comma would be ten targets.
@@ -119,6 +138,17 @@ def _presets(values: Iterable[PresetInfo]) -> tuple[PresetInfo, ...]:
 
 def _targets(values: Iterable[str]) -> tuple[str, ...]:
     return _tuple_of(values)
+
+
+def _mapping(values: Mapping[str, str]) -> Mapping[str, str]:
+    if not isinstance(values, Mapping):
+        raise PluginError(
+            "The contributions of a Manifest are no mapping.",
+            expected="{'executorch': 'package.module:CONTRIBUTION'}",
+            got=repr(values),
+            remedy="name the target, and where the contribution to it is, as text",
+        )
+    return MappingProxyType(dict(values))
 
 
 @attrs.frozen
@@ -141,26 +171,46 @@ class PresetInfo:
 class Manifest:
     """What a plugin says of itself: the answer to the hook ``torchquilt_manifest``.
 
+    A plugin is a backend (it has a quantizer), a lowering target, or both.
+
     Args:
-        name: what users call the backend, the same as its entry point: a lower-case identifier.
+        name: what users call it, the same as its entry point: a lower-case identifier.
         api: the number of the plugin interface that the plugin was written for. Write the number itself: with
             :data:`API` a plugin would claim to fit whatever core it meets.
         summary: one line for listings.
-        quantizer: where the class is, as ``"package.module:Class"``. It takes no arguments, and has
-            ``from_preset(name)`` if there are presets.
+        quantizer: where the class of a backend is, as ``"package.module:Class"``. It takes no arguments, and
+            has ``from_preset(name)`` if there are presets.
         presets: the named configurations, in the order in which they are to be listed.
         targets: the runtimes that what it quantizes can be lowered to.
+        target: where the class of a lowering target is, likewise; :class:`torchquilt.lowering.Target` says
+            what it has.
+        contributions: name of a target → where the :class:`torchquilt.lowering.Contribution` is that the
+            target needs to lower what this backend quantizes.
 
     Raises:
-        PluginError: a field is not of that form, or two presets share a name.
+        PluginError: a field is not of that form, two presets share a name, or it is neither of the two.
     """
 
     name: str = attrs.field(validator=_check_name)
     api: int = attrs.field(validator=_check_api)
     summary: str = attrs.field(validator=_check_summary)
-    quantizer: str = attrs.field(validator=_check_reference)
+    quantizer: str | None = attrs.field(default=None, validator=_check_reference)
     presets: tuple[PresetInfo, ...] = attrs.field(default=(), converter=_presets, validator=_check_presets)
     targets: tuple[str, ...] = attrs.field(default=(), converter=_targets, validator=_check_targets)
+    target: str | None = attrs.field(default=None, validator=_check_reference)
+    contributions: Mapping[str, str] = attrs.field(
+        factory=dict, converter=_mapping, validator=_check_contributions, hash=False
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.quantizer is None and self.target is None:
+            raise PluginError(
+                "A Manifest does not say what the plugin is.",
+                quantizer=self.name,
+                expected="quantizer='package.module:Class' for a backend, or target= for a lowering target",
+                got="neither",
+                remedy="name the class, as text",
+            )
 
     @property
     def preset_names(self) -> tuple[str, ...]:

@@ -1,7 +1,9 @@
-"""Finding, checking and loading the installed backends.
+"""The installed plugins: listing them, and loading the one that is asked for.
 
 It goes in two stages. A listing reads entry points and asks each plugin module for its manifest, which
-needs no torch. The class behind a backend is imported only when :func:`quantizer` is asked for it.
+needs no torch. The class behind a plugin is imported only when somebody asks for it: :func:`quantizer` for
+that of a backend, :func:`target` for that of a lowering target, :func:`contribution` for what the one gives
+to the other.
 
 A plugin that is in trouble must not take the others with it, so each is examined by itself and what went
 wrong becomes part of its record. The error is raised when somebody asks for that plugin by name. Nothing is
@@ -10,112 +12,62 @@ kept between calls: what is installed, and what the environment allows, may chan
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import os
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
-
-import attrs
-import importlib_metadata
-import pluggy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from torchquilt.errors import (
     PluginConflictError,
-    PluginError,
     PluginLoadError,
     PluginNotFoundError,
     UnsupportedConfigError,
 )
-from torchquilt.plugins import hookspecs
-from torchquilt.plugins.manifest import API, Manifest
+from torchquilt.plugins.examination import PLUGIN_FAILURES, examine, mark_duplicates, mend, usable
+from torchquilt.plugins.listing import KNOWN, Backend, Backends, Kind
+from torchquilt.plugins.manifest import Manifest
+from torchquilt.plugins.offers import (
+    ALLOW_VARIABLE,
+    BLOCK_VARIABLE,
+    GROUP,
+    Offer,
+    disabled_by,
+    find_offers,
+    installed_names,
+    nearest,
+    normal,
+    warn_of_strangers,
+)
 
 if TYPE_CHECKING:
     from torchquilt.quantizers import Quantizer
 
-#: The entry-point group that plugins are found by.
-GROUP = hookspecs.PROJECT
-#: Names of the only plugins that may be used, separated by commas. Set but empty, it allows none.
-ALLOW_VARIABLE = "TORCHQUILT_PLUGINS"
-#: Names of plugins that may not be used, separated by commas. It wins over the other one.
-BLOCK_VARIABLE = "TORCHQUILT_DISABLE_PLUGINS"
-
-Status = Literal["ok", "broken", "incompatible", "duplicate", "disabled"]
-Stage = Literal["metadata", "import", "hook", "manifest", "api"]
-
-# Code of a plugin may also call sys.exit() when something is missing; only the user may end the program.
-_PLUGIN_FAILURES = (Exception, SystemExit)
-
-
-@attrs.frozen
-class KnownPlugin:
-    """A plugin that the project publishes, so that asking for it can be answered before it is installed."""
-
-    name: str
-    distribution: str
-    summary: str
+__all__ = [
+    "ALLOW_VARIABLE",
+    "BLOCK_VARIABLE",
+    "GROUP",
+    "KNOWN",
+    "Backend",
+    "Backends",
+    "backends",
+    "contribution",
+    "installed",
+    "quantizer",
+    "quantizer_class",
+    "target",
+    "targets",
+]
 
 
-KNOWN = (
-    KnownPlugin("executorch_embedding", "torchquilt-executorch-embedding", "8-bit embedding tables"),
-    KnownPlugin("xnnpack", "torchquilt-xnnpack", "8-bit convolutional and linear models on CPUs"),
-)
+def installed() -> Backends:
+    """List every installed plugin, backends and lowering targets, without importing torch.
 
-
-@attrs.frozen
-class Backend:
-    """What is known of one installed plugin.
-
-    Args:
-        name: what :func:`quantizer` knows it by.
-        distribution: the installed package that it comes from.
-        version: the version of that package.
-        status: ``ok``; ``broken`` (it could not be asked for its manifest); ``incompatible`` (made for
-            another plugin interface); ``duplicate`` (works, but another distribution has the same name);
-            ``disabled`` (by an environment variable, and not looked at).
-        stage: how far it came, if it is broken or incompatible.
-        error: why the status is not ``ok``.
-        manifest: what it says of itself, if it came that far.
-        exception: the original exception behind ``error``. It takes no part in comparisons.
+    Otherwise as :func:`backends`.
     """
-
-    name: str
-    distribution: str
-    version: str
-    status: Status
-    stage: Stage | None = None
-    error: str | None = None
-    manifest: Manifest | None = None
-    exception: BaseException | None = attrs.field(default=None, eq=False, repr=False)
-
-    @property
-    def remark(self) -> str:
-        """One line for listings: the summary of a backend that works, the trouble of one that does not."""
-        if self.error is None:
-            return self.manifest.summary if self.manifest else ""
-        line = self.error.partition("\n")[0]
-        return f"{self.stage}: {line}" if self.stage else line
-
-
-class Backends(tuple[Backend, ...]):
-    """The installed backends in the order of their names: a tuple that prints as a table."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        if not self:
-            return "\n".join(
-                ["No backend is installed. These are published:"]
-                + [f"  pip install {known.distribution}  ({known.summary})" for known in KNOWN]
-            )
-        rows = [("name", "distribution", "version", "status", "")]
-        rows += [(b.name, b.distribution, b.version, b.status, b.remark) for b in self]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
-        return "\n".join(line.rstrip() for line in lines)
+    offers = find_offers()
+    warn_of_strangers(offers)
+    return Backends(mark_duplicates([examine(offer) for offer in offers]))
 
 
 def backends() -> Backends:
@@ -124,14 +76,22 @@ def backends() -> Backends:
     A plugin that cannot be used is listed too, with the reason; this function does not fail because of one.
 
     Returns:
-        One :class:`Backend` for each entry point of the group ``torchquilt``.
+        One :class:`Backend` for each entry point of the group ``torchquilt`` that is not only a lowering
+        target.
 
     Warns:
         UserWarning: an environment variable names a plugin that is not installed.
     """
-    offers = _find_offers()
-    _warn_of_strangers(offers)
-    return Backends(_mark_duplicates([_examine(offer) for offer in offers]))
+    return Backends(record for record in installed() if record.is_backend)
+
+
+def targets() -> Backends:
+    """List the installed lowering targets, without importing torch.
+
+    Returns:
+        One :class:`Backend` for each plugin that models can be lowered to.
+    """
+    return Backends(record for record in installed() if record.is_target)
 
 
 def quantizer(name: str, preset: str | None = None, *, distribution: str | None = None) -> Quantizer:
@@ -153,18 +113,16 @@ def quantizer(name: str, preset: str | None = None, *, distribution: str | None 
     Warns:
         UserWarning: an environment variable names a plugin that is not installed.
     """
-    offers = _find_offers()
-    _warn_of_strangers(offers)
-    backend, manifest = _usable(_examine(_choose(offers, name, distribution)))
+    backend, manifest, reference = _asked_for(name, distribution, "backend")
     if preset is not None and preset not in manifest.preset_names:
         raise _no_such_preset(manifest, preset)
-    cls = _load_class(backend, manifest)
+    cls = _load_class(backend, reference)
     if preset is not None and not hasattr(cls, "from_preset"):
         raise PluginLoadError(
             f"The backend {backend.name!r} names presets that its class cannot make.",
             quantizer=backend.name,
             expected="a classmethod from_preset(name)",
-            got=f"{manifest.quantizer} without one",
+            got=f"{reference} without one",
             remedy=f"report it to the authors of {backend.distribution}",
         )
     made: Quantizer = cls() if preset is None else cls.from_preset(preset)
@@ -181,196 +139,63 @@ def quantizer_class(name: str, *, distribution: str | None = None) -> Any:
     Raises:
         As :func:`quantizer`.
     """
-    offers = _find_offers()
-    _warn_of_strangers(offers)
-    return _load_class(*_usable(_examine(_choose(offers, name, distribution))))
+    backend, _, reference = _asked_for(name, distribution, "backend")
+    return _load_class(backend, reference)
 
 
-# --- Finding: who offers which name -------------------------------------------------------------------------
+def target(name: str, *, distribution: str | None = None) -> Any:
+    """A lowering target (:class:`torchquilt.lowering.Target`). Only the plugins of that name are loaded.
+
+    Args:
+        name: as for :func:`quantizer`.
+        distribution: likewise.
+
+    Raises:
+        As :func:`quantizer`, where the preset plays no part.
+    """
+    plugin, _, reference = _asked_for(name, distribution, "target")
+    return _load_class(plugin, reference)()
 
 
-@attrs.frozen
-class _Offer:
-    """A distribution says that it has a backend of this name; nothing of it has been imported."""
+def contribution(name: str, target: str) -> Any:
+    """What a backend gives to a lowering target, or None where it gives nothing.
 
-    name: str
-    distribution: str
-    version: str
-    entry_point: importlib_metadata.EntryPoint | None
-    unreadable: Exception | None = None
+    Args:
+        name: of the backend, as for :func:`quantizer`.
+        target: name of the target.
 
-    @property
-    def handles(self) -> frozenset[str]:
-        """What the environment variables may call it."""
-        return frozenset({_normal(self.name), _normal(self.distribution)})
-
-
-def _normal(name: str) -> str:
-    return name.strip().lower().replace("-", "_").replace(".", "_")
-
-
-def _find_offers() -> list[_Offer]:
-    # Something may have been installed since the last look; finders remember the folders that they have read.
-    importlib.invalidate_caches()
-    offers: list[_Offer] = []
-    seen: set[str] = set()
-    for dist in importlib_metadata.distributions():
-        if not _mentions_group(dist):
-            continue  # most distributions end here
-        name, version = _identity(dist)
-        if _normal(name) in seen:
-            continue  # hidden by the one that comes first on the path, as its modules are
-        seen.add(_normal(name))
-        offers += _offers_of(dist, name, version)
-    return sorted(offers, key=lambda offer: (offer.name, offer.distribution))
-
-
-def _mentions_group(dist: importlib_metadata.IDistribution) -> bool:
-    try:
-        return f"[{GROUP}]" in (dist.read_text("entry_points.txt") or "")
-    except (OSError, UnicodeError):
-        return False  # damaged, and nothing says that it has to do with us
-
-
-def _identity(dist: importlib_metadata.IDistribution) -> tuple[str, str]:
-    """Name and version of a distribution, also of one whose metadata was lost in a failed install."""
-    try:
-        return dist.name or "unknown", dist.version or "unknown"
-    except Exception:
-        return "unknown", "unknown"
-
-
-def _offers_of(dist: importlib_metadata.IDistribution, name: str, version: str) -> Iterable[_Offer]:
-    try:
-        entry_points = tuple(dist.entry_points.select(group=GROUP))
-    except Exception as error:
-        # The file cannot be read, so neither can the name of the backend; the package is all that is known.
-        return [_Offer(_normal(name), name, version, None, error)]
-    return [_Offer(point.name, name, version, point) for point in entry_points]
-
-
-# --- The environment variables ------------------------------------------------------------------------------
-
-
-def _listed(variable: str) -> tuple[str, ...] | None:
-    """The names in an environment variable, or None when it is not set."""
-    text = os.environ.get(variable)
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _disabled_by(offer: _Offer) -> str | None:
-    """How the environment disables a plugin, as the end of a sentence, or None."""
-    if offer.handles & {_normal(name) for name in _listed(BLOCK_VARIABLE) or ()}:
-        return f"by {BLOCK_VARIABLE}, which names it"
-    allowed = _listed(ALLOW_VARIABLE)
-    if allowed is not None and not offer.handles & {_normal(name) for name in allowed}:
-        return f"by {ALLOW_VARIABLE}, which does not name it"
-    return None
-
-
-def _warn_of_strangers(offers: Sequence[_Offer]) -> None:
-    """Warn of names in the environment variables that have no effect, since nothing installed has them."""
-    handles = {handle: offer.name for offer in offers for handle in offer.handles}
-    for variable in (ALLOW_VARIABLE, BLOCK_VARIABLE):
-        for name in _listed(variable) or ():
-            if _normal(name) in handles:
-                continue
-            nearest = _nearest(name, handles)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else _installed(offers)
-            warnings.warn(
-                f"{variable} names {name!r}, but no installed plugin is called that: {hint}", stacklevel=3
-            )
-
-
-# --- Examining: what a plugin says of itself ----------------------------------------------------------------
-
-
-def _examine(offer: _Offer) -> Backend:
-    """Ask a plugin for its manifest. Whatever goes wrong on the way ends up in the record."""
-    record = functools.partial(Backend, offer.name, offer.distribution, offer.version)
-    reason = _disabled_by(offer)
-    if reason is not None:
-        return record("disabled", error=f"disabled {reason}")
-    stage: Stage = "metadata"
-    try:
-        if offer.entry_point is None:
-            raise offer.unreadable or PluginError("The entry points cannot be read.")
-        stage = "import"
-        plugin = offer.entry_point.load()
-        stage = "hook"
-        manager = _register(plugin, offer)
-        stage = "manifest"
-        manifest = _ask_for_manifest(manager, offer)
-        # Before the other hooks: one that this core does not know may be why the number differs.
-        if manifest.api != API:
-            text = f"speaks plugin interface {manifest.api}, this torchquilt speaks {API}"
-            return record("incompatible", stage="api", error=text, manifest=manifest)
-        stage = "hook"
-        manager.check_pending()
-    except _PLUGIN_FAILURES as error:
-        return record("broken", stage=stage, error=f"{type(error).__name__}: {error}", exception=error)
-    return record("ok", manifest=manifest)
-
-
-def _register(plugin: object, offer: _Offer) -> pluggy.PluginManager:
-    """Have pluggy check the hooks of a plugin, in a manager of its own, which a bad one may spoil."""
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(plugin, offer.name)
-    if not manager.hook.torchquilt_manifest.get_hookimpls():
-        manager.check_pending()  # says so if there is one with its name misspelt
-        raise PluginError(
-            f"The plugin {offer.name!r} does not implement the hook torchquilt_manifest.",
-            quantizer=offer.name,
-            expected="a function torchquilt_manifest() that is marked with torchquilt.plugins.hookimpl",
-            got=f"none in {offer.entry_point.value if offer.entry_point else plugin!r}",
-            remedy="add the function, or the marker",
-        )
-    return manager
-
-
-def _ask_for_manifest(manager: pluggy.PluginManager, offer: _Offer) -> Manifest:
-    manifest: object = manager.hook.torchquilt_manifest()
-    if not isinstance(manifest, Manifest):
-        raise PluginError(
-            f"The hook torchquilt_manifest of the plugin {offer.name!r} did not return a manifest.",
-            quantizer=offer.name,
-            expected="torchquilt.Manifest",
-            got=repr(manifest),
-            remedy="return Manifest(name=..., api=..., summary=..., quantizer='module:Class')",
-        )
-    if manifest.name != offer.name:
-        raise PluginError(
-            "A plugin has one name in its entry point and another in its manifest.",
-            quantizer=offer.name,
-            expected=f"{offer.name!r}, as in the entry point",
-            got=f"{manifest.name!r} in the manifest",
-            remedy=f"use one name in both; the entry point is in the pyproject.toml of {offer.distribution}",
-        )
-    return manifest
-
-
-def _mark_duplicates(records: Sequence[Backend]) -> list[Backend]:
-    counts = Counter(_normal(record.name) for record in records if record.status != "disabled")
-    return [
-        attrs.evolve(record, status="duplicate", error="another distribution has a backend of this name")
-        if record.status == "ok" and counts[_normal(record.name)] > 1
-        else record
-        for record in records
-    ]
+    Raises:
+        As :func:`quantizer`, where the preset plays no part.
+    """
+    backend, manifest, _ = _asked_for(name, None, "backend")
+    reference = manifest.contributions.get(target)
+    if reference is None:
+        return None
+    return _load(backend, reference, f"What the backend {backend.name!r} gives to {target!r}")
 
 
 # --- Choosing and loading one -------------------------------------------------------------------------------
 
 
-def _choose(offers: Sequence[_Offer], name: str, distribution: str | None) -> _Offer:
+def _asked_for(name: str, distribution: str | None, kind: Kind) -> tuple[Backend, Manifest, str]:
+    """The plugin that is meant, if it is of that kind, with its manifest and where its class is."""
+    offers = find_offers()
+    warn_of_strangers(offers)
+    plugin, manifest = usable(examine(_choose(offers, name, distribution, kind)))
+    reference = manifest.quantizer if kind == "backend" else manifest.target
+    if reference is None:
+        raise _of_the_other_kind(manifest, kind)
+    return plugin, manifest, reference
+
+
+def _choose(offers: Sequence[Offer], name: str, distribution: str | None, kind: Kind) -> Offer:
     """The one offer that is meant, before anything of it is imported."""
-    named = [offer for offer in offers if _normal(offer.name) == _normal(name)]
+    named = [offer for offer in offers if normal(offer.name) == normal(name)]
     if not named:
-        raise _not_found(offers, name)
+        raise _not_found(offers, name, kind)
     if distribution is not None:
         owners = [offer.distribution for offer in named]
-        named = [offer for offer in named if _normal(offer.distribution) == _normal(distribution)]
+        named = [offer for offer in named if normal(offer.distribution) == normal(distribution)]
         if not named:
             raise PluginNotFoundError(
                 f"The distribution {distribution!r} has no backend {name!r}.",
@@ -379,10 +204,10 @@ def _choose(offers: Sequence[_Offer], name: str, distribution: str | None) -> _O
                 got=repr(distribution),
                 remedy="name one of these, or leave distribution out",
             )
-    enabled = [offer for offer in named if _disabled_by(offer) is None]
+    enabled = [offer for offer in named if disabled_by(offer) is None]
     if not enabled:
         raise PluginLoadError(
-            f"The backend {name!r} is installed, but disabled {_disabled_by(named[0])}.",
+            f"The backend {name!r} is installed, but disabled {disabled_by(named[0])}.",
             quantizer=name,
             expected="a backend that the environment allows",
             got="; ".join(
@@ -404,97 +229,92 @@ def _choose(offers: Sequence[_Offer], name: str, distribution: str | None) -> _O
     return enabled[0]
 
 
-def _usable(backend: Backend) -> tuple[Backend, Manifest]:
-    """The backend with its manifest, or the error that says why it cannot be used."""
-    if backend.status == "incompatible" and backend.manifest is not None:
-        newer = backend.manifest.api > API
-        raise PluginLoadError(
-            f"The backend {backend.name!r} was made for another plugin interface.",
-            quantizer=backend.name,
-            expected=f"plugin interface {API}, which this torchquilt speaks",
-            got=f"plugin interface {backend.manifest.api} in {backend.distribution} {backend.version}",
-            remedy=f"pip install --upgrade {'torchquilt' if newer else backend.distribution}",
-        )
-    if backend.manifest is None:
-        raise PluginLoadError(
-            f"The backend {backend.name!r} is installed, but broken.",
-            quantizer=backend.name,
-            expected=f"{backend.distribution} {backend.version} to give its manifest",
-            got=f"at the stage {backend.stage!r}: {backend.error}",
-            remedy=_mend(backend),
-        ) from backend.exception
-    return backend, backend.manifest
-
-
-def _load_class(backend: Backend, manifest: Manifest) -> Any:
-    module_name, _, path = manifest.quantizer.partition(":")
+def _load(plugin: Backend, reference: str, what: str) -> Any:
+    """Import what a reference names. ``what`` begins the sentence of the error."""
+    module_name, _, path = reference.partition(":")
     try:
-        cls = functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
-    except _PLUGIN_FAILURES as error:
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
+    except PLUGIN_FAILURES as error:
         raise PluginLoadError(
-            f"The class of the backend {backend.name!r} cannot be imported.",
-            quantizer=backend.name,
-            expected=manifest.quantizer,
+            f"{what} cannot be imported.",
+            quantizer=plugin.name,
+            expected=reference,
             got=f"{type(error).__name__}: {error}",
-            remedy=_mend(backend),
+            remedy=mend(plugin),
         ) from error
+
+
+def _load_class(plugin: Backend, reference: str) -> Any:
+    kind = "backend" if plugin.is_backend else "lowering target"
+    cls = _load(plugin, reference, f"The class of the {kind} {plugin.name!r}")
     if not callable(cls):
         raise PluginLoadError(
-            f"The manifest of the backend {backend.name!r} does not name a class.",
-            quantizer=backend.name,
-            expected=f"a class at {manifest.quantizer}",
+            f"The manifest of the {kind} {plugin.name!r} does not name a class.",
+            quantizer=plugin.name,
+            expected=f"a class at {reference}",
             got=repr(cls),
-            remedy=f"report it to the authors of {backend.distribution}",
+            remedy=f"report it to the authors of {plugin.distribution}",
         )
     return cls
-
-
-def _mend(backend: Backend) -> str:
-    return f"mend what that error names, or reinstall: pip install --force-reinstall {backend.distribution}"
 
 
 # --- Answers to what does not exist -------------------------------------------------------------------------
 
 
-def _nearest(word: str, candidates: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(_normal(word), list(candidates), n=3)
-
-
-def _installed(offers: Sequence[_Offer]) -> str:
-    names = sorted({offer.name for offer in offers})
-    return f"installed are {', '.join(names)}" if names else "none is installed"
-
-
-def _not_found(offers: Sequence[_Offer], name: str) -> PluginNotFoundError:
+def _not_found(offers: Sequence[Offer], name: str, kind: Kind) -> PluginNotFoundError:
     # Somebody may use the name of the package, so that leads to the backend too.
-    installed = {handle: offer.name for offer in offers for handle in offer.handles}
-    published = {_normal(handle): known for known in KNOWN for handle in (known.name, known.distribution)}
-    exact = published.get(_normal(name))
-    if exact is not None and exact.name not in installed:
+    found = {handle: offer.name for offer in offers for handle in offer.handles}
+    published = {
+        normal(handle): known
+        for known in KNOWN
+        if known.kind == kind
+        for handle in (known.name, known.distribution)
+    }
+    exact = published.get(normal(name))
+    if exact is not None and exact.name not in found:
         remedy = f"pip install {exact.distribution}"
-    elif nearest := _nearest(name, installed):
-        meant = dict.fromkeys(installed[handle] for handle in nearest)
+    elif near := nearest(name, found):
+        meant = dict.fromkeys(found[handle] for handle in near)
         remedy = f"did you mean {' or '.join(map(repr, meant))}?"
-    elif nearest := _nearest(name, published):
-        known = published[nearest[0]]
+    elif near := nearest(name, published):
+        known = published[near[0]]
         remedy = f"did you mean {known.name!r}? It is not installed: pip install {known.distribution}"
     else:
-        remedy = "install the plugin that has it; torchquilt.backends() lists what there is"
+        remedy = f"install the plugin that has it; torchquilt.{kind}s() lists what there is"
     return PluginNotFoundError(
         f"No installed plugin is called {name!r}.",
         quantizer=name,
-        expected=_installed(offers),
+        expected=installed_names(offers),
         got=repr(name),
         remedy=remedy,
     )
 
 
 def _no_such_preset(manifest: Manifest, preset: str) -> UnsupportedConfigError:
-    nearest = _nearest(preset, manifest.preset_names)
+    near = nearest(preset, manifest.preset_names)
     return UnsupportedConfigError(
         f"The backend {manifest.name!r} has no preset {preset!r}.",
         quantizer=manifest.name,
         expected=f"one of: {', '.join(manifest.preset_names)}" if manifest.presets else "none: it has none",
         got=repr(preset),
-        remedy=f"did you mean {nearest[0]!r}?" if nearest else "use one of these, or leave preset out",
+        remedy=f"did you mean {near[0]!r}?" if near else "use one of these, or leave preset out",
+    )
+
+
+def _of_the_other_kind(manifest: Manifest, kind: Kind) -> PluginNotFoundError:
+    """The answer to a target that was asked to quantize, or to a backend that was asked to lower."""
+    if kind == "backend":
+        problem, expected = "is a lowering target and has no quantizer", "the name of a backend"
+        remedy = f"torchquilt.lower(quantized, example_inputs, target={manifest.name!r})"
+    else:
+        problem, expected = "is no lowering target", "the name of a lowering target"
+        remedy = "torchquilt.targets() lists what is installed"
+        if manifest.targets:
+            remedy = f"what it quantizes is lowered to {' or '.join(map(repr, manifest.targets))}"
+    return PluginNotFoundError(
+        f"The plugin {manifest.name!r} {problem}.",
+        quantizer=manifest.name,
+        expected=expected,
+        got=repr(manifest.name),
+        remedy=remedy,
     )

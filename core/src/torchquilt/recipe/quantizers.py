@@ -187,7 +187,7 @@ def _intent_of(quantizer: Quantizer) -> RecipePart | Parts:
 
 def _class_of(backend: registry.Backend) -> object:
     """The class of a backend, if it is loaded, which it is where there is an instance."""
-    if backend.manifest is None:
+    if backend.manifest is None or backend.manifest.quantizer is None:
         return None
     module, _, path = backend.manifest.quantizer.partition(":")
     return attribute_at(sys.modules.get(module), path.split("."))

@@ -13,4 +13,5 @@ def torchquilt_manifest() -> Manifest:
         quantizer="torchquilt_executorch_embedding.quantizer:ExecuTorchEmbeddingQuantizer",
         presets=(PresetInfo("byte_per_row", "8-bit weights with one scale per row of the table"),),
         targets=("executorch",),
+        contributions={"executorch": "torchquilt_executorch_embedding.lowering:CONTRIBUTION"},
     )

@@ -20,4 +20,5 @@ def torchquilt_manifest() -> Manifest:
             ),
         ),
         targets=("executorch",),
+        contributions={"executorch": "torchquilt_xnnpack.lowering:CONTRIBUTION"},
     )

@@ -1,0 +1,130 @@
+"""``torchquilt lower``: from a quantized model to a program for a runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from torchquilt.cli.exits import OK
+from torchquilt.cli.options import Command, json_option, model_argument
+from torchquilt.cli.output import write_json
+from torchquilt.cli.programs import show_program
+
+if TYPE_CHECKING:
+    from torchquilt.artifact.loading import Artifact
+
+
+@attrs.frozen
+class Request:
+    """What was asked for on the command line, and checked as far as it can be without loading anything."""
+
+    model: Path
+    target: str
+    output: Path
+    backends: tuple[str, ...]
+    data: Path | None
+    io_dtype: str | None
+    verify: bool
+    least_sqnr: float | None
+    as_json: bool
+
+    def __attrs_post_init__(self) -> None:
+        for option, value in (("data", self.data), ("least-sqnr", self.least_sqnr)):
+            if value is not None and not self.verify:
+                raise click.UsageError(f"--{option} is about --verify, which is not given.")
+        hint = "'--output'"
+        if not self.output.parent.is_dir():
+            raise click.BadParameter(f"There is no folder {str(self.output.parent)!r}.", param_hint=hint)
+        if self.output.resolve() in [path.resolve() for path in (self.model, self.data) if path is not None]:
+            raise click.BadParameter("Another option names the same file.", param_hint=hint)
+
+
+@click.command(cls=Command, short_help="Make a program for a runtime of a quantized model.")
+@model_argument
+@click.option(
+    "--target",
+    default="executorch",
+    show_default=True,
+    metavar="NAME",
+    help="The lowering target; `plugins list` has those that are installed.",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write, with a report beside it, whose name has .json behind it.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="NAME",
+    help="Use what this backend gives to the target. May be repeated; the first to take an operator keeps "
+    "it. By default those that quantized the model.",
+)
+@click.option(
+    "--io-dtype",
+    type=click.Choice(["int8", "uint8", "int16"]),
+    help="Have the program take and return integers, where all inputs and outputs are quantized to them.",
+)
+@click.option("--verify", is_flag=True, help="Run the program, and compare it with the quantized model.")
+@click.option(
+    "--least-sqnr",
+    type=float,
+    metavar="DB",
+    help="What each output has to have, unless it is within one step of its grid.  [default: 40]",
+)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="DIR|FILE",
+    help="Data as for `quantize`, whose first batch is compared. By default the example inputs in the model.",
+)
+@json_option
+def lower(**options: Any) -> int:
+    """Lower MODEL, and say what of it runs where.
+
+    MODEL is what `quantize` or torchquilt.save wrote.
+    """
+    request = Request(**options)
+    from torchquilt.artifact.loading import load
+    from torchquilt.lowering.flow import lower as lowered_by
+
+    model = load(request.model)
+    least = 40.0 if request.least_sqnr is None else request.least_sqnr
+    program = lowered_by(
+        model,
+        _example(model, request),
+        request.target,
+        backends=request.backends or None,
+        io_dtype=_dtype(request.io_dtype),
+        verify=least if request.verify else False,
+    )
+    program.save(request.output)
+    if request.as_json:
+        write_json({"file": str(request.output), **json.loads(program.to_json())})
+    else:
+        show_program(request.output, program)
+    return OK
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    return None if name is None else getattr(torch, name)
+
+
+def _example(model: Artifact, request: Request) -> object | None:
+    """What the program is compared on."""
+    from torchquilt.data import ModelInputs, open_batches
+
+    if not request.verify:
+        return None
+    if request.data is not None:
+        return next(iter(open_batches(request.data, model.program, limit=1)))
+    return ModelInputs(model.program).example()

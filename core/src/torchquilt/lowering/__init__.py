@@ -1,0 +1,47 @@
+"""From a quantized model to a program for a runtime, with what became of each decision.
+
+``contract`` is what a lowering target has and what a backend gives to it: all that an author of either reads.
+``values`` and ``program`` are what a user gets, ``report`` writes that as JSON, ``calling`` checks inputs;
+``sources`` finds the program, ledger and backends of a model, ``border`` takes quantize and dequantize off
+its inputs and outputs, ``joining`` joins the ledger with what runs where, ``verifying`` compares; ``flow``
+puts these together. Importing this package does not import torch.
+"""
+
+from torchquilt.lowering.contract import (
+    Arithmetic,
+    Contribution,
+    Conversion,
+    Kernel,
+    Lowered,
+    Operation,
+    Runner,
+    Slot,
+    Target,
+)
+from torchquilt.lowering.flow import load, lower
+from torchquilt.lowering.joining import place_of
+from torchquilt.lowering.program import LoweredProgram
+from torchquilt.lowering.values import Agreement, Dimension, Leftover, Placed, Port, Ports, Verification
+
+__all__ = [
+    "Agreement",
+    "Arithmetic",
+    "Contribution",
+    "Conversion",
+    "Dimension",
+    "Kernel",
+    "Leftover",
+    "Lowered",
+    "LoweredProgram",
+    "Operation",
+    "Placed",
+    "Port",
+    "Ports",
+    "Runner",
+    "Slot",
+    "Target",
+    "Verification",
+    "load",
+    "lower",
+    "place_of",
+]

@@ -1,0 +1,257 @@
+"""The inputs and outputs of a program, and taking quantize and dequantize off them.
+
+An input that is only read to be quantized can as well be given as integers, and an output that was
+dequantized right before can be returned as integers. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from torchquilt.errors import LoweringError
+from torchquilt.graph.values import arguments_of, overload_name
+from torchquilt.lowering.values import Dimension, Port, Ports
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+#: No dimension is larger: the runtime counts in 32 bits.
+_LARGEST = 2**31 - 1
+_QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
+_DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
+
+
+@attrs.frozen
+class _Grid:
+    """The parameters of a quantized tensor."""
+
+    dtype: str
+    scale: float
+    zero_point: int
+    quant_min: int
+    quant_max: int
+
+
+def quantized_border(
+    program: ExportedProgram, io_dtype: torch.dtype | Mapping[str, torch.dtype] | None
+) -> tuple[ExportedProgram, Ports]:
+    """The program with integers at its border, and what it then takes and returns.
+
+    Args:
+        program: it is not changed.
+        io_dtype: for all inputs and outputs that are floating point, or for those that are named; None leaves
+            the program as it is.
+
+    Raises:
+        LoweringError: one of them is not quantized to that dtype, is not there, or is no floating point.
+    """
+    inputs, outputs = _inputs(program), _outputs(program)
+    if io_dtype is None:
+        return program, _ports(program, inputs, outputs, {})
+    asked = _asked(io_dtype, inputs, outputs)
+    grids: dict[str, _Grid] = {}
+    for name, dtype in asked.items():
+        grids[name] = _grid_of(name, inputs[name] if name in inputs else outputs[name], name in inputs, dtype)
+    changed = _without_conversions(program, inputs, outputs, grids)
+    return changed, _ports(changed, _inputs(changed), _outputs(changed), grids)
+
+
+def output_grids(program: ExportedProgram) -> tuple[float | None, ...]:
+    """The scale of each output, None for one that is not dequantized right before it is returned."""
+    grids = (_dequantized(node) if node is not None else None for node in _outputs(program).values())
+    return tuple(None if grid is None else grid.scale for grid in grids)
+
+
+def _inputs(program: ExportedProgram) -> dict[str, Any]:
+    """Name of each input → its node."""
+    nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    return {name: nodes[name] for name in program.graph_signature.user_inputs if name in nodes}
+
+
+def _outputs(program: ExportedProgram) -> dict[str, Node | None]:
+    """``output_0``, ``output_1`` … → the node of each output that a caller sees, None for a constant."""
+    from torch.export.graph_signature import OutputKind
+    from torch.fx import Node
+
+    (values,) = program.graph.output_node().args
+    pairs = zip(program.graph_signature.output_specs, values, strict=True)
+    seen = [value for spec, value in pairs if spec.kind is OutputKind.USER_OUTPUT]
+    return {f"output_{n}": value if isinstance(value, Node) else None for n, value in enumerate(seen)}
+
+
+def _asked(io_dtype: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, torch.dtype]:
+    """Name of each input and output that is to be integers → its dtype."""
+    places = {**inputs, **outputs}
+    if not isinstance(io_dtype, Mapping):
+        return {name: io_dtype for name, node in places.items() if _is_float(node)}
+    strays = [name for name in io_dtype if name not in places or not _is_float(places[name])]
+    if strays:
+        raise LoweringError(
+            f"There is no floating-point input or output {strays[0]!r}.",
+            expected=f"some of: {', '.join(name for name, node in places.items() if _is_float(node))}",
+            got=", ".join(map(repr, strays)),
+            remedy="inputs have the names of the model, outputs are output_0, output_1 …",
+        )
+    return dict(io_dtype)
+
+
+def _is_float(node: Any) -> bool:
+    import torch
+
+    value = None if node is None else node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _grid_of(name: str, node: Any, is_input: bool, dtype: torch.dtype) -> _Grid:
+    """The one grid that an input or output is on.
+
+    Raises:
+        LoweringError: it is on none of that dtype, or on several.
+    """
+    wanted = str(dtype).removeprefix("torch.")
+    if is_input:
+        users = [user for user in node.users if user.op != "output"]
+        grids = {_quantized(user) for user in users}
+        got = ", ".join(f"{user.name} ({overload_name(user)})" for user in users) or "nothing"
+        expected = f"an input that is only read to be quantized, in one way, to {wanted}"
+    else:
+        grids = {_dequantized(node)}
+        got = f"{node.name} ({overload_name(node)})"
+        expected = f"an output that is dequantized from {wanted} right before it is returned"
+    grid = next(iter(grids)) if len(grids) == 1 else None
+    if grid is None or grid.dtype != wanted:
+        raise LoweringError(
+            f"The {'input' if is_input else 'output'} {name!r} is not quantized to {wanted}.",
+            node=node.name,
+            expected=expected,
+            got=f"read by {got}" if is_input else got,
+            remedy="quantize what is at the border, or name only the others: "
+            "io_dtype={'name of an input': torch.int8, 'output_0': torch.int8}",
+        )
+    return grid
+
+
+def _quantized(node: Any) -> _Grid | None:
+    """The grid that a node quantizes to."""
+    return _grid(node) if overload_name(node) == _QUANTIZE else None
+
+
+def _dequantized(node: Any) -> _Grid | None:
+    """The grid that a node dequantizes from."""
+    return _grid(node) if overload_name(node) == _DEQUANTIZE else None
+
+
+def _grid(node: Node) -> _Grid:
+    found = arguments_of(node)
+    return _Grid(
+        str(found["dtype"]).removeprefix("torch."),
+        float(found["scale"]),
+        int(found["zero_point"]),
+        int(found["quant_min"]),
+        int(found["quant_max"]),
+    )
+
+
+def _without_conversions(
+    program: ExportedProgram,
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    grids: Mapping[str, _Grid],
+) -> ExportedProgram:
+    """The program without the conversions at the named inputs and outputs. Tensors are shared."""
+    import torch
+
+    graph, nodes = _copied_graph(program)
+    for name, grid in grids.items():
+        if name not in inputs:
+            continue
+        place = nodes[inputs[name]]
+        with place.meta["val"].fake_mode:
+            place.meta["val"] = place.meta["val"].to(getattr(torch, grid.dtype))
+        for user in [*place.users]:
+            user.replace_all_uses_with(place)
+            graph.erase_node(user)
+    renamed: dict[str, str] = {}
+    output = graph.output_node()
+    for name in (name for name in grids if name in outputs):
+        dequantize = nodes[outputs[name]]
+        (integers,) = dequantize.all_input_nodes
+        output.replace_input_with(dequantize, integers)
+        renamed[dequantize.name] = integers.name
+        if not dequantize.users:
+            graph.erase_node(dequantize)
+    signature = copy.deepcopy(program.graph_signature)
+    for spec in signature.output_specs:
+        argument: Any = spec.arg
+        argument.name = renamed.get(argument.name, argument.name)
+    return torch.export.ExportedProgram(
+        root=program.graph_module,
+        graph=graph,
+        graph_signature=signature,
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=None,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+
+
+def _copied_graph(program: ExportedProgram) -> tuple[torch.fx.Graph, dict[Node, Node]]:
+    """The graph once more, and node → its copy. The copies have the names and the origins of the nodes."""
+    import torch
+
+    graph = torch.fx.Graph()
+    nodes: dict[Node, Node] = {}
+    outputs = graph.graph_copy(program.graph, nodes)
+    output = graph.output(outputs)
+    output.meta = copy.copy(program.graph.output_node().meta)
+    for node, made in nodes.items():
+        made.name = node.name  # the signature knows it by that, also where a new graph would choose another
+        made.meta = copy.copy(node.meta)
+    graph._codegen = program.graph._codegen
+    return graph, nodes
+
+
+def _ports(
+    program: ExportedProgram,
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    grids: Mapping[str, _Grid],
+) -> Ports:
+    def port(name: str, node: Any) -> Port:
+        grid = grids.get(name)
+        parameters = attrs.asdict(grid) if grid is not None else {}
+        parameters.pop("dtype", None)
+        return Port(name, *_dtype_and_shape(node, program), **parameters)
+
+    return Ports(
+        tuple(port(name, node) for name, node in inputs.items()),
+        tuple(port(name, node) for name, node in outputs.items()),
+    )
+
+
+def _dtype_and_shape(node: Any, program: ExportedProgram) -> tuple[str, tuple[Dimension, ...]]:
+    import torch
+
+    value = None if node is None else node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        shape = tuple(_dimension(size, program) for size in value.shape)
+        return str(value.dtype).removeprefix("torch."), shape
+    numbers = ((torch.SymInt, "int"), (bool, "bool"), (int, "int"), (float, "float"))
+    return next((name for kind, name in numbers if isinstance(value, kind)), ""), ()
+
+
+def _dimension(size: Any, program: ExportedProgram) -> Dimension:
+    if isinstance(size, int):
+        return Dimension(size, size)
+    from torch.utils._sympy.value_ranges import bound_sympy
+
+    found = bound_sympy(size.node.expr, program.range_constraints)
+    return Dimension(int(found.lower), int(min(found.upper, _LARGEST)), str(size))

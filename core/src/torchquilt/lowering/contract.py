@@ -1,0 +1,219 @@
+"""What a lowering target has, what a backend gives to it, and what it answers.
+
+A target (``torchquilt-executorch``) knows a runtime. What only a backend knows of that runtime (which
+partitioner takes what it quantized, which options and kernel libraries that needs) is its
+:class:`Contribution`; its manifest says where that is. The target puts the contributions together. Neither
+imports the other: both import this module, which imports neither torch nor a runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import attrs
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+#: Makes another program of one.
+Pass: TypeAlias = "Callable[[ExportedProgram], ExportedProgram]"
+#: In what an operator computes. What only moves numbers is what it moves.
+Arithmetic: TypeAlias = Literal["integer", "float"]
+
+
+# attrs' support in type checkers takes the type of an argument from its converter, which may not be generic.
+def _names(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _passes(values: Iterable[Pass]) -> tuple[Pass, ...]:
+    return tuple(values)
+
+
+def _mapping(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(values))
+
+
+@attrs.frozen
+class Kernel:
+    """One kernel that a delegate runs, as its payload has it.
+
+    Args:
+        name: what the delegate calls it (``FullyConnected``).
+        reads, writes: the types of its inputs and outputs, in the delegate's words (``qint8``, ``fp32``).
+        arithmetic: in what it computes; None for a conversion between the two.
+        handle: the debug handle of the operator that it comes from, None where the payload has none.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    arithmetic: Arithmetic | None
+    handle: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(self.reads)}) -> {', '.join(self.writes)}"
+
+
+@attrs.frozen(kw_only=True)
+class Contribution:
+    """What a backend gives to a target, so that what it quantized runs as it promises.
+
+    Everything that needs the runtime's own packages is behind a function or a name, so that making a
+    contribution imports nothing of them.
+
+    Args:
+        passes: functions from ExportedProgram to another one, run in this order before anything else. They
+            leave the program that they are given as it is.
+        partitioners: makes the partitioners that hand operators to delegates; they are asked in the order of
+            the backends, and the first to take an operator keeps it.
+        edge_passes: makes passes over the program in the runtime's own dialect, before the partitioners.
+        edge_options: options of the step that makes the program of that dialect, by the target's names.
+        options: options of the step that makes the program that is stored, likewise. Two backends that ask
+            for different values of one option cannot be lowered together.
+        libraries: modules whose import gives the runtime in this process the kernels of this backend.
+        readers: id of a delegate (``XnnpackBackend``) → function from its payload, as bytes, to the kernels
+            that it runs. Without one, what a delegate computes in is concluded from the graph.
+    """
+
+    passes: tuple[Pass, ...] = attrs.field(default=(), converter=_passes)
+    partitioners: Callable[[], Sequence[Any]] = tuple
+    edge_passes: Callable[[], Sequence[Any]] = tuple
+    edge_options: Mapping[str, Any] = attrs.field(factory=dict, converter=_mapping, hash=False)
+    options: Mapping[str, Any] = attrs.field(factory=dict, converter=_mapping, hash=False)
+    libraries: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    readers: Mapping[str, Callable[[bytes], Iterable[Kernel]]] = attrs.field(
+        factory=dict, converter=_mapping, hash=False
+    )
+
+
+@attrs.frozen
+class Operation:
+    """One operator of a program on its way to the runtime, without what quantizes and dequantizes.
+
+    Args:
+        name: its name in the program of the runtime's dialect.
+        op: its overload there.
+        source: the node of the exported program that it comes from, empty where that is not known.
+        place: the id of the delegate that runs it and its number in the program (``XnnpackBackend 0``), empty
+            where a kernel of the runtime itself does.
+        arithmetic: in what it computes there.
+        why: a sentence that says how that is known.
+        reads: the operations whose output it reads as it is, without a quantize or dequantize between.
+    """
+
+    name: str
+    op: str
+    source: str
+    place: str
+    arithmetic: Arithmetic
+    why: str
+    reads: tuple[str, ...]
+
+
+@attrs.frozen
+class Conversion:
+    """A quantize or dequantize operator that no delegate and no fused kernel took: it is run by itself.
+
+    Args:
+        name, op, source: as for :class:`Operation`.
+    """
+
+    name: str
+    op: str
+    source: str
+
+
+@attrs.frozen(eq=False)
+class Lowered:
+    """What a target made of a program.
+
+    Args:
+        buffer: the program, as it is stored.
+        operations: all operators, in order; those that a delegate takes where the delegate is called.
+        conversions: what is left of quantize and dequantize outside of delegates and fused kernels.
+        delegates: the id of each delegate in the order in which they are called.
+        kernels: what delegates run, as far as there are readers for them.
+        operators: the kernels of the runtime that the program calls (``aten::mean.out``).
+    """
+
+    buffer: bytes
+    operations: tuple[Operation, ...]
+    conversions: tuple[Conversion, ...]
+    delegates: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
+    operators: tuple[str, ...]
+
+
+@attrs.frozen
+class Slot:
+    """An input or output of a program that is stored.
+
+    Args:
+        dtype: ``"float32"``; ``"int"``, ``"float"`` or ``"bool"`` for a number; empty where it is anything.
+        shape: its sizes; the largest ones where they are dynamic.
+        is_dynamic: whether smaller sizes are taken, too.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    is_dynamic: bool
+
+
+class Runner(Protocol):
+    """A program in the runtime."""
+
+    @property
+    def inputs(self) -> tuple[Slot, ...]:
+        """What it takes, in order."""
+
+    @property
+    def outputs(self) -> tuple[Slot, ...]:
+        """What it returns, in order."""
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The kernels of the runtime that it calls."""
+
+    @property
+    def delegates(self) -> tuple[str, ...]:
+        """The delegates that it calls, in order."""
+
+    @property
+    def structure(self) -> tuple[str, str]:
+        """The structures of inputs and outputs as pytree writes them, empty where they are not stored."""
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run it on inputs that have been checked.
+
+        Raises:
+            ProgramError: it cannot be loaded into the runtime, or fails there.
+        """
+
+
+class Target(Protocol):
+    """What a lowering target does. A manifest names a class that can be called without arguments."""
+
+    def lower(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
+        """Make a program for the runtime.
+
+        Args:
+            program: quantized; it is not changed.
+            contributions: name of a backend → what it gives, in the order of the backends.
+
+        Raises:
+            LoweringError: it cannot be made; says which operator of the model is why.
+        """
+
+    def open(self, buffer: bytes, libraries: Sequence[str]) -> Runner:
+        """Read a stored program, without running anything of it.
+
+        Args:
+            buffer: the program.
+            libraries: modules that may have kernels that it needs.
+
+        Raises:
+            ProgramError: it is damaged, or something else.
+        """

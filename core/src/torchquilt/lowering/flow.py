@@ -1,0 +1,211 @@
+"""lower and load: the steps, in order. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from torchquilt.errors import LoweringError, PluginLoadError, ProgramError
+from torchquilt.lowering.contract import Contribution, Runner, Slot, Target
+from torchquilt.lowering.program import LoweredProgram, report_path
+from torchquilt.lowering.sources import Source, source_of
+from torchquilt.lowering.values import Dimension, Port, Ports
+from torchquilt.plugins import registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+    from torchquilt.artifact.loading import Artifact
+
+
+def lower(
+    quantized: GraphModule | ExportedProgram | Artifact,
+    example_inputs: object = None,
+    target: str = "executorch",
+    *,
+    dynamic_shapes: Any = None,
+    backends: Iterable[str] | None = None,
+    io_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+    verify: bool | float = False,
+) -> LoweredProgram:
+    """Make a program for a runtime of a quantized model.
+
+    Args:
+        quantized: what :func:`torchquilt.convert_pt2e` or :func:`torchquilt.load` returned, or an
+            ExportedProgram.
+        example_inputs: one batch as for :func:`torchquilt.calibrate`. Needed for a GraphModule, which has to
+            be exported again, and to verify.
+        target: name of an installed lowering target.
+        dynamic_shapes: for a GraphModule, as for ``torch.export.export``. By default the dimensions that were
+            dynamic when the model was exported stay so.
+        backends: names of the backends whose contributions are used, the first one to take an operator first.
+            By default those that quantized the model, in their order.
+        io_dtype: have the program take and return integers of this dtype. Every floating-point input and
+            output has to be quantized to it; a mapping from names to dtypes asks for some of them (inputs
+            have the names of the model, outputs are ``output_0``, ``output_1`` …). What their scales and zero
+            points are is in :attr:`LoweredProgram.io`.
+        verify: run the program on the example inputs and compare it with the quantized model. A number is the
+            SQNR in dB that each output has to have, unless it is within one step of its grid; ``True`` stands
+            for 40.
+
+    Returns:
+        The program, with the ledger of the model joined with what runs where.
+
+    Raises:
+        ModelError: the model is not one that can be lowered.
+        LoweringError: it cannot be lowered; says which operator is why.
+        VerificationError: the program computes something else.
+        PluginNotFoundError, PluginLoadError, PluginConflictError: the target, or what a backend gives to it,
+            is not installed or does not load.
+    """
+    from torchquilt.lowering.border import quantized_border
+    from torchquilt.lowering.joining import Joint, float_islands, joined
+    from torchquilt.lowering.verifying import LEAST_SQNR, verified
+
+    runtime: Target = registry.target(target)
+    source = source_of(quantized, example_inputs, dynamic_shapes)
+    contributions = _contributions(source, target, backends)
+    program, ports = quantized_border(source.program, io_dtype)
+    lowered = runtime.lower(program, contributions)
+    joint = Joint(program, source.ledger)
+    libraries = _libraries(contributions.values())
+    made = LoweredProgram(
+        target=target,
+        backends=tuple(contributions),
+        buffer=lowered.buffer,
+        io=ports,
+        delegates=lowered.delegates,
+        operators=lowered.operators,
+        ledger=None if source.ledger is None else joined(source.ledger, joint, lowered),
+        operations=tuple(map(joint.placed, lowered.operations)),
+        kernels=lowered.kernels,
+        leftovers=tuple(map(joint.leftover, lowered.conversions)),
+        float_islands=float_islands(lowered.operations, joint),
+        runner=runtime.open(lowered.buffer, libraries),
+    )
+    if verify is False:
+        return made
+    # Run by itself, so that the state of the program that is returned is what it starts with.
+    tried = attrs.evolve(made, runner=runtime.open(lowered.buffer, libraries))
+    least = LEAST_SQNR if verify is True else float(verify)
+    return attrs.evolve(made, verification=verified(tried, source.program, example_inputs, least))
+
+
+def load(path: str | os.PathLike[str], target: str = "executorch") -> LoweredProgram:
+    """Read a program that was saved, to look at it and to run it.
+
+    What :meth:`LoweredProgram.save` wrote beside it is read, too, if it is there and about this program.
+    Kernels that it needs are looked for in what the installed backends give to the target.
+
+    Args:
+        path: the file.
+        target: name of the installed lowering target that knows such programs.
+
+    Raises:
+        ProgramError: the file is damaged, cut off, or something else. Nothing of it has been run then.
+        ModelError: the report beside it is about another program, or is damaged.
+        PluginNotFoundError, PluginLoadError: the target is not installed, or does not load.
+        OSError: the file cannot be opened.
+    """
+    from torchquilt.lowering.report import with_report
+
+    path = Path(path)
+    runtime: Target = registry.target(target)
+    buffer = path.read_bytes()
+    try:
+        runner: Runner = runtime.open(buffer, _libraries(_installed_contributions(target)))
+    except ProgramError as error:
+        error.path = os.fspath(path)
+        raise
+    found = LoweredProgram(
+        target=target,
+        backends=(),
+        buffer=buffer,
+        io=Ports(_ports("input", runner.inputs), _ports("output", runner.outputs)),
+        delegates=runner.delegates,
+        operators=runner.operators,
+        runner=runner,
+    )
+    report = report_path(path)
+    return with_report(found, report.read_text(encoding="utf-8")) if report.is_file() else found
+
+
+def _contributions(source: Source, target: str, backends: Iterable[str] | None) -> dict[str, Contribution]:
+    """What each backend gives to a target, in their order.
+
+    Raises:
+        LoweringError: it is not known which, or one has nothing for this target.
+    """
+    if backends is None and source.backends is None:
+        raise LoweringError(
+            "Nothing says which backends quantized this model.",
+            expected="a model of torchquilt, which carries their names",
+            got="a model without a record",
+            remedy="lower(..., backends=['xnnpack']), or [] to use none",
+        )
+    installed = {backend.name for backend in _listed()}
+    # A quantizer of the user's own, which is no plugin, gives nothing.
+    names = [name for name in source.backends or () if name in installed] if backends is None else [*backends]
+    return {name: _contribution(name, target) for name in dict.fromkeys(names)}
+
+
+def _contribution(backend: str, target: str) -> Contribution:
+    found = registry.contribution(backend, target)
+    if found is None:
+        raise LoweringError(
+            f"The backend {backend!r} does not say how it is lowered to {target!r}.",
+            backend=backend,
+            expected=f"a contribution to {target!r} in its manifest",
+            got="none",
+            remedy="lower to a target of its own, or leave it out: lower(..., backends=[...])",
+        )
+    if not isinstance(found, Contribution):
+        raise PluginLoadError(
+            f"What the backend {backend!r} gives to {target!r} is no contribution.",
+            quantizer=backend,
+            expected="torchquilt.lowering.Contribution",
+            got=repr(found),
+            remedy="name a Contribution in the manifest",
+        )
+    return found
+
+
+def _installed_contributions(target: str) -> list[Contribution]:
+    """What the installed backends give to a target; those that do not load give nothing."""
+    found = []
+    for backend in _listed():
+        if backend.status == "ok" and backend.manifest and target in backend.manifest.contributions:
+            try:
+                found.append(_contribution(backend.name, target))
+            except PluginLoadError as error:
+                warnings.warn(f"{error.problem} ({error.got})", stacklevel=3)
+    return found
+
+
+def _listed() -> registry.Backends:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the environment, of which loading the target has warned
+        return registry.backends()
+
+
+def _libraries(contributions: Iterable[Contribution]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(library for given in contributions for library in given.libraries))
+
+
+def _ports(kind: str, slots: Iterable[Slot]) -> tuple[Port, ...]:
+    """Inputs or outputs of a program that says nothing of their names, nor of the smallest sizes."""
+    return tuple(
+        Port(
+            f"{kind}_{number}",
+            slot.dtype,
+            tuple(Dimension(0 if slot.is_dynamic else size, size) for size in slot.shape),
+        )
+        for number, slot in enumerate(slots)
+    )

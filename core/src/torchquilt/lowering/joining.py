@@ -1,0 +1,172 @@
+"""Joining the ledger of a model with what runs where.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import attrs
+
+from torchquilt.graph.bodies import regions
+from torchquilt.graph.scope import module_path
+from torchquilt.graph.values import overload_name
+from torchquilt.ledger import Fate, Ledger, Row
+from torchquilt.lowering.contract import Conversion, Lowered, Operation
+from torchquilt.lowering.values import Leftover, Placed
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+#: From the worst to the best: what comes of a row is the worst of what comes of its operations.
+_RANKS = (
+    "fell_back_to_float",
+    "portable_kernel",
+    "delegated_as_float",
+    "portable_integer_kernel",
+    "delegated_as_integers",
+)
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+class Joint:
+    """Which row of a ledger, and which place in the code, the nodes of an exported program stand for.
+
+    Args:
+        program: what is lowered.
+        ledger: of the model that it was exported from, None where there is none.
+    """
+
+    def __init__(self, program: ExportedProgram, ledger: Ledger | None) -> None:
+        self._nodes: dict[str, Node] = {}
+        self._rows: dict[str, Row] = {}
+        self._made_for: dict[str, str] = {}
+        rows = {} if ledger is None else {row.node: row for row in ledger.rows}
+        for region in regions(program.graph_module):
+            prefix = f"{region.path}." if region.path else ""
+            for node in region.module.graph.nodes:
+                name = region.name_of(node)
+                self._nodes[name] = node
+                earlier = _earlier_names(node)
+                fitting = [prefix + one for one in (*earlier[:1], node.name)]
+                row = next(
+                    (rows[one] for one in fitting if one in rows and rows[one].op == overload_name(node)),
+                    None,
+                )
+                if row is not None:
+                    self._rows[name] = row
+                    self._made_for.setdefault(prefix + (earlier or (node.name,))[-1], name)
+
+    def row(self, source: str) -> Row | None:
+        """The row that a node of the program stands for."""
+        return self._rows.get(source)
+
+    def stems_from(self, source: str) -> str:
+        """For what quantizes or dequantizes: the node of the program that it was put there for."""
+        node = self._nodes.get(source)
+        if node is None:
+            return ""
+        prefix = source.removesuffix(node.name)
+        found = self._made_for.get(prefix + (_earlier_names(node) or (node.name,))[-1], "")
+        return found or next((one.name for one in node.users if one.op == "call_function"), "")
+
+    def placed(self, operation: Operation) -> Placed:
+        """An operation as users see it."""
+        node = self._nodes.get(operation.source)
+        row = self.row(operation.source)
+        name = operation.source if row is None else row.node
+        module = module_path(node) if node is not None else ""
+        line = source_line(node) if node is not None else ""
+        return Placed(operation.op, name, module, operation.place, operation.arithmetic, line)
+
+    def leftover(self, conversion: Conversion) -> Leftover:
+        """A conversion that is left, with the node that it stems from."""
+        stem = self.stems_from(conversion.source)
+        node = self._nodes.get(stem) or self._nodes.get(conversion.source)
+        row = self.row(stem)
+        return Leftover(
+            conversion.name,
+            conversion.op,
+            stem if row is None else row.node,
+            "" if node is None or not stem else overload_name(node),
+            "" if node is None else module_path(node),
+            "" if node is None else source_line(node),
+        )
+
+
+def joined(ledger: Ledger, joint: Joint, lowered: Lowered) -> Ledger:
+    """The ledger with what came of each row."""
+    found: dict[str, list[Operation]] = defaultdict(list)
+    for operation in lowered.operations:
+        row = joint.row(operation.source)
+        if row is not None:
+            found[row.node].append(operation)
+    rows = (attrs.evolve(row, lowered=_fate(row, found.get(row.node, []))) for row in ledger.rows)
+    return attrs.evolve(ledger, rows=tuple(rows))
+
+
+def _fate(row: Row, operations: list[Operation]) -> Fate:
+    """What came of a row whose operations are these."""
+    if not operations:
+        return Fate("removed", "", "no operator of the program comes from it")
+    fates = [Fate(_code(row, one), one.place, one.why) for one in operations]
+    return min(fates, key=lambda fate: _RANKS.index(fate.code))
+
+
+def _code(row: Row, operation: Operation) -> str:
+    if operation.place:
+        return "delegated_as_integers" if operation.arithmetic == "integer" else "delegated_as_float"
+    if row.is_quantized:
+        return "portable_integer_kernel" if operation.arithmetic == "integer" else "fell_back_to_float"
+    return "portable_kernel"
+
+
+def float_islands(operations: Iterable[Operation], joint: Joint) -> tuple[tuple[str, ...], ...]:
+    """The operations that compute in float, those together that hand floats to each other."""
+    names = {one.name: one for one in operations if one.arithmetic == "float"}
+    leader = {name: name for name in names}
+
+    def lead(name: str) -> str:
+        while leader[name] != name:
+            leader[name] = leader[leader[name]]
+            name = leader[name]
+        return name
+
+    for one in names.values():
+        for source in one.reads:
+            if source in names:
+                leader[lead(one.name)] = lead(source)
+    islands: dict[str, list[str]] = defaultdict(list)
+    for one in names.values():
+        islands[lead(one.name)].append(joint.placed(one).node or one.name)
+    return tuple(tuple(dict.fromkeys(members)) for members in islands.values())
+
+
+def place_of(node: Node) -> str:
+    """A node for an error: its name and operator, the module and the line of code that it comes from."""
+    where = ", ".join(
+        filter(None, (f"module {module_path(node)}" if module_path(node) else "", source_line(node)))
+    )
+    return f"{node.name} ({', '.join(filter(None, (overload_name(node), where)))})"
+
+
+def source_line(node: Node) -> str:
+    """``file:line`` of the code that a node comes from, the innermost that is not torch's own."""
+    frames = _FRAME.findall(str(node.meta.get("stack_trace") or ""))
+    own = [frame for frame in frames if "/torch/" not in frame[0]]
+    return ":".join((own or frames)[-1]) if frames else ""
+
+
+def _earlier_names(node: Node) -> tuple[str, ...]:
+    """The names that a node had before the model was exported again, the last one first."""
+    found: list[str] = []
+    sources = node.meta.get("from_node") or []
+    while sources:
+        found.append(sources[-1].name)
+        sources = sources[-1].from_node
+    return tuple(found)

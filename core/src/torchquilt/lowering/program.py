@@ -1,0 +1,147 @@
+"""A lowered program: what it takes and returns, what of it runs where, and running it.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from torchquilt.errors import ProgramError
+from torchquilt.ledger import Ledger
+from torchquilt.lowering.calling import arrange_outputs, check_inputs, flat_inputs
+from torchquilt.lowering.contract import Kernel, Runner
+from torchquilt.lowering.values import Leftover, Placed, Ports, Verification
+from torchquilt.replacing import replacing
+
+#: What is added to the name of a program for the file beside it that says what is in it.
+REPORT_SUFFIX = ".json"
+_MOST_PLACES = 3
+
+
+@attrs.frozen(eq=False)
+class LoweredProgram:
+    """A program for a runtime.
+
+    Args:
+        target: name of the lowering target.
+        backends: those that took part, in order.
+        buffer: the program, as it is stored.
+        io: what it takes and returns.
+        delegates: the id of each delegate, in the order in which they are called.
+        operators: the kernels of the runtime itself that it calls.
+        ledger: every decision about the model, joined with where each operator runs; None where the model
+            had none.
+        operations: every operator of it and where it runs; empty where it was read from a file without a
+            report.
+        kernels: what the delegates run, as their payloads have it; likewise.
+        leftovers: the quantize and dequantize operators that are run by themselves; likewise.
+        float_islands: the operators that compute in float, those together that hand floats to each other,
+            by the nodes of the model that they come from; likewise.
+        verification: how it compares with the quantized model, None where that was not asked.
+    """
+
+    target: str
+    backends: tuple[str, ...]
+    buffer: bytes = attrs.field(repr=False)
+    io: Ports
+    delegates: tuple[str, ...]
+    operators: tuple[str, ...]
+    ledger: Ledger | None = attrs.field(default=None, repr=False)
+    operations: tuple[Placed, ...] = attrs.field(default=(), repr=False)
+    kernels: tuple[Kernel, ...] = attrs.field(default=(), repr=False)
+    leftovers: tuple[Leftover, ...] = ()
+    float_islands: tuple[tuple[str, ...], ...] = ()
+    verification: Verification | None = None
+    _runner: Runner | None = attrs.field(default=None, repr=False, alias="runner")
+
+    @property
+    def size(self) -> int:
+        """How large it is, in bytes."""
+        return len(self.buffer)
+
+    @property
+    def integer_operations(self) -> tuple[Placed, ...]:
+        """The operators that delegates run as integers."""
+        return tuple(one for one in self.operations if one.place and one.arithmetic == "integer")
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it, in this process.
+
+        The kernels that it needs are loaded if an installed plugin has them. Inputs are checked before the
+        runtime sees them.
+
+        Args:
+            *args: as for the model. Of a program with quantized inputs: these integers.
+            **kwargs: likewise.
+
+        Returns:
+            What the model returns, in its structure.
+
+        Raises:
+            ProgramInputError: the inputs are not those of the program.
+            ProgramError: it needs kernels that are not here, cannot be loaded, or fails.
+        """
+        if self._runner is None:
+            raise ProgramError("This program was made without a runtime.", got=self.target)
+        inputs = flat_inputs(self._runner.structure[0], args, kwargs)
+        check_inputs(self.io.inputs, inputs)
+        try:
+            outputs = self._runner.run(inputs)
+        except ProgramError as error:
+            error.node = error.node or self._about(error)
+            raise
+        return arrange_outputs(outputs, self._runner.structure[1])
+
+    def _about(self, error: ProgramError) -> str | None:
+        """The operators of the model that an error of the runtime is about, as far as it says."""
+        kernels = {name.partition(".")[0].replace("::", ".") for name in error.operators}
+        found = [one for one in self.operations if not one.place and one.op.rpartition(".")[0] in kernels]
+        if not found and error.backend:
+            found = [one for one in self.operations if one.place.partition(" ")[0] in error.backend]
+        places = [*dict.fromkeys(map(str, found))]
+        return "; ".join([*places[:_MOST_PLACES], *(["…"] if places[_MOST_PLACES:] else [])]) or None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the program to a file, whole or not at all, and a report beside it.
+
+        The report has the name of the program with ``.json`` behind it. It says what :meth:`to_json` does,
+        and names the program by its digest, so that it is never taken for that of another one. A device needs
+        the program alone.
+
+        Raises:
+            ProgramError: a file cannot be written; what was there before is untouched.
+        """
+        path = Path(path)
+        try:
+            with replacing(report_path(path)) as file:
+                file.write(self.to_json().encode())
+            with replacing(path) as file:
+                file.write(self.buffer)
+        except OSError as error:
+            raise ProgramError(
+                "The program could not be written; what was there before is untouched.",
+                path=path,
+                got=str(error),
+                remedy="make room, or save to another place",
+            ) from error
+
+    def to_json(self) -> str:
+        """All but the program itself as JSON text, with a schema version and the digest of the program."""
+        from torchquilt.lowering.report import report
+
+        return report(self)
+
+    def __str__(self) -> str:
+        from torchquilt.lowering.report import summary
+
+        return "\n".join(summary(self))
+
+
+def report_path(path: Path) -> Path:
+    """Where the report of a program lies."""
+    return path.with_name(path.name + REPORT_SUFFIX)

@@ -1,0 +1,102 @@
+"""What is lowered: the exported program of a quantized model, its ledger, and the backends that made it.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from torchquilt.artifact.loading import Artifact
+from torchquilt.artifact.reexport import export_again
+from torchquilt.errors import ArtifactError, LoweringError, ModelError
+from torchquilt.ledger import Ledger
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+@attrs.frozen(eq=False)
+class Source:
+    """What is lowered.
+
+    Args:
+        program: the exported program.
+        ledger: every decision about it, None where nothing is known of it.
+        backends: the names of those that quantized it, in order; None likewise.
+    """
+
+    program: ExportedProgram
+    ledger: Ledger | None
+    backends: tuple[str, ...] | None
+
+
+def source_of(quantized: object, example_inputs: object, dynamic_shapes: Any) -> Source:
+    """The source of what :func:`torchquilt.lower` was given.
+
+    Raises:
+        ModelError: it is no model that can be lowered.
+        LoweringError: it cannot be exported with these inputs.
+    """
+    import torch
+
+    from torchquilt.pt2e.stage import RECORD_KEY, stage_of
+
+    if isinstance(quantized, Artifact):
+        quantized = quantized.program
+    if isinstance(quantized, torch.export.ExportedProgram):
+        _refuse_shapes(dynamic_shapes)
+        return _with_record(quantized, quantized.graph_module.meta.get(RECORD_KEY))
+    if not isinstance(quantized, torch.fx.GraphModule) or stage_of(quantized) == "prepared":
+        stage = stage_of(quantized)
+        raise ModelError(
+            "Only a converted model can be lowered.",
+            expected="what convert_pt2e or load returned, or an ExportedProgram",
+            got=f"a {stage} model"
+            if stage
+            else f"{type(quantized).__module__}.{type(quantized).__qualname__}",
+            remedy="prepare_pt2e, calibrate, convert_pt2e, then lower",
+        )
+    return _with_record(_exported(quantized, example_inputs, dynamic_shapes), quantized.meta.get(RECORD_KEY))
+
+
+def _refuse_shapes(dynamic_shapes: Any) -> None:
+    if dynamic_shapes is not None:
+        raise LoweringError(
+            "An exported program is lowered as it is, so dynamic shapes have no effect.",
+            expected="no dynamic_shapes with it",
+            got=f"dynamic_shapes={dynamic_shapes!r}",
+            remedy="leave them out, or pass what convert_pt2e returned",
+        )
+
+
+def _exported(model: Any, example_inputs: object, dynamic_shapes: Any) -> ExportedProgram:
+    if example_inputs is None:
+        names = [str(node.target) for node in model.graph.nodes if node.op == "placeholder"]
+        raise LoweringError(
+            "A model has to be exported again to be lowered, and that needs example inputs.",
+            expected=f"example_inputs for {', '.join(names) or 'no inputs'}",
+            got=None,
+            remedy="lower(quantized, batch) with a batch as calibrate takes it; () where there are no inputs",
+        )
+    try:
+        return export_again(model, example_inputs, dynamic_shapes)
+    except ArtifactError as error:
+        raise LoweringError(
+            error.problem, node=error.node, expected=error.expected, got=error.got, remedy=error.remedy
+        ) from error
+
+
+def _with_record(program: ExportedProgram, record: object) -> Source:
+    if not isinstance(record, Mapping):
+        return Source(program, None, None)
+    ledger, backends = record.get("ledger"), record.get("backends") or ()
+    return Source(
+        program,
+        None if ledger is None else Ledger.from_json(json.dumps(ledger)),
+        tuple(map(str, backends)) if isinstance(backends, Sequence) else (),
+    )

@@ -1,0 +1,179 @@
+"""What is told of a lowered program: its inputs and outputs, what runs where, how it compares.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from torchquilt.lowering.contract import Arithmetic
+
+
+@attrs.frozen
+class Dimension:
+    """The sizes that a dimension takes.
+
+    Args:
+        low, high: the smallest and the largest; equal where it is fixed.
+        symbol: what export calls its size; those of one symbol have one size. Empty where it is not known.
+    """
+
+    low: int
+    high: int
+    symbol: str = ""
+
+    def takes(self, size: int) -> bool:
+        """Whether a size is one of them."""
+        return self.low <= size <= self.high
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return str(self.high)
+        return f"{self.symbol or 'size'}: {self.low}..{self.high}"
+
+
+@attrs.frozen
+class Port:
+    """An input or output of a program.
+
+    Args:
+        name: of the input, or of the node that computes the output.
+        dtype: ``"float32"``; ``"int"``, ``"float"`` or ``"bool"`` for a number; empty where it is anything.
+        shape: each dimension.
+        scale, zero_point: where it is quantized, ``x = (q - zero_point) * scale``; None where it is not.
+        quant_min, quant_max: the numbers that are used, likewise.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+    scale: float | None = None
+    zero_point: int | None = None
+    quant_min: int | None = None
+    quant_max: int | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is an integer that stands for a real number."""
+        return self.scale is not None
+
+    def __str__(self) -> str:
+        sizes = ", ".join(map(str, self.shape))
+        grid = "" if self.scale is None else f", scale {self.scale:.6g}, zero point {self.zero_point}"
+        return f"{self.name}: {self.dtype or 'any'}[{sizes}]{grid}"
+
+
+@attrs.frozen
+class Ports:
+    """What a program takes and returns, in order. Prints a line for each."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [*(f"in   {port}" for port in self.inputs), *(f"out  {port}" for port in self.outputs)]
+        )
+
+
+@attrs.frozen
+class Leftover:
+    """A quantize or dequantize operator that the program runs by itself, on whole tensors.
+
+    Args:
+        name: its name in the program of the runtime's dialect.
+        op: its overload.
+        stems_from: the node of the model that it was put there for, empty where that is not known.
+        stems_from_op: the overload of that node.
+        module: path of the innermost module that this node comes from.
+        line: ``file:line`` of the code that it comes from, empty where export kept none.
+    """
+
+    name: str
+    op: str
+    stems_from: str
+    stems_from_op: str
+    module: str
+    line: str
+
+    def __str__(self) -> str:
+        where = ", ".join(filter(None, (self.module and f"module {self.module}", self.line)))
+        return f"{self.op} of {self.stems_from or 'nothing known'}" + (f" ({where})" if where else "")
+
+
+@attrs.frozen
+class Placed:
+    """One operator of the program, and where it runs.
+
+    Args:
+        op: its overload in the runtime's dialect.
+        node: the node of the model that it comes from, empty where that is not known.
+        module: path of the innermost module of that node.
+        place: the delegate that runs it and its number, empty where a kernel of the runtime itself does.
+        arithmetic: in what it computes.
+        line: ``file:line`` of the code that it comes from, empty where export kept none.
+    """
+
+    op: str
+    node: str
+    module: str
+    place: str
+    arithmetic: Arithmetic
+    line: str = ""
+
+    def __str__(self) -> str:
+        where = ", ".join(filter(None, (self.module and f"module {self.module}", self.line)))
+        return f"{self.node or 'a node that is not known'} ({', '.join(filter(None, (self.op, where)))})"
+
+
+@attrs.frozen
+class Agreement:
+    """How one output compares with that of the quantized model.
+
+    Args:
+        output: its name.
+        sqnr: signal to quantization noise ratio in dB; infinite where the two are equal, and minus infinite
+            where they cannot be compared (another shape, numbers that are not finite).
+        largest_difference: the largest absolute difference of an element.
+        step: of the grid that the output lies on; None where it is on none.
+    """
+
+    output: str
+    sqnr: float
+    largest_difference: float
+    step: float | None = None
+
+    def is_within(self, least_sqnr: float) -> bool:
+        """Whether it is as good as asked, or differs by no more than one step of its grid."""
+        # Numbers of the grid are computed in float on both sides, hence the last bits.
+        is_a_step = self.step is not None and self.largest_difference <= 1.001 * self.step
+        return self.sqnr >= least_sqnr or is_a_step
+
+    def __str__(self) -> str:
+        step = "" if self.step is None else f" ({self.largest_difference / self.step:.2f} steps)"
+        return f"{self.output}: {self.sqnr:.1f} dB, largest difference {self.largest_difference:.3g}{step}"
+
+
+@attrs.frozen
+class Verification:
+    """How the program compares with the quantized model on the example inputs; true if each output agrees.
+
+    Args:
+        outputs: what it returns, in order.
+        least_sqnr: what each has to have at least, in dB, unless it is within one step of its grid.
+    """
+
+    outputs: tuple[Agreement, ...]
+    least_sqnr: float
+
+    @property
+    def sqnr(self) -> float:
+        """The smallest ratio of all outputs, in dB."""
+        return min((output.sqnr for output in self.outputs), default=float("inf"))
+
+    def __bool__(self) -> bool:
+        return all(output.is_within(self.least_sqnr) for output in self.outputs)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.outputs))

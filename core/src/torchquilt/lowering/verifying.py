@@ -1,0 +1,128 @@
+"""Comparing a lowered program with the quantized model that it was made of.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torchquilt.errors import LoweringError, VerificationError
+from torchquilt.graph.inputs import call_arguments
+from torchquilt.lowering.border import output_grids
+from torchquilt.lowering.program import LoweredProgram
+from torchquilt.lowering.values import Agreement, Port, Verification
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+#: What ``verify=True`` stands for, in dB: noise of a hundredth of the signal's norm.
+LEAST_SQNR = 40.0
+
+
+def verified(
+    program: LoweredProgram, model: ExportedProgram, example_inputs: object, least_sqnr: float
+) -> Verification:
+    """Run both on the example inputs.
+
+    Args:
+        program: what is compared; it is run.
+        model: the quantized model, whose inputs and outputs are floating point. Its state stays as it is.
+        example_inputs: one batch as for :func:`torchquilt.calibrate`.
+        least_sqnr: what each output has to have, in dB, unless it is within one step of its grid.
+
+    Raises:
+        LoweringError: there are no inputs, or the model does not take them.
+        ProgramError: the program does not run.
+        VerificationError: an output differs by more.
+    """
+    from torch.utils import _pytree as pytree
+
+    if example_inputs is None:
+        raise LoweringError(
+            "A program is verified on example inputs.",
+            expected="example_inputs",
+            got=None,
+            remedy="lower(quantized, batch, verify=True)",
+        )
+    args, kwargs = call_arguments(model.module(), example_inputs)
+    expected = pytree.tree_leaves(_run(model, args, kwargs))
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    given = [_as_port(port, value) for port, value in zip(program.io.inputs, leaves, strict=False)]
+    args, kwargs = pytree.tree_unflatten(given, structure) if len(given) == len(leaves) else (args, kwargs)
+    found = pytree.tree_leaves(program.run(*args, **kwargs))
+    outputs = tuple(
+        _agreement(port, step, one, other)
+        for port, step, one, other in zip(
+            program.io.outputs, output_grids(model), expected, found, strict=True
+        )
+    )
+    result = Verification(outputs, least_sqnr)
+    if not result:
+        worst = next(output for output in outputs if not output.is_within(least_sqnr))
+        raise VerificationError(
+            "The program does not compute what the quantized model computes.",
+            verification=result,
+            node=worst.output,
+            backend=", ".join(program.backends),
+            expected=f"at least {least_sqnr:g} dB, or a difference of one step of the output's grid",
+            got=str(worst),
+            remedy="see what runs where in lower(..., verify=False).ledger; lower with fewer backends, or "
+            "leave out of the quantization what differs",
+        )
+    return result
+
+
+def _run(model: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the model returns. It writes to copies of its buffers."""
+    import torch
+
+    from torchquilt.graph.values import is_overwritten
+
+    module = model.module()
+    written = {str(node.target) for node in module.graph.find_nodes(op="get_attr") if is_overwritten(node)}
+    for name in written:
+        path, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(path)
+        setattr(owner, attribute, getattr(owner, attribute).detach().clone())
+    try:
+        with torch.no_grad():
+            return module(*args, **kwargs)
+    except Exception as error:  # torch raises what it likes for inputs that do not fit
+        raise LoweringError(
+            "The quantized model does not take the example inputs.",
+            expected="a batch as calibrate takes it",
+            got=f"{type(error).__name__}: {error}",
+            remedy="see the cause above",
+        ) from error
+
+
+def _as_port(port: Port, value: Any) -> Any:
+    """An input as the program takes it: quantized, where it takes integers for real numbers."""
+    import torch
+
+    if port.scale is None or port.zero_point is None or not isinstance(value, torch.Tensor):
+        return value
+    grid = torch.round(value / port.scale) + port.zero_point
+    return grid.clamp(port.quant_min, port.quant_max).to(getattr(torch, port.dtype))
+
+
+def _agreement(port: Port, step: float | None, expected: Any, found: Any) -> Agreement:
+    import torch
+
+    one = torch.as_tensor(expected).double()
+    other = torch.as_tensor(found).double()
+    if port.scale is not None and port.zero_point is not None:
+        other = (other - port.zero_point) * port.scale
+    if one.shape != other.shape:
+        return Agreement(port.name, -math.inf, math.inf, step)
+    # What is equal has no difference, infinities included.
+    difference = torch.where(one == other, 0.0, one - other)
+    noise, signal = float(difference.norm()), float(one.norm())
+    largest = float(difference.abs().max()) if difference.numel() else 0.0
+    if noise == 0:
+        return Agreement(port.name, math.inf, 0.0, step)
+    if not (math.isfinite(noise) and math.isfinite(signal)):
+        return Agreement(port.name, -math.inf, math.inf, step)
+    return Agreement(port.name, 20 * math.log10(max(signal, 1e-30) / noise), largest, step)

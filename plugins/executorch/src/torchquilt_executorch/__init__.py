@@ -1,0 +1,35 @@
+"""The runtime of ExecuTorch as a lowering target of torchquilt.
+
+``target`` makes programs, ``opened`` reads what of them runs where, ``stored`` reads programs that are
+stored, ``runner`` runs them, and ``plugin`` is what a listing says. What a backend needs of ExecuTorch is in
+the plugin of that backend.
+
+The names below are imported when they are first used: listing the installed plugins imports this package, and
+must not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+# The imports below say the same to type checkers, and a test holds the two equal.
+_MODULE_OF = {"ExecuTorchTarget": "target"}
+
+__all__ = sorted(_MODULE_OF)
+
+if TYPE_CHECKING:
+    from torchquilt_executorch.target import ExecuTorchTarget as ExecuTorchTarget
+else:
+    # Hidden from type checkers: in their eyes a module with a __getattr__ has every attribute.
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,290 @@
+"""What of a program runs where: the graph with its delegates opened.
+
+A delegate keeps the part of the graph that it took, so the operators in it can be told. In what they compute
+is read from the delegate's payload where the backend gave a reader for it: a kernel has the debug handle of
+its operator. An operator without a kernel of its own is computed with what it reads, in the same kernel.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from torchquilt.lowering import Arithmetic, Conversion, Kernel, Operation
+from torchquilt_executorch.origins import Origins, body_names, chain
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Readers = Mapping[str, Callable[[bytes], Iterable[Kernel]]]
+
+_DIALECT = "quantized_decomposed"
+_STEPS = ("quantize_", "dequantize_", "choose_qparams")
+#: The types that tensors are quantized to. Wider integers are numbers of elements, indices and the like.
+_NARROW = frozenset({torch.int8, torch.uint8, torch.int16, torch.uint16})
+_DELEGATE_CALL = "executorch_call_delegate"
+
+
+def overload(node: Node) -> str:
+    """The overload that a node calls, ``aten.linear.default``; empty where it calls none."""
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        target = getattr(target, "_op", None)  # an operator of the edge dialect wraps one of ATen
+    return str(target) if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def _packet(name: str) -> str:
+    """An overload without its last part: ``aten.mean`` of ``aten.mean.out``."""
+    return name.rpartition(".")[0]
+
+
+def is_step(name: str) -> bool:
+    """Whether an overload quantizes, dequantizes, or finds parameters for that at run time."""
+    namespace, _, rest = name.partition(".")
+    return namespace == _DIALECT and rest.startswith(_STEPS)
+
+
+@attrs.define(eq=False)
+class _Found:
+    """An operator or a conversion, while the graph is read."""
+
+    node: Node
+    prefix: str
+    op: str
+    place: str
+    arithmetic: Arithmetic = "float"
+    why: str = ""
+    reads: tuple[_Found, ...] = ()
+    #: What it reads dequantized, by name.
+    dequantized: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its name, with the body that it is in."""
+        return self.prefix + self.node.name
+
+
+class _Heirs:
+    """Finds what a node of the stored program was before: passes that keep a node keep its chain."""
+
+    def __init__(self, found: Iterable[_Found]) -> None:
+        self._by_chain: dict[tuple[Any, ...], list[_Found]] = defaultdict(list)
+        for one in found:
+            self._by_chain[chain(one.node)].append(one)
+
+    def ancestor(self, node: Node) -> _Found | None:
+        """What it was, None for what a pass made anew."""
+        steps = chain(node)
+        candidates = next(
+            (found for index in range(len(steps)) if (found := self._by_chain.get(steps[index:]))), []
+        )
+        # What one operator was decomposed into may have one chain; then the operators tell, and their order.
+        same = [one for one in candidates if _packet(one.op) == _packet(overload(node))]
+        chosen = next(iter(same or candidates), None)
+        if chosen is not None and len(candidates) > 1:
+            candidates.remove(chosen)
+        return chosen
+
+
+class Opened:
+    """A program with its delegates opened, in the order in which it runs."""
+
+    def __init__(self, program: ExportedProgram, origins: Origins, readers: Readers) -> None:
+        self.delegates: list[str] = []
+        self.kernels: list[Kernel] = []
+        self._origins = origins
+        self._readers = readers
+        self._operators: list[_Found] = []
+        self._steps: list[_Found] = []
+        self._walk(program.graph_module, "", {})
+
+    # ------------------------------------------------------------------------------------------------------
+    # Reading the graph
+    # ------------------------------------------------------------------------------------------------------
+
+    def _walk(self, module: GraphModule, prefix: str, producers: dict[Node, Any]) -> list[Any]:
+        """Read a graph and what it calls. ``producers``: node → the operator whose output it is.
+
+        Returns:
+            The producers of its outputs.
+        """
+        for node in module.graph.nodes:
+            if node.op != "call_function":
+                continue
+            if _name_of_target(node) == _DELEGATE_CALL:
+                producers[node] = self._open(module, node, producers)
+            elif node.target is operator.getitem:
+                whole = producers.get(node.args[0])
+                producers[node] = whole[node.args[1]] if isinstance(whole, list) else whole
+            elif not overload(node):
+                self._walk_bodies(module, node, prefix)
+            elif is_step(overload(node)):
+                self._steps.append(_Found(node, prefix, overload(node), ""))
+            else:
+                producers[node] = self._operator(node, prefix, "", producers)
+        return [producers.get(node) for node in module.graph.output_node().all_input_nodes]
+
+    def _walk_bodies(self, module: GraphModule, node: Node, prefix: str) -> None:
+        """Read the bodies that a node calls. They may have had other names, by which their origins are."""
+        names = body_names(node)
+        origins = self._origins.bodies_of(node, prefix)
+        for name, origin in zip(names, origins or [f"{prefix}{name}." for name in names], strict=False):
+            self._walk(getattr(module, name), origin, {})
+
+    def _operator(self, node: Node, prefix: str, place: str, producers: Mapping[Node, Any]) -> _Found:
+        reads = (producers.get(source) for source in node.all_input_nodes)
+        found = _Found(node, prefix, overload(node), place)
+        found.reads = tuple(one for one in reads if isinstance(one, _Found))
+        found.dequantized = tuple(
+            source.all_input_nodes[0].name
+            for source in node.all_input_nodes
+            if is_step(overload(source)) and source.all_input_nodes
+        )
+        self._operators.append(found)
+        return found
+
+    def _open(self, module: GraphModule, call: Node, outer: Mapping[Node, Any]) -> list[Any]:
+        """Read what a delegate took; returns the producers of its outputs."""
+        handle, *arguments = call.args
+        lowered = getattr(module, str(handle.target))  # type: ignore[union-attr]  # a get_attr node
+        place = f"{lowered.backend_id} {len(self.delegates)}"
+        self.delegates.append(lowered.backend_id)
+        program = lowered.original_module
+        inputs = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+        producers: dict[Node, Any] = {
+            inputs[name]: outer.get(argument)
+            for name, argument in zip(program.graph_signature.user_inputs, arguments, strict=False)
+            if name in inputs and isinstance(argument, Node)
+        }
+        kernels = self._kernels_of(lowered)
+        for node in program.graph.nodes:
+            if node.op != "call_function" or is_step(overload(node)):
+                continue
+            if node.target is operator.getitem or not overload(node):
+                producers[node] = producers.get(node.args[0])
+                continue
+            found = producers[node] = self._operator(node, "", place, producers)
+            found.arithmetic, found.why = _in_delegate(found, kernels)
+        (outputs,) = program.graph.output_node().args
+        return [producers.get(node) for node in outputs]
+
+    def _kernels_of(self, lowered: Any) -> Mapping[int, list[Kernel]] | None:
+        """Debug handle → the kernels of a delegate that compute; None where there is no reader for it."""
+        reader = self._readers.get(lowered.backend_id)
+        if reader is None:
+            return None
+        kernels = list(reader(bytes(lowered.processed_bytes)))
+        self.kernels += kernels
+        found: dict[int, list[Kernel]] = defaultdict(list)
+        for kernel in kernels:
+            if kernel.arithmetic is not None and kernel.handle is not None:
+                found[kernel.handle].append(kernel)
+        return found
+
+    # ------------------------------------------------------------------------------------------------------
+    # What became of the operators outside of delegates
+    # ------------------------------------------------------------------------------------------------------
+
+    def settle(self, final: ExportedProgram) -> None:
+        """Find out what became of operators outside of delegates, and which conversions are left.
+
+        Args:
+            final: the program as it is stored, in which operators may have been fused and folded.
+        """
+        heirs = _Heirs(one for one in (*self._operators, *self._steps) if not one.place)
+        became: dict[str, list[Node]] = defaultdict(list)
+        fused: dict[str, list[Node]] = defaultdict(list)
+        for node in _final_nodes(final):
+            found = heirs.ancestor(node)
+            if found is not None:
+                became[found.name].append(node)
+                continue
+            for source in node.all_input_nodes:  # what is fused keeps nothing of what it was
+                fused[source.name].append(node)
+        self._steps = [one for one in self._steps if became[one.name]]
+        for one in [*self._operators]:
+            if not one.place and not self._settle(one, became[one.name], fused):
+                self._operators.remove(one)
+
+    @staticmethod
+    def _settle(found: _Found, became: list[Node], fused: Mapping[str, list[Node]]) -> bool:
+        """Find out in what an operator outside of delegates computes; returns whether it is still there."""
+        nodes = [node for name in found.dequantized for node in fused[name] if not is_step(overload(node))]
+        node = next(iter((*became, *nodes)), None)
+        if node is None:
+            return False  # folded into a constant
+        if any(_dtype(source) in _NARROW for source in node.all_input_nodes):
+            found.arithmetic, found.why = "integer", f"{overload(node)} reads the integers"
+        else:
+            found.arithmetic = "float" if _touches_float(node) else "integer"
+            found.why = f"{overload(node)} is a kernel of the runtime"
+        return True
+
+    def operations(self) -> tuple[Operation, ...]:
+        """All operators, as the core wants to know them."""
+        return tuple(
+            Operation(
+                one.name,
+                one.op,
+                self._origins.of(one.node, one.prefix),
+                one.place,
+                one.arithmetic,
+                one.why,
+                tuple(source.name for source in one.reads),
+            )
+            for one in self._operators
+        )
+
+    def conversions(self) -> tuple[Conversion, ...]:
+        """What is left of quantize and dequantize outside of delegates."""
+        return tuple(
+            Conversion(one.name, one.op, self._origins.of(one.node, one.prefix)) for one in self._steps
+        )
+
+
+def _in_delegate(found: _Found, kernels: Mapping[int, list[Kernel]] | None) -> tuple[Arithmetic, str]:
+    """In what an operator in a delegate computes, and how that is known."""
+    own = (kernels or {}).get(found.node.meta.get("debug_handle", -1), [])
+    if own:
+        arithmetic: Arithmetic = "float" if any(one.arithmetic == "float" for one in own) else "integer"
+        return arithmetic, f"the delegate runs {', '.join(map(str, own))}"
+    if found.reads and (kernels is not None or not found.dequantized):
+        first = next((one for one in found.reads if one.arithmetic == "float"), found.reads[0])
+        return first.arithmetic, f"it is computed with {first.op}"
+    if found.dequantized and (len(found.dequantized) > 1 or _is_quantized(found.node)):
+        return "integer", "what it reads and what it returns, or its weight, is quantized"
+    return ("float" if _touches_float(found.node) else "integer"), "nothing but what it reads is quantized"
+
+
+def _is_quantized(node: Node, depth: int = 2) -> bool:
+    """Whether an output is quantized, itself or behind what is computed with it."""
+    return any(
+        is_step(overload(user)) or (depth > 0 and bool(overload(user)) and _is_quantized(user, depth - 1))
+        for user in node.users
+    )
+
+
+def _final_nodes(program: ExportedProgram) -> Iterator[Node]:
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            yield from (node for node in module.graph.nodes if node.op == "call_function" and overload(node))
+
+
+def _name_of_target(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def _touches_float(node: Node) -> bool:
+    types = [_dtype(one) for one in (node, *node.all_input_nodes)]
+    return any(one is not None and one.is_floating_point for one in types)

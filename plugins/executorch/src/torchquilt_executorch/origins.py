@@ -1,0 +1,83 @@
+"""Which node of the exported program a node of a later program comes from.
+
+torch notes in ``from_node`` what a node was made of, step by step, and ExecuTorch's passes keep that. A node
+comes from the node of the exported program that is in its chain with the same rest of a chain.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch.fx import GraphModule
+
+from torchquilt.graph.bodies import regions
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+_Step = tuple[str, str]
+
+
+def chain(node: Node) -> tuple[_Step, ...]:
+    """The names that a node had, the last one first, each with the pass that made the next of it."""
+    found: list[_Step] = []
+    sources = node.meta.get("from_node") or []
+    while sources:
+        source = sources[-1]
+        found.append((source.name, source.pass_name))
+        sources = source.from_node
+    return tuple(found)
+
+
+def body_names(node: Node) -> list[str]:
+    """The attributes that a node is given which are bodies of control flow, in order."""
+    owner = node.graph.owning_module
+    names = [str(one.target) for one in node.all_input_nodes if one.op == "get_attr"]
+    return [name for name in names if isinstance(getattr(owner, name, None), GraphModule)]
+
+
+class Origins:
+    """The nodes of a program, to be found by what became of them.
+
+    Args:
+        nodes: each with its name. What their chains are is noted now, so that the nodes may change.
+    """
+
+    def __init__(self, nodes: Iterable[tuple[str, Node]]) -> None:
+        self._by_name: dict[str, list[tuple[str, tuple[_Step, ...]]]] = defaultdict(list)
+        self._bodies: dict[str, list[str]] = {}
+        for name, node in nodes:
+            self._by_name[node.name].append((name, chain(node)))
+            prefix = name.removesuffix(node.name)
+            self._bodies[name] = [f"{prefix}{body}." for body in body_names(node)]
+
+    @classmethod
+    def of_program(cls, program: ExportedProgram) -> Origins:
+        """The nodes of an exported program, in the bodies of control flow as well."""
+        return cls(
+            (region.name_of(node), node)
+            for region in regions(program.graph_module)
+            for node in region.module.graph.nodes
+        )
+
+    def bodies_of(self, node: Node, prefix: str) -> list[str]:
+        """What the names in the bodies begin with that the origin of a node calls, in order."""
+        return self._bodies.get(self.of(node, prefix), [])
+
+    def of(self, node: Node, prefix: str = "") -> str:
+        """The name of the node that a later one comes from, empty where that is not known.
+
+        Args:
+            node: the later one.
+            prefix: what its name begins with, where it is in a body; two bodies may have like nodes.
+        """
+        steps = chain(node)
+        for index, (name, _) in enumerate(steps):
+            rest = steps[index + 1 :]
+            found = [full_name for full_name, steps_of in self._by_name.get(name, ()) if steps_of == rest]
+            if found:
+                return prefix + name if prefix + name in found else found[0]
+        return ""

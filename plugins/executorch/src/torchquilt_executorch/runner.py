@@ -1,0 +1,181 @@
+"""Running a stored program in this process, with what the runtime would end the process for told before."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torchquilt import ProgramError
+from torchquilt.lowering import Slot
+from torchquilt_executorch.stored import StoredProgram
+
+_METHOD = "forward"
+_MOST_REASONS = 3
+#: The names of executorch/runtime/core/error.h.
+_ERRORS = {
+    0x01: "Internal",
+    0x02: "InvalidState",
+    0x03: "EndOfMethod",
+    0x10: "NotSupported",
+    0x11: "NotImplemented",
+    0x12: "InvalidArgument",
+    0x13: "InvalidType",
+    0x14: "OperatorMissing",
+    0x20: "NotFound",
+    0x21: "MemoryAllocationFailed",
+    0x22: "AccessFailed",
+    0x23: "InvalidProgram",
+    0x24: "InvalidExternalData",
+    0x25: "OutOfResources",
+    0x30: "DelegateInvalidCompatibility",
+    0x31: "DelegateMemoryAllocationFailed",
+    0x32: "DelegateInvalidHandle",
+}
+
+
+class ExecuTorchRunner:
+    """A stored program and, once it runs, what the runtime made of it.
+
+    Args:
+        buffer: the program.
+        libraries: modules that may have kernels that it needs; imported if it needs some.
+
+    Raises:
+        ProgramError: the program is damaged, or something else.
+    """
+
+    def __init__(self, buffer: bytes, libraries: Sequence[str] = ()) -> None:
+        # The runtime reads from this memory for as long as it has the program, and does not keep it itself.
+        self._buffer = buffer
+        self._libraries = tuple(libraries)
+        self._stored = StoredProgram.of(buffer)
+        self._method: Any = None
+
+    @property
+    def inputs(self) -> tuple[Slot, ...]:
+        """What it takes, in order."""
+        return self._stored.inputs
+
+    @property
+    def outputs(self) -> tuple[Slot, ...]:
+        """What it returns, in order."""
+        return self._stored.outputs
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The kernels of the runtime that it calls."""
+        return self._stored.operators
+
+    @property
+    def delegates(self) -> tuple[str, ...]:
+        """The ids of the delegates that it calls, in order."""
+        return self._stored.delegates
+
+    @property
+    def structure(self) -> tuple[str, str]:
+        """The structures of inputs and outputs as pytree writes them."""
+        return self._stored.structure
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run the program; see :class:`torchquilt.lowering.Runner`."""
+        import torch
+
+        if self._method is None:
+            self._method = self._load()
+        given = [one.detach().contiguous() if isinstance(one, torch.Tensor) else one for one in inputs]
+        try:
+            return list(self._method.execute(given))
+        except Exception as error:  # the runtime raises RuntimeError with a number
+            method = self._method
+            told = _told_by(lambda: method.execute(given))
+            raise self._failed("The program failed in the runtime.", error, told) from error
+
+    def _load(self) -> Any:
+        """The method that runs, in a runtime that has what it needs."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that its interface may change
+            from executorch.runtime import Runtime
+
+            runtime = Runtime.get()
+        self._stored.check_is_harmless()
+        self._check_delegates(runtime.backend_registry.registered_backend_names)
+        self._find_kernels(runtime)
+
+        def load() -> Any:
+            return runtime.load_program(self._buffer).load_method(_METHOD)
+
+        try:
+            return load()
+        except Exception as error:
+            raise self._failed("The runtime cannot load the program.", error, _told_by(load)) from error
+
+    def _check_delegates(self, present: Sequence[str]) -> None:
+        missing = [name for name in dict.fromkeys(self.delegates) if name not in present]
+        if missing:
+            raise ProgramError(
+                f"The runtime here has no delegate {missing[0]!r}.",
+                backend=", ".join(missing),
+                expected=f"one of: {', '.join(sorted(present)) or 'none'}",
+                got=", ".join(missing),
+                remedy="run it on a device, or install an ExecuTorch that was built with the delegate",
+            )
+
+    def _find_kernels(self, runtime: Any) -> None:
+        """Load libraries until all kernels are there.
+
+        Raises:
+            ProgramError: one is not in any of them. The runtime would only give the number of an error.
+        """
+        failures = []
+        for library in ("", *self._libraries):
+            try:
+                if library:
+                    importlib.import_module(library)
+            except Exception as error:  # it loads code of C++, which fails in any way it likes
+                failures.append(f"{library}: {type(error).__name__}: {error}")
+            missing = [
+                name for name in self.operators if name not in runtime.operator_registry.operator_names
+            ]
+            if not missing:
+                return
+        searched = ", ".join(self._libraries) or "none"
+        raise ProgramError(
+            f"The runtime here has no kernel for {', '.join(missing)}.",
+            expected=f"kernels in the runtime itself or in one of the libraries: {searched}",
+            operators=tuple(missing),
+            got="; ".join(failures) or "a runtime without them",
+            remedy="import the module that registers them before the program is run, or install the backend "
+            "that the program was lowered with",
+        )
+
+    def _failed(self, problem: str, error: Exception, told: str) -> ProgramError:
+        """The error for one of the runtime, with what it writes of it beside a number."""
+        text = str(error)
+        number = re.search(r"0x:?([0-9a-fA-F]+)", text)
+        name = _ERRORS.get(int(number[1], 16), "") if number else ""
+        kernel = re.search(r"in operator (\S+): 0x", told)
+        delegates = [one for one in dict.fromkeys(self.delegates) if one in told]
+        if not delegates and name.startswith("Delegate"):
+            delegates = [*dict.fromkeys(self.delegates)]
+        lines = [re.sub(r"^\[.*?\] ", "", line) for line in told.splitlines()]
+        reasons = [line for line in lines if re.search(r"fail|invalid|error|mismatch", line, re.IGNORECASE)]
+        return ProgramError(
+            problem,
+            backend=", ".join(delegates) or None,
+            operators=(kernel[1],) if kernel else (),
+            got="; ".join([f"{text} ({name})" if name else text, *reasons[:_MOST_REASONS]]),
+            remedy="lower it again with the ExecuTorch that is installed here, without what fails",
+        )
+
+
+def _told_by(action: Callable[[], object]) -> str:
+    """What the runtime writes to standard error while something fails that has failed before."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.suppress(Exception):
+        action()
+    return told.getvalue()

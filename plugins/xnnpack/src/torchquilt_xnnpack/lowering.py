@@ -1,0 +1,99 @@
+"""What lowering to ExecuTorch needs for XNNPACK: its partitioner, and what its delegate's payload says.
+
+Nothing of ExecuTorch is imported before a model is lowered. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torchquilt.lowering import Arithmetic, Contribution, Kernel
+
+#: Where a kernel has its inputs, in the order in which they are told.
+_INPUTS = (
+    "input_id",
+    "input1_id",
+    "input2_id",
+    "input3_id",
+    "input4_id",
+    "input5_id",
+    "filter_id",
+)
+_CONVERSION = "Convert"
+_DYNAMIC = "qd"  # begins the types of activations that are quantized at run time
+_FLOAT = "fp"
+
+
+def _partitioners() -> list[Any]:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    # One for all: it takes what is static, dynamic (per token, too) and in float, as much as fits together.
+    return [XnnpackPartitioner()]
+
+
+def kernels_of(payload: bytes) -> Iterator[Kernel]:
+    """The kernels that the delegate runs, with the types of inputs and output as the runtime will read them.
+
+    Args:
+        payload: what the delegate made of its part of the graph.
+    """
+    graph = _graph_of(payload)
+    types = dict(_types_of(graph))
+    for node in graph["xnodes"]:
+        kernel = node["xnode_union"]
+        name = node["xnode_union_type"].removeprefix("XNN")
+        reads = tuple(types[kernel[one]] for one in _INPUTS if kernel.get(one) in types)
+        outputs = (number for one, number in kernel.items() if re.fullmatch(r"output\d*_id", one))
+        writes = tuple(types[number] for number in outputs if number in types)
+        yield Kernel(name, reads, writes, _arithmetic(name, reads, writes), node.get("debug_handle"))
+
+
+def _arithmetic(name: str, reads: tuple[str, ...], writes: tuple[str, ...]) -> Arithmetic | None:
+    """In what a kernel computes. A dynamic one reads integers made when it runs, and writes float."""
+    if name == _CONVERSION:
+        return None
+    is_dynamic = any(one.startswith(_DYNAMIC) for one in reads)
+    in_float = any(one.startswith(_FLOAT) for one in reads) or (
+        not is_dynamic and any(one.startswith(_FLOAT) for one in writes)
+    )
+    return "float" if in_float else "integer"
+
+
+def _types_of(graph: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """Number of each value → its type (``qint8``)."""
+    for value in graph["xvalues"]:
+        tensor = value["xvalue_union"]
+        while "tensor_value" in tensor:
+            tensor = tensor["tensor_value"]
+        yield tensor["id_out"], tensor["datatype"].removeprefix("xnn_datatype_")
+
+
+def _graph_of(payload: bytes) -> dict[str, Any]:
+    """The graph in a payload, read with the schema and the compiler that ExecuTorch comes with."""
+    from importlib import resources
+
+    from executorch.backends.xnnpack import serialization
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
+    from executorch.exir._serialize._flatbuffer import _flatc_decompile
+
+    header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
+    start = header.flatbuffer_offset
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        schema, binary = folder / "schema.fbs", folder / "graph.bin"
+        schema.write_bytes((resources.files(serialization) / "schema.fbs").read_bytes())
+        binary.write_bytes(payload[start : start + header.flatbuffer_size])
+        _flatc_decompile(name, str(schema), str(binary), ["--raw-binary"])
+        text = (folder / "graph.json").read_text()
+    # Bounds of activations may be infinite, which flatc writes as no JSON has it.
+    text = re.sub(r":\s*(-?)inf\b", r": \1Infinity", text)
+    graph: dict[str, Any] = json.loads(re.sub(r":\s*-?nan\b", ": NaN", text))
+    return graph
+
+
+CONTRIBUTION = Contribution(partitioners=_partitioners, readers={"XnnpackBackend": kernels_of})

@@ -1,0 +1,100 @@
+"""verify: the program against the quantized model, on the examples."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+import torchquilt as tq
+import torchquilt_xnnpack.lowering as xnnpack_lowering
+from plugins.executorch.models import TOKENS, Encoder, composed, converted, xnnpack
+from strategies import Fn, normal
+from torchquilt.lowering import Agreement, Verification
+
+
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+def test_how_each_output_agrees_is_kept(is_dynamic: bool) -> None:
+    """A ratio for each output, in dB, above the bound that holds by default."""
+    model = converted(Encoder(), composed(is_dynamic=is_dynamic), TOKENS)
+    found = tq.lower(model, (TOKENS,), verify=True).verification
+    assert found
+    assert [output.output for output in found.outputs] == ["output_0"]
+    assert found.sqnr >= found.least_sqnr == 40
+
+
+def test_without_it_nothing_is_run() -> None:
+    """The program says nothing of how it compares."""
+    model = converted(nn.Linear(8, 4), xnnpack(), normal(3, 8))
+    assert tq.lower(model, (normal(3, 8),)).verification is None
+
+
+def test_examples_are_needed() -> None:
+    """A program that is lowered without inputs cannot be compared."""
+    model = torch.export.export(converted(nn.Linear(8, 4), xnnpack(), normal(3, 8)), (normal(3, 8),))
+    with pytest.raises(tq.LoweringError, match="verified on example inputs"):
+        tq.lower(model, backends=["xnnpack"], verify=True)
+
+
+def test_examples_that_do_not_fit_are_refused() -> None:
+    """By the model, before the program is run."""
+    model = torch.export.export(converted(nn.Linear(8, 4), xnnpack(), normal(3, 8)), (normal(3, 8),))
+    with pytest.raises(tq.LoweringError, match="does not take the example inputs"):
+        tq.lower(model, (normal(3, 9),), backends=["xnnpack"], verify=True)
+
+
+def forget(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A pass of a backend that changes what is computed."""
+    program = copy.deepcopy(program)
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.tanh.default:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+            break
+    program.graph_module.recompile()
+    return program
+
+
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch) -> torch.fx.GraphModule:
+    """A model that is lowered to something else."""
+    changed = attrs.evolve(xnnpack_lowering.CONTRIBUTION, passes=(forget,))
+    monkeypatch.setattr(xnnpack_lowering, "CONTRIBUTION", changed)
+    module = Fn(lambda m, x: m.second(m.fc(x).tanh()), fc=nn.Linear(8, 8), second=nn.Linear(8, 4))
+    return converted(module, xnnpack(), normal(3, 8))
+
+
+def test_a_program_that_computes_something_else_is_an_error(wrong: torch.fx.GraphModule) -> None:
+    """The error names the output, the backends and how far it is off, and keeps the comparison."""
+    with pytest.raises(tq.VerificationError) as caught:
+        tq.lower(wrong, (normal(3, 8),), verify=True)
+    assert (caught.value.node, caught.value.backend) == ("output_0", "xnnpack")
+    assert "dB" in str(caught.value.got)
+    assert isinstance(caught.value.verification, Verification)
+    assert not caught.value.verification
+
+
+def test_the_bound_can_be_chosen(wrong: torch.fx.GraphModule) -> None:
+    """A number asks for that many dB."""
+    assert tq.lower(wrong, (normal(3, 8),), verify=-100.0).verification
+    with pytest.raises(tq.VerificationError):
+        tq.lower(wrong, (normal(3, 8),), verify=60.0)
+
+
+def test_one_step_of_the_grid_is_no_difference() -> None:
+    """An 8-bit output of few steps may have a low ratio and be as good as it can be."""
+    assert Agreement("y", 20.0, 0.1, step=0.1).is_within(40)
+    assert not Agreement("y", 20.0, 0.2, step=0.1).is_within(40)
+    assert not Agreement("y", 20.0, 0.1).is_within(40)
+    assert Agreement("y", 40.0, 0.1).is_within(40)
+
+
+def test_masked_values_that_are_equal_do_not_spoil_the_ratio() -> None:
+    """Infinities at the same places are equal; the rest is compared."""
+    module = Fn(lambda m, x: m.fc(x).masked_fill(x > 0, -math.inf), fc=nn.Linear(8, 8))
+    found = tq.lower(converted(module, xnnpack(), normal(3, 8)), (normal(3, 8),), verify=True)
+    assert found.verification
