@@ -29,7 +29,11 @@ LOWERINGS: pytest.StashKey[dict[str, Lowering]] = pytest.StashKey()
 
 
 class LoweringHooks:
-    """The hook that a lowering target implements in a pytest plugin of its own (``-p package.module``)."""
+    """The hook for a target that is no plugin, in a pytest plugin of its own (``-p package.module``).
+
+    Where the target is an installed plugin and the backend's manifest has a contribution to it, rows are
+    lowered with :func:`torchquilt.lower` without any hook.
+    """
 
     @staticmethod
     @pytest.hookspec
@@ -75,12 +79,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if backend and reference:
         raise pytest.UsageError("Give --torchquilt-backend or --torchquilt-quantizer, not both.")
     from torchquilt.testing import subject
+    from torchquilt.testing.targets import installed_lowerings
 
     try:
         config.stash[SUBJECT] = subject.installed(backend) if backend else subject.named(reference)
     except TorchquiltError as error:
         raise pytest.UsageError(str(error)) from error
-    found: dict[str, Lowering] = {}
+    found = installed_lowerings(config.stash[SUBJECT])
     for lowerings in config.hook.pytest_torchquilt_lowering():
         found.update(lowerings)
     config.stash[LOWERINGS] = found

@@ -27,6 +27,8 @@ _INPUTS = (
 _CONVERSION = "Convert"
 _DYNAMIC = "qd"  # begins the types of activations that are quantized at run time
 _FLOAT = "fp"
+#: Operators of ExecuTorch's dialect that change the shape by dimensions of one element.
+_MOVES = ("aten.squeeze_copy", "aten.unsqueeze_copy")
 
 
 def _partitioners() -> list[Any]:
@@ -96,4 +98,35 @@ def _graph_of(payload: bytes) -> dict[str, Any]:
     return graph
 
 
-CONTRIBUTION = Contribution(partitioners=_partitioners, readers={"XnnpackBackend": kernels_of})
+def _edge_passes() -> list[Any]:
+    return [_write_as_view]
+
+
+def _write_as_view(model: Any) -> Any:
+    """Write squeeze and unsqueeze of integers as view; the delegate leaves most of them outside.
+
+    The quantizer writes those as reshape that it takes by itself. This is for those that it can only take
+    when it annotates, behind what another quantizer has annotated.
+    """
+    from executorch.exir.dialects._ops import ops
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    changed = False
+    for node in model.graph.nodes:
+        if getattr(node.target, "__name__", "").startswith(_MOVES) and _is_between_conversions(node):
+            node.target = ops.edge.aten.view_copy.default
+            node.args, node.kwargs = (node.args[0], list(node.meta["val"].shape)), {}
+            changed = True
+    if changed:
+        model.recompile()
+    return PassResult(model, changed)
+
+
+def _is_between_conversions(node: Any) -> bool:
+    before, behind = str(node.args[0].target), [str(user.target) for user in node.users]
+    return ".dequantize_per_tensor" in before and all(".quantize_per_tensor" in name for name in behind)
+
+
+CONTRIBUTION = Contribution(
+    partitioners=_partitioners, edge_passes=_edge_passes, readers={"XnnpackBackend": kernels_of}
+)

@@ -1,0 +1,57 @@
+"""Lowering rows where a plugin for their target is installed: with ``torchquilt.lower``, as users do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from torchquilt.lowering import LoweredProgram, lower
+from torchquilt.plugins.registry import targets
+from torchquilt.testing.plugin import Lowering
+from torchquilt.testing.subject import Subject
+
+#: What has to become of a quantized operator: the target runs it as integers, or it is not there any more.
+_AS_CLAIMED = frozenset({"delegated_as_integers", "portable_integer_kernel", "removed"})
+
+
+def installed_lowerings(subject: Subject) -> dict[str, Lowering]:
+    """Target → how to lower to it, for those targets of the subject's rows that a plugin is installed for.
+
+    A backend that is not installed, or that says in no manifest what it gives to a target, has none.
+    """
+    manifest = subject.backend.manifest if subject.backend is not None else None
+    claimed = {target for row in subject.rows for target in row.targets}
+    given = claimed & set(manifest.contributions if manifest is not None else ())
+    return {
+        target.name: _lowering(target.name, subject)
+        for target in targets()
+        if target.status == "ok" and target.name in given
+    }
+
+
+def _lowering(target: str, subject: Subject) -> Lowering:
+    def run(quantized: GraphModule, inputs: tuple[Any, ...]) -> torch.Tensor:
+        program = lower(quantized, inputs, target, backends=[subject.name])
+        _check_runs_as_integers(program, subject.cls.__name__)
+        output: torch.Tensor = pytree.tree_leaves(program.run(*inputs))[0]
+        return output
+
+    return run
+
+
+def _check_runs_as_integers(program: LoweredProgram, quantizer: str) -> None:
+    """Refuse a program in which an operator that the quantizer took runs in float; others are the kit's."""
+    rows = program.ledger.rows if program.ledger is not None else ()
+    strays = [
+        f"{row.node}: {row.lowered.code} {row.lowered.text}".rstrip()
+        for row in rows
+        if row.quantizer == quantizer
+        and row.is_quantized
+        and row.lowered is not None
+        and row.lowered.code not in _AS_CLAIMED
+    ]
+    if strays:
+        raise AssertionError(f"{program.target} does not run as integers: {'; '.join(strays)}")
