@@ -25,10 +25,10 @@ from typing import Any, TypeVar
 
 import attrs
 import torch
+from models import chain
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from torch.fx import GraphModule
 
 import torchquilt as tq
@@ -39,18 +39,6 @@ LIMIT = 2.2
 INPUT = torch.randn(1, 4, 2, 2)
 CONFIG = get_symmetric_quantization_config(is_per_channel=True)
 T = TypeVar("T")
-
-
-class Block(nn.Module):
-    """Ten nodes: two convolutions with weight and bias, two ReLUs, a dropout and an addition."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.dropout = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Dropout()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The input, and what the convolutions make of it."""
-        return torch.relu(self.second(self.dropout(torch.relu(self.first(x)))) + x)
 
 
 def one_rule(_: int) -> XNNPACKQuantizer:
@@ -97,8 +85,8 @@ def timed(function: Callable[[], T]) -> tuple[float, T]:
 
 def export_chain(blocks: int) -> tuple[float, GraphModule]:
     """How long the export of a chain took, and its graph."""
-    chain = nn.Sequential(*(Block() for _ in range(blocks))).eval()
-    return timed(lambda: torch.export.export(chain, (INPUT,)).module())
+    module = chain(blocks).eval()
+    return timed(lambda: torch.export.export(module, (INPUT,)).module())
 
 
 def run(exported: GraphModule, measured: Measured) -> None:

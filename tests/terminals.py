@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -41,6 +42,8 @@ class Terminal:
             stderr=slave,
             env={**inherited, "TERM": "xterm-256color", **(env or {})},
             start_new_session=True,
+            # What a shell runs in the background ignores Ctrl-C, and so would what that runs.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(slave)
         return cls(process, master)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +16,8 @@ from torch.fx import GraphModule
 
 import torchquilt as tq
 from strategies import Fn, export, normal, prepare
+from torchquilt import terminal
+from torchquilt.pt2e.interrupts import between_batches
 from torchquilt.pt2e.points import ObservedPoint
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -208,3 +214,170 @@ def test_a_limit_is_a_number_of_batches(limit: Any) -> None:
     prepared = tq.prepare_pt2e(export(nn.Linear(6, 5), normal(2, 6)), xnnpack())
     with pytest.raises(tq.CalibrationError, match="limit"):
         tq.calibrate(prepared, [(normal(2, 6),)], limit=limit)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Data of other shapes
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_batches_may_come_from_a_data_loader() -> None:
+    """What a DataLoader makes of a dataset of tuples and of dicts is taken as it is."""
+    rows = [(LEFT[i], RIGHT[i]) for i in range(2)]
+    named = [{"left": left, "right": right} for left, right in rows]
+    reference = tq.calibrate(prepare(TwoInputs(), xnnpack(), LEFT, RIGHT), [(LEFT, RIGHT)])
+    for data in (rows, named):
+        prepared = prepare(TwoInputs(), xnnpack(), LEFT, RIGHT)
+        tq.calibrate(prepared, torch.utils.data.DataLoader(data, batch_size=2))  # type: ignore[arg-type]
+        assert seen(prepared) == seen(reference)
+
+
+class Rows:
+    """What the datasets library calls a Dataset, as far as reading goes: rows of lists, or of tensors."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+        self.features = dict.fromkeys(rows[0])
+        self.column_names = [*rows[0]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("as_lists", [True, False], ids=["lists", "tensors"])
+def test_batches_may_be_the_rows_of_a_dataset(as_lists: bool) -> None:
+    """Each row is a batch of one: its lists become tensors of the right dtype, and other columns are left."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.fc = nn.Embedding(20, 6), nn.Linear(6, 6)
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.table(ids)) * mask[:, :, None]
+
+    ids, mask = torch.arange(5)[None], torch.ones(1, 5)
+    rows: list[dict[str, Any]] = [
+        {"text": "some words", "ids": [i, 2, 3, 4, 5], "mask": [1, 1, 1, 1, 0], "label": i} for i in range(3)
+    ]
+    reference = prepare(Tokens(), xnnpack(), ids, mask)
+    tq.calibrate(
+        reference, [(torch.tensor([row["ids"]]), torch.tensor([row["mask"]]).float()) for row in rows]
+    )
+    if not as_lists:
+        rows = [
+            {key: torch.tensor(value) if key != "text" else value for key, value in row.items()}
+            for row in rows
+        ]
+    prepared = prepare(Tokens(), xnnpack(), ids, mask)
+    tq.calibrate(prepared, Rows(rows))
+    assert seen(prepared) == seen(reference)
+
+
+@pytest.mark.parametrize(
+    ("batch", "advice"),
+    [
+        ((LEFT, torch.tensor([0, 1])), "batch[:1] for batch in batches"),
+        ({"input": LEFT, "label": torch.tensor([0, 1])}, "leave out label"),
+    ],
+    ids=["tuple", "mapping"],
+)
+def test_labels_in_a_batch_are_told_of(batch: Any, advice: str) -> None:
+    """What a loader for training gives is refused with what to pass instead."""
+    with pytest.raises(tq.CalibrationError, match="Batch 0 ") as caught:
+        tq.calibrate(one_input(), [batch])
+    assert advice in str(caught.value.remedy)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Interrupts
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_waits_for_the_end_of_the_batch() -> None:
+    """Ctrl-C in the middle of the second batch: both are seen, by all points, and the third is not."""
+    prepared, reference = one_input(), one_input()
+    tq.calibrate(reference, [LEFT, RIGHT])
+    first = next(module for module in prepared.modules() if isinstance(module, ObservedPoint))
+    calls = []
+
+    def press(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handle = first.register_forward_hook(press)
+    with pytest.raises(KeyboardInterrupt):
+        tq.calibrate(prepared, [LEFT, RIGHT, LEFT * 100])
+    handle.remove()
+    assert seen(prepared) == seen(reference)
+    assert tq.calibration_of(prepared).batches == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_interrupt_does_not_wait() -> None:
+    """Who presses twice does not want to wait."""
+    reached = []
+
+    def press_twice() -> None:
+        with between_batches():
+            for number in (1, 2):
+                os.kill(os.getpid(), signal.SIGINT)
+                reached.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        press_twice()
+    assert reached == [1]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Progress
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_no_progress_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever reads the output of a program does not read a bar."""
+    tq.calibrate(one_input(), [LEFT, RIGHT])
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("has_rich", [True, False], ids=["rich", "no rich"])
+@pytest.mark.parametrize("form", ["list", "generator"])
+def test_a_terminal_is_shown_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, has_rich: bool, form: str
+) -> None:
+    """How many batches, of how many where that is known, and the rate; with rich and without."""
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    if not has_rich:
+        monkeypatch.setattr(terminal.importlib.util, "find_spec", lambda name: None)
+    batches = [LEFT, RIGHT, LEFT]
+    tq.calibrate(one_input(), batches if form == "list" else iter(batches))
+    text = screen.getvalue()
+    assert "calibrating" in text
+    assert "3" in text
+    assert "batches/s" in text
+    if form == "list":
+        assert "3/3" in text
+
+
+def test_progress_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """progress=False writes nothing, on a terminal neither."""
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    tq.calibrate(one_input(), [LEFT], progress=False)
+    assert screen.getvalue() == ""
+
+
+class Screen(io.StringIO):
+    """A terminal that keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        """Yes."""
+        return True

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 import torchquilt as tq
 from strategies import Fn, Nothing, calls, export, normal, outputs_of, sqnr, weights_of
+from torchquilt.errors import ArtifactError
 from torchquilt.graph.bodies import nodes_of, regions
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -409,6 +410,45 @@ def test_a_counter_under_no_grad_goes_on_counting(tmp_path: Path) -> None:
         first, second = model(X), model(X)
         assert sqnr(second.detach(), 2 * first.detach()) > 100
         assert model.get_buffer("seen") == 2
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "around a branch"])
+def test_a_body_that_only_writes_is_saved_and_loaded(nested: bool, tmp_path: Path) -> None:
+    """Torch cannot load what it saves for a call without results, so there is none in a converted model."""
+
+    def function(self: Any, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            more = torch.cond(x.sum() > 0, lambda x: x.sum(0), lambda x: -x.sum(0), (x,)) if nested else x[0]
+            self.seen.add_(more)
+        return self.fc(x)  # type: ignore[no-any-return]
+
+    exported = export(Fn(function, fc=nn.Linear(8, 8), seen=torch.zeros(8)), X)
+    prepared = tq.prepare_pt2e(exported, XNNPACKQuantizer().set_global(DYNAMIC))
+    prepared(X)
+    quantized = tq.convert_pt2e(prepared)
+    tq.save(quantized, tmp_path / "model.pt2", (X,))
+    seen = X.sum(0) * X.sum().sign() if nested else X[0]
+    for model in (quantized, tq.load(tmp_path / "model.pt2").module()):
+        model(X)
+        model(X)
+        torch.testing.assert_close(model.get_buffer("seen"), 2 * seen)
+
+
+def test_a_call_without_results_is_not_saved(tmp_path: Path) -> None:
+    """Autocast means something to what is inside, so it stays, and is refused instead of lost."""
+
+    def function(self: Any, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            self.seen.add_((x @ x.T).sum())
+        return self.fc(x)  # type: ignore[no-any-return]
+
+    exported = export(Fn(function, fc=nn.Linear(8, 8), seen=torch.zeros(())), X)
+    quantized = tq.convert_pt2e(tq.prepare_pt2e(exported, XNNPACKQuantizer().set_global(DYNAMIC)))
+    path = tmp_path / "model.pt2"
+    with pytest.raises(ArtifactError, match="returns nothing") as caught:
+        tq.save(quantized, path, (X,))
+    assert "strategies.py" in str(caught.value)  # where the forward is that export has seen
+    assert not path.exists()
 
 
 def test_a_dynamic_batch_goes_through_control_flow() -> None:

@@ -438,3 +438,26 @@ def test_a_function_that_derives_parameters_wrongly_is_named_by_its_place(functi
         quantize(nn.Linear(6, 6), ByFunction(decide), X)
     assert "bias → linear" in str(caught.value.node)
     assert caught.value.__cause__ is not None
+
+
+def test_derived_parameters_of_a_wrong_number_are_refused() -> None:
+    """One scale too few for the channels is said as such, not as an error from inside of torch."""
+
+    def decide(node: Node) -> Annotation | None:
+        if "linear" not in str(node.target):
+            return None
+        x, weight, bias = node.args
+        derived = tq.DerivedQuantizationSpec(
+            ((x, node), (weight, node)),
+            lambda pairs: (torch.ones(5), torch.zeros(5, dtype=torch.int64)),
+            "int32",
+            granularity="per_axis",
+            ch_axis=0,
+        )
+        return Annotation({x: INT8, weight: WEIGHT, bias: derived})
+
+    with pytest.raises(tq.AnnotationError, match="do not fit") as caught:
+        quantize(nn.Linear(6, 6), ByFunction(decide), X)
+    assert "bias → linear" in str(caught.value.node)
+    assert "6" in str(caught.value.expected)
+    assert "5" in str(caught.value.got)

@@ -75,6 +75,7 @@ def test_the_flow_is_a_list_of_named_passes() -> None:
         converted = quantize(Net(), xnnpack(), X)
     assert [name for name, _ in seen] == [
         "complete_provenance",
+        "inline_silent_bodies",
         "unify_written_memory",
         "close_bodies",
         "drop_dead_nodes",

@@ -9,58 +9,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 
 import torchquilt as tq
+from observed import FLOATS, INT8, PER_ROW, SMALL, observed, round_trip, same_state, squared_error
 from strategies import normal, not_data, ordinary, specs, tensors
 from torchquilt.observers import (
+    EntropyObserver,
     HistogramObserver,
     MinMaxObserver,
+    MovingAverageObserver,
     Observer,
-    QParams,
+    PercentileObserver,
     make_observer,
     qparams_of_range,
 )
 
-OPS = torch.ops.quantized_decomposed
-INT8 = tq.QuantizationSpec("int8")
-PER_ROW = tq.QuantizationSpec("int8", granularity="per_axis", ch_axis=0)
-FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 both = pytest.mark.parametrize("kind", [MinMaxObserver, HistogramObserver])
-
-
-def observed(kind: type[Observer], *values: torch.Tensor, spec: tq.QuantizationSpec = INT8) -> Observer:
-    """An observer that saw these tensors."""
-    observer = kind(spec)
-    for value in values:
-        observer.update(value)
-    return observer
-
-
-def round_trip(x: torch.Tensor, found: QParams, spec: tq.QuantizationSpec) -> torch.Tensor:
-    """Quantize and dequantize with torch's own operators."""
-    grid = (spec.quant_min, spec.quant_max, spec.dtype)
-    if spec.ch_axis is not None:
-        arguments = (found.scale, found.zero_point, spec.ch_axis, *grid)
-        return OPS.dequantize_per_channel(OPS.quantize_per_channel(x, *arguments), *arguments)
-    arguments = (float(found.scale), int(found.zero_point), *grid)
-    return OPS.dequantize_per_tensor(OPS.quantize_per_tensor(x, *arguments), *arguments)
-
-
-def squared_error(x: torch.Tensor, observer: Observer) -> float:
-    """What quantization with an observer's parameters costs."""
-    return float((round_trip(x, observer.qparams(), observer.spec) - x).double().square().sum())
-
-
-def same_state(one: Observer, other: Observer) -> bool:
-    """Equal to the last bit, kinds and shapes included."""
-    left, right = one.state(), other.state()
-    return list(left) == list(right) and all(
-        torch.equal(left[key], right[key]) and left[key].dtype == right[key].dtype
-        if isinstance(left[key], torch.Tensor)
-        else left[key] == right[key]
-        for key in left
-    )
+MERGEABLE = [MinMaxObserver, HistogramObserver, PercentileObserver, EntropyObserver]
+mergeable = pytest.mark.parametrize("kind", MERGEABLE)
+every = pytest.mark.parametrize("kind", [*MERGEABLE, MovingAverageObserver])
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -94,7 +61,7 @@ def test_min_max_of_each_group() -> None:
     assert torch.equal(high, x.reshape(3, 2, 2).amax(2))
 
 
-@both
+@every
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "finfo.min", "finfo.max", "finfo.min + a score"])
 def test_what_is_no_data_is_ignored_and_counted(kind: type[Observer], dtype: torch.dtype, value: str) -> None:
@@ -112,11 +79,12 @@ def test_what_is_no_data_is_ignored_and_counted(kind: type[Observer], dtype: tor
     masked = torch.tensor([0.5, number, -1.0, 2.0, number, 0.25], dtype=dtype)
     clean, dirty = observed(kind, data), observed(kind, masked)
     assert (dirty.count, dirty.ignored) == (4, 2)
+    assert {"nan": dirty.nan, "inf": dirty.infinite}.get(value.lstrip("-"), dirty.masked) == 2
     assert torch.equal(dirty.qparams().scale, clean.qparams().scale)
     assert torch.equal(dirty.qparams().zero_point, clean.qparams().zero_point)
 
 
-@both
+@every
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_tensor_of_nothing_but_masks_is_no_data(kind: type[Observer], dtype: torch.dtype) -> None:
     """The observer says that it saw no data, and how many masks."""
@@ -126,14 +94,14 @@ def test_a_tensor_of_nothing_but_masks_is_no_data(kind: type[Observer], dtype: t
         observer.qparams()
 
 
-@both
+@every
 def test_an_observer_that_saw_nothing_says_so(kind: type[Observer]) -> None:
     """No parameters are made up."""
     with pytest.raises(tq.CalibrationError, match="no data"):
         kind(INT8).qparams()
 
 
-@both
+@every
 @pytest.mark.parametrize(
     "tensor", [torch.empty(0), torch.empty(3, 0), torch.tensor([1, 2]), torch.tensor([True])], ids=str
 )
@@ -145,8 +113,8 @@ def test_empty_and_integer_tensors_change_nothing(kind: type[Observer], tensor: 
     assert same_state(observer, reference)
 
 
-@both
-@pytest.mark.parametrize("value", [0.0, -0.0, 3.0, -3.0, 1e-30, 1e4])
+@mergeable
+@pytest.mark.parametrize("value", [0.0, -0.0, 3.0, -3.0, 1e-30, 1e-42, 1e4])
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
 def test_a_constant_tensor_comes_back(kind: type[Observer], value: float, shape: tuple[int, ...]) -> None:
     """One value, or many equal ones, gives a scale above zero, and comes back within half a step of it."""
@@ -156,7 +124,7 @@ def test_a_constant_tensor_comes_back(kind: type[Observer], value: float, shape:
     assert torch.allclose(round_trip(x, found, INT8), x, atol=float(found.scale) * 0.501)
 
 
-@both
+@every
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_float_type_of_the_data_does_not_matter(kind: type[Observer], dtype: torch.dtype) -> None:
     """The same numbers in another float type have the same parameters, which are float32."""
@@ -167,7 +135,7 @@ def test_the_float_type_of_the_data_does_not_matter(kind: type[Observer], dtype:
     assert torch.equal(found.zero_point, reference.zero_point)
 
 
-@both
+@every
 def test_float64_beyond_float32_makes_no_infinite_scale(kind: type[Observer]) -> None:
     """A number that float32 cannot hold is no data, since parameters are float32."""
     found = observed(kind, torch.tensor([1.0, 2.0, 1e300], dtype=torch.float64)).qparams()
@@ -260,7 +228,8 @@ def test_the_histogram_costs_no_more_than_min_max(
     }[name]
     half = 2 ** (bits - 1)
     spec = tq.QuantizationSpec("int8", -half, half - 1, symmetric=symmetric)
-    histogram, minmax = observed(HistogramObserver, x, spec=spec), observed(MinMaxObserver, x, spec=spec)
+    parts = x.split(SMALL)
+    histogram, minmax = observed(HistogramObserver, *parts, spec=spec), observed(MinMaxObserver, x, spec=spec)
     assert squared_error(x, histogram) <= squared_error(x, minmax) * factor * (1 + 1e-6)
 
 
@@ -285,10 +254,15 @@ def test_the_histogram_stays_inside_of_what_was_seen(x: torch.Tensor, spec: tq.Q
 # Merging and state
 # ----------------------------------------------------------------------------------------------------------
 
-chunks = st.lists(tensors((2, 3), ordinary | not_data), min_size=1, max_size=6)
+#: Of all float types; the values that are no data are those of float32, so some become ordinary in float64.
+chunks = st.lists(
+    st.builds(torch.Tensor.to, tensors((2, 3), ordinary | not_data), st.sampled_from(FLOATS)),
+    min_size=1,
+    max_size=6,
+)
 
 
-@both
+@mergeable
 @settings(max_examples=40)
 @given(chunks, st.data())
 def test_any_split_in_any_order_merges_to_the_same_state(
@@ -309,7 +283,7 @@ def test_any_split_in_any_order_merges_to_the_same_state(
     assert same_state(merged, whole)
 
 
-@both
+@mergeable
 @settings(max_examples=25)
 @given(chunks, chunks, chunks)
 def test_merging_is_associative(
@@ -325,7 +299,7 @@ def test_merging_is_associative(
     assert same_state(left, right)
 
 
-@both
+@mergeable
 def test_merging_leaves_the_other_one_alone(kind: type[Observer]) -> None:
     """What was merged in can go on by itself, and the first one does not follow it."""
     one, other = observed(kind, torch.tensor([1.0])), observed(kind, torch.tensor([2.0]))
@@ -350,7 +324,35 @@ def test_different_observers_are_not_merged(other: Any) -> None:
     assert type(other).__name__ in str(caught.value.got)
 
 
-@both
+def test_a_moving_average_is_not_merged() -> None:
+    """Which data came first is not known any more: the error says what can be merged."""
+    x = torch.tensor([1.0, 2.0])
+    with pytest.raises(tq.CalibrationError, match="order of the data") as caught:
+        observed(MovingAverageObserver, x).merge(observed(MovingAverageObserver, x))
+    assert "histogram" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("spec", [INT8, PER_ROW], ids=str)
+def test_the_moving_average_is_torchs(spec: tq.QuantizationSpec) -> None:
+    """Low and high move as torch's own do; a tensor of nothing but masks moves nothing."""
+    from torch.ao.quantization import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
+
+    reference = (
+        MovingAverageMinMaxObserver(averaging_constant=0.1)
+        if spec is INT8
+        else MovingAveragePerChannelMinMaxObserver(averaging_constant=0.1, ch_axis=0)
+    )
+    observer = MovingAverageObserver(spec, 0.1)
+    for seed in range(5):
+        x = normal(3, 7, seed=seed) * (seed + 1)
+        observer.update(x)
+        observer.update(torch.full((3, 7), -torch.inf))
+        reference(x)
+    assert torch.allclose(observer.low, reference.min_val)
+    assert torch.allclose(observer.high, reference.max_val)
+
+
+@every
 def test_an_observer_goes_on_from_its_state(kind: type[Observer]) -> None:
     """state, from_state and more data is the same as all the data at once; the state is plain values."""
     first, second = normal(50), normal(50, seed=1) * 3
@@ -361,7 +363,7 @@ def test_an_observer_goes_on_from_its_state(kind: type[Observer]) -> None:
     assert same_state(resumed, observed(kind, first, second))
 
 
-@both
+@every
 def test_a_state_is_what_was_seen_when_it_was_taken(kind: type[Observer]) -> None:
     """An observer that goes on does not change a state that it gave before."""
     x = torch.tensor([1.0, -1.0])
@@ -371,7 +373,7 @@ def test_a_state_is_what_was_seen_when_it_was_taken(kind: type[Observer]) -> Non
     assert same_state(kind.from_state(INT8, state), observed(kind, x))
 
 
-@both
+@every
 def test_two_observers_of_one_state_are_apart(kind: type[Observer]) -> None:
     """from_state copies."""
     state = observed(kind, torch.tensor([1.0])).state()
@@ -494,10 +496,37 @@ def test_parameters_agree_with_torch(spec: tq.QuantizationSpec) -> None:
         assert int(found.zero_point) == int(zero_point)
 
 
-def test_a_histogram_asked_for_rows_is_min_max() -> None:
+@pytest.mark.parametrize("name", ["histogram", "percentile", "percentile:99.99", "entropy"])
+def test_a_histogram_asked_for_rows_is_min_max(name: str) -> None:
     """make_observer falls back to min-max where a tensor has several sets of parameters."""
-    assert isinstance(make_observer("histogram", PER_ROW), MinMaxObserver)
-    assert isinstance(make_observer("histogram", INT8), HistogramObserver)
+    assert type(make_observer(name, PER_ROW)) is MinMaxObserver
+    assert isinstance(make_observer(name, INT8), HistogramObserver)
+
+
+@pytest.mark.parametrize("spec", [INT8, PER_ROW], ids=str)
+def test_the_number_behind_a_name_is_used(spec: tq.QuantizationSpec) -> None:
+    """percentile:99.99 and moving_average:0.5 make what they say."""
+    made = make_observer("percentile:99.99", INT8), make_observer("moving_average:0.5", spec)
+    assert isinstance(made[0], PercentileObserver)
+    assert isinstance(made[1], MovingAverageObserver)
+    assert (made[0].percentile, made[1].share) == (99.99, 0.5)
+
+
+@pytest.mark.parametrize("spec", [INT8, PER_ROW], ids=str)
+@pytest.mark.parametrize(
+    "name", ["mse", "minmax:3", "percentile:", "percentile:many", "percentile:101", "moving_average:0", None]
+)
+def test_a_name_that_makes_no_observer_is_refused(name: Any, spec: tq.QuantizationSpec) -> None:
+    """Whatever is wrong with it, and for whatever tensor, the error says what would do."""
+    with pytest.raises(tq.CalibrationError) as caught:
+        make_observer(name, spec)
+    assert caught.value.expected is not None
+
+
+def test_a_histogram_of_rows_is_refused() -> None:
+    """Asked for by its class, it says that it is per tensor, instead of mixing the rows up."""
+    with pytest.raises(tq.CalibrationError, match="whole tensor"):
+        HistogramObserver(PER_ROW)
 
 
 def test_a_function_may_make_the_observer() -> None:

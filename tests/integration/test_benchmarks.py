@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-COST = Path(__file__).parents[2] / "benchmarks" / "cost.py"
+_FOLDER = Path(__file__).parents[2] / "benchmarks"
+COST, FLOW = _FOLDER / "cost.py", _FOLDER / "flow.py"
 
 
 def test_cost_prints_a_table_and_writes_the_same_figures(tmp_path: Path) -> None:
@@ -23,3 +24,32 @@ def test_cost_prints_a_table_and_writes_the_same_figures(tmp_path: Path) -> None
     assert all(len(row["prepare"]) == len(row["convert"]) == 2 for row in written["rows"])
     assert [f"{ratio:.2f}" in found.stdout for ratio in written["ratios"].values()] == [True, True]
     assert found.returncode == (max(written["ratios"].values()) > written["about"]["limit"])
+
+
+def test_flow_prints_ratios_beside_torchao_and_writes_the_same_figures(tmp_path: Path) -> None:
+    """A row for each chain in both tables, all runs of each system, and a status that follows from bounds."""
+    figures = tmp_path / "flow.json"
+    command = [
+        sys.executable,
+        str(FLOW),
+        "--models",
+        "--chains",
+        "1",
+        "2",
+        "--runs",
+        "2",
+        "--json",
+        str(figures),
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    written = json.loads(figures.read_text(encoding="utf-8"))
+
+    assert found.stdout.count("| chain of 1 ") == found.stdout.count("| chain of 2 ") == 3
+    for row in written["rows"]:
+        assert {name: len(by["convert"]) for name, by in row["systems"].items()} == {
+            "torchquilt": 2,
+            "torchao": 2,
+        }
+        assert f"{row['figures']['prepare']:.2f}" in found.stdout
+    assert f"{written['a_node']:.2f} times" in found.stdout
+    assert found.returncode == ("✗" in found.stdout or written["a_node"] > 1.5)

@@ -166,6 +166,24 @@ class Boundary:
 
 
 @attrs.frozen
+class Caution:
+    """Something about a tensor that is quantized which is likely to cost accuracy.
+
+    Args:
+        place: where the tensor is.
+        code: a stable code: ``outlier`` (nearly all values use next to nothing of the range).
+        text: a sentence for people.
+    """
+
+    place: str
+    code: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.code}: {self.text}"
+
+
+@attrs.frozen
 class Share:
     """How much of something is quantized.
 
@@ -202,11 +220,13 @@ class Ledger:
         rows: one for each operator, in graph order.
         boundaries: where a tensor is requantized.
         problems: what strict mode would have refused, in words (``strict=False``).
+        warnings: what calibration showed that is likely to cost accuracy; filled by ``convert_pt2e``.
     """
 
     rows: tuple[Row, ...]
     boundaries: tuple[Boundary, ...] = ()
     problems: tuple[str, ...] = ()
+    warnings: tuple[Caution, ...] = ()
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -326,6 +346,7 @@ class Ledger:
                 tuple(_row_from(row) for row in data["rows"]),
                 tuple(Boundary(**boundary) for boundary in data["boundaries"]),
                 tuple(data["problems"]),
+                tuple(Caution(**caution) for caution in data.get("warnings", ())),
             )
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ModelError):
@@ -348,6 +369,7 @@ class Ledger:
         lines += [f"  {edge}" for edge in self.boundaries]
         lines += _lowered_lines(self.fates)
         lines += [f"problem: {problem}" for problem in self.problems]
+        lines += [f"warning: {caution}" for caution in self.warnings]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -376,6 +398,7 @@ class Ledger:
                 left if self.left_in_float else "",
                 html_list("Requantized:", [str(edge) for edge in self.boundaries]),
                 html_list("Problems:", self.problems),
+                html_list("Warnings:", [str(caution) for caution in self.warnings]),
                 html_folded(f"{len(self.rows)} operators", rows),
             ]
         )

@@ -16,7 +16,9 @@ import torchquilt as tq
 from commands import Files, Run, recipe_of
 from strategies import export, normal
 from torchquilt.artifact import diff, load_program, read_lock
+from torchquilt.cli.quantize import OBSERVERS
 from torchquilt.data import open_batches
+from torchquilt.observers import make_observer
 
 
 def quantized_by_api(
@@ -214,7 +216,7 @@ def test_missing_data_is_told_with_what_needs_it(run: Run, files: Files, tmp_pat
         (("--output", "{model}"), "Another option names the same file"),
         (("--output", "{data}", "--data", "{data}"), "Another option names the same file"),
         (("--output", "x", "--checkpoint", "x", "--data", "{data}"), "'--checkpoint': Another option"),
-        (("--observer", "percentile"), "'histogram', 'minmax'"),
+        (("--observer", "mse"), "'histogram', 'minmax'"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(
@@ -261,3 +263,9 @@ def test_a_model_that_is_quantized_already_is_refused(run: Run, files: Files, tm
     answer = run("quantize", out, "--recipe", files.dynamic, "-o", tmp_path / "again.pt2")
     assert answer.code == 3
     assert "quantized already" in answer.err
+
+
+@pytest.mark.parametrize("name", [*OBSERVERS, "percentile:99.99", "moving_average:0.1"])
+def test_every_observer_that_is_offered_is_known(name: str) -> None:
+    """The command takes the names that make_observer takes."""
+    assert make_observer(name, tq.QuantizationSpec("int8")) is not None

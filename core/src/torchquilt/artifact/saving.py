@@ -116,6 +116,7 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
                 ),
                 remedy="leave them out, or pass what convert_pt2e returned",
             )
+        _check_calls(quantized.graph_module)
         return quantized
     stage = stage_of(quantized)
     if not isinstance(quantized, torch.fx.GraphModule) or stage == "prepared":
@@ -136,11 +137,12 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
             remedy="save(quantized, path, example_inputs=batch) with a batch as calibrate takes it, or () "
             "where there are no inputs; or save an ExportedProgram of it",
         )
+    _check_calls(quantized)  # here, since what is exported again has lost its source lines
     return export_again(quantized, example_inputs, dynamic_shapes)
 
 
 def _check_outputs(program: ExportedProgram) -> None:
-    """Refuse a program that returns a text: torch writes it, and fails when it reads it."""
+    """Refuse a program that returns a text: torch writes it, and cannot read it."""
     for spec in program.graph_signature.output_specs:
         if isinstance(getattr(spec.arg, "value", None), str):
             raise ArtifactError(
@@ -148,6 +150,30 @@ def _check_outputs(program: ExportedProgram) -> None:
                 expected="outputs that are tensors, numbers or None",
                 got=repr(getattr(spec.arg, "value", None)),
                 remedy="return it as something else, or leave it out",
+            )
+
+
+def _check_calls(model: GraphModule) -> None:
+    """Refuse a model that runs a body which returns nothing: torch writes it, and cannot read it."""
+    from torchquilt.graph.bodies import call_of, nodes_of
+    from torchquilt.graph.inlining import is_without_results
+
+    def where(node: Any) -> str:
+        call = call_of(node)
+        graphs = call.graphs() if call else ()
+        inside = [inner for graph in graphs for inner in graph.nodes if inner.op == "call_function"]
+        traces = (str(inner.meta.get("stack_trace") or "") for inner in [*inside, node])
+        # The last two lines of a trace are the place and its code.
+        return "\n".join(next(filter(None, traces), "a place that is not known").splitlines()[-2:])
+
+    for node in nodes_of(model):
+        if is_without_results(node):
+            raise ArtifactError(
+                "The model runs a body that returns nothing, which torch can save and not load.",
+                node=node.name,
+                expected="branches, loops and regions under autocast that return something",
+                got=f"{node.target} without a result, at {where(node)}",
+                remedy="return what it writes, or move what it does out of it",
             )
 
 

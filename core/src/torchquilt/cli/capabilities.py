@@ -10,7 +10,8 @@ import click
 
 from torchquilt.cli.exits import OK
 from torchquilt.cli.options import Command, json_option
-from torchquilt.cli.output import is_terminal, write, write_error, write_table
+from torchquilt.cli.output import write, write_error, write_table
+from torchquilt.terminal import is_terminal
 
 if TYPE_CHECKING:
     from torchquilt.capability import Capabilities

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.cli.output import is_terminal, write, write_table
+from torchquilt.cli.output import write, write_table
+from torchquilt.terminal import is_terminal
 
 if TYPE_CHECKING:
     from torchquilt.ledger import Ledger, Row, Share
@@ -31,6 +32,8 @@ def show_ledger(ledger: Ledger) -> None:
         write_table([("from", "to", "made as", "used as"), *edges], "requantized")
     for problem in ledger.problems:
         write(f"problem: {problem}")
+    for caution in ledger.warnings:
+        write(f"warning: {caution}")
 
 
 def show_shares(ledger: Ledger) -> None:

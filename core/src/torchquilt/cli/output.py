@@ -7,16 +7,15 @@ to nowhere, and the command goes on.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import TextIO
 
 from torchquilt.table import aligned
+from torchquilt.terminal import console, is_terminal
 
 #: Rows of cells, the first one the header.
 Rows = Sequence[Sequence[str]]
@@ -55,29 +54,6 @@ def plain(text: str) -> str:
     return "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody looks at a stream on a terminal that can do more than print letters."""
-    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
-@contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, if that is a terminal, for as long as the block runs.
-
-    Yields:
-        A function to be called with how much of the total is done.
-    """
-    if not is_terminal(sys.stderr):
-        yield lambda done: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_console(sys.stderr)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
 def _write(stream: TextIO | None, text: str) -> None:
     if stream is None:  # the shell closed it: `>&-`
         return
@@ -105,18 +81,5 @@ def _rich_table(rows: Rows, title: str) -> str:
     for row in others:
         table.add_row(*(Text(plain(cell)) for cell in row))
     text = io.StringIO()
-    _console(text).print(table)
+    console(text).print(table)
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
-
-
-def _console(stream: Any) -> Any:
-    """A console that writes to a terminal, or to what is going to be written to one."""
-    from rich.console import Console
-
-    return Console(
-        file=stream,
-        force_terminal=True,
-        color_system=None if os.environ.get("NO_COLOR") else "auto",
-        width=shutil.get_terminal_size().columns,
-        highlight=False,
-    )

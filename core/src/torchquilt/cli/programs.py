@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchquilt.cli.ledgers import show_ledger
-from torchquilt.cli.output import is_terminal, write, write_table
+from torchquilt.cli.output import write, write_table
+from torchquilt.terminal import is_terminal
 
 if TYPE_CHECKING:
     from torchquilt.lowering.program import LoweredProgram

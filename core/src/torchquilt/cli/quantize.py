@@ -21,7 +21,8 @@ from torchquilt.cli.options import (
     recipe_option,
     strict_option,
 )
-from torchquilt.cli.output import progress, write, write_error, write_json
+from torchquilt.cli.output import write, write_error, write_json
+from torchquilt.terminal import progress
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -66,6 +67,16 @@ class Request:
             raise click.BadParameter("Another option names the same file.", param_hint=hint)
 
 
+#: What ``--observer`` takes, as :func:`torchquilt.observers.make_observer` does; that would load torch.
+OBSERVERS = ("histogram", "minmax", "percentile", "entropy", "moving_average")
+
+
+def _check_observer(_: click.Context, __: click.Parameter, value: str) -> str:
+    if value.partition(":")[0] not in OBSERVERS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, OBSERVERS))}.")
+    return value
+
+
 _DATA = """\b
 Data (--data):
   FILE.npz, FILE.safetensors
@@ -97,16 +108,17 @@ An array has the name of its input, or input_0, input_1 … by position.
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N batches.")
 @click.option(
     "--observer",
-    type=click.Choice(["histogram", "minmax"]),
+    metavar="NAME",
+    callback=_check_observer,
     default="histogram",
     show_default=True,
-    help="How ranges of activations are found.",
+    help=f"How ranges of activations are found: {', '.join(OBSERVERS)}; also percentile:99.99.",
 )
 @click.option(
     "--checkpoint",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Keep the state of the calibration in FILE after each batch. Where FILE is there, go on from it.",
+    help="Keep the state of the calibration in FILE as it goes on. Where FILE is there, go on from it.",
 )
 @strict_option
 @click.option(
@@ -170,7 +182,7 @@ def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request
     batches = open_batches(request.data, program, limit=request.limit)
     done = 0
     try:
-        with _telling_where(batches), progress("calibrating", len(batches)) as show:
+        with _telling_where(batches), progress("calibrating", len(batches), "batches") as show:
             for done in calibrate_in_steps(prepared, batches, checkpoint=request.checkpoint):
                 show(done)
     except KeyboardInterrupt:
@@ -218,6 +230,7 @@ def _report(request: Request, lock: Lock, batches: int) -> None:
                 "batches": batches,
                 "share": share_of(ledger),
                 "problems": [*ledger.problems],
+                "warnings": [str(caution) for caution in ledger.warnings],
             }
         )
         return
@@ -226,3 +239,5 @@ def _report(request: Request, lock: Lock, batches: int) -> None:
     show_shares(ledger)
     for problem in ledger.problems:
         write(f"problem: {problem}")
+    for caution in ledger.warnings:
+        write(f"warning: {caution}")

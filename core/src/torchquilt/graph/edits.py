@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 
 from torchquilt.graph.bodies import call_of
@@ -120,10 +120,22 @@ def _submodule(model: torch.nn.Module, path: str) -> torch.nn.Module:
 def fake_like(node: Node, value: torch.Tensor) -> torch.Tensor:
     """``value`` as a fake tensor of the mode in which the rest of the graph was recorded."""
     known = node.meta.get("val")
-    if not isinstance(known, FakeTensor):
-        return value
-    with known.fake_mode:  # from_tensor would do, and takes five times as long
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    return fake_of(value, known.fake_mode) if isinstance(known, FakeTensor) else value
+
+
+def fake_cast(node: Node, dtype: torch.dtype) -> Any:
+    """The fake tensor that a node was recorded with, in another dtype; what else it was, as it is."""
+    known = node.meta.get("val")
+    return fake_of(known, known.fake_mode, dtype) if isinstance(known, FakeTensor) else known
+
+
+def fake_of(value: torch.Tensor, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> FakeTensor:
+    """A fake tensor with shape, strides and device of ``value``.
+
+    It is put together by hand. To let the mode run ``empty_strided`` takes six times as long.
+    """
+    meta = torch.empty_strided(value.shape, value.stride(), dtype=dtype or value.dtype, device="meta")
+    return FakeTensor(mode, meta, value.device)
 
 
 def take_origin(new: Node, served: Node) -> None:

@@ -2,59 +2,41 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 
-from torchquilt.observers.base import Observer, sentinel_limit
-from torchquilt.observers.qparams import as_rows
+from torchquilt.observers.base import ExtremesObserver
+from torchquilt.observers.extremes import extremes_of_parts, is_data
 from torchquilt.spec import QuantizationSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class MinMaxObserver(Observer):
+class MinMaxObserver(ExtremesObserver):
     """Exact minimum and maximum of all ordinary values; per tensor, per axis or per group.
 
-    NaN, infinities and mask values (see :func:`torchquilt.observers.base.sentinel_limit`) are counted
-    and left out.
+    NaN, infinities and mask values (see :func:`torchquilt.observers.extremes.sentinel_limit`) are counted
+    and left out. Its state is two numbers for each set of parameters, and says nothing of outliers.
     """
 
     def __init__(self, spec: QuantizationSpec) -> None:
         super().__init__(spec)
-        self.low = torch.tensor(math.inf)
-        self.high = torch.tensor(-math.inf)
+        self._set_extremes()
 
     def update(self, tensor: torch.Tensor) -> None:
         """Take in a float tensor; one pass over it."""
-        if tensor.numel() == 0 or not tensor.is_floating_point():
-            return
-        rows, shape = as_rows(tensor.detach(), self.spec)
-        low, high = torch.aminmax(rows, dim=1)
-        limit = sentinel_limit(rows.dtype)
-        if bool(((low > -limit) & (high < limit)).all()):  # false for NaN, too
-            self.count += rows.numel()
-        else:
-            ordinary = rows.abs() < limit
-            low = rows.masked_fill(~ordinary, math.inf).amin(dim=1)
-            high = rows.masked_fill(~ordinary, -math.inf).amax(dim=1)
-            seen = int(ordinary.sum())
-            self.count += seen
-            self.ignored += rows.numel() - seen
-        self._widen(low.float().reshape(shape), high.float().reshape(shape))
+        if is_data(tensor):
+            seen = extremes_of_parts(tensor.detach() if tensor.requires_grad else tensor, self.spec)
+            self._take_counts(seen)
+            self._take_extremes(seen)
 
     def merge(self, other: Self) -> None:
         """Take in what another observer saw."""
         self._check_mergeable(other)
-        self.count += other.count
-        self.ignored += other.ignored
-        self._widen(other.low, other.high)
-
-    def _widen(self, low: torch.Tensor, high: torch.Tensor) -> None:
-        self.low = torch.minimum(self.low.to(low.device), low)
-        self.high = torch.maximum(self.high.to(high.device), high)
+        self._take_counts(other)
+        self._take_extremes(other)
 
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The smallest and the largest ordinary value, for each set of parameters."""

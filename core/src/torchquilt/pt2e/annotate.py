@@ -22,6 +22,7 @@ from torchquilt.graph.closures import close_bodies
 from torchquilt.graph.constants import simplify_constants
 from torchquilt.graph.edits import copy_model, drop_dead_nodes
 from torchquilt.graph.in_place import make_functional, unify_written_memory
+from torchquilt.graph.inlining import inline_silent_bodies
 from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, everywhere, run_passes
@@ -37,6 +38,7 @@ from torchquilt.quantizers import Quantizer, as_quantizer
 #: Brings every region of a model into the form in which quantizers see it, computing the same.
 _NORMALIZE = (
     Pass("complete_provenance", complete_provenance),
+    Pass("inline_silent_bodies", inline_silent_bodies),
     Pass("unify_written_memory", unify_written_memory),
     Pass("close_bodies", close_bodies),
 )

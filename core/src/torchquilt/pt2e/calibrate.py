@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import GraphModule
@@ -13,41 +14,77 @@ from torch.fx import GraphModule
 from torchquilt.errors import CalibrationError, ModelError
 from torchquilt.graph.inputs import call_arguments
 from torchquilt.pt2e.checkpoint import Checkpoint, Seen
+from torchquilt.pt2e.interrupts import between_batches
+from torchquilt.pt2e.merging import Calibration
 from torchquilt.pt2e.points import observed_points
+from torchquilt.pt2e.progress import progress_of, set_progress
+from torchquilt.pt2e.ranks import Ranks, calibrate_on_all_ranks
+from torchquilt.pt2e.rows import batches_of_rows, is_dataset
 from torchquilt.pt2e.stage import stage_of
+from torchquilt.terminal import progress as progress_bar
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def calibrate(
     prepared: GraphModule,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | Calibration,
     *,
     limit: int | None = None,
+    progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    group: ProcessGroup | None = None,
 ) -> GraphModule:
     """Run batches through a prepared model, without gradients, so that its observers see them.
 
-    It may be called again with more data; what was observed is kept, also when a batch fails. Where
-    nothing is quantized statically there is nothing to observe, and no batch is read.
+    It may be called again with more data; what was observed is kept, also when a batch fails, and when it is
+    interrupted. :func:`torchquilt.calibration_of` says what was seen. Where nothing is quantized statically
+    there is nothing to observe, and no batch is read.
 
     Args:
         prepared: what :func:`torchquilt.prepare_pt2e` returned.
         batches: each one a tuple or list of positional inputs, a mapping of keyword inputs, or the
-            only input by itself. A generator is read one batch at a time.
-        limit: at most so many batches.
-        checkpoint: a file that holds the state after each batch. Where it is there already, the calibration
-            in it goes on: the batches that it has seen have to come again, and are compared and not run.
+            only input by itself. A generator is read one batch at a time. Each row of a Hugging Face dataset
+            is a batch of one, of the columns that are inputs of the model. What
+            :func:`torchquilt.merge_calibration` returns stands for the batches that others have seen.
+        limit: at most so many batches, on each rank.
+        progress: show how far it is on standard error, where that is a terminal.
+        checkpoint: a file that is given the state every ten seconds, at the end, and when it is interrupted.
+            Where it is there already, the calibration in it goes on: the batches that it has seen have to
+            come again, and are compared and not run. With a group each rank has a file of its own, with
+            ``.rank-<rank>-of-<size>`` behind the name.
+        group: a process group (of ``torch.distributed``), every rank of which calls this with data of its
+            own, of which there may be none. Every rank ends in the same state, that of one process with all
+            of the data. How long a rank waits for another is said by the timeout of the group.
 
     Returns:
         ``prepared``, so that calls can be nested.
 
     Raises:
         ModelError: the model is not a prepared one.
-        CalibrationError: a batch does not fit the model, there was no batch where one is needed, or the
-            checkpoint is that of another model, quantizer or data.
+        CalibrationError: a batch does not fit the model, there was no batch where one is needed, the
+            checkpoint is that of another model, quantizer or data, or another rank failed.
         OSError: the checkpoint cannot be read or written.
     """
-    for _ in calibrate_in_steps(prepared, batches, limit=limit, checkpoint=checkpoint):
-        pass
+    _check_is_prepared(prepared)
+    if isinstance(batches, Calibration):
+        batches.add_to(prepared)
+        return prepared
+    _check_batches(batches, limit)
+    if group is not None:
+        ranks = Ranks(group)
+        steps = calibrate_on_all_ranks(
+            prepared,
+            ranks,
+            lambda: _steps(prepared, batches, limit, ranks.path(checkpoint), may_be_empty=True),
+        )
+    else:
+        steps = calibrate_in_steps(prepared, batches, limit=limit, checkpoint=checkpoint)
+    bar = progress_bar("calibrating", _number_of(batches, limit), "batches") if progress else _silence()
+    with bar as show:
+        for done in steps:
+            show(done)
     return prepared
 
 
@@ -65,24 +102,75 @@ def calibrate_in_steps(
     """
     _check_is_prepared(prepared)
     _check_batches(batches, limit)
+    yield from _steps(prepared, batches, limit, checkpoint)
+
+
+def _steps(
+    prepared: GraphModule,
+    batches: Iterable[Any],
+    limit: int | None,
+    checkpoint: str | os.PathLike[str] | None,
+    *,
+    may_be_empty: bool = False,
+) -> Iterator[int]:
     if not observed_points(prepared):
         return
+    if is_dataset(batches):
+        batches = batches_of_rows(batches, prepared)
     file = None if checkpoint is None else Checkpoint(prepared, checkpoint)
     earlier = Seen() if file is None else file.open()
     seen = Seen()
-    for batch in itertools.islice(batches, limit):
-        # To digest a batch takes time, and only a checkpoint needs it.
-        seen = Seen(seen.batches + 1) if file is None else seen.and_then(batch)
-        if seen.batches > earlier.batches:
-            _run(prepared, batch, seen.batches - 1)
-            if file is not None:
-                file.save(seen)
-            yield seen.batches
-        elif file is not None and seen.batches == earlier.batches:
-            _check_same_data(seen, earlier, file.path)
-            file.restore()
-            yield seen.batches
-    _check_is_enough(seen, earlier, limit, checkpoint)
+    before: list[tuple[int, int]] | None = None
+    try:
+        for batch in itertools.islice(batches, limit):
+            # To digest a batch takes time, and only a checkpoint needs it.
+            now = Seen(seen.batches + 1) if file is None else seen.and_then(batch)
+            if now.batches > earlier.batches:
+                before = None if file is None else _updates(prepared)
+                with between_batches():
+                    _run(prepared, batch, seen.batches)
+                    seen, before = now, None
+                    set_progress(prepared, progress_of(prepared).after_batch(prepared))
+                if file is not None:
+                    file.save_now_and_then(seen)
+                yield seen.batches
+                continue
+            seen = now
+            if file is not None and seen.batches == earlier.batches:
+                _check_same_data(seen, earlier, file.path)
+                file.restore()
+                yield seen.batches
+    except BaseException:
+        # Where some points have seen a batch and some have not, the file stays as it is.
+        is_whole = before is None or before == _updates(prepared)
+        if file is not None and seen.batches > earlier.batches and is_whole:
+            file.save(seen)
+        raise
+    if seen.batches < earlier.batches or not may_be_empty:
+        _check_is_enough(seen, earlier, limit, checkpoint)
+    set_progress(prepared, progress_of(prepared).compare(prepared))
+    if file is not None:
+        file.save(seen, is_complete=True)
+
+
+def _updates(prepared: GraphModule) -> list[tuple[int, int]]:
+    """What changes when a point is shown something."""
+    observers = (point.observer for point in observed_points(prepared).values())
+    return [(int(observer.count), int(observer.ignored)) for observer in observers]
+
+
+def _number_of(batches: Iterable[Any], limit: int | None) -> int | None:
+    """How many batches there are going to be, where that is known."""
+    try:
+        number = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a generator, or a loader of an iterable dataset
+        return limit
+    return number if limit is None else min(number, limit)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[Callable[[int], None]]:
+    yield lambda done: None
 
 
 def _check_is_prepared(prepared: GraphModule) -> None:
@@ -152,8 +240,18 @@ def _run(prepared: GraphModule, batch: object, number: int) -> None:
             batch=number,
             expected=f"inputs {', '.join(names)}, shaped like the example inputs of the export",
             got=f"{_shape_of(batch)}: {type(error).__name__}: {error}",
-            remedy="see the cause above; what the batches before it showed is kept",
+            remedy=f"{_hint(batch, names)}; what the batches before it showed is kept",
         ) from error
+
+
+def _hint(batch: object, names: list[str]) -> str:
+    """What to do about a batch, where labels or the like may be in it."""
+    more = [key for key in batch if key not in names] if isinstance(batch, Mapping) else []
+    if more and all(name in batch for name in names):  # type: ignore[operator]
+        return f"leave out {', '.join(map(str, more))}, which the model does not take"
+    if isinstance(batch, (tuple, list)) and len(batch) > len(names) > 0:
+        return f"pass what the model takes: (batch[:{len(names)}] for batch in batches)"
+    return "see the cause above"
 
 
 def _shape_of(value: object) -> str:

@@ -1,4 +1,4 @@
-"""A calibration in a file, so that one that was cut short goes on where it was.
+"""A calibration in a file, so that one that was cut short goes on where it was, and several become one.
 
 The file holds all that calibration changes: what each observer saw, and the buffers that the model writes to.
 It also says what it belongs to (the weights, the graph with its points, the quantizer, the batches), and is
@@ -11,7 +11,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,15 @@ from torchquilt.graph.bodies import regions
 from torchquilt.graph.digest import tensor_digest
 from torchquilt.graph.values import attribute
 from torchquilt.pt2e.points import ObservedPoint, observed_points
+from torchquilt.pt2e.progress import Progress, progress_of, set_progress
 from torchquilt.pt2e.stage import RECORD_KEY, initial_state
 from torchquilt.replacing import replacing
 
 #: Version of the layout of the file.
 SCHEMA = 1
+
+#: Seconds between two writes of the file.
+INTERVAL = 10.0
 
 _PLAIN = (torch.Tensor, bool, int, float, str, type(None))
 
@@ -49,8 +54,8 @@ class Seen:
     def and_then(self, batch: object) -> Seen:
         """These batches and one more."""
         leaves, structure = pytree.tree_flatten(batch)
-        parts = [self.digest, str(structure), *map(_leaf_text, leaves)]
-        return Seen(self.batches + 1, _digest(parts))
+        parts = [self.digest, str(structure), *map(leaf_text, leaves)]
+        return Seen(self.batches + 1, digest(parts))
 
 
 class Checkpoint:
@@ -65,8 +70,10 @@ class Checkpoint:
         self.path = Path(path)
         self._prepared = prepared
         self._points = observed_points(prepared)
-        self._identity = _identity(prepared, self._points)
-        self._state: dict[str, dict[str, Any]] = {"observers": {}, "buffers": {}}
+        self._identity = identity_of(prepared)
+        self._state: dict[str, dict[str, Any]] = {"observers": {}, "buffers": {}, "progress": {}}
+        self._saved: tuple[Seen, bool] | None = None
+        self._saved_at = 0.0
 
     def open(self) -> Seen:
         """Say what the calibration in the file has seen; :meth:`restore` brings the model to its state.
@@ -80,19 +87,13 @@ class Checkpoint:
         """
         if not self.path.exists():
             self.save(Seen())
-        data = _loaded(self.path)
-        different = [what for what, value in self._identity.items() if data["identity"].get(what) != value]
-        if different:
-            first = different[0]
-            raise CalibrationError(
-                f"{self.path} is the checkpoint of another calibration, with other {', '.join(different)}.",
-                expected=f"{first}: {self._identity[first]}",
-                got=f"{first}: {data['identity'].get(first)}",
-                remedy="go on with the model, quantizer and observers that it was made with, or remove the "
-                "file to begin anew",
-            )
+        data = load_checkpoint(self.path)
+        check_identity(
+            f"{self.path} is the checkpoint of another calibration", self._identity, data["identity"]
+        )
         self._state = data["state"]
         seen = Seen(data["batches"], data["digest"])
+        self._saved, self._saved_at = (seen, data["is_complete"]), time.monotonic()
         if seen.batches == 0:
             self.restore()
         return seen
@@ -105,36 +106,77 @@ class Checkpoint:
         with torch.no_grad():
             for name, value in self._state["buffers"].items():
                 attribute(self._prepared, name).copy_(value)
+        set_progress(self._prepared, Progress.from_plain(self._state["progress"]))
 
-    def save(self, seen: Seen) -> None:
-        """Write the state of the model to the file.
+    def save_now_and_then(self, seen: Seen) -> None:
+        """Write the file, unless that was done within the last :data:`INTERVAL` seconds."""
+        if time.monotonic() - self._saved_at >= INTERVAL:
+            self.save(seen)
+
+    def save(self, seen: Seen, *, is_complete: bool = False) -> None:
+        """Write the state of the model to the file, if it is not there already.
 
         Args:
             seen: the batches that brought the model to this state.
+            is_complete: whether there are no more.
 
         Raises:
             CalibrationError: an observer keeps something that is not plain data.
             OSError: the file cannot be written; what was there before is as it was.
         """
+        if self._saved == (seen, is_complete):
+            return
         observers = {name: point.observer.state() for name, point in self._points.items()}
         for name, state in observers.items():
             _check_is_plain(state, self._points[name])
         buffers = {name: attribute(self._prepared, name) for name in initial_state(self._prepared)}
+        progress = progress_of(self._prepared).to_plain()
         content = io.BytesIO()
         torch.save(
             {
                 "torchquilt_checkpoint": SCHEMA,
                 "identity": self._identity,
                 **attrs.asdict(seen),
-                "state": {"observers": observers, "buffers": buffers},
+                "is_complete": is_complete,
+                "state": {"observers": observers, "buffers": buffers, "progress": progress},
             },
             content,
         )
         with replacing(self.path) as file:
             file.write(content.getbuffer())
+        self._saved, self._saved_at = (seen, is_complete), time.monotonic()
 
 
-def _loaded(path: Path) -> dict[str, Any]:
+def check_identity(problem: str, expected: Mapping[str, str], got: Mapping[str, str]) -> None:
+    """Refuse a state of something else.
+
+    Args:
+        problem: the beginning of a sentence that says what it is the state of.
+        expected: what :func:`identity_of` says of the model here.
+        got: what was said of the model that it is of.
+
+    Raises:
+        CalibrationError: they differ; says in what.
+    """
+    different = [what for what, value in expected.items() if got.get(what) != value]
+    if different:
+        first = different[0]
+        raise CalibrationError(
+            f"{problem}, with other {', '.join(different)}.",
+            expected=f"{first}: {expected[first]}",
+            got=f"{first}: {got.get(first)}",
+            remedy="go on with the model, quantizer and observers that it was made with, or "
+            "remove the file to begin anew",
+        )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint says.
+
+    Raises:
+        CalibrationError: the file is none, or of another version.
+        OSError: it cannot be read.
+    """
     try:
         # Only plain data: a pickle that would run code is refused.
         data = torch.load(path, weights_only=True)
@@ -159,19 +201,21 @@ def _loaded(path: Path) -> dict[str, Any]:
     return found
 
 
-def _identity(prepared: GraphModule, points: Mapping[str, ObservedPoint]) -> dict[str, str]:
-    """What a state depends on besides the data, as texts that are equal where it is."""
+def identity_of(prepared: GraphModule) -> dict[str, str]:
+    """What the state of a prepared model depends on besides the data, as texts that are equal where it is."""
+    points = observed_points(prepared)
     parts = regions(prepared)
     graph = [f"{part.path}: {node.format_node()}" for part in parts for node in part.module.graph.nodes]
     observers = [
-        f"{name} at {point.places}: {_class_name(point.observer)} {point.observer.spec!r}"
+        f"{name} at {point.places}: {_class_name(point.observer)} {point.observer.settings()} "
+        f"{point.observer.spec!r}"
         for name, point in points.items()
     ]
     return {
         "quantizer": str(prepared.meta[RECORD_KEY]["quantizer"]),
-        "weights": _digest(_weights(prepared)),
-        "observers": _digest(observers),
-        "graph": _digest(graph),
+        "weights": digest(_weights(prepared)),
+        "observers": digest(observers),
+        "graph": digest(graph),
     }
 
 
@@ -184,18 +228,20 @@ def _weights(prepared: GraphModule) -> list[str]:
             name = f"{region.path}.{node.target}" if region.path else str(node.target)
             value = before.get(name, attribute(prepared, name))
             if isinstance(value, torch.Tensor) and name not in found:
-                found[name] = f"{name}: {_leaf_text(value)}"
+                found[name] = f"{name}: {leaf_text(value)}"
     return sorted(found.values())
 
 
-def _leaf_text(value: object) -> str:
+def leaf_text(value: object) -> str:
+    """A text that is equal for equal tensors, numbers and texts."""
     if isinstance(value, torch.Tensor):
         return f"{value.dtype}{list(value.shape)} {tensor_digest(value)}"
     return repr(value)
 
 
-def _digest(texts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+def digest(texts: Iterable[str]) -> str:
+    """SHA-256 of texts in their order."""
+    return hashlib.sha256(json.dumps([*texts]).encode()).hexdigest()
 
 
 def _class_name(value: object) -> str:

@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from torchquilt.graph.constants import constant_value
 from torchquilt.graph.edits import (
     erase_unused,
+    fake_cast,
     fake_like,
     free_name,
     store_tensor,
@@ -26,6 +27,7 @@ from torchquilt.graph.edits import (
 )
 from torchquilt.graph.values import constant_nodes
 from torchquilt.observers import QParams
+from torchquilt.pt2e.integers import integers_of, steps_of_quantizing
 from torchquilt.pt2e.points import (
     ConstantPoint,
     DerivedPoint,
@@ -34,7 +36,7 @@ from torchquilt.pt2e.points import (
     ObservedPoint,
     QuantizationPoint,
 )
-from torchquilt.spec import Granularity, OwnSpec, ZeroPointDomain, dtype_name
+from torchquilt.spec import Granularity, dtype_name
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
 
@@ -127,7 +129,7 @@ class Conversion:
                 quantized = self._quantize_constant(node, origin, point, operators)
             else:
                 quantized = self._call(operators.quantize, (source, *operators.arguments), node)
-                quantized.meta["val"] = _fake_cast(source, point.spec.dtype)
+                quantized.meta["val"] = fake_cast(source, point.spec.dtype)
         for user in list(node.users):
             with self.model.graph.inserting_before(user):
                 dequantized = self._dequantize(quantized, operators, node)
@@ -152,7 +154,7 @@ class Conversion:
         node = self._call(operators.dequantize, arguments, served, keywords)
         node.meta["val"] = value
         if dtype is not torch.float32 and not operators.is_exact_in_half:
-            node.meta["val"] = _fake_cast(served, torch.float32)
+            node.meta["val"] = fake_cast(served, torch.float32)
             node = self._call(torch.ops.aten.to.dtype, (node, dtype), served)
             node.meta["val"] = value
         return node
@@ -192,6 +194,8 @@ class Conversion:
         if spec.granularity is Granularity.PER_TENSOR and not found.zero_point.is_floating_point():
             arguments = (float(found.scale), int(found.zero_point), *grid)
             return _Operators(_OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default, arguments)
+        if isinstance(point, DerivedPoint):
+            point.check_fits(found, node.meta.get("val"))
         scale = self._read(point, node, "scale", found.scale)
         zero_point = self._read(point, node, "zero_point", found.zero_point)
         if spec.granularity is Granularity.PER_AXIS:
@@ -206,17 +210,16 @@ class Conversion:
     def _quantize_constant(self, node: Node, origin: Node, point: AnyPoint, operators: _Operators) -> Node:
         """Quantize a constant: in the graph, or right now, and then read the integers that are stored."""
         value = constant_value(self.model, origin, self.points)
-        steps = _steps_of_quantizing(value, point.spec, operators)
-        if not self.fold_quantize:
-            quantized = origin
-            for target, arguments in steps:
-                quantized = self._call(target, (quantized, *arguments), node)
-                quantized.meta["val"] = _fake_run(target, quantized.args)
-            return quantized
-        with torch.no_grad():
-            for target, arguments in steps:
-                value = target(value, *map(self._number, arguments))
-        return self._read(point, node, "", value)
+        if self.fold_quantize:
+            arguments = tuple(map(self._number, operators.arguments))
+            return self._read(point, node, "", integers_of(value, point.spec, operators.quantize, arguments))
+        quantized = origin
+        for target, following in steps_of_quantizing(
+            value, point.spec, operators.quantize, operators.arguments
+        ):
+            quantized = self._call(target, (quantized, *following), node)
+            quantized.meta["val"] = _fake_run(target, quantized.args)
+        return quantized
 
     def _number(self, argument: Any) -> Any:
         return constant_value(self.model, argument) if isinstance(argument, Node) else argument
@@ -237,46 +240,6 @@ class Conversion:
         return read
 
 
-def _steps_of_quantizing(
-    value: torch.Tensor, spec: OwnSpec, operators: _Operators
-) -> list[tuple[Any, tuple[Any, ...]]]:
-    """Operators, each with what follows the tensor in its call, that quantize a constant of such a shape.
-
-    ``quantized_decomposed.quantize_per_channel`` rounds before it adds the zero point and cuts off what
-    is left of it, so with a float zero point it is off by up to one and a half steps. Written out, the
-    integers are those nearest to ``value / scale + zero_point``; the same operator dequantizes them.
-    """
-    aten = torch.ops.aten
-    first: list[tuple[Any, tuple[Any, ...]]] = []
-    if not value.is_contiguous():
-        first.append((aten.contiguous.default, ()))
-    if value.dtype is not torch.float32:
-        first.append((aten.to.dtype, (torch.float32,)))
-    if spec.zero_point_domain is not ZeroPointDomain.FLOAT:
-        return [*first, (operators.quantize, operators.arguments)]
-    scale, zero_point = operators.arguments[:2]
-    # The dimensions that the parameters have come last, so that these are broadcast along the others.
-    shape, own = list(value.shape), list(range(value.dim()))
-    if spec.group_size is not None:
-        shape[-1:] = [shape[-1] // spec.group_size, spec.group_size]
-        own = [own[-1] + 1, *own]
-    elif spec.ch_axis is not None:
-        own.append(own.pop(spec.ch_axis))
-    back = sorted(range(len(own)), key=own.__getitem__)
-    return [
-        *first,
-        (aten.reshape.default, (shape,)),
-        (aten.permute.default, (own,)),
-        (aten.div.Tensor, (scale,)),
-        (aten.add.Tensor, (zero_point,)),
-        (aten.round.default, ()),
-        (aten.clamp.default, (spec.quant_min, spec.quant_max)),
-        (aten.to.dtype, (spec.dtype,)),
-        (aten.permute.default, (back,)),
-        (aten.reshape.default, (list(value.shape),)),
-    ]
-
-
 def _name_of(node: Node) -> str:
     return str(node.target) if node.op == "get_attr" else node.name
 
@@ -286,15 +249,6 @@ def _behind_points(node: Node, points: dict[str, AnyPoint]) -> Node:
     while node.op == "call_module" and str(node.target) in points:
         (node,) = node.all_input_nodes
     return node
-
-
-def _fake_cast(source: Node, dtype: torch.dtype) -> Any:
-    """The fake tensor of ``source`` in another dtype."""
-    value = source.meta.get("val")
-    if not isinstance(value, FakeTensor):
-        return value
-    with value.fake_mode:
-        return torch.empty_like(value, dtype=dtype)
 
 
 def _fake_run(target: Any, args: tuple[Any, ...]) -> Any:

@@ -13,6 +13,7 @@ from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.storage import compact
 from torchquilt.pt2e.conversion import Conversion
+from torchquilt.pt2e.outliers import note_outliers
 from torchquilt.pt2e.points import QuantizationPoint
 from torchquilt.pt2e.reference import to_reference
 from torchquilt.pt2e.stage import RECORD_KEY, restore_initial_state, set_stage, stage_of
@@ -54,6 +55,7 @@ def convert_pt2e(
     model = copy_model(prepared, kept=(*points, prepared.meta[RECORD_KEY]))
     restore_initial_state(model)
     leave_or_refuse_unseen(model, unseen)
+    note_outliers(model)
     passes = (
         everywhere("replace_points", partial(_replace_points, fold_quantize=fold_quantize)),
         Pass("open_bodies", open_bodies),

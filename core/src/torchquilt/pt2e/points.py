@@ -33,8 +33,14 @@ class QuantizationPoint(torch.nn.Module, Generic[_S]):
         self.spec = spec
         self.places = places
 
-    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor itself."""
+    def forward(self, tensor: torch.Tensor, is_new: bool = True) -> torch.Tensor:
+        """Return the tensor itself.
+
+        Args:
+            tensor: what is going to be quantized.
+            is_new: False where all of its elements have been shown to the same point before, as those of
+                another tensor of its group.
+        """
         return tensor
 
     def extra_repr(self) -> str:
@@ -49,8 +55,8 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
         super().__init__(spec, places)
         self.observer = observer
 
-    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Show the tensor to the observer, and return it.
+    def forward(self, tensor: torch.Tensor, is_new: bool = True) -> torch.Tensor:
+        """Show the tensor to the observer, unless it was shown what is in it, and return it.
 
         Raises:
             CalibrationError: control flow traces its body instead of running it, so there is no data.
@@ -63,7 +69,8 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
                 got="an input that requires a gradient",
                 remedy="call it under torch.no_grad(), or use torchquilt.calibrate",
             )
-        self.observer.update(tensor)
+        if is_new:
+            self.observer.update(tensor)
         return tensor
 
     def qparams(self) -> QParams:
@@ -167,3 +174,26 @@ class DerivedPoint(QuantizationPoint[QuantizationSpec]):
                 got=f"{type(error).__name__}: {error}",
                 remedy="see the cause above",
             ) from error
+
+    def check_fits(self, found: QParams, value: object) -> None:
+        """Refuse parameters whose number is not that of the channels of the tensor they are for.
+
+        Args:
+            found: what :meth:`qparams_from` returned.
+            value: a tensor, or fake tensor, of the shape that is going to be quantized.
+
+        Raises:
+            AnnotationError: there are more or fewer of them.
+        """
+        axis = self.spec.ch_axis
+        if axis is None or not isinstance(value, torch.Tensor):
+            return
+        channels = value.shape[axis]
+        if not found.scale.numel() == found.zero_point.numel() == channels:
+            raise AnnotationError(
+                "The derived parameters do not fit the tensor.",
+                node=", ".join(self.places),
+                expected=f"{channels} scales and zero points, one for each element of axis {axis}",
+                got=f"{found.scale.numel()} scales and {found.zero_point.numel()} zero points",
+                remedy="let derive_qparams_fn return one for each channel, or leave ch_axis out of the spec",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from torch.export import ExportedProgram
@@ -14,10 +15,11 @@ from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, run_passes
 from torchquilt.graph.provenance import is_call
 from torchquilt.graph.values import constant_nodes, operator_of
-from torchquilt.observers import ObserverFactory, make_observer
+from torchquilt.observers import ObserverFactory, observer_factory
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.callback import ask_for_points
 from torchquilt.pt2e.groups import Group, place_name, producer_of
+from torchquilt.pt2e.moves import only_moves
 from torchquilt.pt2e.points import (
     ConstantPoint,
     DerivedPoint,
@@ -50,8 +52,9 @@ def prepare_pt2e(
     Args:
         model: a :class:`torch.export.ExportedProgram` or its ``.module()``, in evaluation mode.
         quantizer: a :class:`torchquilt.Quantizer`, or any object with ``annotate(model)``.
-        activation_observer: how ranges of activations are found: ``"histogram"`` (least squared error),
-            ``"minmax"``, or a function that makes an observer for a
+        activation_observer: how ranges of activations are found: a name (``"histogram"``, ``"minmax"``,
+            ``"percentile:99.9"``, ``"entropy"``, ``"moving_average"``, see
+            :func:`torchquilt.observers.make_observer`), or a function that makes an observer for a
             :class:`torchquilt.QuantizationSpec`. Constants are always min-max, and are not observed
             during calibration.
         strict: raise for rules that cannot take effect; with False they are warnings and
@@ -66,9 +69,11 @@ def prepare_pt2e(
         IntentError: a rule of the quantizer is about nothing in this model, or nothing came of it.
         AnnotationError, CompositionError, SharingError: what was annotated does not hold together.
         QuantizerError: the quantizer failed, or did what a step does not allow.
+        CalibrationError: there is no observer of that name.
     """
+    make = observer_factory(activation_observer)
     annotated = annotate_copy(model, quantizer, strict=strict)
-    points = ask_for_points(annotated, _make_points(annotated, activation_observer))
+    points = ask_for_points(annotated, _make_points(annotated, make))
 
     def insert_points(prepared: GraphModule) -> GraphModule:
         for region, groups in annotated.groups:
@@ -93,19 +98,19 @@ def _record(annotated: Annotated) -> dict[str, Any]:
     }
 
 
-def _make_points(annotated: Annotated, choice: str | ObserverFactory) -> dict[EdgeOrNode, Any]:
+def _make_points(annotated: Annotated, make: ObserverFactory) -> dict[EdgeOrNode, Any]:
     """Place → the module that is going to stand there; one module for each group."""
     points: dict[EdgeOrNode, Any] = {}
     for region, groups in annotated.groups:
         constants = constant_nodes(region.module.graph)
         for group in groups:
-            point = _point_for(group, region, constants, choice)
+            point = _point_for(group, region, constants, make)
             points.update(dict.fromkeys(group.places, point))
     return points
 
 
 def _point_for(
-    group: Group, region: Region, constants: frozenset[Node], choice: str | ObserverFactory
+    group: Group, region: Region, constants: frozenset[Node], make: ObserverFactory
 ) -> QuantizationPoint[Any]:
     prefix = f"{region.path}." if region.path else ""
     places = tuple(prefix + place_name(place) for place in group.places)
@@ -125,7 +130,7 @@ def _point_for(
             got=str(group.spec),
             remedy="leave zero_point_domain out of the spec",
         )
-    return ObservedPoint(group.spec, make_observer(choice, group.spec), places)
+    return ObservedPoint(group.spec, make(group.spec), places)
 
 
 def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeOrNode, Any]) -> None:
@@ -147,7 +152,9 @@ def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeO
         if producer in own:
             after = last_input[0] if producer.op == "placeholder" else producer
             served = _served(producer, order)
-            source = _point_after(model, after, names[own[producer]], producer, serves=served)
+            name = names[own[producer]]
+            is_new = not _was_seen_by(name, producer, memory, order)
+            source = _point_after(model, after, name, producer, serves=served, is_new=is_new)
             for user in list(producer.users):
                 if user is not source and not _only_checks(user):
                     redirect(user, producer, source)
@@ -180,13 +187,39 @@ def _only_checks(user: Node) -> bool:
     return returns_nothing and not user.users
 
 
-def _point_after(model: GraphModule, after: Node, name: str, source: Node, serves: Node) -> Node:
+def _was_seen_by(name: str, producer: Node, memory: Memory, before: Container[Node]) -> bool:
+    """Whether a node only moves numbers all of which a point has been shown, as its inputs.
+
+    The points of its inputs are in the graph by now. A group of tensors with one set of parameters is often
+    one tensor seen from several sides, and looking at it once is enough.
+
+    Args:
+        name: of the point.
+        producer: the node.
+        memory: of the graph as it was without points.
+        before: the nodes that it had then.
+    """
+    if not only_moves(producer):
+        return False
+    for node in producer.all_input_nodes:
+        if node.op != "call_module" or node.target != name:
+            return False
+        while node not in before:
+            (node,) = node.all_input_nodes
+        if memory.version(node, producer):  # it holds something else than was seen
+            return False
+    return True
+
+
+def _point_after(
+    model: GraphModule, after: Node, name: str, source: Node, serves: Node, *, is_new: bool
+) -> Node:
     with model.graph.inserting_after(after):
-        return _call_point(model, name, source, serves)
+        return _call_point(model, name, source, serves, is_new=is_new)
 
 
-def _call_point(model: GraphModule, name: str, source: Node, serves: Node) -> Node:
-    node = model.graph.call_module(name, (source,))
+def _call_point(model: GraphModule, name: str, source: Node, serves: Node, *, is_new: bool = True) -> Node:
+    node = model.graph.call_module(name, (source,) if is_new else (source, False))
     take_origin(node, serves)
     node.meta["val"] = source.meta.get("val")
     for key, nothing in (("nn_module_stack", {}), ("stack_trace", "")):

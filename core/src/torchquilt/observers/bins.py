@@ -1,0 +1,141 @@
+"""What was counted, as a range is read from it: values by magnitude, masked ones left out."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from itertools import pairwise
+
+import attrs
+import torch
+
+from torchquilt.spec import QuantizationSpec
+
+_MANTISSA_BITS = 3
+#: Bins of an octave of magnitude.
+PER_OCTAVE = 2**_MANTISSA_BITS
+#: A float32's bits, shifted by this to the right, are its bin.
+SHIFT = 23 - _MANTISSA_BITS
+#: Bins of one sign, those of infinities among them.
+SIDE = 2 ** (8 + _MANTISSA_BITS)
+
+# What makes a finite value a masked one, see Bins.of.
+MASKED_FROM = 2.0**12
+_MASKED_SHARE = 0.005
+_ALWAYS_MASKED_FROM = 2.0**20
+
+
+@functools.cache
+def edges() -> torch.Tensor:
+    """Lower edge of each magnitude bin that holds finite numbers, as float64."""
+    bits = torch.arange(SIDE - PER_OCTAVE, dtype=torch.int32) << SHIFT
+    return bits.view(torch.float32).double()
+
+
+def bin_of(magnitude: float) -> int:
+    """The number of the bin of a magnitude, finite and not negative."""
+    (bits,) = struct.unpack("<i", struct.pack("<f", magnitude))
+    return int(bits) >> SHIFT
+
+
+@attrs.frozen(eq=False)
+class Bins:
+    """Counts of magnitudes.
+
+    Args:
+        counts: int64 ``[2, bins]``: of values from 0.0 on, and of values below.
+        low: the smallest value that is counted.
+        high: the largest one.
+    """
+
+    counts: torch.Tensor
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, counts: torch.Tensor, low: float, high: float, spec: QuantizationSpec) -> Bins:
+        """The counts without masked values.
+
+        Masked scores (a score with -10,000 added) are negative, of magnitude 4,096 or more, at least half
+        a percent of the values, and further from all others than the spec has levels: an integer grid that
+        reached over such a gap would have a step larger than every score. Rarer and positive ones are data
+        (a few activations of a language model are that large, and matter), up to a magnitude of a million;
+        beyond that whatever stands so far apart is a mask.
+
+        Args:
+            counts: as above, possibly of a part of the values.
+            low: the smallest value of all.
+            high: the largest value of all.
+            spec: says how many levels there are.
+        """
+        counts = counts.clone()
+        # Where a part was counted, the extremes need not be in it; but there is one of each.
+        for side, extreme in enumerate((high, -low)):
+            if extreme > 0:
+                counts[side, bin_of(extreme)].clamp_(min=1)
+        found = cls(counts, low, high)
+        return found._without_masked_values(spec) if max(-low, high) >= MASKED_FROM else found
+
+    def _without_masked_values(self, spec: QuantizationSpec) -> Bins:
+        counts = self.counts.clone()
+        gap = max(spec.bits, 8) * PER_OCTAVE
+        # The bins below the smallest normal float hold zeros: they do not make a value to compare with.
+        filled = [i for i in counts.sum(dim=0).nonzero().flatten().tolist() if i >= PER_OCTAVE]
+        for below, above in pairwise(filled):
+            if above - below > gap and above >= bin_of(MASKED_FROM):
+                if int(counts[1, above:].sum()) >= _MASKED_SHARE * int(counts.sum()):
+                    counts[1, above:] = 0
+                if above >= bin_of(_ALWAYS_MASKED_FROM):
+                    counts[:, above:] = 0
+                break
+        return Bins(counts, max(self.low, -self._top_of(counts[1])), min(self.high, self._top_of(counts[0])))
+
+    @staticmethod
+    def _top_of(side: torch.Tensor) -> float:
+        """The upper edge of the last bin that is not empty."""
+        filled = side.nonzero()
+        return float(edges()[int(filled.max()) + 1]) if len(filled) else 0.0
+
+    @property
+    def top(self) -> float:
+        """The largest magnitude."""
+        return max(0.0, -self.low, self.high)
+
+    def quantile(self, share: float) -> float:
+        """The value that a share of all values is not above, as if a bin's values lay evenly in it."""
+        size = self.counts.shape[1]
+        counts = torch.cat([self.counts[1].flip(0), self.counts[0]])
+        at = _position(counts, share)
+        index, part = int(at), at - int(at)
+        bounds = edges()
+        if index >= size:
+            lower, upper = float(bounds[index - size]), float(bounds[index - size + 1])
+        else:
+            lower, upper = -float(bounds[size - index]), -float(bounds[size - index - 1])
+        return min(max(lower + part * (upper - lower), self.low), self.high)
+
+    def magnitude_quantile(self, share: float) -> float:
+        """The magnitude that a share of all values is not above."""
+        return min(magnitude_quantile(self.counts.sum(dim=0), share), self.top)
+
+
+def magnitude_quantile(counts: torch.Tensor, share: float) -> float:
+    """The magnitude that a share of the values is not above, as if a bin's values lay evenly in it.
+
+    Args:
+        counts: int64 ``[bins]``, of magnitudes.
+        share: from 0 to 1.
+    """
+    at = _position(counts, share)
+    lower, upper = edges()[int(at) : int(at) + 2].tolist()
+    return float(lower + (at - int(at)) * (upper - lower))
+
+
+def _position(counts: torch.Tensor, share: float) -> float:
+    """How many bins from the first on hold a share of all values; the last of them may be a part."""
+    reached = counts.cumsum(0)
+    wanted = share * int(reached[-1])
+    index = min(int(torch.searchsorted(reached, wanted)), len(counts) - 1)
+    inside = int(counts[index])
+    before = int(reached[index]) - inside
+    return index + (min(max((wanted - before) / inside, 0.0), 1 - 2.0**-20) if inside else 0.0)

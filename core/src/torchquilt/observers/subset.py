@@ -1,0 +1,66 @@
+"""Which values of a large tensor a histogram reads.
+
+The rule. Of a tensor with n values every ``step``-th in the order of memory is read, and counts ``step``
+times. ``step`` is 1 up to 16,383 values; from there on it is the first number from ``min(n // 8192, 8)`` on
+that has no divisor in common with n. So an eighth of the values or more is read, or little less; they
+lie evenly over every dimension, whatever the sizes of these are. The first of them is number
+``(31 * low + high) mod step``, for the bits of the smallest and of the largest ordinary value of the tensor
+as two int32. So it depends on nothing but the tensor, and shards merge to the same state; yet what stands at
+the same place of every batch (the first token's outlier) is read in one batch of ``step`` and counted for
+all of them.
+
+The error. Minimum and maximum are of all values, always. Values of which there are k in all the data are
+counted as k, give or take ``sqrt(step * k)``, where they lie as if by chance. So it is the rare ones that are
+off, and they move a range only where to clip them costs about as much as a finer grid saves. On ten batches
+of data with tails of all kinds the tests allow 2 dB over the range that reading all of them gives, which
+outliers of six in 100,000 come close to, and nothing over that of min-max where there is a tail.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+
+import torch
+
+from torchquilt.observers.extremes import Extremes
+
+#: At least about so many values of a tensor are read, or all of them.
+SIZE = 8192
+#: And about one in so many.
+STEP = 8
+
+
+@functools.lru_cache(maxsize=4096)
+def step_for(numel: int) -> int:
+    """Every how many values one is read, for a tensor of ``numel`` values."""
+    step = min(max(numel // SIZE, 1), STEP)
+    while math.gcd(step, numel) != 1 and step > 1:
+        step += 1
+    return step
+
+
+def subset(values: torch.Tensor, extremes: Extremes) -> tuple[torch.Tensor, int]:
+    """The values that a histogram reads, and how many each of them stands for.
+
+    Args:
+        values: floats in the order of memory, in one dimension.
+        extremes: those of all of ``values``.
+    """
+    step = step_for(values.numel())
+    if step == 1:
+        return values, 1
+    size = values.numel() // step
+    low, high = extremes.low.float(), extremes.high.float()
+    if values.is_cpu:
+        first = (31 * _bits(low) + _bits(high)) % step
+        return values[first : step * size : step], step
+    seed = 31 * low.view(torch.int32).long() + high.view(torch.int32)
+    index = torch.arange(size, device=values.device) * step + torch.remainder(seed, step)
+    return values.index_select(0, index), step
+
+
+def _bits(value: torch.Tensor) -> int:
+    (found,) = struct.unpack("<i", struct.pack("<f", value.item()))
+    return int(found)

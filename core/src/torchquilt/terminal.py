@@ -1,0 +1,111 @@
+"""What is seen on a terminal while something takes its time. Importing this does not import torch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at a stream on a terminal that can do more than print letters."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def console(stream: Any) -> Any:
+    """A console of rich that writes to a terminal, or to what is going to be written to one."""
+    from rich.console import Console
+
+    return Console(
+        file=stream,
+        force_terminal=True,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        width=shutil.get_terminal_size().columns,
+        highlight=False,
+    )
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """How far it is, on standard error, if that is a terminal, for as long as the block runs.
+
+    With rich installed it is a bar, without a line of text.
+
+    Args:
+        what: what is being done.
+        total: how much there is to do; None if nobody knows.
+        unit: what it is counted in, such as ``batches``.
+
+    Yields:
+        A function to be called with how much of the total is done.
+    """
+    if not is_terminal(sys.stderr):
+        yield lambda done: None
+    elif importlib.util.find_spec("rich") is not None:
+        with _bar(what, total, unit) as show:
+            yield show
+    else:
+        with _line(what, total, unit) as show:
+            yield show
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate, text = _Rate(unit), "{task.description}"
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console(sys.stderr)) as bar:
+        task = bar.add_task(what, total=total, rate="")
+        yield lambda done: bar.update(task, completed=done, rate=rate.after(done))
+
+
+@contextlib.contextmanager
+def _line(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    rate, written = _Rate(unit), 0.0
+
+    def show(done: int) -> None:
+        nonlocal written
+        text = rate.after(done)
+        if time.monotonic() - written < 0.1 and done != total:
+            return
+        written = time.monotonic()
+        left = "" if total is None else f", {rate.seconds_for(total - done):.0f} s left"
+        _write(f"\r{what} {done}{'' if total is None else f'/{total}'} {text}{left}\x1b[K")
+
+    try:
+        yield show
+    finally:
+        _write("\n" if written else "")
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+class _Rate:
+    """How fast it goes. All but the last of what was done when it is first asked for was done before."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self._start = time.monotonic()
+        self._first: int | None = None
+        self._speed = 0.0
+
+    def after(self, done: int) -> str:
+        """The rate in words."""
+        if self._first is None:
+            self._first = max(done - 1, 0)
+        seconds = time.monotonic() - self._start
+        self._speed = (done - self._first) / seconds if seconds > 0 else 0.0
+        return f"{self._speed:.2f} {self.unit}/s" if self.unit else ""
+
+    def seconds_for(self, number: int) -> float:
+        """How long so many more take."""
+        return number / self._speed if self._speed > 0 else 0.0

@@ -1,0 +1,307 @@
+"""What a histogram keeps and reads of the data, and the ranges that are read from it."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import torchquilt as tq
+from observed import INT8, SMALL, observed, same_state, squared_error
+from strategies import normal, ordinary, specs, tensors
+from torchquilt.observers import (
+    EntropyObserver,
+    HistogramObserver,
+    MinMaxObserver,
+    Observer,
+    PercentileObserver,
+)
+from torchquilt.observers.subset import STEP, step_for
+
+KINDS = [HistogramObserver, PercentileObserver, EntropyObserver]
+every = pytest.mark.parametrize("kind", KINDS)
+
+# ----------------------------------------------------------------------------------------------------------
+# What is kept
+# ----------------------------------------------------------------------------------------------------------
+
+
+def bytes_of(state: dict[str, object]) -> int:
+    """What the values of a state take in memory, an int or a float counting as eight bytes."""
+    return sum(x.numel() * x.element_size() if isinstance(x, torch.Tensor) else 8 for x in state.values())
+
+
+@every
+def test_a_histogram_is_at_most_32_kib(kind: type[Observer]) -> None:
+    """Whatever the data: every float32 that begins with other bits, in one tensor and in many."""
+    observer = kind(INT8)
+    every_bin = (torch.arange(4096, dtype=torch.int32) << 20).view(torch.float32)
+    for scale in (1.0, 1.03, -1.07):
+        observer.update(every_bin * scale)
+    observer.update(normal(300_000) * 1e30)
+    assert observer.has_data
+    assert bytes_of(observer.state()) <= 32 * 1024
+
+
+@every
+def test_a_state_that_is_written_is_small_as_well(kind: type[Observer]) -> None:
+    """No view of something larger hides in it."""
+    file = io.BytesIO()
+    torch.save(observed(kind, normal(100_000)).state(), file)
+    assert file.tell() < 36 * 1024
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What is read of a large tensor
+# ----------------------------------------------------------------------------------------------------------
+
+LARGE = [SMALL + 1, 40_000, 49_152, 65_536, 98_304, 128 * 768 * 4, 200_003]
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_the_extremes_of_a_large_tensor_are_exact(size: int) -> None:
+    """Wherever the smallest and the largest value are, they are found, and every value is counted."""
+    for place in (0, size // 3, size - 1):
+        x = normal(size)
+        x[place], x[place - 1] = 77.0, -55.0
+        observer = observed(HistogramObserver, x)
+        assert (float(observer.low), float(observer.high), observer.count) == (-55.0, 77.0, size)
+
+
+@pytest.mark.parametrize("size", [1, 100, SMALL])
+def test_a_small_tensor_is_read_as_a_whole(size: int) -> None:
+    """Up to 16,383 values each counts once."""
+    observer = observed(HistogramObserver, normal(size))
+    assert int(observer.counts.sum()) == size
+    assert int(observer.counts.max()) < max(size // 10, 2)
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_a_part_of_a_large_tensor_is_read_and_stands_for_all(size: int) -> None:
+    """About every eighth value or more is read, and counts for those around it."""
+    step = step_for(size)
+    assert step <= STEP + 8
+    assert size // step >= 5000
+    counted = int(observed(HistogramObserver, normal(size)).counts.sum())
+    assert size - step < counted <= size
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 4096), (96, 56, 56), (1, 128, 3072), (12, 128, 128)])
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_what_is_read_lies_evenly_over_every_dimension(shape: tuple[int, int, int], dim: int) -> None:
+    """A tensor that is 2.0 at some indices of one dimension and 1.0 elsewhere is counted as it is."""
+    x = torch.ones(shape)
+    x.movedim(dim, 0)[::4] = 2.0
+    share = len(range(0, shape[dim], 4)) / shape[dim]
+    observer = observed(HistogramObserver, x)
+    (larger,) = (observer.counts[observer.counts.nonzero().max()].tolist(),)
+    assert larger / int(observer.counts.sum()) == pytest.approx(share, rel=0.05)
+
+
+def test_what_stands_at_one_place_of_every_batch_is_not_missed() -> None:
+    """An outlier of the first token, as language models have them, is counted for each batch."""
+    batches = [normal(1, 128, 768, seed=seed) for seed in range(64)]
+    for number, batch in enumerate(batches):
+        batch[0, 0, 5] = -60.0 - number / 100
+        batch[0, 0, 300] = 70.0
+    counts = observed(HistogramObserver, *batches).counts
+    found = int(counts[2048 + (130 << 3) : 2048 + (134 << 3)].sum())  # below -8
+    assert 20 <= found <= 160
+
+
+@pytest.mark.parametrize("size", [40_000, 98_304])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("masks", [0, 50])
+def test_large_tensors_merge_to_the_same_state(size: int, dtype: torch.dtype, masks: int) -> None:
+    """What is read of a tensor depends on nothing but itself, and on nothing that came before."""
+    data = [(normal(size, seed=seed) * (seed + 1)).to(dtype) for seed in range(5)]
+    for x in data:
+        x[:masks] = torch.finfo(dtype).min
+    whole = observed(HistogramObserver, *data)
+    left, right = observed(HistogramObserver, data[4], data[1]), observed(HistogramObserver, data[3], data[0])
+    last = observed(HistogramObserver, data[2])
+    last.merge(right)
+    last.merge(left)
+    assert same_state(last, whole)
+    assert whole.masked == 5 * masks
+
+
+def test_what_is_no_data_is_counted_in_all_of_a_large_tensor() -> None:
+    """Also where it is not read, and it stands for nothing where it is."""
+    x = normal(98_304)
+    x[::1000], x[1::1000], x[2::1000] = math.nan, math.inf, torch.finfo(torch.float32).min
+    observer = observed(HistogramObserver, x)
+    assert (observer.nan, observer.infinite, observer.masked) == (99, 99, 99)
+    assert float(observer.low) > -6
+    assert int(observer.counts.sum()) == pytest.approx(98_304 - 3 * 99, rel=0.002)
+
+
+def test_a_transposed_tensor_is_read_as_it_lies_in_memory() -> None:
+    """The same numbers in the same memory are the same state, whatever their dimensions are called."""
+    x = normal(8, 64, 96)
+    assert same_state(observed(HistogramObserver, x.permute(2, 0, 1)), observed(HistogramObserver, x))
+
+
+def tails(seed: int, size: int) -> dict[str, torch.Tensor]:
+    """Data with tails of all kinds."""
+    generator = torch.Generator().manual_seed(seed)
+    base, other = torch.randn(2, size, generator=generator)
+    uniform = torch.rand(size, generator=generator)
+    channel = base.reshape(-1, 100).clone()
+    channel[:, 7] *= 30
+    outliers = base.clone()
+    outliers[torch.randint(size, (6,), generator=generator)] *= 40
+    return {
+        "student": base / (other.square() + 0.05).sqrt(),
+        "laplace": base.sign() * -torch.log(uniform + 1e-6),
+        "lognormal": torch.exp(base),
+        "normal": base,
+        "uniform": uniform * 2 - 1,
+        "relu": base.relu(),
+        "gelu": torch.nn.functional.gelu(base),
+        "softmax": torch.softmax(base.reshape(-1, 100) * 3, -1).flatten(),
+        "large channel": channel.flatten(),
+        "outliers": outliers,
+    }
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", tails(0, 100))
+def test_to_read_a_part_costs_no_accuracy(name: str, bits: int) -> None:
+    """Ten batches: no dearer than min-max, and by at most 2 dB than to read all, however rare the large."""
+    spec = tq.QuantizationSpec("int8", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    batches = [tails(seed, 100_000)[name] for seed in range(10)]
+    x = torch.cat(batches)
+    part = observed(HistogramObserver, *batches, spec=spec)
+    whole = observed(HistogramObserver, *x.split(SMALL), spec=spec)
+    assert squared_error(x, part) <= squared_error(x, whole) * 1.6
+    no_tail = name in ("uniform", "relu", "gelu")
+    most = squared_error(x, observed(MinMaxObserver, x, spec=spec)) * (1.12 if no_tail else 1.0)
+    assert squared_error(x, part) <= most
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Percentile
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("percentile", [99.0, 99.9, 99.99])
+@pytest.mark.parametrize("name", ["student", "laplace", "normal", "uniform", "lognormal"])
+def test_a_percentile_leaves_out_its_share_at_either_end(name: str, percentile: float) -> None:
+    """It is torch.quantile, to within a part of a bin, with zero in the range."""
+    x = tails(0, 100_000)[name]
+    observer = PercentileObserver(INT8, percentile)
+    for part in x.split(SMALL):
+        observer.update(part)
+    low, high = observer.range()
+    share = percentile / 100
+    assert float(high) == pytest.approx(float(x.quantile(share)), rel=0.07)
+    assert float(low) == pytest.approx(min(float(x.quantile(1 - share)), 0.0), rel=0.07)
+
+
+@settings(max_examples=40)
+@given(tensors((12,), st.floats(-1000, 1000, width=32)))
+def test_the_percentile_of_a_hundred_is_min_max(x: torch.Tensor) -> None:
+    """Nothing is left out, and zero is in the range."""
+    observer = PercentileObserver(INT8, 100)
+    observer.update(x)
+    low, high = observer.range()
+    assert (float(low), float(high)) == (min(float(x.min()), 0.0), max(float(x.max()), 0.0))
+
+
+def test_a_percentile_is_not_stretched_by_masked_scores() -> None:
+    """One percent of the scores has -10,000 added; the range is that of the others."""
+    x = torch.cat([normal(1000), torch.full((500,), -1e4)])
+    low, _ = observed(PercentileObserver, x).range()
+    assert float(low) > -5
+
+
+@pytest.mark.parametrize("percentile", [50.0, 100.5, -1.0, math.nan])
+def test_what_is_no_percentile_is_refused(percentile: float) -> None:
+    """The error says what is one."""
+    with pytest.raises(tq.CalibrationError, match="percentile"):
+        PercentileObserver(INT8, percentile)
+
+
+def test_the_percentile_is_part_of_the_state() -> None:
+    """An observer that goes on leaves out what the one before it did."""
+    observer = PercentileObserver(INT8, 99.0)
+    observer.update(normal(5000))
+    again = PercentileObserver.from_state(INT8, observer.state())
+    assert torch.equal(again.qparams().scale, observer.qparams().scale)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Entropy
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_entropy_keeps_what_has_no_tail() -> None:
+    """The range of evenly spread values, and of those behind a relu, is all of it."""
+    for name in ("uniform", "relu"):
+        x = tails(0, 16_000)[name]
+        low, high = observed(EntropyObserver, x).range()
+        assert (float(low), float(high)) == (min(float(x.min()), 0.0), float(x.max()))
+
+
+@pytest.mark.parametrize("name", ["student", "laplace", "normal", "relu"])
+def test_entropy_gains_where_there_are_few_levels(name: str) -> None:
+    """With four bits it clips the tail, and costs less than min-max."""
+    spec = tq.QuantizationSpec("int8", -8, 7)
+    x = tails(0, 16_000)[name]
+    entropy, minmax = observed(EntropyObserver, x, spec=spec), observed(MinMaxObserver, x, spec=spec)
+    assert squared_error(x, entropy) < 0.7 * squared_error(x, minmax)
+
+
+@every
+@settings(max_examples=30)
+@given(st.lists(ordinary, min_size=1, max_size=12), specs())
+def test_a_range_stays_inside_of_what_was_seen(
+    kind: type[Observer], values: list[float], spec: tq.QuantizationSpec
+) -> None:
+    """It is part of min-max's (with zero), for any data and any spec."""
+    x = torch.tensor(values)
+    low, high = observed(kind, x, spec=spec).range()
+    assert min(float(x.min()), 0.0) <= float(low) <= 0.0 <= float(high) <= max(float(x.max()), 0.0)
+
+
+@every
+def test_a_spec_of_32_bits_is_no_burden(kind: type[Observer]) -> None:
+    """Levels are not gone through one by one."""
+    observer = observed(kind, normal(1000), spec=tq.QuantizationSpec("int32"))
+    assert float(observer.qparams().scale) > 0
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Outliers
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "is_far"), [(50.0, False), (9000.0, True), (-9000.0, True)])
+def test_a_range_that_an_outlier_takes_shows(value: float, is_far: bool) -> None:
+    """The ratio to the 99.9th percentile says how much of the range is for next to nothing."""
+    ratio = observed(HistogramObserver, torch.cat([normal(10_000), torch.tensor([value])])).outlier_ratio()
+    assert ratio is not None
+    assert (ratio > 1000) is is_far
+
+
+def test_what_is_cut_off_is_no_outlier() -> None:
+    """It is about the range that is chosen: a percentile leaves the value out."""
+    x = torch.cat([normal(10_000), torch.tensor([9000.0])])
+    ratio = observed(PercentileObserver, x).outlier_ratio()
+    assert ratio is not None
+    assert ratio < 2
+
+
+def test_zeros_alone_have_no_outlier() -> None:
+    """Nothing is as many times nothing as one likes, but no range."""
+    assert observed(HistogramObserver, torch.zeros(100)).outlier_ratio() == 0.0
+
+
+def test_min_max_does_not_know_of_outliers() -> None:
+    """It keeps two numbers, which do not say how many values lie where."""
+    assert observed(MinMaxObserver, normal(10)).outlier_ratio() is None
