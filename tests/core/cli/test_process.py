@@ -58,7 +58,9 @@ def test_listing_plugins_imports_next_to_nothing() -> None:
     imported = modules_after("plugins list")
     assert not imported & {"torch", "numpy", "rich", "safetensors", "executorch", "torchao"}
     assert {name for name in imported if name.startswith("torchquilt_")} == {
-        f"torchquilt_{name}{part}" for name in ("xnnpack", "executorch_embedding") for part in ("", ".plugin")
+        f"torchquilt_{name}{part}"
+        for name in ("xnnpack", "executorch_embedding", "executorch")
+        for part in ("", ".plugin")
     }
     parts = {name.split(".")[1] for name in imported if name.startswith("torchquilt.")}
     assert parts == {"cli", "errors", "plugins", "table", "terminal"}

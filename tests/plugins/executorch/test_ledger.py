@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,6 +15,7 @@ from torch.fx import Node
 from torch.nn import functional
 
 import torchquilt as tq
+import torchquilt.ledger as ledger_module
 import torchquilt_xnnpack.lowering as xnnpack_lowering
 from plugins.executorch.models import TOKENS, Encoder, composed, converted, xnnpack
 from strategies import ByFunction, Fn, normal
@@ -43,6 +46,15 @@ def test_each_operator_has_a_fate(is_dynamic: bool) -> None:
     assert found["softmax"] == "delegated_as_float"
     assert found["cumsum"] == "portable_kernel"
     assert len(found) == len(encoder_ledger(is_dynamic))
+
+
+def test_the_codes_that_are_documented_are_those_that_are_given() -> None:
+    """The table in the module and that of the page say the same six, all of which tests here meet."""
+    met = {*codes(encoder_ledger(False)).values(), "fell_back_to_float", "removed"}
+    table = (ledger_module.__doc__ or "").partition("when the model was lowered")[2]
+    assert set(re.findall(r"^``([a-z_]+)`` ", table, re.MULTILINE)) == met
+    page = (Path(__file__).parents[3] / "docs/lowering.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)) == met
 
 
 def test_what_is_fused_is_where_its_kernel_is() -> None:

@@ -70,6 +70,14 @@ def test_a_float_program_is_lowered_with_the_backends_that_are_named() -> None:
     assert sqnr(exported.module()(normal(3, 8)), program.run(normal(3, 8))) > 100
 
 
+def test_a_float_program_that_writes_to_its_state_is_lowered() -> None:
+    """Its parameters ask for gradients, as those of a model that was not quantized do."""
+    exported = export(Counter(), normal(2, 4))
+    program = tq.lower(exported, backends=["xnnpack"])
+    first = program.run(normal(2, 4))
+    assert sqnr(2 * first, program.run(normal(2, 4))) > 100
+
+
 def test_a_model_of_another_flow_is_lowered_with_the_backends_that_are_named() -> None:
     """A graph module without a record is exported again like one of ours."""
     module = export(nn.Linear(8, 4), normal(3, 8)).module()

@@ -102,6 +102,8 @@ class Operation:
         arithmetic: in what it computes there.
         why: a sentence that says how that is known.
         reads: the operations whose output it reads as it is, without a quantize or dequantize between.
+        returns_float: whether its output is floating point. A kernel that makes integers of its input when it
+            runs computes with integers, and may return floats.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Operation:
     arithmetic: Arithmetic
     why: str
     reads: tuple[str, ...]
+    returns_float: bool
 
 
 @attrs.frozen

@@ -127,9 +127,14 @@ def _code(row: Row, operation: Operation) -> str:
 
 
 def float_islands(operations: Iterable[Operation], joint: Joint) -> tuple[tuple[str, ...], ...]:
-    """The operations that compute in float, those together that hand floats to each other."""
+    """The operations that compute in float, those together that hand floats to each other.
+
+    Those that read one tensor of floats are together as well, whoever made it.
+    """
+    operations = tuple(operations)
     names = {one.name: one for one in operations if one.arithmetic == "float"}
-    leader = {name: name for name in names}
+    makers = {one.name for one in operations if one.returns_float}
+    leader = {name: name for name in (*names, *makers)}
 
     def lead(name: str) -> str:
         while leader[name] != name:
@@ -139,7 +144,7 @@ def float_islands(operations: Iterable[Operation], joint: Joint) -> tuple[tuple[
 
     for one in names.values():
         for source in one.reads:
-            if source in names:
+            if source in names or source in makers:
                 leader[lead(one.name)] = lead(source)
     islands: dict[str, list[str]] = defaultdict(list)
     for one in names.values():

@@ -237,6 +237,7 @@ class Opened:
                 one.arithmetic,
                 one.why,
                 tuple(source.name for source in one.reads),
+                _is_float(one.node),
             )
             for one in self._operators
         )
@@ -285,6 +286,11 @@ def _dtype(node: Node) -> torch.dtype | None:
     return value.dtype if isinstance(value, torch.Tensor) else None
 
 
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return any(isinstance(one, torch.Tensor) and one.is_floating_point() for one in values)
+
+
 def _touches_float(node: Node) -> bool:
-    types = [_dtype(one) for one in (node, *node.all_input_nodes)]
-    return any(one is not None and one.is_floating_point for one in types)
+    return any(map(_is_float, (node, *node.all_input_nodes)))

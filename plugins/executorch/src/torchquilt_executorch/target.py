@@ -39,6 +39,8 @@ class ExecuTorchTarget:
 
     def lower(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
         """Make a program; see :class:`torchquilt.lowering.Target`."""
+        import torch
+
         _require_executorch()
         from torchquilt_executorch.opened import Opened
         from torchquilt_executorch.origins import Origins
@@ -55,7 +57,8 @@ class ExecuTorchTarget:
                     program = transform(program)
         origins = Origins.of_program(program)
         readers = {name: read for one in contributions.values() for name, read in one.readers.items()}
-        with _quietly():
+        # Passes of ExecuTorch run the graph, in which writing to a buffer is no matter for gradients.
+        with _quietly(), torch.no_grad():
             edge = _to_edge(program, contributions)
             opened = Opened(edge.exported_program(), origins, readers)
             manager = _to_executorch(edge, program, contributions)

@@ -1,0 +1,139 @@
+"""``torchquilt lower``, and ``inspect`` of what it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchquilt as tq
+from commands import Files, Run
+from torchquilt.lowering import load
+
+
+@pytest.fixture(scope="module")
+def quantized(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the files, quantized dynamically and saved."""
+    path = tmp_path_factory.mktemp("lowered") / "quantized.pt2"
+    done = subprocess.run(
+        [sys.executable, "-m", "torchquilt", "quantize", files.model, "--recipe", files.dynamic, "-o", path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def program(quantized: Path) -> Path:
+    """The same, lowered by the command in a process of its own."""
+    path = quantized.with_name("model.pte")
+    command = [sys.executable, "-m", "torchquilt", "lower", quantized, "-o", path, "--verify"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{path}: {path.stat().st_size:,} bytes, for executorch, from xnnpack" in done.stdout
+    assert "delegated_as_integers: 1 operators, 1 of them quantized" in done.stdout
+    assert "against the quantized model: output_0: " in done.stdout
+    return path
+
+
+def test_the_program_that_is_written_runs(program: Path, quantized: Path) -> None:
+    """It computes what the saved model does."""
+    x, ids = torch.randn(3, 16), torch.arange(3)
+    expected, found = tq.load(quantized).module()(x, ids), load(program).run(x, ids)
+    assert (expected - found).abs().max() < 1e-4
+
+
+def test_inspect_shows_the_report_of_a_program(run: Run, program: Path) -> None:
+    """As text what ``lower`` printed, and as JSON the report itself."""
+    answer = run("inspect", program)
+    assert (answer.code, answer.err) == (0, "")
+    assert "input   x: float32[3, 16]" in answer.out
+    assert "delegated_as_integers: 1 operators" in answer.out
+    told = json.loads(run("inspect", program, "--json").out)
+    assert told == json.loads(program.with_name("model.pte.json").read_text())
+    assert told["schema"] == 1
+
+
+def test_inspect_needs_no_torch(program: Path) -> None:
+    """The report is read from its file, as the lock of a model is."""
+    code = (
+        "import sys; from torchquilt.cli import main; "
+        "code = main(['inspect', sys.argv[1], '--json']); sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+def test_a_program_that_is_not_that_of_its_report_is_an_error(
+    run: Run, program: Path, tmp_path: Path
+) -> None:
+    """The digest in the report tells."""
+    other = tmp_path / "model.pte"
+    other.write_bytes(program.read_bytes() + b"\0")
+    (tmp_path / "model.pte.json").write_bytes(program.with_name("model.pte.json").read_bytes())
+    answer = run("inspect", other)
+    assert answer.code == 3
+    assert "about another program" in answer.err
+
+
+def test_the_json_is_the_report(run: Run, quantized: Path, files: Files, tmp_path: Path) -> None:
+    """With the file that was written; ``--data`` is what it was compared on."""
+    out = tmp_path / "model.pte"
+    answer = run("lower", quantized, "-o", out, "--verify", "--data", files.data, "--json")
+    told = json.loads(answer.out)
+    assert (answer.code, told.pop("file")) == (0, str(out))
+    assert told == json.loads(out.with_name("model.pte.json").read_text())
+    assert told["verification"]["least_sqnr"] == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "error"),
+    [
+        (("--data", "{data}"), 2, "--data is about --verify"),
+        (("--least-sqnr", "30"), 2, "--least-sqnr is about --verify"),
+        (("--io-dtype", "int4"), 2, "int4"),
+        (("--target", "executroch"), 3, "did you mean 'executorch'"),
+        (("--backend", "xnpack"), 3, "did you mean 'xnnpack'"),
+        (("--io-dtype", "int8"), 3, "is not quantized to int8"),
+        (("--verify", "--least-sqnr", "1000"), 3, "does not compute what the quantized model computes"),
+    ],
+)
+def test_what_cannot_be_done_is_told_and_nothing_is_written(
+    run: Run,
+    quantized: Path,
+    files: Files,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    code: int,
+    error: str,
+) -> None:
+    """The exit code is that of the kind of mistake."""
+    out = tmp_path / "model.pte"
+    answer = run("lower", quantized, "-o", out, *(option.format(data=files.data) for option in options))
+    assert answer.code == code
+    assert error in " ".join(answer.err.split())
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_model_is_not_overwritten(run: Run, quantized: Path) -> None:
+    """An output that is the input is refused."""
+    before = quantized.read_bytes()
+    assert run("lower", quantized, "-o", quantized).code == 2
+    assert quantized.read_bytes() == before
