@@ -37,6 +37,8 @@ NEEDED = (
     "torchquilt",
     "torchquilt_xnnpack",
     "torchquilt_executorch_embedding",
+    "torchquilt_executorch",
+    "executorch",
 )
 # Read when transformers is imported. That texts are cut and weights loaded is said by the demo itself.
 TRANSFORMERS_SETTINGS = {

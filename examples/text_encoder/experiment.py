@@ -12,7 +12,8 @@ from torch.export import ExportedProgram
 from agreement import mean_cosine, neighbours_kept, pearson_with_ratings
 from encoder import Batch, LoadedEncoder, count_cut, dynamic_shapes, embed, load_encoder, tokenize
 from inputs import ModelFolder, Sentences
-from report import Check, Row, check_row, check_same_bits, print_table, write_json
+from lowering import LOWERED_SIZE_RATIO, Lowered, lower, print_programs, run_side_by_side
+from report import MEAN_COSINE, Check, Row, check_row, check_same_bits, print_table, write_json
 from saving import SavedModelFailed, run_in_fresh_process, save
 from variants import COMPOSED, VARIANTS, Seconds, composed_quantizer, coverage, quantize
 
@@ -75,15 +76,18 @@ def run(task: Task) -> bool:
         print("No Pearson: these sentences have no human ratings, so this shows agreement with float only.")
     print(f"\n{COMPOSED}: {composed.row.coverage}")
 
+    print("\nThe same as programs of ExecuTorch, both run here, in turns:", flush=True)
+    programs = lower_and_run(experiment, composed.model)
     checks = (
         *check_row(composed.row, measured["float"].row),
+        *check_programs(experiment, programs),
         check_float_untouched(experiment),
         check_fresh_process(experiment, composed),
     )
     for check in checks:
         print(check)
     if task.figures is not None:
-        write_json(task.figures, rows, checks, about=setting)
+        write_json(task.figures, rows, checks, programs, about=setting)
     return all(check.passed for check in checks)
 
 
@@ -147,6 +151,42 @@ def measure(
         seconds=seconds,
     )
     return Measured(row, model, saved)
+
+
+def lower_and_run(experiment: Experiment, model: fx.GraphModule) -> tuple[Lowered, ...]:
+    """The float and the composed model for ExecuTorch, saved, and run on the evaluation sentences."""
+    folder, shapes = experiment.task.output, dynamic_shapes(experiment.encoder)
+    programs = dict(
+        (
+            lower("float", experiment.exported, folder),
+            lower(COMPOSED, model, folder, experiment.calibration[0], shapes),
+        )
+    )
+    rows = run_side_by_side(programs, experiment.evaluation)
+    agreements = {row.name: mean_cosine(row.embeddings, experiment.reference) for row in rows}
+    print_programs(rows, agreements)
+    return rows
+
+
+def check_programs(experiment: Experiment, rows: tuple[Lowered, ...]) -> tuple[Check, ...]:
+    """What the composed program has to reach, against the float one."""
+    float_one, composed = rows
+    limit = float_one.megabytes * LOWERED_SIZE_RATIO
+    agreement = mean_cosine(composed.embeddings, experiment.reference)
+    return (
+        Check(
+            "size of the program",
+            f"at most {limit:.2f} MB, {LOWERED_SIZE_RATIO} of the float one",
+            f"{composed.megabytes:.2f} MB",
+            composed.megabytes <= limit,
+        ),
+        Check(
+            "mean cosine of the program with float",
+            f"at least {MEAN_COSINE}",
+            f"{agreement:.4f}",
+            agreement >= MEAN_COSINE,
+        ),
+    )
 
 
 def check_float_untouched(experiment: Experiment) -> Check:

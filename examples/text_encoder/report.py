@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lowering import Lowered
 from variants import Coverage, Seconds
 
 WIDTH = 120
@@ -130,11 +131,21 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def write_json(path: Path, rows: tuple[Row, ...], checks: tuple[Check, ...], about: dict[str, str]) -> None:
-    """Write all figures unrounded: ``about``, ``rows`` and ``checks`` under these keys."""
+def write_json(
+    path: Path,
+    rows: tuple[Row, ...],
+    checks: tuple[Check, ...],
+    programs: tuple[Lowered, ...],
+    about: dict[str, str],
+) -> None:
+    """Write all figures unrounded: ``about``, ``rows``, ``programs`` and ``checks`` under these keys."""
     figures = {
         "about": about,
         "rows": [asdict(row) for row in rows],
+        "programs": [
+            {key: value for key, value in vars(program).items() if key != "embeddings"}
+            for program in programs
+        ],
         "checks": [asdict(check) for check in checks],
     }
     path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
