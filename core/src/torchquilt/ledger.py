@@ -28,17 +28,6 @@ The reason codes are stable:
 ``body_not_entered``        a higher-order operator that is not known, so its body is left as it is
 ``never_reached``           calibration never reached it (``convert_pt2e(..., unseen="float")``)
 ==========================  ============================================================================
-
-So are those of what came of it when the model was lowered (:class:`Fate`):
-
-===========================  ===========================================================================
-``delegated_as_integers``    a delegate computes it with integers
-``delegated_as_float``       a delegate computes it, in float
-``portable_integer_kernel``  a kernel of the runtime itself computes it with integers
-``fell_back_to_float``       it was quantized, and a kernel of the runtime itself computes it in float
-``portable_kernel``          it was not quantized, and a kernel of the runtime itself computes it
-``removed``                  nothing of the program comes from it: it was folded, or did nothing
-===========================  ===========================================================================
 """
 
 from __future__ import annotations
@@ -50,6 +39,7 @@ from typing import Any
 import attrs
 
 from torchquilt.errors import ModelError
+from torchquilt.fate import Fate, lowered_lines
 from torchquilt.table import html_folded, html_list, html_table
 
 #: Version of the JSON that :meth:`Ledger.to_json` writes.
@@ -88,21 +78,6 @@ class Tensor:
     place: str
     spec: str
     group: int
-
-
-@attrs.frozen
-class Fate:
-    """What came of an operator when the model was lowered.
-
-    Args:
-        code: a stable code, see above.
-        place: the delegate that runs it and its number in the program; empty where none does.
-        text: how that is known.
-    """
-
-    code: str
-    place: str
-    text: str
 
 
 @attrs.frozen
@@ -367,7 +342,7 @@ class Ledger:
         if self.boundaries:
             lines.append("requantized:")
         lines += [f"  {edge}" for edge in self.boundaries]
-        lines += _lowered_lines(self.fates)
+        lines += lowered_lines(self.fates)
         lines += [f"problem: {problem}" for problem in self.problems]
         lines += [f"warning: {caution}" for caution in self.warnings]
         return "\n".join(lines)
@@ -424,21 +399,6 @@ def _share_text(share: Share) -> str:
         _part(share.parameter_bytes, "parameter bytes"),
     )
     return f"{share.name}: {', '.join(parts)}"
-
-
-def _lowered_lines(fates: dict[str, tuple[Row, ...]]) -> list[str]:
-    """How many operators came to what, and each that was quantized for nothing."""
-    lines = ["lowered:"] if fates else []
-    for code, rows in sorted(fates.items()):
-        quantized = sum(row.is_quantized for row in rows)
-        lines.append(f"  {code}: {len(rows)} operators, {quantized} of them quantized")
-        if code in ("fell_back_to_float", "delegated_as_float"):
-            lines += [
-                f"    {row.node} ({row.op}, module {row.module or '(root)'}): {row.lowered.text}"
-                for row in rows
-                if row.is_quantized and row.lowered is not None
-            ]
-    return lines
 
 
 def _cells(row: Row) -> tuple[str, ...]:

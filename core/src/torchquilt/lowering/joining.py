@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from torchquilt.fate import Fate
 from torchquilt.graph.bodies import regions
 from torchquilt.graph.scope import module_path
 from torchquilt.graph.values import overload_name
-from torchquilt.ledger import Fate, Ledger, Row
+from torchquilt.ledger import Ledger, Row
 from torchquilt.lowering.contract import Conversion, Lowered, Operation
 from torchquilt.lowering.values import Leftover, Placed
 

@@ -1,4 +1,4 @@
-"""How backends are found and loaded, and what the author of one imports to be found.
+"""How backends and lowering targets are found and loaded, and what the author of one imports to be found.
 
 A plugin is a distribution with an entry point of the group ``torchquilt`` that names a module. That module
 imports no torch and implements one hook, which returns the :class:`Manifest`::
@@ -9,7 +9,8 @@ imports no torch and implements one hook, which returns the :class:`Manifest`::
     def torchquilt_manifest() -> Manifest: ...
 
 The files, in the order of their imports: ``manifest`` (what a plugin says of itself), ``hookspecs`` (the
-hooks that it may implement), ``registry`` (finding, checking and loading), ``diagnosis`` (what is wrong).
+hooks that it may implement), ``listing`` (what is known of each), ``offers`` (finding them), ``examination``
+(asking them), ``registry`` (listing and loading), ``diagnosis`` (what is wrong).
 """
 
 from torchquilt.plugins.hookspecs import hookimpl

@@ -1,0 +1,50 @@
+"""What came of an operator of a quantized model when that was lowered.
+
+The codes are stable:
+
+===========================  ===========================================================================
+``delegated_as_integers``    a delegate computes it with integers
+``delegated_as_float``       a delegate computes it, in float
+``portable_integer_kernel``  a kernel of the runtime itself computes it with integers
+``fell_back_to_float``       it was quantized, and a kernel of the runtime itself computes it in float
+``portable_kernel``          it was not quantized, and a kernel of the runtime itself computes it
+``removed``                  nothing of the program comes from it: it was folded, or did nothing
+===========================  ===========================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+
+@attrs.frozen
+class Fate:
+    """What came of an operator when the model was lowered.
+
+    Args:
+        code: a stable code, see above.
+        place: the delegate that runs it and its number in the program; empty where none does.
+        text: how that is known.
+    """
+
+    code: str
+    place: str
+    text: str
+
+
+def lowered_lines(fates: Mapping[str, Sequence[Any]]) -> list[str]:
+    """How many rows of a ledger came to what, by code, and each that was quantized for nothing."""
+    lines = ["lowered:"] if fates else []
+    for code, rows in sorted(fates.items()):
+        quantized = sum(row.is_quantized for row in rows)
+        lines.append(f"  {code}: {len(rows)} operators, {quantized} of them quantized")
+        if code in ("fell_back_to_float", "delegated_as_float"):
+            lines += [
+                f"    {row.node} ({row.op}, module {row.module or '(root)'}): {row.lowered.text}"
+                for row in rows
+                if row.is_quantized and row.lowered is not None
+            ]
+    return lines
