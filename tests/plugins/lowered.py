@@ -47,7 +47,7 @@ class Lowered:
         return list(program.load_method("forward").execute(inputs))
 
 
-def lower(model: GraphModule, *inputs: torch.Tensor) -> Lowered:
+def lower(model: GraphModule, *inputs: torch.Tensor, dynamic_shapes: Any = None) -> Lowered:
     """Export a converted model again, hand XNNPACK what it takes, and fuse what quantized kernels take.
 
     ``QuantFusionPass`` makes ``embedding_byte`` of a dequantized embedding. Without it the program aborts
@@ -55,7 +55,8 @@ def lower(model: GraphModule, *inputs: torch.Tensor) -> Lowered:
     """
     with _watched_delegate() as graphs:
         edge = to_edge_transform_and_lower(
-            torch.export.export(model, inputs), partitioner=[XnnpackPartitioner()]
+            torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes),
+            partitioner=[XnnpackPartitioner()],
         )
     outside = tuple(_outside(edge.exported_program().graph))  # to_executorch writes to this graph
     program = edge.to_executorch(ExecutorchBackendConfig(passes=[QuantFusionPass()]))
