@@ -45,7 +45,7 @@ def not_worth_it(claims: Iterable[Claim]) -> dict[Node, Reject]:
         for claim in island:
             name = claim.match.anchor.name
             text = (
-                f"{name} is one of {computing} cheap operators in a row"
+                f"{name} is one of {computing} cheap operators that hang together"
                 if computing > 1
                 else f"{name} is cheap"
             )

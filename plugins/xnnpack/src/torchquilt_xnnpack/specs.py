@@ -13,8 +13,8 @@ import attrs
 from torchquilt import QuantizationConfig, QuantizationSpec, UnsupportedConfigError
 
 # The runtime takes scales far below these (tests/plugins/xnnpack/test_scales.py runs some). They keep in
-# bounds the bias of a static operator, whose numbers are bias / (input scale * weight scale) and have to fit into
-# int32: up to 8 beside inputs of the smallest scale and weights of 2**-10, up to 32 in a channel without
+# bounds the bias of a static operator, whose numbers are bias / (input scale * weight scale) and have to fit
+# into int32: up to 8 beside inputs of the smallest scale and weights of 2**-10, up to 32 in a channel without
 # weights beside inputs of 2**-10. ExecuTorch's own configs take 2**-12 for both.
 #: Calibration chooses no scale of activations below this one.
 SMALLEST_ACTIVATION_SCALE = 2.0**-18
