@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from operator import matmul
+from operator import xor
 from typing import Any
 
 import attrs
@@ -16,11 +16,17 @@ from torch.nn import functional
 import torchquilt as tq
 from strategies import INT8, WEIGHT, Fn, annotated, export, name_of, normal
 from torchquilt import operators as ops
+from torchquilt.testing.configs import configs_of
+from torchquilt.testing.specs import takes
 from torchquilt_executorch_embedding import SUPPORT as EMBEDDING
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer, get_embedding_byte_config
 from torchquilt_xnnpack import SUPPORT, XNNPACKQuantizer, get_symmetric_quantization_config
 
 STATIC = get_symmetric_quantization_config(is_per_channel=True)
+# The rows for tables of 8 bits; there are as many for 4.
+BYTES = [row for row in EMBEDDING.rows if "byte" in row.pattern.name]
+# What takes the dynamic presets with weights of 8 bits.
+IN_DYNAMIC = ("linear", "addmm", "matmul", "conv2d", "conv_transpose2d")
 DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
 CONFIG = {"static": STATIC, "dynamic": DYNAMIC, "weight_only": get_embedding_byte_config()}
 BOTH = ExecuTorchEmbeddingQuantizer.backend_capabilities() | XNNPACKQuantizer.backend_capabilities()
@@ -75,7 +81,7 @@ def test_the_module_class_is_understood(operator: ops.Operator) -> None:
     cls = getattr(importlib.import_module(module), name)
     assert ops.object_type(cls).name == full
     assert ops.object_type(f"nn.{name}").name == full
-    assert all(row.operators[0] == operator.name for row in BOTH.filter(cls))
+    assert all(row.working == operator.name for row in BOTH.filter(cls))
 
 
 @pytest.mark.parametrize("operator", ops.OPERATORS, ids=lambda op: op.name)
@@ -88,34 +94,35 @@ def test_every_overload_exists_in_torch(operator: ops.Operator) -> None:
         arguments = [argument.name for argument in found._schema.arguments]
         for operand in operator.operands:
             # The in-place form of dropout calls its input self, and has no other form with keywords.
-            assert arguments[operand.position] in (operand.keyword, "self")
+            # Of matmul and mm, which are one operator here, each has a name of its own for the second.
+            assert arguments[operand.position] in (operand.keyword, "self", "mat2")
 
 
 @pytest.mark.parametrize(
     ("question", "count"),
     [
-        ({"bits": 8}, len(SUPPORT.rows) + len(EMBEDDING.rows)),
-        ({"bits": 4}, 0),
+        ({"bits": 8}, len(SUPPORT.rows) + len(BYTES)),  # of some role
+        ({"bits": 4}, sum("int4" in row.pattern.name for row in SUPPORT.rows) + len(BYTES)),
         ({"role": "weight", "backend": "xnnpack"}, sum("weight" in dict(row.specs) for row in SUPPORT.rows)),
         ({"role": "bias"}, 0),
-        ({"role": "weight", "dtype": "uint8", "bits": 8}, 1),
+        ({"role": "weight", "dtype": "uint8", "bits": 8}, len(BYTES)),
         ({"role": "input_activation", "dtype": "uint8"}, 0),
         ({"preset": "byte_per_row"}, 1),
-        ({"preset": "dynamic_int8"}, 1),
+        ({"preset": "dynamic_int8"}, len(IN_DYNAMIC)),
         ({"preset": "nobody's"}, 0),
         ({"backend": "executorch_embedding"}, len(EMBEDDING.rows)),
         ({"backend": "xnnpack"}, len(SUPPORT.rows)),
         ({"backend": "nobody"}, 0),
-        ({"mode": "weight_only"}, 1),
-        ({"mode": "dynamic"}, 1),
-        ({"dtype": torch.uint8}, 1),
-        ({"dtype": "int8"}, len(SUPPORT.rows)),
+        ({"mode": "weight_only"}, len(EMBEDDING.rows)),
+        ({"mode": "dynamic"}, sum(row.mode == "dynamic" for row in SUPPORT.rows)),
+        ({"dtype": torch.uint8}, len(BYTES)),
+        ({"dtype": "int8"}, len(SUPPORT.rows) + len(EMBEDDING.rows) - len(BYTES)),
         ({"dtype": torch.int16}, 0),
         ({"target": "executorch"}, len(SUPPORT.rows) + len(EMBEDDING.rows)),
         ({"target": "nowhere"}, 0),
-        ({"op": nn.Embedding}, 1),
+        ({"op": nn.Embedding}, len(EMBEDDING.rows)),
         ({"op": nn.Embedding, "mode": "static"}, 0),
-        ({"op": "linear", "mode": "dynamic", "dtype": "int8", "backend": "xnnpack"}, 1),
+        ({"op": "linear", "mode": "dynamic", "dtype": "int8", "backend": "xnnpack"}, 6),
     ],
     ids=name_of,
 )
@@ -175,11 +182,11 @@ def test_a_preset_finds_the_rows_that_it_asks_for(quantizer: type[tq.PatternQuan
 
 def test_what_is_asked_for_is_not_told_as_another_preset() -> None:
     """Two presets that one row takes are told apart where a quantizer was asked for one of them."""
-    (row,) = XNNPACKQuantizer.from_preset("dynamic_int8").quantization_capabilities()
-    assert row.presets == ("dynamic_int8",)
-    (row,) = XNNPACKQuantizer().set_global(DYNAMIC).quantization_capabilities()
-    assert row.presets == ("dynamic_int8_per_channel",)
-    (row,) = XNNPACKQuantizer.backend_capabilities().filter("linear", mode="dynamic")
+    rows = XNNPACKQuantizer.from_preset("dynamic_int8").quantization_capabilities()
+    assert {row.presets for row in rows} == {("dynamic_int8",)}
+    rows = XNNPACKQuantizer().set_global(DYNAMIC).quantization_capabilities()
+    assert {row.presets for row in rows} == {("dynamic_int8_per_channel",)}
+    row, *_ = XNNPACKQuantizer.backend_capabilities().filter("linear", mode="dynamic")
     assert row.presets == ("dynamic_int8", "dynamic_int8_per_channel")
 
 
@@ -200,7 +207,7 @@ def test_a_question_about_nothing_is_an_error(op: object) -> None:
         torch.softmax,
         torch.sin,
         torch.Tensor.softmax,
-        matmul,
+        xor,
         functional.interpolate,  # which is not one operator
         nn.GELU,
         "gelu",
@@ -271,7 +278,7 @@ def test_what_is_supported_is_yes_with_the_row(op: object, config: Any, pattern:
 @pytest.mark.parametrize(
     ("op", "config", "difference"),
     [
-        (nn.Conv2d, DYNAMIC, "input_activation"),
+        (nn.Conv1d, DYNAMIC, "input_activation"),
         (nn.Linear, tq.QuantizationConfig(weight=WEIGHT), "input_activation=None"),
         (nn.Linear, attrs.evolve(STATIC, bias=tq.QuantizationSpec("int32", symmetric=True)), "bias"),
         (nn.Linear, attrs.evolve(STATIC, is_qat=True), "is_qat"),
@@ -286,7 +293,7 @@ def test_what_is_supported_is_yes_with_the_row(op: object, config: Any, pattern:
             attrs.evolve(STATIC, weight=tq.QuantizationSpec("int8", granularity="per_axis", ch_axis=0)),
             "symmetric=False",
         ),
-        (nn.Embedding, tq.QuantizationConfig(weight=WEIGHT), "dtype=int8"),
+        (nn.Embedding, tq.QuantizationConfig(weight=WEIGHT), "symmetric=True"),
     ],
     ids=name_of,
 )
@@ -312,7 +319,26 @@ def test_the_nearest_row_has_the_fewest_differences() -> None:
 # What is queried is what is annotated
 # ----------------------------------------------------------------------------------------------------------
 
-IMAGE, MATRIX = normal(2, 4, 6, 6), normal(4, 8)
+IMAGE, SIGNAL, MATRIX = normal(2, 4, 6, 6), normal(2, 4, 8), normal(4, 8)
+WIDE = normal(2, 256)
+# Where what a row is about is not told by its first operator.
+PARTICULAR: dict[str, tuple[Callable[..., Any], dict[str, Any], torch.Tensor]] = {
+    "conv_transpose1d_grouped": (
+        lambda m, x: m.conv(x),
+        {"conv": nn.ConvTranspose1d(4, 4, 3, groups=2)},
+        SIGNAL,
+    ),
+    "conv_transpose2d_grouped": (
+        lambda m, x: m.conv(x),
+        {"conv": nn.ConvTranspose2d(4, 4, 3, groups=2)},
+        IMAGE,
+    ),
+    "conv2d dynamic": (lambda m, x: m.conv(x), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE[:1]),
+    "conv_transpose2d dynamic": (lambda m, x: m.conv(x), {"conv": nn.ConvTranspose2d(4, 4, 3)}, IMAGE[:1]),
+    "grouped linear": (lambda m, x: m.fc(x), {"fc": nn.Linear(256, 8)}, WIDE),
+    "grouped addmm": (lambda m, x: torch.addmm(m.b, x, m.w), {"b": normal(8), "w": normal(256, 8)}, WIDE),
+    "grouped matmul": (lambda m, x: x @ m.w, {"w": normal(256, 8)}, WIDE),
+}
 
 # For each operator that can stand first in a row: an expression over x (behind something quantized where
 # the operator only passes on), the parts that it needs, and an input.
@@ -320,17 +346,36 @@ FIRST: dict[str, tuple[Callable[..., Any], dict[str, Any], torch.Tensor]] = {
     "linear": (lambda m, x: m.fc(x), {"fc": nn.Linear(8, 8)}, MATRIX),
     "conv1d": (lambda m, x: m.conv(x), {"conv": nn.Conv1d(4, 4, 3)}, normal(2, 4, 8)),
     "conv2d": (lambda m, x: m.conv(x), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE),
-    "embedding": (lambda m, x: m.emb(x), {"emb": nn.Embedding(8, 4)}, torch.tensor([1, 2])),
-    "add": (lambda m, x: x + x.sin(), {}, MATRIX),
-    "mul": (lambda m, x: x * x.sin(), {}, MATRIX),
-    "cat": (lambda m, x: torch.cat([x, x.sin()]), {}, MATRIX),
+    "addmm": (lambda m, x: torch.addmm(m.b, x, m.w), {"b": normal(6), "w": normal(8, 6)}, MATRIX),
+    "matmul": (lambda m, x: x @ m.w, {"w": normal(8, 6)}, MATRIX),
+    "pad_conv1d": (lambda m, x: m.conv(functional.pad(x, (1, 0))), {"conv": nn.Conv1d(4, 4, 3)}, SIGNAL),
+    "pad_conv2d": (lambda m, x: m.conv(functional.pad(x, (1, 0))), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE),
+    "conv_transpose1d": (lambda m, x: m.conv(x), {"conv": nn.ConvTranspose1d(4, 4, 3)}, SIGNAL),
+    "conv_transpose2d": (lambda m, x: m.conv(x), {"conv": nn.ConvTranspose2d(4, 4, 3)}, IMAGE),
+    "sub": (lambda m, x: x - m.c, {"c": normal(4, 8, seed=1)}, MATRIX),
+    "rsub": (lambda m, x: 1.0 - x, {}, MATRIX),
+    "div": (lambda m, x: x / 2.0, {}, MATRIX),
+    "stack": (lambda m, x: torch.stack([x, m.c]), {"c": normal(4, 8, seed=1)}, MATRIX),
+    "contiguous": (lambda m, x: m.fc(x).t().contiguous(), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "to": (lambda m, x: m.fc(x).to(torch.float32), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "t": (lambda m, x: m.fc(x).t(), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "select": (lambda m, x: m.fc(x)[1], {"fc": nn.Linear(8, 8)}, MATRIX),
+    "pad": (lambda m, x: functional.pad(m.fc(x), (1, 0)), {"fc": nn.Linear(8, 8)}, MATRIX),
+    "embedding": (lambda m, x: m.emb(x), {"emb": nn.Embedding(8, 128)}, torch.tensor([1, 2])),
+    "add": (lambda m, x: x + m.c, {"c": normal(4, 8, seed=1)}, MATRIX),
+    "mul": (lambda m, x: x * m.c, {"c": normal(4, 8, seed=1)}, MATRIX),
+    "cat": (lambda m, x: torch.cat([x, m.c]), {"c": normal(4, 8, seed=1)}, MATRIX),
     "adaptive_avg_pool2d": (lambda m, x: functional.adaptive_avg_pool2d(x, 1), {}, IMAGE),
     "mean": (lambda m, x: m.conv(x).mean((2, 3), keepdim=True), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE),
     "max_pool2d": (lambda m, x: functional.max_pool2d(m.conv(x), 2), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE),
-    "relu": (lambda m, x: torch.relu(torch.cat([x, x.sin()])), {}, MATRIX),
-    "relu6": (lambda m, x: torch.ops.aten.relu6.default(torch.cat([x, x.sin()])), {}, MATRIX),
-    "hardtanh": (lambda m, x: functional.hardtanh(torch.cat([x, x.sin()])), {}, MATRIX),
-    "clamp": (lambda m, x: torch.clamp(torch.cat([x, x.sin()]), -1, 1), {}, MATRIX),
+    "relu": (lambda m, x: torch.relu(torch.cat([x, m.c])), {"c": normal(4, 8, seed=1)}, MATRIX),
+    "relu6": (
+        lambda m, x: torch.ops.aten.relu6.default(torch.cat([x, m.c])),
+        {"c": normal(4, 8, seed=1)},
+        MATRIX,
+    ),
+    "hardtanh": (lambda m, x: functional.hardtanh(torch.cat([x, m.c])), {"c": normal(4, 8, seed=1)}, MATRIX),
+    "clamp": (lambda m, x: torch.clamp(torch.cat([x, m.c]), -1, 1), {"c": normal(4, 8, seed=1)}, MATRIX),
     "view": (lambda m, x: m.fc(x).view(2, 16), {"fc": nn.Linear(8, 8)}, MATRIX),
     "reshape": (lambda m, x: m.fc(x).reshape(2, 16), {"fc": nn.Linear(8, 8)}, MATRIX),
     "flatten": (lambda m, x: m.fc(x).flatten(), {"fc": nn.Linear(8, 8)}, MATRIX),
@@ -351,11 +396,18 @@ AFTER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def model_for(row: tq.Capability) -> tuple[nn.Module, torch.Tensor]:
     """A model in which the row's pattern stands."""
-    function, parts, x = FIRST[row.operators[0]]
+    name = "_".join(row.operators[: row.lead + 1])
+    particular = (
+        f"{name}_grouped" if "grouped" in row.pattern else "",
+        f"{name} {row.mode}",
+        f"grouped {name}" if "group" in row.pattern else "",
+    )
+    found = next((PARTICULAR[key] for key in particular if key in PARTICULAR), None)
+    function, parts, x = found or FIRST[name]
 
     def forward(module: Any, *inputs: torch.Tensor) -> torch.Tensor:
         value = function(module, *inputs)
-        for name in row.operators[1:]:
+        for name in row.operators[row.lead + 1 :]:
             value = AFTER[name](value)
         return value
 
@@ -363,6 +415,12 @@ def model_for(row: tq.Capability) -> tuple[nn.Module, torch.Tensor]:
 
 
 CLAIMS = [(EMBEDDING, row) for row in EMBEDDING.rows] + [(SUPPORT, row) for row in SUPPORT.rows]
+
+
+def config_of(row: tq.SupportRow) -> tq.QuantizationConfig:
+    """A config that the row takes: the usual one of its mode, if it does."""
+    usual = CONFIG[row.mode]
+    return next(iter(configs_of(row))) if row.differences(usual) else usual
 
 
 def patterns_in(quantizer: tq.PatternQuantizer, row: tq.SupportRow) -> list[str]:
@@ -384,7 +442,7 @@ def asked_for(table: tq.SupportTable, config: tq.QuantizationConfig) -> tq.Patte
 )
 def test_what_is_claimed_is_annotated(table: tq.SupportTable, row: tq.SupportRow) -> None:
     """A row of quantization_capabilities() is annotated where it stands, on each of its operators."""
-    quantizer = asked_for(table, CONFIG[row.mode])
+    quantizer = asked_for(table, config_of(row))
     claimed = [found.pattern for found in quantizer.quantization_capabilities()]
     assert row.pattern.name in claimed
     assert patterns_in(quantizer, row).count(row.pattern.name) == len(row.pattern.operators)
@@ -396,11 +454,11 @@ def test_what_is_claimed_is_annotated(table: tq.SupportTable, row: tq.SupportRow
 def test_what_is_left_out_of_the_table_is_not_annotated(table: tq.SupportTable, row: tq.SupportRow) -> None:
     """Without its row a pattern is neither claimed nor annotated, whatever else the table has."""
     rest = attrs.evolve(table, rows=tuple(other for other in table.rows if other is not row))
-    if not any(not other.differences(CONFIG[row.mode]) for other in rest.rows):
+    if not any(not other.differences(config_of(row)) for other in rest.rows):
         with pytest.raises((tq.UnsupportedConfigError, ValueError)):
-            asked_for(rest, CONFIG[row.mode])
+            asked_for(rest, config_of(row))
         return
-    quantizer = asked_for(rest, CONFIG[row.mode])
+    quantizer = asked_for(rest, config_of(row))
     assert row.pattern.name not in [found.pattern for found in quantizer.quantization_capabilities()]
     assert row.pattern.name not in patterns_in(quantizer, row)
 
@@ -410,16 +468,16 @@ def test_what_is_left_out_of_the_table_is_not_annotated(table: tq.SupportTable, 
 )
 def test_what_is_annotated_has_specs_that_the_row_claims(table: tq.SupportTable, row: tq.SupportRow) -> None:
     """Every spec in an annotation is one that the queried row allows for some role."""
-    quantizer = asked_for(table, CONFIG[row.mode])
+    quantizer = asked_for(table, config_of(row))
     model, x = model_for(row.describe("any"))
     graph = export(model, x).module()
     quantizer.annotate(graph)
-    rows = {found.pattern: found for found in quantizer.quantization_capabilities()}
+    rows = {other.pattern.name: other for other in table.rows if other.mode == row.mode}
     for found in annotated(graph).values():
-        allowed = [option for _, options in rows[found.pattern].specs for option in options]
+        claiming = rows[found.pattern]
         for spec in (*found.input_qspec_map.values(), found.output_qspec):
             if isinstance(spec, tq.QuantizationSpec):
-                assert any(not option.differences(spec) for option in allowed)
+                assert any(takes(claiming, role, spec) for role in claiming.pattern.roles)
 
 
 def test_a_quantizer_that_is_asked_for_nothing_claims_nothing() -> None:

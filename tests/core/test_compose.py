@@ -296,7 +296,7 @@ def test_capabilities_of_a_composition_keep_who_said_what() -> None:
     found = composed.quantization_capabilities()
     assert [(row.backend, row.pattern) for row in found] == [
         ("executorch_embedding", "embedding_byte"),
-        ("xnnpack", "linear"),
+        *(("xnnpack", name) for name in ("linear", "addmm", "matmul", "conv2d", "conv_transpose2d")),
     ]
 
 

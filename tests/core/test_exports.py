@@ -227,8 +227,6 @@ MADE = {
     "convolution_1": "aten.conv_transpose2d",
     "_native_batch_norm_legit_no_training": "aten.batch_norm",
     "max_pool2d_with_indices": "aten.max_pool2d",
-    "addmm": "aten.linear",
-    "mm": "aten.linear",
     "_softmax": "aten.softmax",
 }
 
@@ -247,15 +245,14 @@ def test_the_ledger_says_that_a_program_was_decomposed() -> None:
 
 @pytest.mark.filterwarnings("ignore:Something was asked for")
 def test_an_operator_that_was_written_by_hand_is_not_said_to_be_decomposed() -> None:
-    """torch.addmm and max_pool2d with indices come from people, too: the ledger claims nothing of them."""
+    """Products of inputs and max_pool2d with indices come from people, too, and are not blamed."""
     model = Fn(
         lambda self, x: (
-            torch.addmm(self.bias, x, self.weight)
-            + torch.mm(x, self.weight.t())
+            torch.addmm(self.bias, x, x.t() @ x)
+            + torch.mm(x, x.t() @ x)
             + nn.functional.max_pool2d(x[None], 1, return_indices=True)[1][0]
         ),
         bias=normal(8),
-        weight=normal(8, 8),
     )
     ledger = tq.explain(export(model, normal(2, 8)), composed(), strict=False)
     assert {row.op for row in ledger} >= {"aten.addmm.default", "aten.mm.default"}
@@ -263,10 +260,12 @@ def test_an_operator_that_was_written_by_hand_is_not_said_to_be_decomposed() -> 
 
 
 dynamic = functools.partial(get_symmetric_quantization_config, is_per_channel=True, is_dynamic=True)
-ASKED = {
+BY_MODULE = {
     "everywhere": lambda quantizer: quantizer.set_global(dynamic()),
     "module name": lambda quantizer: quantizer.set_module_name("fc", dynamic()),
     "module class": lambda quantizer: quantizer.set_object_type(nn.Linear, dynamic()),
+}
+BY_OPERATOR = {
     "functional": lambda quantizer: quantizer.set_object_type(nn.functional.linear, dynamic()),
     "operator": lambda quantizer: quantizer.set_object_type(torch.ops.aten.linear.default, dynamic()),
 }
@@ -279,11 +278,18 @@ def test_a_backend_that_would_not_have_taken_it_either_does_not_blame_decomposit
     assert "decompos" not in str(caught.value)
 
 
-@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("asked", BY_MODULE)
+def test_linears_of_a_decomposed_program_are_quantized_as_what_they_became(asked: str) -> None:
+    """XNNPACK has rows for addmm and mm with a constant weight, which is what linears become."""
+    ledger = tq.explain(decomposed(), BY_MODULE[asked](XNNPACKQuantizer()))
+    assert ledger["addmm"].pattern == "linear"
+
+
+@pytest.mark.parametrize("asked", BY_OPERATOR)
 def test_what_cannot_be_done_to_a_decomposed_program_is_refused_with_the_cause(asked: str) -> None:
     """The error of a rule that nothing came of names decomposition and says when to prepare."""
     with pytest.raises(tq.IntentError) as caught:
-        tq.prepare_pt2e(decomposed(), ASKED[asked](XNNPACKQuantizer()))
+        tq.prepare_pt2e(decomposed(), BY_OPERATOR[asked](XNNPACKQuantizer()))
     assert "is what run_decompositions() makes of aten." in str(caught.value)
     assert "prepare the program" in str(caught.value)
 

@@ -137,8 +137,9 @@ def test_a_name_beats_a_type_beats_global(exported: torch.export.ExportedProgram
 
 def test_the_innermost_module_class_wins(exported: torch.export.ExportedProgram) -> None:
     """Of two classes around a node the inner one decides: Linear inside of Block, Block for the rest."""
-    graph = prepared(xnnpack().set_object_type(Block, STATIC).set_object_type(nn.Linear, None), exported)
-    assert {found.pattern for found in annotated(graph).values()} == {"add"}
+    quantizer = xnnpack().set_object_type(Block, STATIC).set_object_type(nn.Linear, CHANNELS)
+    rules = {(found.pattern, found.rule) for found in annotated(prepared(quantizer, exported)).values()}
+    assert rules == {("linear", "type torch.nn.modules.linear.Linear"), ("add", f"type {__name__}.Block")}
 
 
 def test_a_class_of_ones_own_is_all_that_is_inside(exported: torch.export.ExportedProgram) -> None:
@@ -150,12 +151,10 @@ def test_a_class_of_ones_own_is_all_that_is_inside(exported: torch.export.Export
 
 def test_an_operator_beats_a_module_class(exported: torch.export.ExportedProgram) -> None:
     """A rule about the operator decides over one about the class of the module around it."""
-    quantizer = xnnpack().set_object_type(functional.linear, DYNAMIC).set_object_type(Block, STATIC)
-    graph = prepared(quantizer, exported)
-    found = annotated(graph)
-    kinds = {kind_of(found[node.name], node) for node in calls(graph, "aten.linear")}
-    assert kinds == {"dynamic"}
-    assert sum(annotation.pattern == "add" for annotation in found.values()) == 12
+    quantizer = xnnpack().set_object_type(functional.linear, CHANNELS).set_object_type(Block, STATIC)
+    found = annotated(prepared(quantizer, exported)).values()
+    assert {each.rule for each in found if each.pattern == "linear"} == {"type torch.nn.functional.linear"}
+    assert sum(each.pattern == "add" for each in found) == 12
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,10 @@ MET: dict[str, tuple[Callable[[], tq.Ledger], str]] = {
         ),
         "view",
     ),
+    "not_worth_it": (
+        lambda: explained(static(), lambda m, x: (m.fc(x), torch.tanh(torch.tanh(x) + torch.sin(x)))),
+        "add",
+    ),
     "not_annotated": (lambda: explained(Nothing(), lambda m, x: m.fc(x)), "linear"),
     "control_flow": (lambda: explained(static(), branches), "cond"),
     "body_not_entered": (

@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from operator import matmul
+from operator import neg
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -227,7 +227,7 @@ def test_rules_keep_their_order() -> None:
         ("torch.nn.functional.gelu", nn.functional.gelu),
         ("torch.softmax", torch.softmax),
         ("torch.Tensor.softmax", torch.Tensor.softmax),
-        ("operator.matmul", matmul),
+        ("operator.neg", neg),
         ("gelu", "gelu"),
         ("nn.GELU", nn.GELU),
         ("aten.sin.default", torch.ops.aten.sin.default),
@@ -420,7 +420,7 @@ subjects = st.sampled_from(
 )
 unsupported = st.sampled_from(
     [
-        *(nn.LSTM, nn.MultiheadAttention, nn.functional.gelu, torch.softmax, torch.Tensor.softmax, matmul),
+        *(nn.LSTM, nn.MultiheadAttention, nn.functional.gelu, torch.softmax, torch.Tensor.softmax, neg),
         *(torch.ops.aten.softmax, torch.ops.aten.sin.default, "silu", torch.special.expit),
     ]
 )
@@ -884,10 +884,10 @@ WRONG_HERE = {
         ("no row for", "XNNPACKQuantizer"),
     ),
     "config that is not for the type": Wrong(
-        f"{_T}name = 'torch.nn.Conv2d'\nconfig = 'dynamic_int8'",
+        f"{_T}name = 'torch.nn.Conv1d'\nconfig = 'dynamic_int8'",
         6,
         "quantizer[0].type[0].config",
-        ("no row for torch.nn.modules.conv.Conv2d", "nearest is", "static_int8_per_channel"),
+        ("no row for torch.nn.modules.conv.Conv1d", "nearest is", "static_int8_per_channel"),
     ),
     "function that is not one operator": Wrong(
         f"{_T}name = 'torch.nn.functional.interpolate'\nconfig = 'float'",

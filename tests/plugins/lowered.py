@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import torch
 from torch.fx import GraphModule
@@ -54,6 +56,7 @@ class Lowered:
         return pytree.tree_leaves(self.program.run(*inputs))
 
 
-def lower(model: GraphModule, *inputs: torch.Tensor) -> Lowered:
+def lower(model: GraphModule, *inputs: torch.Tensor, dynamic_shapes: Any = None) -> Lowered:
     """Lower with both backends, whichever quantized the model: what one of them takes, it takes."""
-    return Lowered(tq.lower(model, inputs, backends=["executorch_embedding", "xnnpack"]))
+    backends = ["executorch_embedding", "xnnpack"]
+    return Lowered(tq.lower(model, inputs, dynamic_shapes=dynamic_shapes, backends=backends))

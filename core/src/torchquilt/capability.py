@@ -37,7 +37,7 @@ class Capability:
         backend: who does it.
         pattern: name of the operator pattern.
         operators: names of its operators in order.
-        overloads: the ATen overloads of its first operator, which does the work.
+        overloads: the ATen overloads of its working operator.
         functionals, modules: the other names of that operator.
         roles: the roles of the tensors around the pattern.
         mode: ``static``, ``dynamic`` or ``weight_only``.
@@ -48,6 +48,7 @@ class Capability:
         is_qat: whether it is for quantization-aware training.
         scope: where in the model it applies, in words; empty where the answer is not about a model.
         presets: names of the backend's presets whose config it takes.
+        lead: how many operators stand before the working one.
     """
 
     backend: str
@@ -65,6 +66,12 @@ class Capability:
     is_qat: bool = False
     scope: str = ""
     presets: tuple[str, ...] = ()
+    lead: int = 0
+
+    @property
+    def working(self) -> str:
+        """Name of the operator that does the work."""
+        return self.operators[self.lead]
 
     def is_about(self, subject: ObjectType) -> bool:
         """Whether the working operator of the pattern is the one that is meant."""
@@ -107,7 +114,7 @@ class Capability:
         names = (*self.modules, *self.functionals, *self.overloads)
         lines = [
             self.label,
-            f"  operators: {' → '.join(self.operators)}, the first also called {', '.join(names)}",
+            f"  operators: {' → '.join(self.operators)}; {self.working} is also called {', '.join(names)}",
             f"  specs: {self.spec_text()}",
             f"  runs as integers on: {', '.join(self.targets) or _NONE}",
             *([f"  presets: {', '.join(self.presets)}"] if self.presets else ()),
@@ -213,7 +220,7 @@ class Capabilities:
         owners: dict[str, dict[str, None]] = {}
         for row in self.rows:
             for overload in row.overloads:
-                name_of.setdefault(overload, row.operators[0])
+                name_of.setdefault(overload, row.working)
                 owners.setdefault(overload, {})[row.backend] = None
         several = ((overload, tuple(names)) for overload, names in owners.items() if len(names) > 1)
         return tuple(dict.fromkeys(Contest(name_of[overload], names) for overload, names in several))
@@ -448,4 +455,5 @@ def _capability_from(data: dict[str, Any]) -> Capability:
 
 def _allowed_from(data: dict[str, Any]) -> AllowedSpec:
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    values["other_ranges"] = tuple(map(tuple, data["other_ranges"]))
     return AllowedSpec(**values)

@@ -27,6 +27,7 @@ from torchquilt.spec import (
     SharedQuantizationSpec,
 )
 from torchquilt.support import Sharing, SupportRow, SupportTable
+from torchquilt.worth import not_worth_it
 
 if TYPE_CHECKING:
     from torch.fx import Graph, Node
@@ -43,13 +44,13 @@ class Claim:
 
     def annotations(self, quantizer: str) -> tuple[tuple[Node, QuantizationAnnotation], ...]:
         """The annotation of each node of the match, in the name of ``quantizer``."""
-        first, last = self.match.anchor, self.match.output
+        last = self.match.output
         inputs = self._input_specs()
         return tuple(
             (
                 node,
                 QuantizationAnnotation(
-                    inputs if node is first else {},
+                    inputs.get(node, {}),
                     self._output_spec() if node is last else None,
                     quantizer=quantizer,
                     pattern=self.row.pattern.name,
@@ -59,19 +60,19 @@ class Claim:
             for node in self.match.nodes
         )
 
-    def _input_specs(self) -> dict[Node, AnySpec | None]:
-        specs: dict[Node, AnySpec | None] = {}
+    def _input_specs(self) -> dict[Node, dict[Node, AnySpec | None]]:
+        """For each node of the match that reads something with a role: the spec of each producer."""
+        found: dict[Node, dict[Node, AnySpec | None]] = {}
         activations = self.match.inputs("input_activation")
         for producer, user, role in self.match.operands:
-            if producer in specs:
-                continue
+            spec: AnySpec | None = self._spec(role)
             if self.row.sharing is Sharing.PASSED_ON:
-                specs[producer] = SharedQuantizationSpec(producer)
+                spec = SharedQuantizationSpec(producer)
             elif self.row.sharing is Sharing.ALL and producer is not activations[0]:
-                specs[producer] = SharedQuantizationSpec((activations[0], user))
-            else:
-                specs[producer] = self._spec(role)
-        return {producer: spec for producer, spec in specs.items() if spec is not None}
+                spec = SharedQuantizationSpec((activations[0], user))
+            if spec is not None:
+                found.setdefault(user, {}).setdefault(producer, spec)
+        return found
 
     def _output_spec(self) -> AnySpec | None:
         if self.row.sharing is Sharing.NONE:
@@ -79,36 +80,39 @@ class Claim:
         first = self.match.inputs("input_activation")[0]
         if self.row.sharing is Sharing.PASSED_ON:
             return SharedQuantizationSpec(first)
-        return SharedQuantizationSpec((first, self.match.anchor))
+        return SharedQuantizationSpec((first, self.match.nodes[0]))
 
     def _spec(self, role: str) -> QuantizationSpec | None:
-        """The spec of a role, with the weight's axis where this operator has it."""
+        """The spec of a role, as it is said of this operator: the weight's axis, and what a token is."""
         spec = self.config.spec(role)
         if role == "weight" and spec is not None and spec.granularity is Granularity.PER_AXIS:
             return attrs.evolve(spec, ch_axis=self.row.weight_axis)
+        if self.row.takes_input_whole and spec is not None and spec.granularity is Granularity.PER_TOKEN:
+            return attrs.evolve(spec, granularity=Granularity.PER_TENSOR)
         return spec
 
 
 def decide(
-    table: SupportTable, intent: Intent, graph: Graph
+    table: SupportTable, intent: Intent, graph: Graph, *, wherever_passed_on: bool = False
 ) -> Iterator[tuple[Node, Claim | tuple[Reject, ...]]]:
     """For each node that the table has rows for: the claim, or why each row was rejected. In graph order.
 
     What other quantizers annotated is respected. The cost is linear in the nodes of the graph.
+
+    Args:
+        table: what is supported.
+        intent: what is asked.
+        graph: what of.
+        wherever_passed_on: claim rows that pass on what they get also behind what is not quantized, and
+            cheap ones wherever they are: before anybody has annotated, their neighbours may be quantized yet.
     """
-    decision = _Decision(intent, table.rows_starting_with(), constant_nodes(graph), Memory(graph))
-    for node in graph.nodes:
-        rejected: list[Reject] = []
-        for row in decision.index.get(overload_name(node), ()):
-            found = decision.consider(row, node)
-            if isinstance(found, Claim):
-                decision.keep(found)
-                yield node, found
-                break
-            rejected.append(found)
-        else:
-            if rejected:
-                yield node, tuple(rejected)
+    index = table.rows_starting_with()
+    decision = _Decision(intent, index, constant_nodes(graph), Memory(graph), wherever_passed_on)
+    decisions = tuple(decision.decide(graph))
+    claims = (found for _, found in decisions if isinstance(found, Claim))
+    left = {} if wherever_passed_on else not_worth_it(claims)
+    for node, found in decisions:
+        yield node, ((left[node],) if node in left and isinstance(found, Claim) else found)
 
 
 class _Decision:
@@ -120,13 +124,30 @@ class _Decision:
         index: dict[str, tuple[SupportRow, ...]],
         constants: frozenset[Node],
         memory: Memory,
+        wherever_passed_on: bool,
     ) -> None:
+        self.wherever_passed_on = wherever_passed_on
         self.intent = intent
         self.constants = constants
         self.memory = memory
         self.index = index
         self._claimed: set[Node] = set()
         self._outputs: dict[Node, QuantizationSpec | None] = {}
+
+    def decide(self, graph: Graph) -> Iterator[tuple[Node, Claim | tuple[Reject, ...]]]:
+        """Each node on its own, in graph order."""
+        for node in graph.nodes:
+            rejected: list[Reject] = []
+            for row in self.index.get(overload_name(node), ()):
+                found = self.consider(row, node)
+                if isinstance(found, Claim):
+                    self.keep(found)
+                    yield node, found
+                    break
+                rejected.append(found)
+            else:
+                if rejected:
+                    yield node, tuple(rejected)
 
     def keep(self, claim: Claim) -> None:
         self._claimed.update(claim.match.nodes)
@@ -243,7 +264,7 @@ class _Decision:
         return None
 
     def _without_quantized_neighbour(self, row: SupportRow, match: Match) -> Reject | None:
-        if row.sharing is not Sharing.PASSED_ON:
+        if row.sharing is not Sharing.PASSED_ON or self.wherever_passed_on:
             return None
         (producer, *_) = match.inputs("input_activation")
         spec = self._spec_behind(producer)

@@ -47,14 +47,23 @@ class ComposableQuantizer(Quantizer):
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Let each quantizer transform the model, in order.
 
+        What a quantizer is going to take is annotated while those behind it transform, and forgotten
+        afterwards: so they see what is not theirs, and do not rewrite it.
+
         Raises:
             QuantizerError: a quantizer failed, or did not return a model with the inputs of this one.
         """
+        kept = {id(annotation) for _, annotation in _annotations(model)}
         for quantizer in self.quantizers:
             with _blamed(quantizer, "transform_for_annotation"):
                 transformed = quantizer.transform_for_annotation(model)
                 _check_transformed(model, transformed)
             model = transformed
+            if quantizer is not self.quantizers[-1]:
+                _annotate(_Watch(model), quantizer)
+        for node, annotation in _annotations(model):
+            if id(annotation) not in kept:
+                del node.meta[ANNOTATION_KEY]
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -66,15 +75,7 @@ class ComposableQuantizer(Quantizer):
         """
         watch = _Watch(model)
         for quantizer in self.quantizers:
-            with watch.over(quantizer, "annotate"):
-                returned: object = quantizer.annotate(model)
-                if returned is not None and returned is not model:
-                    raise QuantizerError(
-                        "The quantizer annotated another model than the one that it was given.",
-                        expected="annotations on the nodes of the model that annotate receives",
-                        got="another model returned from annotate",
-                        remedy="annotate in place; rewriting belongs into transform_for_annotation",
-                    )
+            _annotate(watch, quantizer)
         # Go on until nothing is added: what one backend passes on, another may pass on further.
         before = -1
         while len(watch.decided) > before and len(self.quantizers) > 1:
@@ -165,6 +166,24 @@ def _blamed(quantizer: Quantizer, step: str = "") -> Iterator[None]:
             got=f"{type(error).__name__}: {error}",
             remedy="see the cause above, which is the quantizer's own",
         ) from error
+
+
+def _annotations(model: GraphModule) -> list[tuple[Node, QuantizationAnnotation]]:
+    found = ((node, annotation_of(node)) for node in model.graph.nodes)
+    return [(node, annotation) for node, annotation in found if annotation is not None]
+
+
+def _annotate(watch: _Watch, quantizer: Quantizer) -> None:
+    """Let one quantizer annotate, watched."""
+    with watch.over(quantizer, "annotate"):
+        returned: object = quantizer.annotate(watch.model)
+        if returned is not None and returned is not watch.model:
+            raise QuantizerError(
+                "The quantizer annotated another model than the one that it was given.",
+                expected="annotations on the nodes of the model that annotate receives",
+                got="another model returned from annotate",
+                remedy="annotate in place; rewriting belongs into transform_for_annotation",
+            )
 
 
 def _check_transformed(model: GraphModule, transformed: object) -> None:

@@ -23,6 +23,7 @@ The reason codes are stable:
 ``used_elsewhere``          the chain cannot be fused, since a tensor inside of it has other users
 ``no_quantized_neighbour``  it only passes on what it gets, and gets nothing that is quantized
 ``neighbour_not_supported`` it only passes on what it gets, and the backend cannot take that
+``not_worth_it``            it is cheap, and converting tensors for it would cost more than it saves
 ``not_annotated``           the quantizer chose not to, and says no more
 ``control_flow``            it runs bodies, whose operators have rows of their own (``body.node``)
 ``body_not_entered``        a higher-order operator that is not known, so its body is left as it is

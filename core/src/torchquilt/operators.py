@@ -95,6 +95,36 @@ CONV2D = Operator(
     (f"{_F}.conv2d",),
     (f"{_NN}.conv.Conv2d",),
 )
+CONV_TRANSPOSE1D = Operator(
+    "conv_transpose1d",
+    ("aten.conv_transpose1d.default",),
+    _WEIGHTED,
+    (f"{_F}.conv_transpose1d",),
+    (f"{_NN}.conv.ConvTranspose1d",),
+)
+CONV_TRANSPOSE2D = Operator(
+    "conv_transpose2d",
+    ("aten.conv_transpose2d.input",),
+    _WEIGHTED,
+    (f"{_F}.conv_transpose2d",),
+    (f"{_NN}.conv.ConvTranspose2d",),
+)
+ADDMM = Operator(
+    "addmm",
+    ("aten.addmm.default",),
+    (
+        Operand("bias", 0, "self"),
+        Operand("input_activation", 1, "mat1"),
+        Operand("weight", 2, "mat2"),
+    ),
+    ("torch.addmm",),
+)
+MATMUL = Operator(
+    "matmul",
+    ("aten.matmul.default", "aten.mm.default"),
+    (Operand("input_activation", 0, "self"), Operand("weight", 1, "other")),
+    ("torch.matmul", "torch.mm", "operator.matmul"),
+)
 EMBEDDING = Operator(
     "embedding",
     ("aten.embedding.default",),
@@ -103,6 +133,9 @@ EMBEDDING = Operator(
     (f"{_NN}.sparse.Embedding",),
 )
 ADD = Operator("add", _in_place_too("add", "Tensor"), _BINARY, ("torch.add", "operator.add"))
+SUB = Operator("sub", _in_place_too("sub", "Tensor"), _BINARY, ("torch.sub", "operator.sub"))
+RSUB = Operator("rsub", ("aten.rsub.Scalar",), _BINARY, ("torch.rsub",))
+DIV = Operator("div", _in_place_too("div", "Tensor"), _BINARY, ("torch.div", "operator.truediv"))
 MUL = Operator("mul", _in_place_too("mul", "Tensor"), _BINARY, ("torch.mul", "operator.mul"))
 CAT = Operator(
     "cat",
@@ -136,6 +169,25 @@ RESHAPE = Operator("reshape", ("aten.reshape.default",), _UNARY, ("torch.reshape
 FLATTEN = Operator(
     "flatten", ("aten.flatten.using_ints",), _UNARY, ("torch.flatten",), (f"{_NN}.flatten.Flatten",)
 )
+CONTIGUOUS = Operator(
+    "contiguous", ("aten.contiguous.default", "aten.clone.default"), _UNARY, ("torch.clone",)
+)
+TO = Operator("to", ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device"), _UNARY)
+T = Operator("t", ("aten.t.default",), _UNARY, ("torch.t",))
+SELECT = Operator("select", ("aten.select.int",), _UNARY, ("torch.select",))
+STACK = Operator(
+    "stack",
+    ("aten.stack.default",),
+    (Operand("input_activation", 0, "tensors", many=True),),
+    ("torch.stack",),
+)
+PAD = Operator(
+    "pad",
+    ("aten.pad.default", "aten.constant_pad_nd.default"),
+    _UNARY,
+    (f"{_F}.pad",),
+    (f"{_NN}.padding.ZeroPad2d",),
+)
 PERMUTE = Operator("permute", ("aten.permute.default",), _UNARY, ("torch.permute",))
 TRANSPOSE = Operator("transpose", ("aten.transpose.int",), _UNARY, ("torch.transpose",))
 SLICE = Operator("slice", ("aten.slice.Tensor",), _UNARY)
@@ -151,8 +203,9 @@ DROPOUT = Operator(
 
 #: Every operator that torchquilt knows by name. A backend may use others of its own.
 OPERATORS: tuple[Operator, ...] = (
-    LINEAR, CONV1D, CONV2D, EMBEDDING, ADD, MUL, CAT, RELU, RELU6, HARDTANH, CLAMP, MAX_POOL2D,
-    ADAPTIVE_AVG_POOL2D, MEAN, VIEW, RESHAPE, FLATTEN, PERMUTE, TRANSPOSE, SLICE, SQUEEZE, UNSQUEEZE, DROPOUT,
+    LINEAR, ADDMM, MATMUL, CONV1D, CONV2D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, EMBEDDING, ADD, SUB, RSUB, MUL,
+    DIV, CAT, STACK, RELU, RELU6, HARDTANH, CLAMP, MAX_POOL2D, ADAPTIVE_AVG_POOL2D, MEAN, VIEW, RESHAPE,
+    FLATTEN, CONTIGUOUS, TO, PERMUTE, TRANSPOSE, T, SLICE, SELECT, SQUEEZE, UNSQUEEZE, PAD, DROPOUT,
 )  # fmt: skip
 
 

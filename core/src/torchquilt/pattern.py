@@ -39,6 +39,7 @@ _ORDER_OF_QUESTIONS = (
     "constraint",
     "no_quantized_neighbour",
     "neighbour_not_supported",
+    "not_worth_it",
 )
 
 
@@ -89,8 +90,8 @@ class Match:
 
     @property
     def anchor(self) -> Node:
-        """The first node, which does the work (the conv of conv + relu)."""
-        return self.nodes[0]
+        """The node that does the work (the conv of pad + conv + relu)."""
+        return self.nodes[self.pattern.lead]
 
     @property
     def output(self) -> Node:
@@ -112,11 +113,14 @@ class OperatorPattern:
 
     Args:
         name: unique within a table, for example ``conv2d_relu``.
-        operators: the chain; only the first operator has operands with roles besides the chain itself.
+        operators: the chain. Besides the chain itself, the first operator and the one that does the work have
+            operands with roles.
+        lead: how many operators stand before the one that does the work (1 for the pad of pad + conv).
     """
 
     name: str
     operators: tuple[Operator, ...] = attrs.field()
+    lead: int = attrs.field(default=0)
 
     @operators.validator
     def _not_empty(self, _: object, operators: tuple[Operator, ...]) -> None:
@@ -128,15 +132,30 @@ class OperatorPattern:
                 remedy="OperatorPattern.of(LINEAR) or OperatorPattern.of(CONV2D, RELU)",
             )
 
+    @lead.validator
+    def _in_chain(self, _: object, lead: int) -> None:
+        if not 0 <= lead < len(self.operators):
+            raise PatternError(
+                f"The pattern {self.name!r} has no operator that does the work.",
+                expected=f"0 <= lead < {len(self.operators)}, the number of operators",
+                got=f"lead={lead}",
+            )
+
     @classmethod
-    def of(cls, *operators: Operator, name: str = "") -> OperatorPattern:
+    def of(cls, *operators: Operator, name: str = "", lead: int = 0) -> OperatorPattern:
         """A chain that is named after its operators."""
-        return cls(name or "_".join(operator.name for operator in operators), operators)
+        return cls(name or "_".join(operator.name for operator in operators), operators, lead)
+
+    @property
+    def working(self) -> Operator:
+        """The operator that does the work."""
+        return self.operators[self.lead]
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles that tensors around the pattern have, the output's last."""
-        return self.operators[0].roles
+        roles = (*self.operators[0].roles[:-1], *self.working.roles[:-1], "output_activation")
+        return tuple(dict.fromkeys(roles))
 
     def match(self, node: Node, constants: Container[Node] | None = None) -> Match | Reject:
         """Match with ``node`` as the first operator of the chain. Costs as much as the chain is long.
@@ -161,6 +180,10 @@ class OperatorPattern:
                 return Reject("not_the_operator", (following,), f"{following.name} is not {operator.name}")
             chain.append(following)
         operands, scalars = _operands(node, first.operands)
+        if self.lead:  # what the chain passes to it is no operand
+            others = tuple(operand for operand in self.working.operands if operand.position)
+            more, more_scalars = _operands(chain[self.lead], others)
+            operands, scalars = (*operands, *more), (*scalars, *more_scalars)
         return Match(self, tuple(chain), operands, scalars, constants)
 
 

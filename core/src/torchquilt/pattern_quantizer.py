@@ -268,9 +268,14 @@ class PatternQuantizer(Quantizer):
         """Annotate again: what is annotated is left alone, and what passes it on can be claimed now."""
         self.annotate(model)
 
-    def claims(self, model: GraphModule) -> tuple[Claim, ...]:
-        """What is taken of the model as it is annotated so far. Complete before anything is written."""
-        decisions = decide(self.table, self.intent, model.graph)
+    def claims(self, model: GraphModule, *, wherever_passed_on: bool = False) -> tuple[Claim, ...]:
+        """What is taken of the model as it is annotated so far. Complete before anything is written.
+
+        Args:
+            model: the model.
+            wherever_passed_on: see :func:`torchquilt.claims.decide`.
+        """
+        decisions = decide(self.table, self.intent, model.graph, wherever_passed_on=wherever_passed_on)
         return tuple(found for _, found in decisions if isinstance(found, Claim))
 
     # Why not, from the same table again.

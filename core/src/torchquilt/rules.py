@@ -17,7 +17,7 @@ import attrs
 
 from torchquilt.config import QuantizationConfig
 from torchquilt.graph.scope import module_path, scopes_of
-from torchquilt.graph.values import overload_name
+from torchquilt.graph.values import asked_name
 from torchquilt.operators import OPERATORS, ObjectType
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class RuleIndex:
         named = self.naming(module_path(node))
         if named:
             return max(named, key=lambda rule: rule.specificity)
-        operators = self._by_overload.get(overload_name(node))
+        operators = self._by_overload.get(asked_name(node))
         if operators:
             return operators[-1]
         if self._by_class:
@@ -123,7 +123,7 @@ class RuleIndex:
     def about(self, node: Node) -> tuple[ModuleNameRule | ObjectTypeRule, ...]:
         """Every rule that is about a node, also where another one decides, but for the global one."""
         classes = (self._by_class.get(name) for name in dict.fromkeys(_class_names(node)))
-        types = (*(rule for rule in classes if rule), *self._by_overload.get(overload_name(node), ()))
+        types = (*(rule for rule in classes if rule), *self._by_overload.get(asked_name(node), ()))
         return (*self.naming(module_path(node)), *types)
 
     def naming(self, path: str) -> tuple[ModuleNameRule, ...]:
@@ -200,7 +200,11 @@ def _class_names(node: Node) -> tuple[str, ...]:
     """
     found: list[str] = []
     for scope in scopes_of(node):
-        found += (scope.type_name,) if scope.type_name else _classes_of_operator(str(node.target))
+        found += (
+            (scope.type_name,)
+            if scope.type_name
+            else _classes_of_operator(asked_name(node) or str(node.target))
+        )
     return tuple(found)
 
 

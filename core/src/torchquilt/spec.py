@@ -308,7 +308,7 @@ class QuantizationSpec:
                 field="eps",
                 expected="0 < eps < inf",
                 got=f"eps={self.eps!r}",
-                remedy="leave it out (2**-23), or pass 2**-12 as XNNPACK does",
+                remedy="leave it out (2**-23), or pass 2**-12 as ExecuTorch's configs do",
             )
 
     def _check_per_token_grid(self) -> None:

@@ -75,6 +75,9 @@ class SupportRow:
         constraints: conditions on the match.
         targets: lowering targets on which the row runs as integers.
         weight_axis: the axis of the weight that a config's axis 0 means (1 for transposed conv).
+        takes_input_whole: dynamic kernels of the row find one set of parameters for all of the input (a
+            convolution). A config's ``per_token`` then means ``per_tensor``: the input is one token.
+        worth_alone: whether it is worth converting tensors for it alone, see :mod:`torchquilt.worth`.
         is_qat: whether the row is for quantization-aware training.
     """
 
@@ -84,6 +87,8 @@ class SupportRow:
     constraints: tuple[Constraint, ...] = ()
     targets: tuple[str, ...] = ()
     weight_axis: int = 0
+    takes_input_whole: bool = attrs.field(default=False, kw_only=True)
+    worth_alone: bool = attrs.field(default=True, kw_only=True)
     is_qat: bool = False
 
     @property
@@ -115,7 +120,7 @@ class SupportRow:
             scope: where in a model it applies, in words.
             presets: the presets of the backend; those that it takes are told.
         """
-        first = self.pattern.operators[0]
+        working = self.pattern.working
         specs = self.specs
         if config is not None:
             asked = [(role, config.spec(role)) for role, _ in specs]
@@ -124,9 +129,10 @@ class SupportRow:
             backend=backend,
             pattern=self.pattern.name,
             operators=tuple(operator.name for operator in self.pattern.operators),
-            overloads=first.overloads,
-            functionals=first.functionals,
-            modules=first.modules,
+            overloads=working.overloads,
+            functionals=working.functionals,
+            modules=working.modules,
+            lead=self.pattern.lead,
             roles=self.pattern.roles,
             mode=self.mode,
             specs=specs,

@@ -97,7 +97,7 @@ EVERYTHING = ExecuTorchEmbeddingQuantizer.backend_capabilities() | XNNPACKQuanti
         ((), EVERYTHING),
         (("xnnpack",), XNNPACKQuantizer.backend_capabilities()),
         (("--op", "linear"), EVERYTHING.filter("linear")),
-        (("--op", "torch.nn.Conv2d", "--mode", "static"), EVERYTHING.filter("torch.nn.Conv2d")),
+        (("--op", "nn.Conv2d", "--mode", "static"), EVERYTHING.filter("nn.Conv2d", mode="static")),
         (("--dtype", "uint8"), EVERYTHING.filter(dtype="uint8")),
         (("--bits", "8", "--preset", "byte_per_row"), EVERYTHING.filter(bits=8, preset="byte_per_row")),
         (("--mode", "dynamic"), EVERYTHING.filter(mode="dynamic")),

@@ -16,7 +16,9 @@ import torchquilt as tq
 from plugins.lowered import Lowered, lower
 from plugins.oracle import Model, outline, outputs_of, quantized_by_us
 from strategies import Fn, annotated, prepare, sqnr
-from torchquilt_executorch_embedding import SUPPORT, ExecuTorchEmbeddingQuantizer
+from torchquilt.testing.configs import configs_of
+from torchquilt_executorch_embedding import SUPPORT, ExecuTorchEmbeddingQuantizer, write_kernels
+from torchquilt_executorch_embedding.kernels import pack
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 IDS = torch.tensor([[0, 8, 3, 3, 6], [5, 1, 7, 2, 4]])
@@ -29,7 +31,9 @@ def embedding(**options: Any) -> nn.Embedding:
 
 
 #: (pattern, mode) of each row → its model.
-MODELS: dict[tuple[str, str], Callable[[], nn.Module]] = {("embedding_byte", "weight_only"): embedding}
+MODELS: dict[tuple[str, str], Callable[[], nn.Module]] = {
+    (row.pattern.name, "weight_only"): lambda: nn.Embedding(9, 128) for row in SUPPORT.rows
+}
 
 FORMS: dict[str, Callable[[], nn.Module]] = {
     "padding_idx": lambda: embedding(padding_idx=0),
@@ -79,7 +83,7 @@ def case_of(module: nn.Module, quantizer: object) -> Case:
     """Quantize, lower, run."""
     prepared = prepare(module, quantizer, IDS)
     converted = tq.convert_pt2e(tq.calibrate(prepared, [(IDS,)]))
-    lowered = lower(converted, IDS)
+    lowered = lower(write_kernels(converted), IDS)
     assert not dequantizing(lowered), "the runtime aborts the process at a float zero point"
     (expected,), (found,) = outputs_of(converted, (IDS,)), lowered.run(IDS)
     return Case(prepared, converted, lowered, expected, found)
@@ -94,11 +98,41 @@ def test_every_row_has_a_model() -> None:
 def test_row_runs_as_claimed(pattern: str, mode: str) -> None:
     """The kernel that a row is named after is all that runs, and returns what the converted model does."""
     torch.manual_seed(0)
-    case = case_of(MODELS[pattern, mode](), ExecuTorchEmbeddingQuantizer())
+    (row,) = [row for row in SUPPORT.rows if row.pattern.name == pattern]
+    (config,) = configs_of(row)
+    case = case_of(MODELS[pattern, mode](), ExecuTorchEmbeddingQuantizer().set_global(config))
+    kernel = pattern.partition("_group")[0]
 
     assert pattern in {annotation.pattern for annotation in annotated(case.prepared).values()}
-    assert case.lowered.operators == (f"quantized_decomposed::{pattern}.out",)
+    assert case.lowered.operators == (f"quantized_decomposed::{kernel}.out",)
     assert torch.equal(case.found, case.expected)
+    assert len(case.lowered.buffer) < 9 * 128 * config.weight.bits // 8 + 3000
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_packed_numbers_are_those_that_the_operator_unpacks(bits: int) -> None:
+    """ExecuTorch's own definition of the operator finds the numbers where they were put."""
+    numbers = torch.arange(32, dtype=torch.int8).reshape(2, 16) % 2**bits - 2 ** (bits - 1)
+    operator = getattr(torch.ops.quantized_decomposed, f"embedding_{bits}bit").default
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    found = operator(pack(numbers, bits), torch.ones(2), None, low, high, torch.arange(2))
+    assert torch.equal(found, numbers.float())
+
+
+def test_the_fusion_of_executorch_makes_the_byte_kernel_too() -> None:
+    """Bytes per row need no step of ours: the quantization fusion of ExecuTorch finds them."""
+    torch.manual_seed(0)
+    converted = quantized_by_us(Model(embedding(), (IDS,)), ExecuTorchEmbeddingQuantizer())
+    assert lower(converted, IDS).operators == (KERNEL,)
+
+
+@pytest.mark.filterwarnings("ignore:Something was asked for in this model")
+def test_an_embedding_bag_stays_in_float_with_the_reason() -> None:
+    """The runtime has no kernel for it, so there is no row, and the ledger says so."""
+    model = nn.EmbeddingBag(9, 8)
+    exported = torch.export.export(model, (IDS,))
+    ledger = tq.explain(exported, ExecuTorchEmbeddingQuantizer(), strict=False)
+    assert [row.code for row in ledger if "embedding_bag" in row.op] == ["unsupported_op"]
 
 
 @pytest.mark.parametrize("name", FORMS)

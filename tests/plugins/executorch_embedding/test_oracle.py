@@ -18,6 +18,7 @@ from plugins.oracle import (
     Model,
     describe,
     oracle_quantizer,
+    our_config,
     our_quantizer,
     outline,
     outputs_of,
@@ -94,7 +95,11 @@ def both(module: nn.Module, **composed: bool) -> tuple[Model, GraphModule, Graph
     theirs, ours = OracleQuantizer(), ExecuTorchEmbeddingQuantizer()
     if composed:
         theirs = OracleComposableQuantizer([theirs, oracle_quantizer(**composed)])
-        ours = tq.ComposableQuantizer([ours, our_quantizer(**composed)])
+        linears = our_quantizer(**composed)
+        if not composed.get("is_dynamic"):
+            # By its name, since between embeddings and a LayerNorm it is not worth it.
+            linears.set_object_type(torch.add, our_config(**composed))
+        ours = tq.ComposableQuantizer([ours, linears])
     return model, quantized_by_oracle(model, theirs), quantized_by_us(model, ours)
 
 

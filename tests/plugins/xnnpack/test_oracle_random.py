@@ -54,6 +54,37 @@ def _is(*names: str) -> Callable[[list[Call], int], bool]:
     return lambda calls, number: calls[number].name in names
 
 
+# What is not worth converting tensors for, and what is.
+_CHEAP = (
+    "add",
+    "mul",
+    "sub",
+    "cat",
+    "adaptive_avg_pool2d",
+    "relu",
+    "hardtanh",
+    "clamp",
+    "max_pool2d",
+    "mean",
+)
+_WEIGHTED = ("linear", "conv1d", "conv2d")
+
+
+def _has_no_weighted_neighbour(calls: list[Call], number: int) -> bool:
+    """Whether a cheap call hands integers to and gets them from nothing but other cheap calls."""
+    if calls[number].name not in (*_CHEAP, *_SHAPES):
+        return False
+    reached = [number]
+    for current in reached:  # grows while it is walked
+        if calls[current].name in _WEIGHTED:
+            return False
+        if calls[current].name in (*_CHEAP, *_SHAPES):
+            readers = (other for other, call in enumerate(calls) if current in call.sources)
+            around = (*(s for s in calls[current].sources if s is not None), *readers)
+            reached += (other for other in dict.fromkeys(around) if other not in reached)
+    return True
+
+
 #: A name of DIFFERENCES, where it says what is right and why → whether it shows at a call.
 REASONS: dict[str, Callable[[list[Call], int], bool]] = {
     "clamp with one bound": _is("clamp"),
@@ -67,6 +98,7 @@ REASONS: dict[str, Callable[[list[Call], int], bool]] = {
     "cat of one tensor with itself": lambda calls, number: (
         calls[number].name == "cat" and len(set(calls[number].sources)) == 1
     ),
+    "addition between float operators": _has_no_weighted_neighbour,
     "attention mask": lambda calls, number: (
         calls[number].name in ("add", "mul") and _reaches_softmax(calls, number)
     ),

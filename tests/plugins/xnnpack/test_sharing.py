@@ -68,14 +68,14 @@ CASES = {
         after_conv(lambda y: torch.cat([y[:, 2:], y[:, :2]], 1)),
         (CONV, "slice(q)", "slice(q)", "cat(q, q)", "output(q)"),
     ),
-    # The delegate has no chunk and no split; its parts are quantized anew.
+    # The delegate has no chunk and no split, so they are written as slices.
     "chunks of one tensor, added": Case(
         after_conv(lambda y: torch.add(*y.chunk(2, 1))),
-        (CONV, "chunk(q)", "getitem(-)", "getitem(-)", "add(q, q)", "output(q)"),
+        (CONV, "slice(q)", "slice(q)", "add(q, q)", "output(q)"),
     ),
     "parts of one tensor, joined": Case(
         after_conv(lambda y: torch.cat(y.split(2, 1)[::-1], 1)),
-        (CONV, "split(q)", "getitem(-)", "getitem(-)", "cat(q, q)", "output(q)"),
+        (CONV, "slice(q)", "slice(q)", "cat(q, q)", "output(q)"),
     ),
     "a tensor added to itself": Case(after_conv(lambda y: y + y), (CONV, "add(q, q)", "output(q)")),
     "a tensor times itself": Case(after_conv(lambda y: y * y), (CONV, "mul(q, q)", "output(q)")),

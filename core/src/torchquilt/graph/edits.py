@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from torchquilt.graph.bodies import call_of
 from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.storage import copies_in_common, tensors_of, written_tensors
-from torchquilt.graph.values import attribute, overload_name, writes_to
+from torchquilt.graph.values import WRITTEN_FOR, attribute, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
-_ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom")
+_ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom", WRITTEN_FOR)
 
 
 def copy_model(model: GraphModule, kept: Iterable[object] = ()) -> GraphModule:
@@ -161,6 +162,25 @@ def lift_scalar(model: GraphModule, node: Node, position: int, value: complex) -
     name = free_name(model, f"{node.name}_scalar")
     constant = read_tensor(model, name, torch.tensor(value, dtype=dtype), before=node)
     node.update_arg(position, constant)
+
+
+def write_as(node: Node, target: Any, *args: Any) -> None:
+    """Let a node call another operator that returns the same; rules stay about the one that was there."""
+    node.meta.setdefault(WRITTEN_FOR, overload_name(node))
+    node.target, node.args, node.kwargs = target, args, {}
+
+
+def call_before(model: GraphModule, node: Node, target: Any, *args: Any) -> Node:
+    """A new node that calls an operator right before another node, in its service."""
+    with model.graph.inserting_before(node):
+        new = model.graph.call_function(target, args)
+    take_origin(new, node)
+    new.meta.setdefault(WRITTEN_FOR, overload_name(node))
+    values = torch.fx.map_arg(args, lambda source: source.meta["val"])
+    fake = next(value for value in pytree.tree_leaves(values) if isinstance(value, FakeTensor))
+    with fake.fake_mode:
+        new.meta["val"] = target(*values)
+    return new
 
 
 def own_copy(model: GraphModule, user: Node, source: Node) -> None:

@@ -29,6 +29,16 @@ def overload_name(node: Node) -> str:
     return "" if operator is None else _name_of(operator)
 
 
+#: ``node.meta`` of a node that a backend wrote in another form has the overload that the model had here.
+WRITTEN_FOR = "torchquilt_written_for"
+
+
+def asked_name(node: Node) -> str:
+    """The overload that a rule about this node names: what the model had before a backend rewrote it."""
+    written_for: str = node.meta.get(WRITTEN_FOR, "")
+    return written_for or overload_name(node)
+
+
 # What is known of an operator is asked for at every node and never changes, so it is asked of torch once.
 
 

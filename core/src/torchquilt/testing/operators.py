@@ -97,7 +97,8 @@ def _signals(sizes: Sizes) -> list[torch.Tensor]:
 
 def _images(sizes: Sizes) -> list[torch.Tensor]:
     channels, height, width = 2 * sizes.between(1, 3), sizes.between(4, 7), sizes.between(4, 7)
-    return [uniform(2, channels, height, width), uniform(channels, height, width)]
+    batches = uniform(2, channels, height, width), uniform(1, channels, height, width)
+    return [*batches, uniform(channels, height, width)]
 
 
 def _anything(sizes: Sizes) -> list[torch.Tensor]:
@@ -156,6 +157,63 @@ def _convolution(
     return calls
 
 
+def _transposed(
+    layer: type[nn.ConvTranspose1d | nn.ConvTranspose2d], function: Callable[..., torch.Tensor], rank: int
+) -> Calls:
+    def calls(x: torch.Tensor, sizes: Sizes) -> list[Call]:
+        channels, outputs = x.shape[-1 - rank], 2 * sizes.between(2, 4)
+        weight = uniform(channels, outputs, *[3] * rank, seed=1)
+        return [
+            Call("", _filled(layer(channels, outputs, 3))),
+            Call("in groups", _filled(layer(channels, outputs, 3, groups=2))),
+            Call("strided, padded, no bias", _filled(layer(channels, outputs, 3, 2, 1, 1, bias=False))),
+            Call("weight is an input", function, (weight,), has_constant_weight=False),
+        ]
+
+    return calls
+
+
+class _Product(nn.Module):
+    """A constant that something is multiplied with, and one that is added."""
+
+    def __init__(
+        self, function: Callable[..., torch.Tensor], weight: torch.Tensor, *bias: torch.Tensor
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.ParameterList(bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply, and add."""
+        return self.function(*self.bias, x, self.weight)
+
+
+def _addmm(x: torch.Tensor, sizes: Sizes) -> list[Call]:
+    features, outputs = x.shape[-1], sizes.between(5, 17)
+    weight, bias = uniform(features, outputs, seed=1), uniform(outputs, seed=2)
+    wide = uniform(x.shape[0], outputs, seed=2)
+    return [
+        Call("", _Product(torch.addmm, weight, bias)),
+        Call("bias of one number", _Product(torch.addmm, weight, uniform(1, seed=2))),
+        Call("bias of each sample", _Product(torch.addmm, weight, wide)),
+        Call("alpha=2", _Product(lambda *args: torch.addmm(*args, alpha=2), weight, bias)),
+        Call(
+            "weight is an input", lambda x, w: torch.addmm(w[0], x, w), (weight,), has_constant_weight=False
+        ),
+    ]
+
+
+def _matmul(x: torch.Tensor, sizes: Sizes) -> list[Call]:
+    features, outputs = x.shape[-1], sizes.between(5, 17)
+    weight = uniform(features, outputs, seed=1)
+    return [
+        Call("", _Product(torch.matmul, weight)),
+        Call("in batches", _Product(torch.matmul, uniform(2, features, outputs, seed=1))),
+        Call("weight is an input", torch.matmul, (weight,), has_constant_weight=False),
+    ]
+
+
 def _embedding(_: torch.Tensor, sizes: Sizes) -> list[Call]:
     width = sizes.features()
     weight = uniform(_VOCABULARY, width, seed=1)
@@ -181,8 +239,8 @@ def _binary(function: Callable[..., torch.Tensor]) -> Calls:
             Call("with -1e9", lambda x: function(x, -1e9)),
             Call("before softmax", lambda x, y: torch.softmax(function(x, y), -1), (other,)),
         ]
-        if function is torch.add:
-            found.append(Call("alpha=2", lambda x, y: torch.add(x, y, alpha=2), (other,)))
+        if function in (torch.add, torch.sub):
+            found.append(Call("alpha=2", lambda x, y: function(x, y, alpha=2), (other,)))
         return found
 
     return calls
@@ -195,6 +253,41 @@ def _cat(x: torch.Tensor, _: Sizes) -> list[Call]:
         Call("three, last dimension", lambda x, y, z: torch.cat([x, y, z], -1), (other, other + 0.25)),
         Call("with itself", lambda x: torch.cat([x, x])),
     ]
+
+
+def _with_number(function: Callable[..., torch.Tensor], **others: Callable[..., torch.Tensor]) -> Calls:
+    """Calls with a number on one side, and those that the ranges of numbers forbid."""
+    return _one(
+        function,
+        before_softmax=lambda x: torch.softmax(function(x), -1),
+        before_an_inverse=lambda x: torch.reciprocal(function(x)),
+        **others,
+    )
+
+
+def _div(x: torch.Tensor, sizes: Sizes) -> list[Call]:
+    by_tensor = Call("by a tensor", torch.div, (uniform(*x.shape, seed=1) + 2,))
+    return [*_with_number(lambda x: x / 0.75)(x, sizes), by_tensor]
+
+
+def _stack(x: torch.Tensor, _: Sizes) -> list[Call]:
+    other = uniform(*x.shape, seed=1)
+    return [
+        Call("", lambda x, y: torch.stack([x, y]), (other,)),
+        Call("last dimension", lambda x, y: torch.stack([x, y], -1), (other,)),
+        Call("with itself", lambda x: torch.stack([x, x])),
+    ]
+
+
+def _pad(x: torch.Tensor, _: Sizes) -> list[Call]:
+    found = [
+        Call("", lambda x: F.pad(x, (1, 0))),
+        Call("with ones", lambda x: F.pad(x, (1, 0), value=1.0)),
+        Call("cut off", lambda x: F.pad(x, (-1, 1))),
+    ]
+    if x.dim() > 2:
+        found.append(Call("channels", lambda x: F.pad(x, (*[0, 0] * (x.dim() - 2), 1, 1))))
+    return found
 
 
 def _one(function: Callable[..., Any], **others: Callable[..., Any]) -> Calls:
@@ -259,6 +352,23 @@ _KNOWN: dict[str, tuple[Activations, Calls]] = {
     "aten.linear.default": (_rows, _linear),
     "aten.conv1d.default": (_signals, _convolution(nn.Conv1d, F.conv1d, 1)),
     "aten.conv2d.default": (_images, _convolution(nn.Conv2d, F.conv2d, 2)),
+    "aten.conv_transpose1d.default": (_signals, _transposed(nn.ConvTranspose1d, F.conv_transpose1d, 1)),
+    "aten.conv_transpose2d.input": (_images, _transposed(nn.ConvTranspose2d, F.conv_transpose2d, 2)),
+    "aten.addmm.default": (lambda sizes: _rows(sizes)[:1], _addmm),
+    "aten.matmul.default": (_rows, _matmul),
+    "aten.sub.Tensor": (_anything, _binary(torch.sub)),
+    "aten.rsub.Scalar": (
+        _anything, _with_number(lambda x: 0.75 - x, alpha_is_2=lambda x: torch.rsub(x, 0.75, alpha=2))
+    ),
+    "aten.div.Tensor": (_anything, _div),
+    "aten.stack.default": (_anything, _stack),
+    "aten.pad.default": (lambda sizes: [*_images(sizes)[:1], *_signals(sizes)[:1], *_anything(sizes)], _pad),
+    "aten.contiguous.default": (_anything, _one(lambda x: x.transpose(0, 1).contiguous(), clone=torch.clone)),
+    "aten.to.dtype": (
+        _anything, _one(lambda x: x.to(torch.float32))
+    ),
+    "aten.t.default": (lambda sizes: _rows(sizes)[:1], _one(torch.t)),
+    "aten.select.int": (_anything, _one(lambda x: x[1], last=lambda x: x[..., -1])),
     "aten.embedding.default": (_tokens, _embedding),
     "aten.add.Tensor": (_anything, _binary(torch.add)),
     "aten.mul.Tensor": (_anything, _binary(torch.mul)),

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class ExecuTorchEmbeddingQuantizer(PatternQuantizer):
-    """Quantizes embedding tables for ExecuTorch's ``embedding_byte`` kernel: 8 bits, per row, weight only.
+    """Quantizes embedding tables for ExecuTorch's embedding kernels: 8, 4 or 2 bits, weight only.
 
-    There is one thing it can do, so it is asked for everywhere to begin with. Rules narrow that::
+    To begin with, 8 bits per row are asked for everywhere. Rules change that::
 
         ExecuTorchEmbeddingQuantizer().set_module_name("position_embeddings", None)
     """

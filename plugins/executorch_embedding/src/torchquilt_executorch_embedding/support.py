@@ -8,8 +8,7 @@ from __future__ import annotations
 from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, SupportRow, SupportTable
 from torchquilt import operators as ops
 from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32
-
-_ROWS = AllowedSpec("uint8", 0, 255, ("per_axis",), symmetric=False, ch_axis=0, zero_point_domain="float")
+from torchquilt_executorch_embedding.specs import GROUP_SIZES, RANGES
 
 
 def _is_matrix(match: Match) -> bool:
@@ -19,14 +18,41 @@ def _is_matrix(match: Match) -> bool:
 
 MATRIX = Constraint("matrix", "the embedding table has two dimensions", _is_matrix)
 
+
+def _width_divides(size: int, code: str) -> Constraint:
+    def divides(match: Match) -> bool:
+        (weight,) = match.inputs("weight")
+        return bool(weight.meta["val"].shape[-1] % size == 0)
+
+    return Constraint(code, f"a row has a multiple of {size} numbers", divides)
+
+
+def _row(bits: int, group_size: int | None) -> SupportRow:
+    if group_size is None:
+        layout = AllowedSpec(
+            *RANGES[bits],
+            ("per_axis",),
+            symmetric=False,
+            ch_axis=0,
+            zero_point_domain="float",
+            exact_range=True,
+        )
+    else:
+        layout = AllowedSpec(
+            *RANGES[bits], ("per_group",), symmetric=False, group_sizes=(group_size,),
+            zero_point_domain="float", exact_range=True,
+        )  # fmt: skip
+    kernel = "embedding_byte" if bits == 8 else f"embedding_{bits}bit"
+    in_bytes = (_width_divides(8 // bits, "whole_bytes"),) if bits < 8 and group_size is None else ()
+    in_groups = () if group_size is None else (_width_divides(group_size, "groups"),)
+    return SupportRow(
+        OperatorPattern.of(ops.EMBEDDING, name=kernel + (f"_group{group_size}" if group_size else "")),
+        {"weight": (layout,)},
+        constraints=(CONSTANT_WEIGHT, FLOAT32, MATRIX, *in_bytes, *in_groups),
+        targets=("executorch",),
+    )
+
+
 SUPPORT = SupportTable(
-    "executorch_embedding",
-    (
-        SupportRow(
-            OperatorPattern.of(ops.EMBEDDING, name="embedding_byte"),
-            {"weight": (_ROWS,)},
-            constraints=(CONSTANT_WEIGHT, FLOAT32, MATRIX),
-            targets=("executorch",),
-        ),
-    ),
+    "executorch_embedding", tuple(_row(bits, size) for bits in RANGES for size in (None, *GROUP_SIZES))
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 _MODULE_OF = {
     "SUPPORT": "support",
     "XNNPACKQuantizer": "quantizer",
+    "get_int4_weight_config": "specs",
     "get_symmetric_quantization_config": "specs",
 }
 
@@ -22,6 +23,7 @@ __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
     from torchquilt_xnnpack.quantizer import XNNPACKQuantizer as XNNPACKQuantizer
+    from torchquilt_xnnpack.specs import get_int4_weight_config as get_int4_weight_config
     from torchquilt_xnnpack.specs import (
         get_symmetric_quantization_config as get_symmetric_quantization_config,
     )

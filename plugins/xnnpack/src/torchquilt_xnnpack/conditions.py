@@ -1,41 +1,62 @@
 """Conditions on the rows of the table: what the delegate needs besides the operator and the numbers.
 
-Each is what ``partition/config`` of ExecuTorch's XNNPACK delegate checks before it takes a node, asked
-before anything is quantized, so that nothing is quantized that the delegate then leaves behind.
+Each is what ``partition/config`` of ExecuTorch's XNNPACK delegate checks before it takes a node, or what its
+kernels were seen to need, asked before anything is quantized, so that nothing is quantized that the delegate
+then leaves behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
 from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, argument, input_rank, keyword_is
+from torchquilt.graph.values import arguments_of
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
 __all__ = [
+    "BIAS_OF_CHANNELS",
+    "BY_A_NUMBER",
     "CEIL_MODE_IS_STATIC",
     "CONSTANT_WEIGHT",
+    "EVEN_INPUTS",
+    "EVEN_PADDING",
     "EVERY_PIXEL",
     "FLOAT32",
     "IMAGE",
+    "MATRIX",
     "MEAN_OVER_IMAGE",
-    "NOT_A_MASK",
+    "NOT_DEPTHWISE",
     "NO_ALPHA",
-    "NO_NORMALIZATION",
-    "PLAIN_SIZE",
+    "NO_THIRD",
+    "ONE_GROUP",
+    "ONE_SAMPLE",
+    "ONE_UNKNOWN",
+    "PADS_IMAGE",
     "POOLS_TO_ONE_PIXEL",
+    "SEVERAL_GROUPS",
+    "SIGNAL",
+    "STATIC_INDEX",
     "STATIC_SHAPE",
     "STEP_OF_ONE",
     "TWO_BOUNDS",
     "TWO_OR_MORE",
+    "UNSCALED",
+    "ZEROS",
     "bounds",
+    "divides_into_groups",
+    "is_split",
+    "padding_of",
+    "pads_with_zeros",
+    "split_dimension",
 ]
 
 NO_ALPHA = keyword_is("alpha", 1, "alpha", "alpha is 1")
+NO_THIRD = Constraint("alpha", "alpha is 1", lambda match: argument(match, 2, "alpha", 1) == 1)
 IMAGE = input_rank(4)
+SIGNAL = input_rank(3)
 
 
 def _rank(match: Match) -> int:
@@ -61,13 +82,10 @@ POOLS_TO_ONE_PIXEL = Constraint("output_size", "the output size is 1 x 1", _pool
 def _is_mean_over_image(match: Match) -> bool:
     dims = argument(match, 1, "dim") or ()
     rank = _rank(match)
-    keeps = bool(argument(match, 2, "keepdim", False))
-    return keeps and sorted(dim % rank for dim in dims) == [2, 3] and argument(match, 3, "dtype") is None
+    return sorted(dim % rank for dim in dims) == [2, 3] and argument(match, 3, "dtype") is None
 
 
-MEAN_OVER_IMAGE = Constraint(
-    "mean_over_image", "the mean is over height and width, with keepdim=True", _is_mean_over_image
-)
+MEAN_OVER_IMAGE = Constraint("mean_over_image", "the mean is over height and width", _is_mean_over_image)
 
 
 def _ceil_mode_is_static(match: Match) -> bool:
@@ -103,13 +121,186 @@ def _is_static(match: Match) -> bool:
 STATIC_SHAPE = Constraint("static_shape", "the shape is static", _is_static)
 
 
-def _has_plain_size(match: Match) -> bool:
-    return all(isinstance(size, int) for size in argument(match, 1, "size") or argument(match, 1, "shape"))
+def _has_one_unknown(match: Match) -> bool:
+    return sum(not isinstance(size, int) for size in match.output.meta["val"].shape) <= 1
 
 
-PLAIN_SIZE = Constraint(
-    "plain_size", "the new shape is given in numbers, one of which may be -1", _has_plain_size
+ONE_UNKNOWN = Constraint(
+    "one_unknown", "at most one dimension of the result is not known ahead", _has_one_unknown
 )
+
+
+def _is_one_static_index(match: Match) -> bool:
+    data = match.inputs("input_activation")[0].meta["val"]
+    index = argument(match, 2, "index")
+    return isinstance(index, int) and all(isinstance(size, int) for size in data.shape)
+
+
+STATIC_INDEX = Constraint("static_index", "the shape and the index are static", _is_one_static_index)
+
+
+# --- Weights and biases -------------------------------------------------------------------------------------
+
+
+def _is_matrix(match: Match) -> bool:
+    (weight,) = match.inputs("weight")
+    return bool(weight.meta["val"].dim() == 2)
+
+
+MATRIX = Constraint("matrix", "the weight has two dimensions", _is_matrix)
+
+
+def _scales_nothing(match: Match) -> bool:
+    return all(match.anchor.kwargs.get(name, 1) == 1 for name in ("alpha", "beta"))
+
+
+UNSCALED = Constraint("unscaled", "alpha and beta are 1", _scales_nothing)
+
+
+def _has_bias_of_channels(match: Match) -> bool:
+    for bias in match.inputs("bias"):
+        shape = [1, *bias.meta["val"].shape]
+        length = shape.pop()
+        if any(size != 1 for size in shape) or length not in (1, match.anchor.meta["val"].shape[-1]):
+            return False
+    return True
+
+
+BIAS_OF_CHANNELS = Constraint(
+    "bias", "the bias has one number for each output channel, or one in all", _has_bias_of_channels
+)
+
+
+def _groups(match: Match) -> int:
+    groups: int = argument(match, 6, "groups", 1)
+    return groups
+
+
+ONE_GROUP = Constraint("one_group", "groups is 1", lambda match: _groups(match) == 1)
+SEVERAL_GROUPS = Constraint("several_groups", "groups is larger than 1", lambda match: _groups(match) > 1)
+
+
+def _has_inputs_in_groups(match: Match) -> bool:
+    (weight,) = match.inputs("weight")
+    return bool(weight.meta["val"].shape[1] > 1)
+
+
+NOT_DEPTHWISE = Constraint(
+    "not_depthwise", "each group has two or more input channels", _has_inputs_in_groups
+)
+
+
+def _has_one_sample(match: Match) -> bool:
+    return bool(match.inputs("input_activation")[0].meta["val"].shape[0] == 1)
+
+
+# The delegate finds parameters for each sample, and a dynamic quantize operator for the whole tensor.
+ONE_SAMPLE = Constraint("one_sample", "the batch is of one sample", _has_one_sample)
+
+
+def _is_padded_evenly(match: Match) -> bool:
+    if argument(match, 4, "padding") != "same":
+        return True
+    (weight,) = match.inputs("weight")
+    kernel = weight.meta["val"].shape[2:]
+    dilation = list(argument(match, 5, "dilation", [1])) * len(kernel)
+    return all((size - 1) * step % 2 == 0 for size, step in zip(kernel, dilation, strict=False))
+
+
+EVEN_PADDING = Constraint("even_padding", "it is padded by as much on either side", _is_padded_evenly)
+
+
+def _input_features(match: Match) -> int:
+    (weight,) = match.inputs("weight")
+    axis = 0 if match.pattern.working.name in ("addmm", "matmul") else 1
+    features: int = weight.meta["val"].shape[axis]
+    return features
+
+
+EVEN_INPUTS = Constraint(
+    "even_inputs", "the number of input features is even", lambda match: _input_features(match) % 2 == 0
+)
+
+
+def divides_into_groups(size: int) -> Constraint:
+    """The input features of a weight are a multiple of the size of its groups."""
+    text = f"the input features are a multiple of {size}"
+    return Constraint("groups", text, lambda match: _input_features(match) % size == 0)
+
+
+# --- Numbers and padding ------------------------------------------------------------------------------------
+
+
+def _divides_by_a_number(match: Match) -> bool:
+    if match.scalars:
+        return all(isinstance(value, (int, float)) and value != 0 for _, _, value in match.scalars)
+    *_, divisor = match.inputs("input_activation")
+    return match.is_constant(divisor) and divisor.meta["val"].dim() == 0
+
+
+BY_A_NUMBER = Constraint(
+    "by_a_number", "it is divided by a number other than 0, or by a constant of one", _divides_by_a_number
+)
+
+_PADS = frozenset({"aten.pad.default", "aten.constant_pad_nd.default"})
+
+
+def padding_of(node: Node) -> dict[int, tuple[int, int]]:
+    """Dimension → how much is put before and behind it, for a call of ``pad``."""
+    assert str(node.target) in _PADS
+    amounts: Any = node.args[1]
+    last = node.meta["val"].dim() - 1
+    return {last - i // 2: (amounts[i], amounts[i + 1]) for i in range(0, len(amounts), 2)}
+
+
+def pads_with_zeros(node: Node) -> bool:
+    """Whether a node puts zeros around a tensor, and cuts nothing off."""
+    if str(node.target) not in _PADS:
+        return False
+    named = arguments_of(node)
+    amounts, value = named["pad"], named["value"]
+    is_constant = named.get("mode", "constant") == "constant" and value in (None, 0)
+    return is_constant and all(isinstance(amount, int) and amount >= 0 for amount in amounts)
+
+
+ZEROS = Constraint(
+    "zeros",
+    "it puts zeros around the tensor, and cuts nothing off",
+    lambda match: pads_with_zeros(match.nodes[0]),
+)
+
+
+def _pads_image(match: Match) -> bool:
+    spatial = match.inputs("weight")[0].meta["val"].dim() - 2
+    return all(
+        not any(sizes)
+        for dim, sizes in padding_of(match.nodes[0]).items()
+        if dim < match.nodes[0].meta["val"].dim() - spatial
+    )
+
+
+PADS_IMAGE = Constraint("pads_image", "neither samples nor channels are added", _pads_image)
+
+_SPLITS = {
+    "aten.chunk.default": 2,
+    "aten.split.Tensor": 2,
+    "aten.split.sizes": 2,
+    "aten.split_with_sizes.default": 2,
+    "aten.tensor_split.sections": 2,
+}
+
+
+def is_split(node: Node) -> bool:
+    """Whether a node returns a tensor in parts along one of its dimensions."""
+    return str(node.target) in _SPLITS
+
+
+def split_dimension(node: Node) -> int:
+    """The dimension along which :func:`is_split` holds."""
+    position = _SPLITS[str(node.target)]
+    dim: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
+    rank: int = node.meta["val"][0].dim()
+    return int(dim) % rank
 
 
 def bounds(clamp: Node) -> tuple[Any, Any]:
@@ -124,106 +315,3 @@ def _has_two_bounds(match: Match) -> bool:
 
 
 TWO_BOUNDS = Constraint("bounds", "both bounds of the clamp are numbers", _has_two_bounds)
-
-
-# An addition that only softmax reads is an attention mask or bias. Its masked entries are meant to be as low
-# as can be; on an 8-bit grid they would either leave no steps for the scores or come so close to them that
-# what is masked is attended to. Where the mask is made in the graph, the number that it is filled with tells.
-_LARGEST = 1e4
-_FILLING = frozenset(
-    f"aten.{name}"
-    for name in (
-        "full.default", "full_like.default", "masked_fill.Scalar", "mul.Tensor", "new_full.default",
-        "where.Scalar", "where.ScalarOther", "where.ScalarSelf",
-    )
-)  # fmt: skip
-# Among these are all that are written as reshape, so that what is asked again afterwards is answered alike.
-_ONLY_SHAPES = frozenset(
-    f"aten.{name}"
-    for name in (
-        "_to_copy.default", "clone.default", "contiguous.default", "dropout.default", "expand.default",
-        "flatten.using_ints", "permute.default", "reshape.default", "select.int", "slice.Tensor",
-        "squeeze.dim", "squeeze.dims", "to.device", "to.dtype", "to.dtype_layout", "transpose.int",
-        "tril.default", "triu.default", "type_as.default", "unsqueeze.default", "view.default",
-    )
-)  # fmt: skip
-# Between the sum and softmax there may be a temperature, or a bound on the scores.
-_KEEP_THE_MASK = _ONLY_SHAPES | {
-    "aten.clamp.default", "aten.div.Tensor", "aten.div_.Tensor", "aten.max.other", "aten.maximum.default",
-    "aten.mul.Tensor",
-}  # fmt: skip
-_SOFTMAX = frozenset({"aten.softmax.int", "aten._softmax.default", "aten._safe_softmax.default"})
-# So many nodes are looked at. It keeps the cost linear in the nodes of the graph.
-_NEARBY = 16
-
-
-def _users_nearby(node: Node, through: Container[str]) -> Iterator[tuple[Node, Node]]:
-    """Each user of a tensor, and of what becomes of it through some operators, with what it uses."""
-    reached = [node]
-    for current in reached:  # which grows on the way
-        for user in current.users:
-            yield user, current
-            if str(user.target) in through and user not in reached and len(reached) < _NEARBY:
-                reached.append(user)
-
-
-def _is_huge(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not abs(value) < _LARGEST
-
-
-def _behind_shapes(node: Node) -> Node:
-    """What a tensor was before its shape or dtype was changed."""
-    for _ in range(_NEARBY):
-        if str(node.target) not in _ONLY_SHAPES:
-            break
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _is_filled_with_huge(node: Node) -> bool:
-    origin = _behind_shapes(node)
-    return str(origin.target) in _FILLING and any(map(_is_huge, origin.args))
-
-
-def _is_not_a_mask(match: Match) -> bool:
-    if any(_is_huge(value) for _, _, value in match.scalars):
-        return False
-    if any(_is_filled_with_huge(node) for node in match.inputs("input_activation")):
-        return False
-    return not any(str(user.target) in _SOFTMAX for user, _ in _users_nearby(match.output, _KEEP_THE_MASK))
-
-
-NOT_A_MASK = Constraint(
-    "attention_mask",
-    "it does not make an attention mask, nor add one to what goes into softmax",
-    _is_not_a_mask,
-)
-
-
-# A normalization in single steps, x * rsqrt(variance + epsilon). The variances of tokens lie orders of
-# magnitude apart, and that of one which attends to nothing is 0. On an integer grid that holds the largest
-# the smallest is 0, with an infinite inverse; and on one that holds the largest inverse most others are 0.
-_ROOTS = _ONLY_SHAPES | {"aten.sqrt.default"}
-_INVERSES = frozenset({"aten.rsqrt.default", "aten.reciprocal.default"})
-
-
-def _is_inverse(node: Node) -> bool:
-    exponent = node.args[1] if str(node.target) == "aten.pow.Tensor_Scalar" else 0
-    return str(node.target) in _INVERSES or (isinstance(exponent, (int, float)) and exponent < 0)
-
-
-def _inverts(user: Node, tensor: Node) -> bool:
-    return _is_inverse(user) or (str(user.target) == "aten.div.Tensor" and user.args[1] is tensor)
-
-
-def _is_no_normalization(match: Match) -> bool:
-    if any(_is_inverse(_behind_shapes(node)) for node in match.inputs("input_activation")):
-        return False
-    return not any(_inverts(user, tensor) for user, tensor in _users_nearby(match.output, _ROOTS))
-
-
-NO_NORMALIZATION = Constraint(
-    "normalization",
-    "it is no step of a normalization: no inverse is taken of its result, nor does it read one",
-    _is_no_normalization,
-)

@@ -18,6 +18,19 @@ def torchquilt_manifest() -> Manifest:
             PresetInfo(
                 "dynamic_int8_per_channel", "activations per token at run time; one weight scale a channel"
             ),
+            PresetInfo(
+                "static_int8_weight_int4", "linear: activations calibrated; 4-bit weights, a scale a channel"
+            ),
+            PresetInfo(
+                "dynamic_int8_weight_int4", "linear: activations per token; 4-bit weights, a scale a channel"
+            ),
+            *(
+                PresetInfo(
+                    f"dynamic_int8_weight_int4_group{size}",
+                    f"linear: activations per token; 4-bit weights, a scale for each {size}",
+                )
+                for size in (32, 64, 128, 256)
+            ),
         ),
         targets=("executorch",),
         contributions={"executorch": "torchquilt_xnnpack.lowering:CONTRIBUTION"},

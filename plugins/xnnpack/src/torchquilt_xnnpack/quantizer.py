@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchquilt import PatternQuantizer
-from torchquilt_xnnpack.conditions import bounds
+from torchquilt import PatternQuantizer, Sharing
+from torchquilt_xnnpack.forms import write_claims, write_parts
 from torchquilt_xnnpack.specs import PRESETS
 from torchquilt_xnnpack.support import SUPPORT
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
 
 
 class XNNPACKQuantizer(PatternQuantizer):
@@ -34,36 +34,11 @@ class XNNPACKQuantizer(PatternQuantizer):
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Besides what every table needs: write what is claimed in the form that the delegate takes.
 
-        What is written computes the same: ``hardtanh`` for a fused ``clamp`` with two bounds,
-        ``reshape`` for ``squeeze`` and ``unsqueeze``, and a bias of its own for each operator that
-        shares one (the delegate quantizes a bias once, by the scale of the input of its first reader).
+        What is written computes the same; :mod:`torchquilt_xnnpack.forms` has all of it.
         """
-        from torchquilt.graph.edits import own_copy
-
-        model = super().transform_for_annotation(model)
-        for claim in self.claims(model):
-            name = claim.match.pattern.operators[-1].name
-            if name == "clamp" and claim.match.output is not claim.match.anchor:
-                _write_as_hardtanh(claim.match.output)
-            elif name in ("squeeze", "unsqueeze"):
-                _write_as_reshape(claim.match.output)
-            for bias in claim.match.inputs("bias"):
-                if claim.row.mode == "static" and len(bias.users) > 1:
-                    own_copy(model, claim.match.anchor, bias)
-        return model
-
-
-def _write_as_hardtanh(clamp: Node) -> None:
-    import torch
-
-    clamp.args = (clamp.args[0], *bounds(clamp))
-    clamp.kwargs = {}
-    clamp.target = torch.ops.aten.hardtanh.default
-
-
-def _write_as_reshape(node: Node) -> None:
-    import torch
-
-    node.args = (node.args[0], list(node.meta["val"].shape))
-    node.kwargs = {}
-    node.target = torch.ops.aten.reshape.default
+        write_parts(model, self.intent)
+        computing = [claim for claim in self.claims(model) if claim.row.sharing is not Sharing.PASSED_ON]
+        passing = self.claims(model, wherever_passed_on=True)
+        passing_on = [claim for claim in passing if claim.row.sharing is Sharing.PASSED_ON]
+        write_claims(model, (*computing, *passing_on))
+        return super().transform_for_annotation(model)

@@ -6,11 +6,23 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+
+import attrs
 
 from torchquilt import QuantizationConfig, QuantizationSpec, UnsupportedConfigError
 
-#: Calibration chooses no scale below this one, as in ExecuTorch's own configs for XNNPACK.
-SMALLEST_SCALE = 2.0**-12
+# The runtime takes scales far below these (tests/plugins/xnnpack/test_scales.py runs some). They keep in
+# bounds the bias of a static operator, whose numbers are bias / (input scale * weight scale) and have to fit
+# into int32: up to 8 beside inputs of the smallest scale and weights of 2**-10, up to 32 in a channel without
+# weights beside inputs of 2**-10. ExecuTorch's own configs take 2**-12 for both.
+#: Calibration chooses no scale of activations below this one.
+SMALLEST_ACTIVATION_SCALE = 2.0**-18
+#: Weights of static operators have no scale below this one.
+SMALLEST_WEIGHT_SCALE = 2.0**-16
+
+#: A scale of 4-bit weights is for so many of them, where they are quantized in groups.
+GROUP_SIZES = (32, 64, 128, 256)
 
 
 def get_symmetric_quantization_config(
@@ -48,7 +60,7 @@ def get_symmetric_quantization_config(
         )
     granularity = "per_token" if is_dynamic else "per_tensor"
     activation = QuantizationSpec(
-        "int8", act_qmin, act_qmax, granularity, is_dynamic=is_dynamic, eps=SMALLEST_SCALE
+        "int8", act_qmin, act_qmax, granularity, is_dynamic=is_dynamic, eps=SMALLEST_ACTIVATION_SCALE
     )
     weight = QuantizationSpec(
         "int8",
@@ -57,12 +69,42 @@ def get_symmetric_quantization_config(
         "per_axis" if is_per_channel or is_dynamic else "per_tensor",
         symmetric=True,
         ch_axis=0 if is_per_channel or is_dynamic else None,
-        eps=SMALLEST_SCALE,
+        eps=SMALLEST_WEIGHT_SCALE,
         uniform=is_dynamic and not is_per_channel,
     )
     return QuantizationConfig(
         input_activation=activation, output_activation=None if is_dynamic else activation, weight=weight
     )
+
+
+def get_int4_weight_config(group_size: int | None = None, is_dynamic: bool = True) -> QuantizationConfig:
+    """A config for linear layers with weights of 4 bits, symmetric, and activations of 8.
+
+    Args:
+        group_size: the weights of an output channel have a scale for each run of so many (one of
+            :data:`GROUP_SIZES`; the kernel reads it as bfloat16), instead of one in all. Only with
+            ``is_dynamic``.
+        is_dynamic: as for :func:`get_symmetric_quantization_config`.
+
+    Raises:
+        UnsupportedConfigError: groups, with activations that are calibrated.
+        SpecError: ``group_size`` is less than 2.
+    """
+    if group_size is not None and not is_dynamic:
+        raise UnsupportedConfigError(
+            "XNNPACK has no kernel for weights in groups with activations that are calibrated.",
+            expected="group_size=None, or is_dynamic=True",
+            got=f"group_size={group_size}, is_dynamic=False",
+            remedy="leave one of the two out",
+        )
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
+    if group_size is None:
+        weight = QuantizationSpec(
+            "int8", -8, 7, "per_axis", symmetric=True, ch_axis=0, eps=SMALLEST_WEIGHT_SCALE
+        )
+    else:
+        weight = QuantizationSpec("int8", -8, 7, "per_group", symmetric=True, group_size=group_size)
+    return attrs.evolve(config, weight=weight)
 
 
 #: Name → function that makes the config. The manifest in ``plugin.py`` lists the same names.
@@ -73,4 +115,9 @@ PRESETS: Mapping[str, Callable[[], QuantizationConfig]] = {
     "dynamic_int8_per_channel": lambda: get_symmetric_quantization_config(
         is_per_channel=True, is_dynamic=True
     ),
+    "static_int8_weight_int4": lambda: get_int4_weight_config(is_dynamic=False),
+    "dynamic_int8_weight_int4": lambda: get_int4_weight_config(),
+    **{
+        f"dynamic_int8_weight_int4_group{size}": partial(get_int4_weight_config, size) for size in GROUP_SIZES
+    },
 }

@@ -8,22 +8,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
+
 from torchquilt import AllowedSpec, Constraint, OperatorPattern, Sharing, SupportRow, SupportTable
 from torchquilt import operators as ops
 from torchquilt_xnnpack import conditions as when
+from torchquilt_xnnpack.ranges import NO_NORMALIZATION, NOT_A_MASK
+from torchquilt_xnnpack.specs import GROUP_SIZES
 
 _TARGETS = ("executorch",)
 
+# To the delegate a weight of just this range has 4 bits, whatever the kernel.
+_INT4_RANGE = (-8, 7)
+
 _ACTIVATION = AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)
 _TOKENS = AllowedSpec("int8", -128, 127, ("per_token",), symmetric=False, is_dynamic=True, exact_range=True)
-_WEIGHT = AllowedSpec("int8", -128, 127, ("per_tensor", "per_axis"), symmetric=True, ch_axis=0)
+_INPUT = AllowedSpec(
+    "int8", -128, 127, ("per_token", "per_tensor"), symmetric=False, is_dynamic=True, exact_range=True
+)
+
+
+def _int8(*granularities: str) -> AllowedSpec:
+    return AllowedSpec(
+        "int8", -128, 127, granularities, symmetric=True, ch_axis=0, other_ranges=(_INT4_RANGE,)
+    )
+
+
+_WEIGHT = _int8("per_tensor", "per_axis")
+_ONE_SCALE = _int8("per_tensor")
 # The dynamic kernels read one scale for each output channel. A weight with one scale in all would be taken
 # for a float32 one by the delegate, and come out wrong.
-_CHANNELS = AllowedSpec("int8", -128, 127, ("per_axis",), symmetric=True, ch_axis=0)
+_CHANNELS = _int8("per_axis")
+_INT4 = AllowedSpec("int8", *_INT4_RANGE, ("per_axis",), symmetric=True, ch_axis=0, exact_range=True)
+
+
+def _int4_groups(size: int) -> AllowedSpec:
+    return AllowedSpec(
+        "int8", *_INT4_RANGE, ("per_group",), symmetric=True, group_sizes=(size,), exact_range=True
+    )
+
 
 _STATIC = {"input_activation": (_ACTIVATION,), "output_activation": (_ACTIVATION,)}
-_STATIC_WEIGHTED = {**_STATIC, "weight": (_WEIGHT,)}
-_DYNAMIC_WEIGHTED = {"input_activation": (_TOKENS,), "weight": (_CHANNELS,)}
 
 
 def _row(
@@ -31,47 +56,122 @@ def _row(
     specs: Mapping[str, tuple[AllowedSpec, ...]] = _STATIC,
     sharing: Sharing = Sharing.NONE,
     constraints: tuple[Constraint, ...] = (),
+    suffix: str = "",
+    lead: int = 0,
+    weight_axis: int = 0,
+    takes_input_whole: bool = False,
 ) -> SupportRow:
+    pattern = OperatorPattern.of(*operators, lead=lead)
     return SupportRow(
-        OperatorPattern.of(*operators),
+        attrs.evolve(pattern, name=pattern.name + suffix),
         specs,
         sharing=sharing,
         constraints=(when.FLOAT32, *constraints),
         targets=_TARGETS,
+        weight_axis=weight_axis,
+        takes_input_whole=takes_input_whole,
+        worth_alone="weight" in specs,  # what has none costs little more than what converts for it
     )
 
 
-# What XNNPACK computes in the same kernel as the operator before it.
-_FUSED = (ops.RELU, ops.RELU6, ops.HARDTANH)
-
-_WEIGHTED = tuple(
-    _row(operator, *after, specs=_STATIC_WEIGHTED, constraints=(when.CONSTANT_WEIGHT, *conditions))
-    for operator in (ops.LINEAR, ops.CONV1D, ops.CONV2D)
-    for after, conditions in (
-        *(((activation,), ()) for activation in _FUSED),
-        ((ops.CLAMP,), (when.TWO_BOUNDS,)),
-        ((), ()),
-    )
+# What XNNPACK computes in the same kernel as the operator before it, and what does not stand there.
+_FUSED: tuple[tuple[tuple[ops.Operator, ...], tuple[Constraint, ...]], ...] = (
+    *(((activation,), ()) for activation in (ops.RELU, ops.RELU6, ops.HARDTANH)),
+    ((ops.CLAMP,), (when.TWO_BOUNDS,)),
+    ((), ()),
 )
 
-_DYNAMIC = (_row(ops.LINEAR, specs=_DYNAMIC_WEIGHTED, constraints=(when.CONSTANT_WEIGHT,)),)
+# Operator, axis of the weight's output channels, conditions. The last two are written as linear.
+_LINEARS = (
+    (ops.LINEAR, 0, (when.BIAS_OF_CHANNELS,)),
+    (ops.ADDMM, 1, (when.UNSCALED, when.BIAS_OF_CHANNELS)),
+    (ops.MATMUL, 1, (when.MATRIX,)),
+)
+_CONVOLUTIONS = ((ops.CONV1D, when.SIGNAL), (ops.CONV2D, when.IMAGE))
+_TRANSPOSED = ((ops.CONV_TRANSPOSE1D, when.SIGNAL), (ops.CONV_TRANSPOSE2D, when.IMAGE))
 
-# The delegate fuses relu into an integer addition, but would multiply in float with a relu behind it; so a
-# relu after a multiplication is a row of its own, below.
+_STATIC_WEIGHTED = (
+    *(
+        _row(operator, *after, specs={**_STATIC, "weight": (weight,)}, suffix=suffix, weight_axis=axis,
+             constraints=(when.CONSTANT_WEIGHT, *conditions, *bits, *more))
+        for operator, axis, conditions in _LINEARS
+        for weight, suffix, bits in ((_WEIGHT, "", ()), (_INT4, "_int4", (when.EVEN_INPUTS,)))
+        for after, more in _FUSED
+    ),
+    *(
+        _row(operator, *after, specs={**_STATIC, "weight": (_WEIGHT,)},
+             constraints=(when.CONSTANT_WEIGHT, rank, *more))
+        for operator, rank in _CONVOLUTIONS
+        for after, more in _FUSED
+    ),
+    *(
+        _row(ops.PAD, operator, *after, specs={**_STATIC, "weight": (_WEIGHT,)}, lead=1,
+             constraints=(when.CONSTANT_WEIGHT, rank, when.ZEROS, when.PADS_IMAGE, *more))
+        for operator, rank in _CONVOLUTIONS
+        for after, more in _FUSED
+    ),
+    *(
+        _row(operator, *after, specs={**_STATIC, "weight": (weight,)}, suffix=suffix, weight_axis=1,
+             constraints=(when.CONSTANT_WEIGHT, rank, groups, *more))
+        for operator, rank in _TRANSPOSED
+        for weight, suffix, groups in (
+            (_WEIGHT, "", when.ONE_GROUP), (_ONE_SCALE, "_grouped", when.SEVERAL_GROUPS)
+        )
+        for after, more in _FUSED
+    ),
+)  # fmt: skip
+
+_DYNAMIC = (
+    *(
+        _row(operator, specs={"input_activation": (_TOKENS,), "weight": (weight,)}, suffix=suffix,
+             weight_axis=axis, constraints=(when.CONSTANT_WEIGHT, *conditions, *bits))
+        for operator, axis, conditions in _LINEARS
+        for weight, suffix, bits in (
+            (_CHANNELS, "", ()),
+            (_INT4, "_int4", (when.EVEN_INPUTS,)),
+            *(
+                (_int4_groups(size), f"_int4_group{size}", (when.divides_into_groups(size),))
+                for size in GROUP_SIZES
+            ),
+        )
+    ),
+    *(
+        _row(operator, specs={"input_activation": (_INPUT,), "weight": (_CHANNELS,)}, weight_axis=axis,
+             takes_input_whole=True,
+             constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.ONE_SAMPLE, when.NOT_DEPTHWISE, condition))
+        for operator, axis, condition in (
+            (ops.CONV2D, 0, when.EVEN_PADDING), (ops.CONV_TRANSPOSE2D, 1, when.ONE_GROUP)
+        )
+    ),
+)  # fmt: skip
+
+# The delegate fuses relu into an integer addition, but would multiply and subtract in float with a relu
+# behind it; so a relu after these is a row of its own, below.
+_SAFE = (NOT_A_MASK, NO_NORMALIZATION)
 _ELEMENTWISE = (
-    _row(ops.ADD, ops.RELU, constraints=(when.NO_ALPHA, when.NOT_A_MASK, when.NO_NORMALIZATION)),
-    _row(ops.ADD, constraints=(when.NO_ALPHA, when.NOT_A_MASK, when.NO_NORMALIZATION)),
-    _row(ops.MUL, constraints=(when.NOT_A_MASK, when.NO_NORMALIZATION)),
+    _row(ops.ADD, ops.RELU, constraints=(when.NO_ALPHA, *_SAFE)),
+    _row(ops.ADD, constraints=(when.NO_ALPHA, *_SAFE)),
+    _row(ops.SUB, constraints=(when.NO_ALPHA, *_SAFE)),
+    _row(ops.MUL, constraints=_SAFE),
+    # Written as a subtraction the other way round, and as a multiplication.
+    _row(ops.RSUB, constraints=(when.NO_THIRD, *_SAFE)),
+    _row(ops.DIV, constraints=(when.BY_A_NUMBER, *_SAFE)),
 )
 
 _OTHERS = (
     _row(ops.CAT, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE,)),
+    # Written as cat and reshape.
+    _row(ops.STACK, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE, when.ONE_UNKNOWN)),
     _row(
         ops.ADAPTIVE_AVG_POOL2D,
         sharing=Sharing.OUTPUT_AS_INPUT,
         constraints=(when.IMAGE, when.POOLS_TO_ONE_PIXEL),
     ),
-    _row(ops.MEAN, sharing=Sharing.PASSED_ON, constraints=(when.IMAGE, when.MEAN_OVER_IMAGE)),
+    _row(
+        ops.MEAN,
+        sharing=Sharing.PASSED_ON,
+        constraints=(when.IMAGE, when.MEAN_OVER_IMAGE, when.ONE_UNKNOWN),
+    ),
     _row(
         ops.MAX_POOL2D,
         sharing=Sharing.PASSED_ON,
@@ -82,15 +182,16 @@ _OTHERS = (
 # What only moves numbers, or cuts them off, keeps the parameters of what it gets.
 _PASSING_ON = (
     *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)),
-    *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.PERMUTE, ops.TRANSPOSE, ops.DROPOUT)),
-    *(_row(op, sharing=Sharing.PASSED_ON, constraints=(when.PLAIN_SIZE,)) for op in (ops.VIEW, ops.RESHAPE)),
-    _row(ops.FLATTEN, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE,)),
+    *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.PERMUTE, ops.TRANSPOSE, ops.T, ops.DROPOUT)),
+    *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.CONTIGUOUS, ops.TO)),
     _row(ops.SLICE, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE, when.STEP_OF_ONE)),
-    # Written as reshape by the quantizer, since the delegate leaves most of them outside.
+    # Written as reshape, select as a slice before it, and pad as cat with zeros.
     *(
-        _row(op, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE,))
-        for op in (ops.SQUEEZE, ops.UNSQUEEZE)
+        _row(op, sharing=Sharing.PASSED_ON, constraints=(when.ONE_UNKNOWN,))
+        for op in (ops.VIEW, ops.RESHAPE, ops.FLATTEN, ops.SQUEEZE, ops.UNSQUEEZE)
     ),
+    _row(ops.SELECT, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_INDEX,)),
+    _row(ops.PAD, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE, when.ZEROS)),
 )
 
-SUPPORT = SupportTable("xnnpack", (*_WEIGHTED, *_DYNAMIC, *_ELEMENTWISE, *_OTHERS, *_PASSING_ON))
+SUPPORT = SupportTable("xnnpack", (*_STATIC_WEIGHTED, *_DYNAMIC, *_ELEMENTWISE, *_OTHERS, *_PASSING_ON))

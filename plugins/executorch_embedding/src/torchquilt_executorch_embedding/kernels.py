@@ -1,0 +1,143 @@
+"""The step before lowering: lookups of a converted model as calls of ExecuTorch's embedding kernels.
+
+A converted model dequantizes its tables and looks rows up in float. ExecuTorch has kernels that look rows up
+in integers, of 8, 4 or 2 bits, several in a byte. Here they are called, with tables packed as they read them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import GraphModule, Node
+
+# What a dequantize says of the numbers: dtype, smallest, largest → bits.
+_BITS = {
+    ("torch.uint8", 0, 255): 8,
+    ("torch.int8", -128, 127): 8,
+    ("torch.int8", -8, 7): 4,
+    ("torch.int8", -2, 1): 2,
+}
+
+
+def write_kernels(model: GraphModule) -> GraphModule:
+    """A copy of a converted model whose quantized lookups are calls of ExecuTorch's embedding kernels.
+
+    Args:
+        model: what ``convert_pt2e`` returned, with weights that are stored as integers.
+
+    Returns:
+        The copy. It computes the same, and exports like any other model. Lookups in tables of other forms are
+        left as they are.
+
+    Raises:
+        ImportError: ExecuTorch, which defines the operators, is not installed.
+    """
+    import importlib
+
+    from torchquilt.graph.edits import copy_model, drop_unused_tensors
+
+    # Defines the operators.
+    importlib.import_module("executorch.exir.passes._quant_patterns_and_replacements")
+    copied = copy_model(model)
+    stored: dict[tuple[str, str], str] = {}
+    for node in list(copied.graph.nodes):
+        table = _table_of(node)
+        if table is not None:
+            _write(copied, node, table, stored)
+    copied.graph.eliminate_dead_code()
+    drop_unused_tensors(copied)
+    copied.recompile()
+    return copied
+
+
+@attrs.frozen(eq=False)
+class _Table:
+    """A dequantize of a stored table: where its integers and parameters are read, and their bits."""
+
+    integers: Node
+    scale: Node
+    zero_point: Node
+    bits: int
+    grid: tuple[int, int]
+
+
+def _table_of(node: Node) -> _Table | None:
+    if str(node.target) != "aten.embedding.default":
+        return None
+    dequantize: Any = node.args[0]
+    operator, arguments = str(dequantize.target), tuple(dequantize.args)
+    if operator == "quantized_decomposed.dequantize_per_channel.default":
+        integers, scale, zero_point, axis, low, high, dtype = arguments[:7]
+    elif operator == "quantized_decomposed.dequantize_per_channel_group.default":
+        axis = 0
+        integers, scale, zero_point, low, high, dtype = arguments[:6]
+    else:
+        return None
+    bits = _BITS.get((str(dtype), low, high))
+    if bits is None or axis != 0 or any(tensor.op != "get_attr" for tensor in (integers, scale, zero_point)):
+        return None
+    return _Table(integers, scale, zero_point, bits, (low, high))
+
+
+def _write(model: GraphModule, node: Node, table: _Table, stored: dict[tuple[str, str], str]) -> None:
+    """Put the call of a kernel in the place of a lookup. What is stored for a table is stored once."""
+    import torch
+
+    from torchquilt.graph.edits import free_name, read_tensor, take_origin
+    from torchquilt.graph.values import attribute
+
+    def read(source: Node, what: str, change: Any) -> Node:
+        key = (str(source.target), what)
+        value = change(attribute(model, key[0]))
+        if key not in stored:
+            stored[key] = free_name(model, f"{key[0]}_{what}")
+        return read_tensor(model, stored[key], value, before=node)
+
+    scale = attribute(model, str(table.scale.target))
+    arguments = (
+        read(table.integers, "packed", lambda integers: pack(integers, table.bits)),
+        read(table.scale, "kernel", lambda found: found),
+        read(table.zero_point, "kernel", lambda found: found.to(scale.dtype)),
+        *table.grid,
+        node.args[1],
+    )
+    name = "embedding_byte" if table.bits == 8 else f"embedding_{table.bits}bit"
+    operator = getattr(torch.ops.quantized_decomposed, name)
+    value = node.meta["val"]
+    with model.graph.inserting_before(node):
+        if value.dtype == scale.dtype:
+            call = model.graph.call_function(operator.default, arguments)
+        else:
+            call = model.graph.call_function(operator.dtype, arguments, {"dtype": value.dtype})
+    take_origin(call, node)
+    call.meta["val"] = value
+    node.replace_all_uses_with(call)
+    model.graph.erase_node(node)
+
+
+def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
+    """Numbers of 8, 4 or 2 bits as the kernels read them.
+
+    Args:
+        integers: (rows, width), uint8 or int8, those of fewer bits between ``-2**(bits - 1)`` and
+            ``2**(bits - 1) - 1``; ``width`` is a multiple of ``8 // bits``.
+        bits: how many of them a number has.
+
+    Returns:
+        (rows, width * bits / 8), of the same dtype where ``bits`` is 8, else uint8: the numbers from 0 on,
+        of 4 bits the first of two in the upper half of a byte, of 2 bits the first of four in the lowest.
+    """
+    import torch
+
+    if bits == 8:
+        return integers
+    in_byte = 8 // bits
+    shifted = (integers.to(torch.int16) + 2 ** (bits - 1)).unflatten(1, (-1, in_byte))
+    places = range(in_byte) if bits == 2 else reversed(range(in_byte))
+    weights = torch.tensor([2 ** (bits * place) for place in places], dtype=torch.int16)
+    packed: torch.Tensor = (shifted * weights).sum(-1)
+    return packed.to(torch.uint8)

@@ -1,0 +1,249 @@
+"""The forms in which the delegate takes what is claimed: other operators that compute the same.
+
+Each function writes one claim. It is looked up by the name of an operator of the claim's pattern. Importing
+this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torchquilt_xnnpack.conditions import bounds, is_split, padding_of, pads_with_zeros, split_dimension
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+    from torchquilt.claims import Claim
+    from torchquilt.intent import Intent
+
+
+def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:
+    """Write each claim in the form that the delegate takes, and each pad that is in none so that it loads."""
+    claimed = {node for claim in claims for node in claim.match.nodes}
+    for node in model.graph.nodes:
+        if pads_with_zeros(node) and node not in claimed:
+            _write_float_pad(node)
+    for claim in claims:
+        for name, write in _FORMS.items():
+            if name in (claim.match.pattern.working.name, claim.match.pattern.operators[-1].name):
+                write(model, claim)
+        for bias in claim.match.inputs("bias"):
+            _write_bias(model, claim, bias)
+
+
+def _aten() -> Any:
+    import torch
+
+    return torch.ops.aten
+
+
+def _arguments(node: Node) -> tuple[Any, ...]:
+    arguments: Any = node.args
+    return tuple(arguments)
+
+
+def _shape(node: Node) -> list[Any]:
+    return list(node.meta["val"].shape)
+
+
+def _new_shape(node: Node) -> list[int]:
+    """The shape of a node as a reshape is told it: what is not known ahead is inferred."""
+    return [size if isinstance(size, int) else -1 for size in _shape(node)]
+
+
+def write_parts(model: GraphModule, intent: Intent) -> None:
+    """Write each part of a tensor that is split or chunked as a slice of it, where something is asked.
+
+    The delegate slices, also integers, and splits nothing.
+    """
+    import operator
+
+    from torchquilt.graph.edits import erase_unused, write_as
+
+    for node in list(model.graph.nodes):
+        if not is_split(node) or any(user.target is not operator.getitem for user in node.users):
+            continue
+        rule = intent.rule_for(node)
+        if rule is None or rule.config is None or not intent.passes_filter(node):
+            continue
+        data, dim = _arguments(node)[0], split_dimension(node)
+        sizes = [part.shape[dim] for part in node.meta["val"]]
+        if not all(isinstance(size, int) for size in (*sizes, *_shape(data))):
+            continue
+        for user in list(node.users):
+            start = sum(sizes[: _arguments(user)[1]])
+            write_as(user, _aten().slice.Tensor, data, dim, start, start + sizes[_arguments(user)[1]])
+        erase_unused(node)
+
+
+def _write_clamp(_: GraphModule, claim: Claim) -> None:
+    """A clamp with two bounds is fused as a ``hardtanh``."""
+    from torchquilt.graph.edits import write_as
+
+    clamp = claim.match.output
+    if clamp is not claim.match.anchor:
+        write_as(clamp, _aten().hardtanh.default, _arguments(clamp)[0], *bounds(clamp))
+
+
+def _write_reshape(_: GraphModule, claim: Claim) -> None:
+    from torchquilt.graph.edits import write_as
+
+    node = claim.match.anchor
+    write_as(node, _aten().reshape.default, _arguments(node)[0], _new_shape(node))
+
+
+def _write_plain_reshape(model: GraphModule, claim: Claim) -> None:
+    """A size that is not known ahead is inferred; sizes that are numbers stay as they are."""
+    node = claim.match.anchor
+    told = _arguments(node)[1] if len(_arguments(node)) > 1 else ()
+    sizes = told if isinstance(told, (list, tuple)) else ()
+    if any(not isinstance(size, int) for size in sizes) or (not sizes and -1 in _new_shape(node)):
+        _write_reshape(model, claim)
+
+
+def _write_product(model: GraphModule, claim: Claim) -> None:
+    """``addmm`` and ``matmul`` with a constant are linears whose weight lies the other way round."""
+    from torchquilt.graph.edits import call_before, write_as
+
+    node = claim.match.anchor
+    (data,), (weight,) = claim.match.inputs("input_activation"), claim.match.inputs("weight")
+    turned = call_before(model, node, _aten().permute.default, weight, [1, 0])
+    write_as(node, _aten().linear.default, data, turned, *claim.match.inputs("bias"))
+
+
+def _write_bias(model: GraphModule, claim: Claim, bias: Node) -> None:
+    """The delegate takes a stored bias with a number for each output channel, and quantizes it once.
+
+    So what is computed, or is to be spread over the channels, is stored as it is used; and each static
+    operator gets a bias of its own, since the scale depends on its input.
+    """
+    from torchquilt.graph.constants import constant_value
+    from torchquilt.graph.edits import free_name, own_copy, read_tensor
+
+    node = claim.match.anchor
+    channels = _shape(node)[-1 if str(node.target) == "aten.linear.default" else 1]
+    if bias.op != "get_attr" or _shape(bias) != [channels]:
+        value = constant_value(model, bias).reshape(-1).expand(channels).clone()
+        name = free_name(model, f"{bias.target if bias.op == 'get_attr' else bias.name}_{node.name}")
+        node.replace_input_with(bias, read_tensor(model, name, value, before=node))
+    elif claim.row.mode == "static" and len(bias.users) > 1:
+        own_copy(model, node, bias)
+
+
+def _write_difference(_: GraphModule, claim: Claim) -> None:
+    from torchquilt.graph.edits import write_as
+
+    node = claim.match.anchor
+    write_as(node, _aten().sub.Tensor, _arguments(node)[1], _arguments(node)[0])
+
+
+def _write_quotient(model: GraphModule, claim: Claim) -> None:
+    from torchquilt.graph.constants import constant_value
+    from torchquilt.graph.edits import write_as
+
+    node = claim.match.anchor
+    data, divisor = _arguments(node)
+    if not isinstance(divisor, (int, float)):
+        divisor = constant_value(model, divisor).item()
+    write_as(node, _aten().mul.Tensor, data, 1.0 / divisor)
+
+
+def _write_mean(model: GraphModule, claim: Claim) -> None:
+    """The delegate keeps the dimensions of a mean; so without them it is reshaped afterwards."""
+    from torchquilt.graph.edits import call_before, write_as
+
+    node = claim.match.anchor
+    data = _arguments(node)[0]
+    sizes = _new_shape(node)
+    if len(sizes) < 4:
+        kept = call_before(model, node, _aten().mean.dim, data, [2, 3], True)
+        write_as(node, _aten().reshape.default, kept, sizes)
+
+
+def _write_select(model: GraphModule, claim: Claim) -> None:
+    """One index of a dimension: a slice of one, without that dimension."""
+    from torchquilt.graph.edits import call_before, write_as
+
+    node = claim.match.anchor
+    data, dim, index = _arguments(node)
+    dim, index = dim % len(_shape(data)), index % _shape(data)[dim]
+    part = call_before(model, node, _aten().slice.Tensor, data, dim, index, index + 1)
+    write_as(node, _aten().reshape.default, part, _new_shape(node))
+
+
+def _write_stack(model: GraphModule, claim: Claim) -> None:
+    """Tensors along a new dimension: joined along the one behind it, and reshaped.
+
+    Where no dimension is behind it, along the first one; then the new one is moved to the end.
+    """
+    from torchquilt.graph.edits import call_before, write_as
+
+    node = claim.match.anchor
+    tensors = list(_arguments(node)[0])
+    dim = (_arguments(node)[1] if len(_arguments(node)) > 1 else 0) % len(_shape(node))
+    if dim == len(_shape(tensors[0])):
+        joined = call_before(model, node, _aten().cat.default, tensors, 0)
+        shape = [len(tensors), *_new_shape(tensors[0])]
+        rows = call_before(model, node, _aten().reshape.default, joined, shape)
+        write_as(node, _aten().permute.default, rows, [*range(1, len(shape)), 0])
+        return
+    joined = call_before(model, node, _aten().cat.default, tensors, dim)
+    write_as(node, _aten().reshape.default, joined, _new_shape(node))
+
+
+def _write_pad(model: GraphModule, claim: Claim) -> None:
+    """The delegate pads integers for a convolution only; zeros can be joined to any tensor."""
+    from torchquilt.graph.edits import call_before, write_as
+
+    node = claim.match.anchor
+    if claim.match.output is not node or len(claim.match.pattern.operators) > 1:
+        return
+    data = _arguments(node)[0]
+    padded = [(dim, sizes) for dim, sizes in padding_of(node).items() if any(sizes)]
+    for dim, sizes in padded:
+        before, after = (_zeros(model, node, data, dim, size) for size in sizes)
+        parts = [*before, data, *after]
+        data = call_before(model, node, _aten().cat.default, parts, dim)
+    write_as(node, _aten().reshape.default, data, _new_shape(node))
+
+
+def _write_float_pad(node: Node) -> None:
+    """The delegate takes any pad with zeros behind something quantized for one of integers.
+
+    Where it is not, the program does not load. With the smallest number beside zero it stays in float.
+    """
+    from torchquilt.graph.edits import write_as
+
+    write_as(node, _aten().constant_pad_nd.default, _arguments(node)[0], _arguments(node)[1], 2.0**-149)
+
+
+def _zeros(model: GraphModule, node: Node, data: Node, dim: int, size: int) -> list[Node]:
+    import torch
+
+    from torchquilt.graph.edits import free_name, read_tensor
+
+    if not size:
+        return []
+    shape = _shape(data)
+    shape[dim] = size
+    name = free_name(model, f"{node.name}_zeros")
+    return [read_tensor(model, name, torch.zeros(shape, dtype=data.meta["val"].dtype), before=node)]
+
+
+_FORMS: dict[str, Callable[[GraphModule, Claim], None]] = {
+    "addmm": _write_product,
+    "clamp": _write_clamp,
+    "div": _write_quotient,
+    "flatten": _write_plain_reshape,
+    "reshape": _write_plain_reshape,
+    "view": _write_plain_reshape,
+    "matmul": _write_product,
+    "mean": _write_mean,
+    "pad": _write_pad,
+    "rsub": _write_difference,
+    "select": _write_select,
+    "squeeze": _write_reshape,
+    "stack": _write_stack,
+    "unsqueeze": _write_reshape,
+}

@@ -1,0 +1,112 @@
+"""Cheap operators between float ones: quantized where it saves more than the conversions cost."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchquilt as tq
+from strategies import Fn, export, normal, outputs_of
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+STATIC = get_symmetric_quantization_config()
+X, Y = normal(3, 6), normal(3, 6, seed=1)
+
+
+def ledger_of(quantizer: object, function: Callable[..., Any], *inputs: torch.Tensor) -> tq.Ledger:
+    """The ledger of a function with a linear ``fc`` at hand."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        exported = export(Fn(function, fc=nn.Linear(6, 6), c=normal(6)), *(inputs or (X, Y)))
+        return tq.explain(exported, quantizer, strict=False)
+
+
+def static() -> XNNPACKQuantizer:
+    """XNNPACK, static, everywhere."""
+    return XNNPACKQuantizer().set_global(STATIC)
+
+
+# Each with the operators that are quantized.
+KEPT: dict[str, tuple[Callable[..., Any], set[str]]] = {
+    "between inputs and an output": (lambda m, x, y: x + y, {"add"}),
+    "behind a linear": (lambda m, x, y: torch.tanh(m.fc(x) + y), {"linear", "add"}),
+    "before a linear": (lambda m, x, y: m.fc(torch.tanh(x) * torch.tanh(y)), {"linear", "mul"}),
+    "more operators than conversions": (
+        lambda m, x, y: torch.tanh((x + y) * x + y),
+        {"add", "mul", "add_1"},
+    ),
+    "a constant is no conversion": (lambda m, x, y: x + m.c, {"add"}),
+    "several operators on to a linear": (
+        lambda m, x, y: m.fc((torch.tanh(x) + torch.tanh(y)).view(6, 3).view(3, 6)),
+        {"add", "view", "view_1", "linear"},
+    ),
+}
+LEFT: dict[str, tuple[Callable[..., Any], set[str]]] = {
+    "between float operators": (lambda m, x, y: torch.tanh(torch.tanh(x) + torch.tanh(y)), {"add"}),
+    "read by a float operator": (lambda m, x, y: torch.tanh(x + y), {"add"}),
+    "as many operators as conversions": (
+        lambda m, x, y: torch.tanh((torch.tanh(x) + y) * y),
+        {"add", "mul"},
+    ),
+    "what moves numbers does not count": (
+        lambda m, x, y: torch.tanh((torch.tanh(x) + y).view(6, 3).relu().t()),
+        {"add", "view", "relu", "t"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_saves_more_than_it_costs_is_quantized(name: str) -> None:
+    """Cheap operators are quantized in company of others, and at the borders of the model."""
+    function, quantized = KEPT[name]
+    ledger = ledger_of(static(), function)
+    assert {row.node for row in ledger.quantized} == quantized
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_costs_more_than_it_saves_stays_in_float(name: str) -> None:
+    """All of the island stays in float, and each operator of it says why."""
+    function, left = LEFT[name]
+    ledger = ledger_of(static(), function)
+    assert {row.node for row in ledger if row.code == "not_worth_it"} == left
+    assert all("conversion" in ledger[node].reasons[0].text for node in left)
+
+
+def test_what_is_asked_for_by_name_is_done() -> None:
+    """A rule about the operator itself is followed, whatever it costs; one about a module is not."""
+    function = LEFT["between float operators"][0]
+    assert ledger_of(XNNPACKQuantizer().set_object_type(torch.add, STATIC), function)["add"].is_quantized
+    assert ledger_of(XNNPACKQuantizer().set_module_name("", STATIC), function)["add"].code == "not_worth_it"
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["behind", "before"])
+def test_what_another_quantizer_makes_of_the_neighbours_counts(order: int) -> None:
+    """Integers of another quantizer are as good as one's own, whoever comes first in the composition."""
+    function = LEFT["between float operators"][0]
+    others = [outputs_of("tanh", spec=STATIC.input_activation), static()][::order]
+    assert ledger_of(tq.ComposableQuantizer(others), function)["add"].is_quantized
+
+
+def test_what_is_explained_is_what_is_done() -> None:
+    """The converted model has no conversions for what is left."""
+    exported = export(Fn(LEFT["between float operators"][0], fc=nn.Linear(6, 6)), X, Y)
+    prepared = tq.prepare_pt2e(exported, static(), strict=False)
+    converted = tq.convert_pt2e(tq.calibrate(prepared, [(X, Y)]))
+    assert torch.equal(converted(X, Y), exported.module()(X, Y))
+
+
+def test_the_cost_is_linear() -> None:
+    """A long chain of cheap operators is one island, and is decided in one pass."""
+
+    def chain(m: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        for _ in range(400):
+            x = x + y
+        return torch.tanh(x)
+
+    ledger = ledger_of(static(), chain)
+    assert sum(row.is_quantized for row in ledger) == 400
