@@ -41,7 +41,7 @@ def _times(step: int, device: torch.device) -> torch.Tensor:
 class HistogramObserver(ExtremesObserver):
     """Counts the values of a tensor by magnitude and sign; per tensor only. The range of least squared error.
 
-    Of the ranges whose error is within a tenth of the least the widest is taken, and a few values far beyond
+    Of ranges whose error is within a twentieth of the least the widest is taken, and a few values far beyond
     all others get no more than twice the range of these (see
     :meth:`torchquilt.observers.bins.Bins.reach_beside_massive_values`).
 

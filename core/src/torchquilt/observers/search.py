@@ -18,11 +18,11 @@ _SEARCHED_OCTAVES = 6
 _SUMMED_OCTAVES = 40
 _COMPARED_OCTAVES = 11
 # Of ranges with about the same error the widest one is taken.
-_TOLERANCE = 1.1
+_TOLERANCE = 1.05
 
 
 def least_squares_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, float]:
-    """The widest pair of ends whose squared error of quantization is within a tenth of the least.
+    """The widest pair of ends whose squared error is within a twentieth of the least.
 
     The error is the sum over bins of what is clipped and of what is rounded, for all pairs of candidates.
     This is the usual criterion (for example Nahshan et al. 2021, arXiv:1911.07190, with p = 2); the
