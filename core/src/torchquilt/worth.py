@@ -17,19 +17,38 @@ The cost is linear in the edges of the graph. Importing this module does not imp
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torchquilt.annotation import annotation_of
+from torchquilt.config import QuantizationConfig
 from torchquilt.graph.values import tensor_of
-from torchquilt.pattern import Reject
-from torchquilt.rules import ObjectTypeRule
+from torchquilt.pattern import Match, Reject
+from torchquilt.rules import ObjectTypeRule, Rule
 from torchquilt.spec import DerivedQuantizationSpec, QuantizationSpec
-from torchquilt.support import Sharing
+from torchquilt.support import Sharing, SupportRow
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
-    from torchquilt.claims import Claim
+
+class Claim(Protocol):
+    """What is asked of a claim, see :class:`torchquilt.claims.Claim`."""
+
+    @property
+    def match(self) -> Match:
+        """Where it stands."""
+
+    @property
+    def row(self) -> SupportRow:
+        """What claims it."""
+
+    @property
+    def rule(self) -> Rule:
+        """Who asked."""
+
+    @property
+    def config(self) -> QuantizationConfig:
+        """For what."""
 
 
 def not_worth_it(claims: Iterable[Claim]) -> dict[Node, Reject]:
