@@ -83,7 +83,7 @@ def case_of(module: nn.Module, quantizer: object) -> Case:
     """Quantize, lower, run."""
     prepared = prepare(module, quantizer, IDS)
     converted = tq.convert_pt2e(tq.calibrate(prepared, [(IDS,)]))
-    lowered = lower(write_kernels(converted), IDS)
+    lowered = lower(converted, IDS)
     assert not dequantizing(lowered), "the runtime aborts the process at a float zero point"
     (expected,), (found,) = outputs_of(converted, (IDS,)), lowered.run(IDS)
     return Case(prepared, converted, lowered, expected, found)
@@ -208,3 +208,24 @@ def test_composition_returns_what_the_converted_model_returns(is_tied: bool, is_
     else:
         step = float(output.all_input_nodes[0].args[1])
         assert (case.expected - case.found).abs().max() <= 1.001 * step
+
+
+@pytest.mark.parametrize("preset", ["byte_per_row", "int4_group32", "int2_group128"])
+def test_kernels_written_by_hand_give_the_same_program(preset: str) -> None:
+    """For who lowers by other means: the copy computes the same, and lowers to the same kernels."""
+    case = case_of(nn.Embedding(9, 128), ExecuTorchEmbeddingQuantizer.from_preset(preset))
+    written = write_kernels(case.converted)
+    assert torch.equal(written(IDS), case.found[0] if isinstance(case.found, list) else case.found)
+    by_hand = lower(written, IDS)
+    assert by_hand.operators == case.lowered.operators
+    assert torch.equal(by_hand.run(IDS)[0], case.found)
+
+
+def test_a_table_that_something_else_reads_is_not_packed() -> None:
+    """The program says so, instead of handing packed numbers to who reads them one by one."""
+    module = Fn(lambda m, ids: m.embed(ids) + m.embed.weight.sum(), embed=nn.Embedding(9, 128))
+    quantizer = ExecuTorchEmbeddingQuantizer.from_preset("byte_per_row")
+    prepared = prepare(module, quantizer, IDS)
+    converted = tq.convert_pt2e(prepared)
+    (found,) = lower(converted, IDS).run(IDS)
+    torch.testing.assert_close(found, converted(IDS))

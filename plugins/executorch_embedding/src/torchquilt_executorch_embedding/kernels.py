@@ -36,16 +36,13 @@ def write_kernels(model: GraphModule) -> GraphModule:
     Raises:
         ImportError: ExecuTorch, which defines the operators, is not installed.
     """
-    import importlib
-
     from torchquilt.graph.edits import copy_model, drop_unused_tensors
 
-    # Defines the operators.
-    importlib.import_module("executorch.exir.passes._quant_patterns_and_replacements")
+    define_operators()
     copied = copy_model(model)
     stored: dict[tuple[str, str], str] = {}
     for node in list(copied.graph.nodes):
-        table = _table_of(node)
+        table = table_of(node, "get_attr")
         if table is not None:
             _write(copied, node, table, stored)
     copied.graph.eliminate_dead_code()
@@ -54,8 +51,15 @@ def write_kernels(model: GraphModule) -> GraphModule:
     return copied
 
 
+def define_operators() -> None:
+    """Let torch know the operators, which ExecuTorch defines."""
+    import importlib
+
+    importlib.import_module("executorch.exir.passes._quant_patterns_and_replacements")
+
+
 @attrs.frozen(eq=False)
-class _Table:
+class Table:
     """A dequantize of a stored table: where its integers and parameters are read, and their bits."""
 
     integers: Node
@@ -65,7 +69,8 @@ class _Table:
     grid: tuple[int, int]
 
 
-def _table_of(node: Node) -> _Table | None:
+def table_of(node: Node, stored_as: str) -> Table | None:
+    """The table that a lookup reads, if a kernel takes it and it is stored in nodes of that kind."""
     if str(node.target) != "aten.embedding.default":
         return None
     dequantize: Any = node.args[0]
@@ -78,16 +83,14 @@ def _table_of(node: Node) -> _Table | None:
     else:
         return None
     bits = _BITS.get((str(dtype), low, high))
-    if bits is None or axis != 0 or any(tensor.op != "get_attr" for tensor in (integers, scale, zero_point)):
+    if bits is None or axis != 0 or any(tensor.op != stored_as for tensor in (integers, scale, zero_point)):
         return None
-    return _Table(integers, scale, zero_point, bits, (low, high))
+    return Table(integers, scale, zero_point, bits, (low, high))
 
 
-def _write(model: GraphModule, node: Node, table: _Table, stored: dict[tuple[str, str], str]) -> None:
+def _write(model: GraphModule, node: Node, table: Table, stored: dict[tuple[str, str], str]) -> None:
     """Put the call of a kernel in the place of a lookup. What is stored for a table is stored once."""
-    import torch
-
-    from torchquilt.graph.edits import free_name, read_tensor, take_origin
+    from torchquilt.graph.edits import free_name, read_tensor
     from torchquilt.graph.values import attribute
 
     def read(source: Node, what: str, change: Any) -> Node:
@@ -98,25 +101,34 @@ def _write(model: GraphModule, node: Node, table: _Table, stored: dict[tuple[str
         return read_tensor(model, stored[key], value, before=node)
 
     scale = attribute(model, str(table.scale.target))
-    arguments = (
+    tensors = (
         read(table.integers, "packed", lambda integers: pack(integers, table.bits)),
         read(table.scale, "kernel", lambda found: found),
         read(table.zero_point, "kernel", lambda found: found.to(scale.dtype)),
-        *table.grid,
-        node.args[1],
     )
+    call_kernel(node, table, tensors, scale.dtype)
+
+
+def call_kernel(node: Node, table: Table, tensors: tuple[Node, ...], dtype: torch.dtype) -> Node:
+    """Put the call of a kernel in the place of a lookup; ``dtype`` is that of the scales."""
+    import torch
+
+    from torchquilt.graph.edits import take_origin
+
+    arguments = (*tensors, *table.grid, node.args[1])
     name = "embedding_byte" if table.bits == 8 else f"embedding_{table.bits}bit"
     operator = getattr(torch.ops.quantized_decomposed, name)
     value = node.meta["val"]
-    with model.graph.inserting_before(node):
-        if value.dtype == scale.dtype:
-            call = model.graph.call_function(operator.default, arguments)
+    with node.graph.inserting_before(node):
+        if value.dtype == dtype:
+            call = node.graph.call_function(operator.default, arguments)
         else:
-            call = model.graph.call_function(operator.dtype, arguments, {"dtype": value.dtype})
+            call = node.graph.call_function(operator.dtype, arguments, {"dtype": value.dtype})
     take_origin(call, node)
     call.meta["val"] = value
     node.replace_all_uses_with(call)
-    model.graph.erase_node(node)
+    node.graph.erase_node(node)
+    return call
 
 
 def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:

@@ -1,15 +1,28 @@
 """What lowering to ExecuTorch needs for its embedding kernels.
 
-A dequantized embedding becomes one kernel, ``embedding_byte``, when the program is written: that is
-ExecuTorch's quantized fusion. Without it the program would dequantize the table with float zero points, at
-which the runtime ends the process. The kernels are in a library of their own. Importing this module does not
-import torch.
+A pass calls the kernels where rows are looked up, with tables packed as they read them. From dequantized
+bytes ExecuTorch would make ``embedding_byte`` by itself, but from other layouts a program at which the
+runtime ends the process. The kernels are in a library of their own. Importing this module imports no torch.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torchquilt.lowering import Contribution
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def _call_kernels(program: ExportedProgram) -> ExportedProgram:
+    from torchquilt_executorch_embedding.programs import call_kernels
+
+    return call_kernels(program)
+
+
 CONTRIBUTION = Contribution(
-    options={"do_quant_fusion_and_const_prop": True}, libraries=("executorch.kernels.quantized",)
+    passes=(_call_kernels,),
+    options={"do_quant_fusion_and_const_prop": True},
+    libraries=("executorch.kernels.quantized",),
 )

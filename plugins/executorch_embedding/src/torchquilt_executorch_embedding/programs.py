@@ -1,0 +1,92 @@
+"""Embedding kernels in a program that was exported already: the pass of this backend when it is lowered."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+from torchquilt.graph.edits import fake_like
+from torchquilt_executorch_embedding.kernels import Table, call_kernel, define_operators, pack, table_of
+
+
+def call_kernels(program: ExportedProgram) -> ExportedProgram:
+    """What :func:`torchquilt_executorch_embedding.write_kernels` does, for an exported program.
+
+    Args:
+        program: a converted model, exported. It is left as it is; the result shares its other tensors.
+
+    Returns:
+        The program with its lookups written as calls of kernels. Lookups in tables of other forms, and in
+        those that something else reads, too, are left as they are.
+    """
+    define_operators()
+    graph = _copied(program.graph)
+    found = [(node, table) for node in graph.nodes if (table := table_of(node, "placeholder")) is not None]
+    lookups = {node for node, _ in found}
+    found = [(node, table) for node, table in found if _is_read_by_lookups_alone(table, lookups)]
+    if not found:
+        return program
+    changed: dict[str, torch.Tensor] = {}
+    names = _names_of_tensors(program)
+    held = {**program.state_dict, **program.constants}
+    for node, table in found:
+        scale = held[names[table.scale.name]]
+        _replace(table.integers, changed, names, lambda t, bits=table.bits: pack(t, bits), held)
+        _replace(table.zero_point, changed, names, lambda t, dtype=scale.dtype: t.to(dtype), held)
+        dequantize = node.args[0]
+        call = call_kernel(node, table, (table.integers, table.scale, table.zero_point), scale.dtype)
+        call.name = node.name  # the signature knows an output by it
+        if isinstance(dequantize, Node) and not dequantize.users:
+            graph.erase_node(dequantize)
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=graph,
+        graph_signature=copy.deepcopy(program.graph_signature),
+        state_dict={name: changed.get(name, value) for name, value in program.state_dict.items()},
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants={name: changed.get(name, value) for name, value in program.constants.items()},
+        verifiers=program.verifiers,
+    )
+
+
+def _copied(graph: Graph) -> Graph:
+    """The graph once more, with the names by which the signature knows its nodes."""
+    made = Graph()
+    nodes: dict[Node, Node] = {}
+    output = made.output(made.graph_copy(graph, nodes))
+    output.meta = copy.copy(graph.output_node().meta)
+    for node, one in nodes.items():
+        one.name, one.meta = node.name, copy.copy(node.meta)
+    made._codegen = graph._codegen
+    return made
+
+
+def _is_read_by_lookups_alone(table: Table, lookups: set[Node]) -> bool:
+    """Whether the integers may be packed: nobody reads them but what is going to call a kernel."""
+    return all(user in lookups for dequantize in table.integers.users for user in dequantize.users)
+
+
+def _names_of_tensors(program: ExportedProgram) -> dict[str, str]:
+    """Name of each placeholder that stands for a stored tensor → the name of that."""
+    signature = program.graph_signature
+    return {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+
+
+def _replace(
+    place: Node, changed: dict[str, torch.Tensor], names: dict[str, str], change: Any, held: dict[str, Any]
+) -> None:
+    """Store something else where a placeholder stands, once for all who read it."""
+    name = names[place.name]
+    if name not in changed:
+        changed[name] = change(held[name]).contiguous()
+        place.meta["val"] = fake_like(place, changed[name])
