@@ -185,6 +185,36 @@ def test_to_read_a_part_costs_no_accuracy(name: str, bits: int) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------
+# Massive values
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_one_massive_value_a_sequence_does_not_take_the_grid(sign: int) -> None:
+    """Seven values of 200 among 344,064 others: the range is theirs, and reaches twice as far at most."""
+    batches = [normal(128, 384, seed=seed) for seed in range(7)]
+    for batch in batches:
+        batch[0, 99] = 200.0 * sign
+    low, high = observed(HistogramObserver, *batches).range()
+    far, near = (high, -low) if sign > 0 else (-low, high)
+    assert 4 < float(near) < 6
+    assert 8 < float(far) < 12
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[200.0] * 100, [20.0], [5.0 * 1.5**step for step in range(10)]],
+    ids=["not rare", "not far", "no gap"],
+)
+def test_what_is_not_massive_is_judged_by_its_error(values: list[float]) -> None:
+    """Values that are more than one in 10,000, or near the others, or in a row with them."""
+    x = torch.cat([*normal(200_000).split(SMALL), torch.tensor(values)])
+    observer = observed(HistogramObserver, *x.split(SMALL))
+    minmax = observed(MinMaxObserver, x)
+    assert squared_error(x, observer) <= squared_error(x, minmax)
+
+
+# ----------------------------------------------------------------------------------------------------------
 # Percentile
 # ----------------------------------------------------------------------------------------------------------
 
@@ -284,7 +314,8 @@ def test_a_spec_of_32_bits_is_no_burden(kind: type[Observer]) -> None:
 @pytest.mark.parametrize(("value", "is_far"), [(50.0, False), (9000.0, True), (-9000.0, True)])
 def test_a_range_that_an_outlier_takes_shows(value: float, is_far: bool) -> None:
     """The ratio to the 99.9th percentile says how much of the range is for next to nothing."""
-    ratio = observed(HistogramObserver, torch.cat([normal(10_000), torch.tensor([value])])).outlier_ratio()
+    x = torch.cat([normal(10_000), torch.tensor([value, value])])
+    ratio = observed(HistogramObserver, x).outlier_ratio()
     assert ratio is not None
     assert (ratio > 1000) is is_far
 

@@ -60,7 +60,7 @@ def test_what_was_killed_at_random_ends_in_the_same_state(tmp_path: Path) -> Non
     """Killed twice and interrupted once, wherever it was, and then let through: the same bytes as without."""
     finish(run("", tmp_path / "whole", 0))
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
-        process = run(tmp_path / "state", tmp_path / "result", 0.02)
+        process = run(tmp_path / "state", tmp_path / "result", 0.2)
         assert process.stdout is not None
         process.stdout.readline()  # it has begun
         time.sleep(random.uniform(0.0, 0.5))
@@ -74,7 +74,7 @@ def test_what_was_killed_at_random_ends_in_the_same_state(tmp_path: Path) -> Non
 
 def test_an_interrupt_writes_what_was_seen(tmp_path: Path) -> None:
     """Ctrl-C loses no batch: what goes on has as many behind it as the one before had begun."""
-    process = run(tmp_path / "state", tmp_path / "result", 0.02)
+    process = run(tmp_path / "state", tmp_path / "result", 0.2)
     assert process.stdout is not None
     for _ in range(10):
         process.stdout.readline()

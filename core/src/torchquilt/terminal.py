@@ -67,21 +67,22 @@ def _bar(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], No
 
 @contextlib.contextmanager
 def _line(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    rate, written = _Rate(unit), 0.0
+    rate, written, text = _Rate(unit), 0.0, ""
 
     def show(done: int) -> None:
-        nonlocal written
-        text = rate.after(done)
-        if time.monotonic() - written < 0.1 and done != total:
-            return
-        written = time.monotonic()
+        nonlocal written, text
+        of = "" if total is None else f"/{total}"
+        speed = rate.after(done)
         left = "" if total is None else f", {rate.seconds_for(total - done):.0f} s left"
-        _write(f"\r{what} {done}{'' if total is None else f'/{total}'} {text}{left}\x1b[K")
+        text = f"\r{what} {done}{of} {speed}{left}\x1b[K"
+        if time.monotonic() - written >= 0.1:
+            written = time.monotonic()
+            _write(text)
 
     try:
         yield show
     finally:
-        _write("\n" if written else "")
+        _write(f"{text}\n" if text else "")
 
 
 def _write(text: str) -> None:

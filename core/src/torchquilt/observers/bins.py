@@ -23,6 +23,10 @@ SIDE = 2 ** (8 + _MANTISSA_BITS)
 MASKED_FROM = 2.0**12
 _MASKED_SHARE = 0.005
 _ALWAYS_MASKED_FROM = 2.0**20
+# What makes values massive ones, see Bins.reach_beside_massive_values.
+_MASSIVE_SHARE = 1e-4
+_MASSIVE_GAP_OCTAVES = 3
+_MASSIVE_REACH = 2.0
 
 
 @functools.cache
@@ -100,6 +104,26 @@ class Bins:
     def top(self) -> float:
         """The largest magnitude."""
         return max(0.0, -self.low, self.high)
+
+    def reach_beside_massive_values(self) -> float | None:
+        """How far a range should reach where a few values are far beyond all others; None where none are.
+
+        Transformers have such values: one for each sequence, mostly, a hundred times as large as what is
+        usual (Sun et al. 2024, arXiv:2402.17762). Their squares outweigh those of all others together, so
+        that least squared error would give the whole grid to them. They are less than one in 10,000, and
+        nothing lies within three octaves below them; a range that reaches twice as far as the others do
+        keeps them the largest, and the others a grid.
+        """
+        counts = self.counts.sum(dim=0)
+        beyond = counts.flip(0).cumsum(0).flip(0)  # from each bin on
+        filled = ((counts > 0) & (beyond < _MASSIVE_SHARE * int(beyond[0]))).nonzero().flatten().tolist()
+        if not filled:
+            return None
+        others = counts[: filled[0]].nonzero()
+        for below, above in reversed([*pairwise([int(others.max()), *filled])] if len(others) else []):
+            if above - below > _MASSIVE_GAP_OCTAVES * PER_OCTAVE and below >= PER_OCTAVE:
+                return _MASSIVE_REACH * float(edges()[below + 1])
+        return None
 
     def quantile(self, share: float) -> float:
         """The value that a share of all values is not above, as if a bin's values lay evenly in it."""

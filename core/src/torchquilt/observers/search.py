@@ -17,10 +17,12 @@ _SEARCHED_OCTAVES = 6
 # Bins this far below the largest value hold what any grid rounds to zero at no cost: 2**-40 of it.
 _SUMMED_OCTAVES = 40
 _COMPARED_OCTAVES = 11
+# Of ranges with about the same error the widest one is taken.
+_TOLERANCE = 1.05
 
 
 def least_squares_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, float]:
-    """The pair of ends with the least squared error of quantization; the widest one where several tie.
+    """The widest pair of ends whose squared error is within a twentieth of the least.
 
     The error is the sum over bins of what is clipped and of what is rounded, for all pairs of candidates.
     This is the usual criterion (for example Nahshan et al. 2021, arXiv:1911.07190, with p = 2); the
@@ -43,8 +45,9 @@ def least_squares_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, floa
         inside = small.minimum(cut)
         error += side.second.take(inside)
         error += (side.number.take(cut) - side.number.take(inside)).mul_(square)
-    best = int(error.flip(0, 1).argmin())  # argmin takes the first: flipped, that is the widest
-    row, column = divmod(error.numel() - 1 - best, error.shape[1])
+    # What clips more than it has to for that is no better: it fits this data only.
+    wide = (high + low).masked_fill_(error > float(error.min()) * _TOLERANCE, -1.0)
+    row, column = divmod(int(wide.argmax()), wide.shape[1])
     return 0.0 - float(low[0, column]), float(high[row, 0])
 
 
