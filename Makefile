@@ -3,7 +3,9 @@
 #   make demo     quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
 #   make test     run all tests                                           (TEST_ARGS=...)
 #   make check    ruff, ruff format --check, mypy --strict, import-linter
-#   make bench    what prepare and convert cost for each node             (BENCH_ARGS=...)
+#   make bench    what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
+#   make cost     what prepare and convert cost for each node             (COST_ARGS=...)
+#   make presets  size and agreement of each preset, on ExecuTorch        (PRESETS_ARGS=...)
 #   make clean    remove .venv and the caches of the tools
 #
 # PYTHON=... picks the interpreter that .venv is made with.
@@ -25,9 +27,11 @@ MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES)) constraints.txt
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+COST_ARGS ?=
+PRESETS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench cost presets clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -47,7 +51,13 @@ check: $(VENV)/.installed-check
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-test
-	$(BIN)/python benchmarks/cost.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/flow.py $(BENCH_ARGS)
+
+cost: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/cost.py $(COST_ARGS)
+
+presets: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/presets.py $(PRESETS_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
