@@ -5,7 +5,6 @@
 #   make check    ruff, ruff format --check, mypy --strict, import-linter
 #   make bench    what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
 #   make cost     what prepare and convert cost for each node             (COST_ARGS=...)
-#   make presets  size and agreement of each preset, on ExecuTorch        (PRESETS_ARGS=...)
 #   make clean    remove .venv and the caches of the tools
 #
 # PYTHON=... picks the interpreter that .venv is made with.
@@ -28,10 +27,9 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 COST_ARGS ?=
-PRESETS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench cost presets clean
+.PHONY: help demo test check bench cost clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -55,9 +53,6 @@ bench: $(VENV)/.installed-test
 
 cost: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/cost.py $(COST_ARGS)
-
-presets: $(VENV)/.installed-test
-	$(BIN)/python benchmarks/presets.py $(PRESETS_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
