@@ -104,8 +104,9 @@ def own_text(encoder_folder: Callable[[int], Path], tmp_path_factory: pytest.Tem
 
 
 def test_prints_one_table_with_a_row_for_each_variant(demo: Run) -> None:
-    """The table has the four rows in order and a cell for each column."""
-    table = [line for line in demo.output.splitlines() if line.startswith("|")]
+    """The table has the five rows in order and a cell for each column."""
+    upper, _, _ = demo.output.partition("| program")
+    table = [line for line in upper.splitlines() if line.startswith("|")]
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert header == [
         "model",
@@ -117,8 +118,21 @@ def test_prints_one_table_with_a_row_for_each_variant(demo: Run) -> None:
         "calibrate s",
         "convert s",
     ]
-    assert [row[0] for row in rows] == ["float", "embedding only", "XNNPACK only", "composed"]
+    assert [row[0] for row in rows] == ["float", "embedding only", "XNNPACK only", "static", "composed"]
     assert {len(row) for row in rows} == {len(header)}
+
+
+def test_static_ranges_keep_most_of_the_correlation(demo: Run) -> None:
+    """No attention mask takes the range of an activation, and massive values take little of it."""
+    assert demo.row("static")["pearson"] >= 0.63
+
+
+def test_the_composed_program_is_small_and_runs(demo: Run) -> None:
+    """For ExecuTorch it is a third of the float one, runs as integers, and agrees with the float model."""
+    float_one, composed = demo.figures["programs"]
+    assert composed["megabytes"] < float_one["megabytes"] / 3
+    assert composed["integers"] >= 36 + 3
+    assert "| composed.pte" in demo.output
 
 
 def test_prints_the_capabilities_before_the_table(demo: Run) -> None:
@@ -240,7 +254,7 @@ def test_failed_check_is_status_1_with_expected_and_got(
     text.write_text("\n".join(SENTENCES), encoding="utf-8")
     run = run_demo("--model-dir", encoder_folder(16), "--text", text)
     assert run.status == 1, run.errors
-    (failed,) = [line for line in run.output.splitlines() if line.startswith("FAIL  size")]
+    (failed,) = [line for line in run.output.splitlines() if line.startswith("FAIL  size of the saved file")]
     assert "expected at most" in failed
     assert ", got " in failed
 
