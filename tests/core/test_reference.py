@@ -308,18 +308,33 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor, tq.QuantizationSpe
     return model, example, tq.QuantizationSpec(*activations), weight
 
 
+def steps_lost_with_the_bias(model: GraphModule) -> int:
+    """How many steps of the output the rounding of the bias can be, in a converted layer.
+
+    Kernels add the bias as int32, in steps of input scale times weight scale. Where hardly anything comes out
+    of a ReLU, the grid of the output is finer than that.
+    """
+    quantizing = calls(model, ".quantize_per_tensor")
+    source, output = (float(node.args[1]) for node in (quantizing[0], quantizing[-1]))
+    (weight,) = (node for node in calls(model, ".dequantize_per") if node.args[0].op == "get_attr")
+    scale = weight.args[1]
+    largest = float(model.get_buffer(scale.target).max()) if isinstance(scale, Node) else float(scale)
+    return int(source * largest / output / 2)
+
+
 @settings(max_examples=60)
 @given(layers())
 def test_any_layer_agrees(
     drawn: tuple[nn.Module, torch.Tensor, tq.QuantizationSpec, tq.QuantizationSpec],
 ) -> None:
-    """Whatever the stride, padding, dilation, groups and grids are, the integers differ by at most 1."""
+    """Whatever strides, groups and grids are, the integers differ by 1 at most, and the bias's rounding."""
     model, example, activation, weight = drawn
     pair = pair_of(model, everywhere(activation, weight), example)
+    allowed = 1 + steps_lost_with_the_bias(pair.converted)
 
     assert left_in_float(pair.reference) == {}
-    assert pair.distance(example) <= 1
-    assert pair.distance(example * 3 - 1) <= 1  # beyond what was calibrated: cut off at the same ends
+    assert pair.distance(example) <= allowed
+    assert pair.distance(example * 3 - 1) <= allowed  # beyond what was calibrated: cut off at the same ends
 
 
 @pytest.mark.filterwarnings("ignore:Something was asked for in this model")

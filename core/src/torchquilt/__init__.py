@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torchquilt.lazy import lazy_names
+
 # For each module, the public names that it defines. The imports below say the same to type checkers, and a
 # test holds the two equal.
 _PUBLIC = {
@@ -142,23 +144,10 @@ if TYPE_CHECKING:
 
     __version__: str
 else:
-    # Hidden from type checkers: a module with a __getattr__ has every attribute in their eyes, and a misspelt
-    # name would pass.
+    _get, __dir__ = lazy_names(globals(), _MODULE_OF)
+
     def __getattr__(name: str) -> object:
-        if name == "__version__":
-            value: object = _installed_version()
-        elif name in _MODULE_OF:
-            from importlib import import_module
-
-            value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-        else:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+        return _installed_version() if name == "__version__" else _get(name)
 
 
 def _installed_version() -> str:

@@ -16,19 +16,31 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 
-def export_again(model: GraphModule, example_inputs: object, dynamic_shapes: Any) -> ExportedProgram:
+def export_again(
+    model: GraphModule, example_inputs: object, dynamic_shapes: Any, *, to_be: str, remedy: str
+) -> ExportedProgram:
     """The program of a model that was made from an exported one.
 
     Args:
         model: what convert returned.
         example_inputs: one batch, as for :func:`torchquilt.calibrate`.
         dynamic_shapes: as for ``torch.export.export``; None keeps dynamic what was, with its range.
+        to_be: what for, in the error for an example that is missing ("saved").
+        remedy: how to pass one, for the same error.
 
     Raises:
-        ArtifactError: the example does not fit, or would fix a size that was dynamic.
+        ArtifactError: the example is missing, does not fit, or would fix a size that was dynamic.
     """
     import torch
 
+    if example_inputs is None:
+        names = [str(node.target) for node in model.graph.nodes if node.op == "placeholder"]
+        raise ArtifactError(
+            f"A model has to be exported again to be {to_be}, and that needs example inputs.",
+            expected=f"example_inputs for {', '.join(names) or 'no inputs'}",
+            got=None,
+            remedy=remedy,
+        )
     args, kwargs = call_arguments(model, example_inputs)
     try:
         shapes = _kept_shapes(model, args, kwargs) if dynamic_shapes is None else dynamic_shapes

@@ -128,17 +128,15 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
             else f"{type(quantized).__module__}.{type(quantized).__qualname__}",
             remedy="prepare_pt2e, calibrate, convert_pt2e, then save",
         )
-    if example_inputs is None:
-        names = [str(node.target) for node in quantized.graph.nodes if node.op == "placeholder"]
-        raise ArtifactError(
-            "A model has to be exported again to be saved, and that needs example inputs.",
-            expected=f"example_inputs for {', '.join(names) or 'no inputs'}",
-            got=None,
-            remedy="save(quantized, path, example_inputs=batch) with a batch as calibrate takes it, or () "
-            "where there are no inputs; or save an ExportedProgram of it",
-        )
     _check_calls(quantized)  # here, since what is exported again has lost its source lines
-    return export_again(quantized, example_inputs, dynamic_shapes)
+    return export_again(
+        quantized,
+        example_inputs,
+        dynamic_shapes,
+        to_be="saved",
+        remedy="save(quantized, path, example_inputs=batch) with a batch as calibrate takes it, or () "
+        "where there are no inputs; or save an ExportedProgram of it",
+    )
 
 
 def _check_outputs(program: ExportedProgram) -> None:

@@ -10,7 +10,7 @@ import attrs
 import click
 
 from torchquilt.cli.exits import OK
-from torchquilt.cli.options import Command, json_option, model_argument
+from torchquilt.cli.options import Command, check_is_writable, json_option, model_argument
 from torchquilt.cli.output import write_json
 from torchquilt.cli.programs import show_program
 
@@ -36,11 +36,7 @@ class Request:
         for option, value in (("data", self.data), ("least-sqnr", self.least_sqnr)):
             if value is not None and not self.verify:
                 raise click.UsageError(f"--{option} is about --verify, which is not given.")
-        hint = "'--output'"
-        if not self.output.parent.is_dir():
-            raise click.BadParameter(f"There is no folder {str(self.output.parent)!r}.", param_hint=hint)
-        if self.output.resolve() in [path.resolve() for path in (self.model, self.data) if path is not None]:
-            raise click.BadParameter("Another option names the same file.", param_hint=hint)
+        check_is_writable("output", self.output, [path for path in (self.model, self.data) if path])
 
 
 @click.command(cls=Command, short_help="Make a program for a runtime of a quantized model.")

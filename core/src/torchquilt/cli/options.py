@@ -85,3 +85,12 @@ strict_option = click.option(
     help="Refuse rules that cannot take effect, or only report them.",
 )
 model_argument = click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+def check_is_writable(option: str, path: Path, others: list[Path]) -> None:
+    """Refuse what would be found out when all the work is done, or would destroy what is read."""
+    hint = f"'--{option}'"
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"There is no folder {str(path.parent)!r}.", param_hint=hint)
+    if path.resolve() in [other.resolve() for other in others]:
+        raise click.BadParameter("Another option names the same file.", param_hint=hint)

@@ -16,6 +16,7 @@ from torchquilt.cli.ledgers import share_of, show_shares
 from torchquilt.cli.options import (
     JSON_SCHEMA,
     Command,
+    check_is_writable,
     json_option,
     model_argument,
     recipe_option,
@@ -53,18 +54,9 @@ class Request:
                 if getattr(self, option) is not None:
                     raise click.UsageError(f"--{option} is about --data, which is not given.")
         read = [path for path in (self.model, self.recipe, self.data) if path is not None]
-        self._check_is_writable("output", self.output, read)
+        check_is_writable("output", self.output, read)
         if self.checkpoint is not None:
-            self._check_is_writable("checkpoint", self.checkpoint, [*read, self.output])
-
-    @staticmethod
-    def _check_is_writable(option: str, path: Path, others: list[Path]) -> None:
-        """Refuse what would be found out when all the work is done, or would destroy what is read."""
-        hint = f"'--{option}'"
-        if not path.parent.is_dir():
-            raise click.BadParameter(f"There is no folder {str(path.parent)!r}.", param_hint=hint)
-        if path.resolve() in [other.resolve() for other in others]:
-            raise click.BadParameter("Another option names the same file.", param_hint=hint)
+            check_is_writable("checkpoint", self.checkpoint, [*read, self.output])
 
 
 #: What ``--observer`` takes, as :func:`torchquilt.observers.make_observer` does; that would load torch.

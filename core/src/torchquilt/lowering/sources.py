@@ -75,16 +75,14 @@ def _refuse_shapes(dynamic_shapes: Any) -> None:
 
 
 def _exported(model: Any, example_inputs: object, dynamic_shapes: Any) -> ExportedProgram:
-    if example_inputs is None:
-        names = [str(node.target) for node in model.graph.nodes if node.op == "placeholder"]
-        raise LoweringError(
-            "A model has to be exported again to be lowered, and that needs example inputs.",
-            expected=f"example_inputs for {', '.join(names) or 'no inputs'}",
-            got=None,
+    try:
+        return export_again(
+            model,
+            example_inputs,
+            dynamic_shapes,
+            to_be="lowered",
             remedy="lower(quantized, batch) with a batch as calibrate takes it; () where there are no inputs",
         )
-    try:
-        return export_again(model, example_inputs, dynamic_shapes)
     except ArtifactError as error:
         raise LoweringError(
             error.problem, node=error.node, expected=error.expected, got=error.got, remedy=error.remedy

@@ -73,14 +73,14 @@ def _identity(dist: importlib_metadata.IDistribution) -> tuple[str, str]:
     """Name and version of a distribution, also of one whose metadata was lost in a failed install."""
     try:
         return dist.name or "unknown", dist.version or "unknown"
-    except Exception:
+    except Exception:  # each kind of distribution fails in its own way where its metadata is gone
         return "unknown", "unknown"
 
 
 def _offers_of(dist: importlib_metadata.IDistribution, name: str, version: str) -> Iterable[Offer]:
     try:
         entry_points = tuple(dist.entry_points.select(group=GROUP))
-    except Exception as error:
+    except Exception as error:  # one that is damaged must not hide the others
         # The file cannot be read, so neither can the name of the backend; the package is all that is known.
         return [Offer(normal(name), name, version, None, error)]
     return [Offer(point.name, name, version, point) for point in entry_points]

@@ -31,7 +31,7 @@ from torchquilt.pt2e.stage import RECORD_KEY, initial_state
 from torchquilt.replacing import replacing
 
 #: Version of the layout of the file.
-SCHEMA = 1
+SCHEMA = 2
 
 #: Seconds between two writes of the file.
 INTERVAL = 10.0

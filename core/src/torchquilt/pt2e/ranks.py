@@ -112,12 +112,12 @@ def calibrate_on_all_ranks(
     with _set_aside(prepared) as own:
         try:
             yield from steps()
-        except Exception as error:
+        except Exception as error:  # whatever it is, the other ranks wait to be told of it
             failure = error
     words = None if failure is None else f"{type(failure).__name__}: {failure}"
     try:
         shards = ranks.exchange(_Report(own, words))
-    except Exception:
+    except Exception:  # the exchange failed; what this rank saw is kept, and its own failure comes first
         _take(prepared, [own])
         if failure is not None:
             raise failure from failure.__cause__

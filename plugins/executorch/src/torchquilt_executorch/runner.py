@@ -111,7 +111,7 @@ class ExecuTorchRunner:
 
         try:
             return load()
-        except Exception as error:
+        except Exception as error:  # likewise
             raise self._failed("The runtime cannot load the program.", error, _told_by(load)) from error
 
     def _check_delegates(self, present: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torchquilt.lazy import lazy_names
+
 # The imports below say the same to type checkers, and a test holds the two equal.
 _MODULE_OF = {
     "SUPPORT": "support",
@@ -29,16 +31,4 @@ if TYPE_CHECKING:
     )
     from torchquilt_xnnpack.support import SUPPORT as SUPPORT
 else:
-    # Hidden from type checkers: in their eyes a module with a __getattr__ has every attribute.
-    def __getattr__(name: str) -> object:
-        if name not in _MODULE_OF:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
-
-        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_names(globals(), _MODULE_OF)
