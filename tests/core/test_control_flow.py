@@ -272,6 +272,7 @@ def test_explain_has_a_row_for_each_operator_in_a_body() -> None:
     assert ledger.share().macs == (3 * 3 * 64, 3 * 3 * 64)
 
 
+@pytest.mark.filterwarnings("ignore:Something was asked for in this model, and nothing is quantized")
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize(
     "ask",
@@ -285,7 +286,8 @@ def test_explain_has_a_row_for_each_operator_in_a_body() -> None:
 def test_rules_reach_into_bodies(ask: Callable[..., Any], strict: bool) -> None:
     """A module name and a type mean the same inside of a body and outside, in both exports."""
     exported = export(module("cond"), X, strict=strict)
-    ledger = tq.explain(exported, ask(XNNPACKQuantizer().set_global(STATIC), None))
+    quantizer = ask(XNNPACKQuantizer().set_global(STATIC), None)
+    ledger = tq.explain(exported, quantizer, strict=False)  # without linears nothing is worth it
     assert ledger["false_graph_0.linear_1"].code == "excluded_by_intent"
 
 

@@ -24,8 +24,8 @@ class Quantizer:
     made, :meth:`prepare_obs_or_fq_callback`. All of them work on a copy of the user's model.
 
     A model with control flow holds graphs within its graph (``torchquilt.graph.bodies``).
-    :meth:`transform_for_annotation`, :meth:`annotate` and :meth:`annotate_rest` are called for the model
-    and then for each body, which looks like a model of its own; the others are asked of the whole.
+    :meth:`transform_for_annotation`, :meth:`annotate` and what stands between them and after them are called
+    for the model and then for each body, which looks like a model of its own; the others are asked of the whole.
     """
 
     @property
@@ -42,6 +42,14 @@ class Quantizer:
         It may be another graph module than the one that came in, if it is called in the same way.
         """
         return model
+
+    def annotate_ahead(self, model: GraphModule) -> None:
+        """Annotate what :meth:`annotate` is going to take, as far as that is known while others transform.
+
+        A composition calls this after :meth:`transform_for_annotation`, so that quantizers behind this one
+        do not rewrite what is not going to be theirs. What is annotated here is forgotten afterwards. By
+        default nothing is said, and what others rewrite for themselves computes the same.
+        """
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write a :class:`torchquilt.QuantizationAnnotation` on each node that is to be quantized.
@@ -150,6 +158,9 @@ class _Adapted(Quantizer):
 
     def annotate_rest(self, model: GraphModule) -> None:
         self._call("annotate_rest", super().annotate_rest, model)
+
+    def annotate_ahead(self, model: GraphModule) -> None:
+        self._call("annotate_ahead", super().annotate_ahead, model)
 
     def validate(self, model: GraphModule) -> None:
         self._call("validate", super().validate, model)

@@ -39,7 +39,7 @@ def test_a_recipe_is_written_for_people() -> None:
         dtype = "int8"
         quant_min = -128
         quant_max = 127
-        eps = 0.000244140625
+        eps = 3.814697265625e-06
     """
     expected = f"""\
         # What is quantized, by which backend. The first quantizer to claim a node keeps it.
@@ -61,7 +61,7 @@ def test_a_recipe_is_written_for_people() -> None:
         quant_min = -7
         quant_max = 7
         symmetric = true
-        eps = 0.000244140625
+        eps = 1.52587890625e-05
 
         [[quantizer.type]]
         name = "torch.nn.Linear"

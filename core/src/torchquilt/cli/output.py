@@ -73,13 +73,21 @@ def _rich_table(rows: Rows, title: str) -> str:
     from rich.text import Text
 
     header, *others = rows
+    terminal = console(io.StringIO())
+    widths = _longest_words(rows)
+    are_kept_whole = sum(widths) + 3 * len(widths) + 1 <= terminal.width
     has_lines = (sys.stdout.encoding or "").lower().startswith("utf")
     table = Table(box=box.SIMPLE_HEAD if has_lines else box.ASCII2, title_justify="left")
     table.title = Text(plain(title), style="bold") if title else None
-    for name in header:
-        table.add_column(Text(plain(name)), overflow="fold")
+    for name, width in zip(header, widths, strict=True):
+        table.add_column(Text(plain(name)), overflow="fold", min_width=width if are_kept_whole else None)
     for row in others:
         table.add_row(*(Text(plain(cell)) for cell in row))
-    text = io.StringIO()
-    console(text).print(table)
-    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
+    terminal.print(table)
+    return "".join(f"{line.rstrip()}\n" for line in terminal.file.getvalue().splitlines())
+
+
+def _longest_words(rows: Rows) -> list[int]:
+    """For each column the characters of its longest word: what is to be copied should not be broken."""
+    columns = zip(*rows, strict=True)
+    return [max((len(word) for cell in column for word in plain(cell).split()), default=0) for column in columns]
