@@ -1,7 +1,7 @@
 """What is worth quantizing: cheap operators between float ones are not, if they need more conversions.
 
 Rows of a table that are not ``worth_alone`` (an addition, in contrast to a convolution) are decided over the
-whole graph. Claims that hand each other integers make an island. An island is quantized
+whole graph. Claims that hand each other integers, or read the same ones, make an island. It is quantized
 
 1. if one of its rows is worth it alone,
 2. if a rule asks for one of its operators by the operator's own name,
@@ -74,14 +74,14 @@ def not_worth_it(claims: Iterable[Claim]) -> dict[Node, Reject]:
 
 
 def _islands(claims: tuple[Claim, ...]) -> list[list[Claim]]:
-    """The claims that hand each other integers, in groups."""
-    makes = {claim.match.output: number for number, claim in enumerate(claims) if _makes_integers(claim)}
+    """The claims that hand each other integers, or read the same ones, in groups."""
+    has = {claim.match.output: number for number, claim in enumerate(claims) if _makes_integers(claim)}
     neighbours: list[list[int]] = [[] for _ in claims]
     for number, claim in enumerate(claims):
-        for tensor in _activations(claim):
-            if tensor in makes and _reads_integers(claim):
-                neighbours[number].append(makes[tensor])
-                neighbours[makes[tensor]].append(number)
+        for tensor in _activations(claim) if _reads_integers(claim) else ():
+            other = has.setdefault(tensor, number)  # who makes it, or else the first to read it
+            neighbours[number].append(other)
+            neighbours[other].append(number)
     islands: list[list[Claim]] = []
     seen: set[int] = set()
     for start in range(len(claims)):

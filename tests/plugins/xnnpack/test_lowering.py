@@ -407,7 +407,7 @@ LEFT_IN_FLOAT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("name", LEFT_IN_FLOAT)
 def test_what_the_delegate_does_not_take_stays_in_float(name: str) -> None:
     """What the delegate leaves outside keeps its output in float: integers would only lose precision."""
-    model = Model(Fn(lambda m, x, y: LEFT_IN_FLOAT[name](x + y)), IMAGES)
+    model = Model(Fn(lambda m, x: LEFT_IN_FLOAT[name](m.conv(x)), conv=conv()), IMAGE)
     case = case_of(model)
     (output,) = (node for node in case.converted.graph.nodes if node.op == "output")
 

@@ -79,8 +79,10 @@ def _has_no_weighted_neighbour(calls: list[Call], number: int) -> bool:
         if calls[current].name in _WEIGHTED:
             return False
         if calls[current].name in (*_CHEAP, *_SHAPES):
-            readers = (other for other, call in enumerate(calls) if current in call.sources)
-            around = (*(s for s in calls[current].sources if s is not None), *readers)
+            sources = [source for source in calls[current].sources if source is not None]
+            near = {current, *sources}
+            readers = (other for other, call in enumerate(calls) if not near.isdisjoint(call.sources))
+            around = (*sources, *readers)
             reached += (other for other in dict.fromkeys(around) if other not in reached)
     return True
 

@@ -259,13 +259,17 @@ def _drop_below(module: torch.nn.Module, path: str, targets: set[str]) -> None:
         for name in [name for name in table if path + name not in targets]:
             del table[name]
             module._non_persistent_buffers_set.discard(name)
-    plain = [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
-    for name in plain:
+    for name in _plain_tensors(module):
         if path + name not in targets:
             del vars(module)[name]
     for name, child in list(module._modules.items()):
         if child is None or path + name in targets:
             continue
         _drop_below(child, f"{path}{name}.", targets)
-        if not (child._parameters or child._buffers or child._modules):
+        if not (child._parameters or child._buffers or child._modules or _plain_tensors(child)):
             del module._modules[name]
+
+
+def _plain_tensors(module: torch.nn.Module) -> list[str]:
+    """Names of tensors that a module has as attributes like any other."""
+    return [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
