@@ -24,15 +24,12 @@ def conv(inputs: int = 3, outputs: int = 4, kernel: int = 3, **options: Any) -> 
 
 
 def batch_norm(channels: int = 4, kind: type[nn.modules.batchnorm._BatchNorm] = nn.BatchNorm2d) -> nn.Module:
-    """A BatchNorm whose statistics and weights are not those that it starts with.
-
-    No weight is near zero: from a scale of 2**-12 down the two flows differ, see the differences.
-    """
+    """A BatchNorm whose statistics and weights are not those that it starts with."""
     module = kind(channels)
     with torch.no_grad():
         module.running_mean.normal_()
         module.running_var.uniform_(0.5, 2)
-        module.weight.normal_().add_(module.weight.sign() / 4)
+        module.weight.normal_()
         module.bias.normal_()
     return module
 

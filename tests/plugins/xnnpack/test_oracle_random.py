@@ -41,11 +41,16 @@ def _behind(calls: list[Call], number: int, *names: str) -> bool:
 _SHAPES = ("reshape", "flatten", "squeeze", "unsqueeze", "transpose", "permute", "slice")
 
 
+#: What a mask may go through on its way to softmax.
+_KEEP_THE_MASK = (*_SHAPES, "mul", "clamp")
+
+
 def _reaches_softmax(calls: list[Call], number: int) -> bool:
-    """Whether a softmax reads the result, as it is or in another shape."""
+    """Whether a softmax reads the result, as it is, scaled, bounded or in another shape."""
     readers = [other for other, call in enumerate(calls) if number in call.sources]
     return any(
-        calls[reader].name == "softmax" or (calls[reader].name in _SHAPES and _reaches_softmax(calls, reader))
+        calls[reader].name == "softmax"
+        or (calls[reader].name in _KEEP_THE_MASK and _reaches_softmax(calls, reader))
         for reader in readers
     )
 
@@ -78,7 +83,7 @@ def _has_no_weighted_neighbour(calls: list[Call], number: int) -> bool:
     for current in reached:  # grows while it is walked
         if calls[current].name in _WEIGHTED:
             return False
-        if calls[current].name in (*_CHEAP, *_SHAPES):
+        if calls[current].name in (*_CHEAP, *_SHAPES) and all(calls[current].reads):
             sources = [source for source in calls[current].sources if source is not None]
             near = {current, *sources}
             readers = (other for other, call in enumerate(calls) if not near.isdisjoint(call.sources))
