@@ -473,7 +473,13 @@ def test_a_callback_changes_nothing_that_was_decided(deed: Any, said: str, progr
     assert "observer" in str(caught.value.remedy)
 
 
-STEPS = ["transform_for_annotation", "annotate_ahead", "annotate", "annotate_rest", "prepare_obs_or_fq_callback"]
+STEPS = [
+    "transform_for_annotation",
+    "annotate_ahead",
+    "annotate",
+    "annotate_rest",
+    "prepare_obs_or_fq_callback",
+]
 
 
 @pytest.mark.parametrize("step", STEPS)

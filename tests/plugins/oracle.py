@@ -77,7 +77,7 @@ def oracle_quantizer(*, is_per_channel: bool = True, is_dynamic: bool = False) -
 
 
 def our_config(*, is_per_channel: bool = True, is_dynamic: bool = False) -> tq.QuantizationConfig:
-    """Ours with the same numbers, the oracle's lower bound of scales among them: test_scales is about ours."""
+    """Ours with the same numbers, the oracle's lower bound of scales among them (see test_scales)."""
     ours = get_symmetric_quantization_config(is_per_channel=is_per_channel, is_dynamic=is_dynamic)
     specs = {role: ours.spec(role) for role in ("input_activation", "output_activation", "weight")}
     return tq.QuantizationConfig(

@@ -24,8 +24,9 @@ class Quantizer:
     made, :meth:`prepare_obs_or_fq_callback`. All of them work on a copy of the user's model.
 
     A model with control flow holds graphs within its graph (``torchquilt.graph.bodies``).
-    :meth:`transform_for_annotation`, :meth:`annotate` and what stands between them and after them are called
-    for the model and then for each body, which looks like a model of its own; the others are asked of the whole.
+    :meth:`transform_for_annotation`, :meth:`annotate_ahead`, :meth:`annotate` and :meth:`annotate_rest` are
+    called for the model and then for each body, which looks like a model of its own; the others are asked of
+    the whole.
     """
 
     @property

@@ -90,4 +90,6 @@ def _rich_table(rows: Rows, title: str) -> str:
 def _longest_words(rows: Rows) -> list[int]:
     """For each column the characters of its longest word: what is to be copied should not be broken."""
     columns = zip(*rows, strict=True)
-    return [max((len(word) for cell in column for word in plain(cell).split()), default=0) for column in columns]
+    return [
+        max((len(word) for cell in column for word in plain(cell).split()), default=0) for column in columns
+    ]
