@@ -1,12 +1,13 @@
 # Everything that a developer runs. Each target makes its own .venv when there is none.
 #
-#   make demo     quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
-#   make test     run all tests                                           (TEST_ARGS=...)
-#   make check    ruff, ruff format --check, mypy --strict, import-linter
-#   make bench    what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
-#   make cost     what prepare and convert cost for each node             (COST_ARGS=...)
-#   make presets  size and agreement of each preset, on ExecuTorch        (PRESETS_ARGS=...)
-#   make clean    remove .venv and the caches of the tools
+#   make demo         quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
+#   make test         run all tests                                           (TEST_ARGS=...)
+#   make conformance  run the conformance kit on the plugins: each row of a table is lowered and run
+#   make check        ruff, ruff format --check, mypy --strict, import-linter
+#   make bench        what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
+#   make cost         what prepare and convert cost for each node             (COST_ARGS=...)
+#   make presets      size and agreement of each preset, on ExecuTorch        (PRESETS_ARGS=...)
+#   make clean        remove .venv and the caches of the tools
 #
 # PYTHON=... picks the interpreter that .venv is made with.
 
@@ -31,7 +32,7 @@ COST_ARGS ?=
 PRESETS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench cost presets clean
+.PHONY: help demo test conformance check bench cost presets clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -43,6 +44,9 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 $(TEST_ARGS)
+
+conformance: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m conformance tests/testing
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .
