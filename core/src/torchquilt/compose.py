@@ -47,8 +47,8 @@ class ComposableQuantizer(Quantizer):
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Let each quantizer transform the model, in order.
 
-        What a quantizer says ahead that it is going to take is annotated while those behind it transform,
-        and forgotten afterwards: so they see what is not theirs, and do not rewrite it.
+        What a quantizer is going to take is annotated while those behind it transform, and forgotten
+        afterwards: so they see what is not theirs, and do not rewrite it.
 
         Raises:
             QuantizerError: a quantizer failed, or did not return a model with the inputs of this one.
@@ -60,8 +60,7 @@ class ComposableQuantizer(Quantizer):
                 _check_transformed(model, transformed)
             model = transformed
             if quantizer is not self.quantizers[-1]:
-                with _Watch(model).over(quantizer, "annotate_ahead"):
-                    quantizer.annotate_ahead(model)
+                _annotate(_Watch(model), quantizer)
         for node, annotation in _annotations(model):
             if id(annotation) not in kept:
                 del node.meta[ANNOTATION_KEY]
@@ -76,28 +75,13 @@ class ComposableQuantizer(Quantizer):
         """
         watch = _Watch(model)
         for quantizer in self.quantizers:
-            with watch.over(quantizer, "annotate"):
-                returned: object = quantizer.annotate(model)
-                if returned is not None and returned is not model:
-                    raise QuantizerError(
-                        "The quantizer annotated another model than the one that it was given.",
-                        expected="annotations on the nodes of the model that annotate receives",
-                        got="another model returned from annotate",
-                        remedy="annotate in place; rewriting belongs into transform_for_annotation",
-                    )
+            _annotate(watch, quantizer)
         # Go on until nothing is added: what one backend passes on, another may pass on further.
         before = -1
         while len(watch.decided) > before and len(self.quantizers) > 1:
             before = len(watch.decided)
             self._annotate_rest(watch)
         return model
-
-    def annotate_ahead(self, model: GraphModule) -> None:
-        """Let each quantizer say what it is going to take, in order."""
-        watch = _Watch(model)
-        for quantizer in self.quantizers:
-            with watch.over(quantizer, "annotate_ahead"):
-                quantizer.annotate_ahead(model)
 
     def annotate_rest(self, model: GraphModule) -> None:
         """Let each quantizer annotate what it can by now, in order."""
@@ -187,6 +171,19 @@ def _blamed(quantizer: Quantizer, step: str = "") -> Iterator[None]:
 def _annotations(model: GraphModule) -> list[tuple[Node, QuantizationAnnotation]]:
     found = ((node, annotation_of(node)) for node in model.graph.nodes)
     return [(node, annotation) for node, annotation in found if annotation is not None]
+
+
+def _annotate(watch: _Watch, quantizer: Quantizer) -> None:
+    """Let one quantizer annotate, watched."""
+    with watch.over(quantizer, "annotate"):
+        returned: object = quantizer.annotate(watch.model)
+        if returned is not None and returned is not watch.model:
+            raise QuantizerError(
+                "The quantizer annotated another model than the one that it was given.",
+                expected="annotations on the nodes of the model that annotate receives",
+                got="another model returned from annotate",
+                remedy="annotate in place; rewriting belongs into transform_for_annotation",
+            )
 
 
 def _check_transformed(model: GraphModule, transformed: object) -> None:

@@ -257,23 +257,16 @@ class PatternQuantizer(Quantizer):
                 lift_scalar(model, node, position, value)
         return model
 
-    def annotate_ahead(self, model: GraphModule) -> None:
-        """Annotate every match that would be taken of the model as it is."""
-        self._annotate_claims(model)
-
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every match of a row that is asked for, is free, and meets the constraints."""
-        self._annotate_claims(model)
+        for claim in self.claims(model):
+            for node, annotation in claim.annotations(self.name):
+                annotate_node(node, annotation)
         return model
 
     def annotate_rest(self, model: GraphModule) -> None:
         """Annotate again: what is annotated is left alone, and what passes it on can be claimed now."""
-        self._annotate_claims(model)
-
-    def _annotate_claims(self, model: GraphModule) -> None:
-        for claim in self.claims(model):
-            for node, annotation in claim.annotations(self.name):
-                annotate_node(node, annotation)
+        self.annotate(model)
 
     def claims(self, model: GraphModule, *, wherever_passed_on: bool = False) -> tuple[Claim, ...]:
         """What is taken of the model as it is annotated so far. Complete before anything is written.

@@ -24,9 +24,8 @@ class Quantizer:
     made, :meth:`prepare_obs_or_fq_callback`. All of them work on a copy of the user's model.
 
     A model with control flow holds graphs within its graph (``torchquilt.graph.bodies``).
-    :meth:`transform_for_annotation`, :meth:`annotate_ahead`, :meth:`annotate` and :meth:`annotate_rest` are
-    called for the model and then for each body, which looks like a model of its own; the others are asked of
-    the whole.
+    :meth:`transform_for_annotation`, :meth:`annotate` and :meth:`annotate_rest` are called for the model
+    and then for each body, which looks like a model of its own; the others are asked of the whole.
     """
 
     @property
@@ -44,19 +43,15 @@ class Quantizer:
         """
         return model
 
-    def annotate_ahead(self, model: GraphModule) -> None:
-        """Annotate what :meth:`annotate` is going to take, as far as that is known while others transform.
-
-        A composition calls this after :meth:`transform_for_annotation`, so that quantizers behind this one
-        do not rewrite what is not going to be theirs. What is annotated here is forgotten afterwards. By
-        default nothing is said, and what others rewrite for themselves computes the same.
-        """
-
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write a :class:`torchquilt.QuantizationAnnotation` on each node that is to be quantized.
 
         Nodes that are annotated already belong to another quantizer and are left alone, and so is the
         graph itself: others have decided about it as it is. Returns the model, or nothing.
+
+        Whoever stands before others in a composition is asked twice: while those behind it transform, so that
+        they do not rewrite what is not going to be theirs, and then for good. So it writes annotations, and
+        what it writes depends on the model alone.
         """
         raise NotImplementedError(f"{self.name} does not say what it annotates")
 
@@ -159,9 +154,6 @@ class _Adapted(Quantizer):
 
     def annotate_rest(self, model: GraphModule) -> None:
         self._call("annotate_rest", super().annotate_rest, model)
-
-    def annotate_ahead(self, model: GraphModule) -> None:
-        self._call("annotate_ahead", super().annotate_ahead, model)
 
     def validate(self, model: GraphModule) -> None:
         self._call("validate", super().validate, model)
