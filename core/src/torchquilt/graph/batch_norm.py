@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from torchquilt.graph.code import outdate
 from torchquilt.graph.constants import constant_value
 from torchquilt.graph.edits import drop_unused_tensors, erase_unused, free_name, read_tensor
 from torchquilt.graph.scope import module_path
@@ -45,7 +46,7 @@ def fold_batch_norm(model: GraphModule) -> GraphModule:
             pass  # conv → bn → bn: the next one now stands behind the convolution
     if folding.is_any_folded:
         drop_unused_tensors(model)
-        model.recompile()
+        outdate(model)
     return model
 
 

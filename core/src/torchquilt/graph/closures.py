@@ -17,6 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.graph.bodies import BodyCall, Region, body_of, call_of, placeholders, regions
+from torchquilt.graph.code import outdate
 from torchquilt.graph.edits import (
     drop_unused_tensors,
     erase_unused,
@@ -51,9 +52,9 @@ def _for_calls(region: Region, change: Callable[[GraphModule, list[BodyCall]], N
     for calls in changed:
         change(region.module, calls)
         for body in calls[0].bodies:
-            body_of(body).recompile()
+            outdate(body_of(body))
     if changed:
-        region.module.recompile()
+        outdate(region.module)
 
 
 def _calls_by_bodies(module: GraphModule) -> list[list[BodyCall]]:
