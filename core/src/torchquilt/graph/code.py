@@ -9,6 +9,7 @@ quantizer, a callback) gets it generated on the spot.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _HOOKS = (
     "_erase_node_hooks",
     "_deepcopy_hooks",
 )
+_TABLES = (dict, OrderedDict, set)
 _CODE = ("_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec")
 
 
@@ -52,18 +54,30 @@ def copy_without_code(model: GraphModule, memo: dict[int, Any]) -> GraphModule:
         model: the original.
         memo: as for ``copy.deepcopy``: id of an object → what stands for it in the copy. Is added to.
     """
-    inner = [module for module in model.modules() if isinstance(module, GraphModule)]
-    for module in reversed(inner):  # what holds others finds their copies in the memo
-        _copy_one(module, memo)
-    copied: GraphModule = memo[id(model)]
-    return copied
+    for module in reversed([*model.modules()]):  # what holds others finds their copies in the memo
+        if id(module) in memo:
+            continue
+        if isinstance(module, GraphModule):
+            _copy_graph_module(module, memo)
+        elif type(module) is torch.nn.Module:  # of such, export makes as many as the model has layers
+            copied = memo[id(module)] = torch.nn.Module.__new__(torch.nn.Module)
+            vars(copied).update(_copied_values(module, memo))
+    made: GraphModule = memo[id(model)]
+    return made
 
 
-def _copy_one(model: GraphModule, memo: dict[int, Any]) -> None:
+def _copied_values(module: torch.nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
+    """Deep copies of what a module holds. Most of it are empty tables, for which that is slow."""
+    return {
+        name: value.copy() if type(value) in _TABLES and not value else copy.deepcopy(value, memo)
+        for name, value in vars(module).items()
+    }
+
+
+def _copy_graph_module(model: GraphModule, memo: dict[int, Any]) -> None:
     """The steps of ``GraphModule.__deepcopy__``, whose ``__init__`` would generate code."""
-    copied = type(model).__new__(type(model))
-    memo[id(model)] = copied
-    values = copy.deepcopy(vars(model), memo)
+    copied = memo[id(model)] = type(model).__new__(type(model))
+    values = _copied_values(model, memo)
     own = type(copied)
     own.recompile = outdate
     try:

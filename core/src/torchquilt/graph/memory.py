@@ -44,6 +44,11 @@ class Memory:
                 if one is not other:
                     self._shared_with[one] = other
 
+    @property
+    def is_written(self) -> bool:
+        """Whether the graph writes into anything at all."""
+        return bool(self._writes)
+
     def version(self, node: Node, reader: Node) -> int:
         """How often the memory of ``node`` has been written before ``reader`` runs."""
         return bisect.bisect_left(self._writes.get(self._first(node), ()), self._position[reader])
@@ -66,7 +71,7 @@ class Memory:
 
     def edge_can_be_copied(self, producer: Node, user: Node) -> bool:
         """Whether ``user`` may get a copy of what ``producer`` returns."""
-        if not self._writes:
+        if not self.is_written:
             return True
         if producer in written_inputs(user):
             return False
