@@ -153,6 +153,8 @@ def _new_placeholder(body: GraphModule, name: str, served: Node) -> Node:
     held = placeholders(body.graph)
     taken = {str(placeholder.target) for placeholder in held}
     wanted = name.replace(".", "_")
+    if not wanted.isidentifier():  # it becomes an argument, and a module in a Sequential is called 0
+        wanted = f"p_{wanted}"
     target = next(t for t in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if t not in taken)
     place = body.graph.inserting_after(held[-1]) if held else body.graph.inserting_before()
     with place:
