@@ -429,7 +429,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 @cache
-def _names_of_fields(kind: type) -> tuple[str, ...]:
+def _names_of_fields(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in attrs.fields(kind))
 
 

@@ -187,7 +187,9 @@ class OperatorPattern:
         return Match(self, tuple(chain), operands, scalars, constants)
 
 
-def numbers_of(node: Node, declared: tuple[Operand, ...]) -> tuple[tuple[Node, int, int | float | complex], ...]:
+def numbers_of(
+    node: Node, declared: tuple[Operand, ...]
+) -> tuple[tuple[Node, int, int | float | complex], ...]:
     """The Python numbers that stand at the declared arguments of a node, as in :attr:`Match.scalars`."""
     return _operands(node, declared)[1]
 

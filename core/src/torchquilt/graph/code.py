@@ -78,7 +78,7 @@ def _copy_graph_module(model: GraphModule, memo: dict[int, Any]) -> None:
     """The steps of ``GraphModule.__deepcopy__``, whose ``__init__`` would generate code."""
     copied = memo[id(model)] = type(model).__new__(type(model))
     values = _copied_values(model, memo)
-    own = type(copied)
+    own: Any = type(copied)  # which torch makes for each graph module
     own.recompile = outdate
     try:
         model._deepcopy_init()(copied, _CodeOnlyModule(values), values["_graph"])

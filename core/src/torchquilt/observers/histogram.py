@@ -35,7 +35,7 @@ _KEPT = SIDE - 16
 
 @functools.lru_cache(maxsize=1024)
 def _times(step: int, size: int, device: torch.device) -> torch.Tensor:
-    """A number, as often as values are read; it is in memory once. To expand it anew costs as much as to add."""
+    """A number as often as values are read, in memory once. To expand it anew costs as much as to add it."""
     return torch.tensor(step, device=device).expand(size)
 
 
