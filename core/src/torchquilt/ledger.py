@@ -425,7 +425,7 @@ def _decision(row: Row | None) -> str:
 
 def _fields(value: Any) -> dict[str, Any]:
     """What a value of ours holds, by name."""
-    return {name: getattr(value, name) for name in _names_of_fields(type(value))}
+    return {name: getattr(value, name) for name in _names_of_fields(value.__class__)}
 
 
 @cache

@@ -43,7 +43,7 @@ def asked_name(node: Node) -> str:
 
 @attrs.frozen(eq=False)
 class _Facts:
-    """What is known of an operator. It never changes and is asked for at every node, so torch is asked once."""
+    """What is known of an operator. It never changes and is asked for at every node: torch is asked once."""
 
     operator: Any
     name: str
