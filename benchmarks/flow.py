@@ -5,7 +5,8 @@
 Both quantize the same exported model (static int8, one weight scale a channel, each with the observers that
 it takes by itself), and take turns in one process; the medians of all runs are compared. What comes out is
 compared with the float model on inputs that calibration has not seen. Peak memory is measured in a process
-of its own for each, in MiB of the operating system, from before prepare to behind convert.
+of its own for each, in MiB of the operating system: how far the peak between prepare and convert lies above
+the peak of running the float model, whose activations calibration has to hold as well.
 
 torchao converts a long chain in a time that grows with the square of its length. A chain of more than
 LONG blocks is given to torchao only once.
@@ -235,19 +236,33 @@ def peak_of_child(subject: Subject, system: str) -> float:
 
 @torch.no_grad()
 def peak(subject: Subject, name: str) -> float:
-    """MiB at the peak between prepare and convert, above those of the exported float model."""
+    """MiB at the peak between prepare and convert, above the peak of running the exported float model.
+
+    That is run once before: what torch keeps of a first run, such as the code of its kernels, is no part of
+    either.
+    """
     system, small = SYSTEMS[name](), chain_of(1)
     run(torch.export.export(small.module(), small.batch(0)), small, system, Timed())  # loads all code
     program = torch.export.export(subject.module(), subject.batch(0))
-    model = program.module()
+    model, batch = program.module(), subject.batch(0)
+    model(*batch)
+
+    def flow() -> None:
+        prepared = system.prepare(model)
+        prepared(*batch)
+        system.convert(prepared)
+
+    running = _peak_of(lambda: model(*batch))
+    return _peak_of(flow) - running
+
+
+def _peak_of(function: Callable[[], object]) -> float:
+    """MiB of the process at the peak while a function runs."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = _mebibytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # lets VmHWM begin anew: proc(5)
-    prepared = system.prepare(model)
-    prepared(*subject.batch(0))
-    system.convert(prepared)
-    return _mebibytes("VmHWM") - before
+    function()
+    return _mebibytes("VmHWM")
 
 
 def _mebibytes(field: str) -> float:

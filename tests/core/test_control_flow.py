@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils import _pytree as pytree
 
+import control_flow
 import torchquilt as tq
 from strategies import Fn, Nothing, calls, export, normal, outputs_of, sqnr, weights_of
 from torchquilt.errors import ArtifactError
@@ -481,3 +482,12 @@ def test_the_reference_representation_reaches_into_bodies(kind: str, tmp_path: P
         ):
             assert sqnr(expected.float(), found.float()) > 30
             assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("name", control_flow.LAYERS)
+def test_a_body_reads_weights_of_a_module_whose_name_is_a_number(name: str) -> None:
+    """In a Sequential modules are called 0, 1, …, and a body takes their weights as arguments."""
+    model = nn.Sequential(control_flow.LAYERS[name](8))
+    prepared = tq.prepare_pt2e(export(model, X), XNNPACKQuantizer().set_global(STATIC))
+    tq.calibrate(prepared, [(X,), (-X,)])
+    assert sqnr(model(X), tq.convert_pt2e(prepared)(X)) > 20

@@ -19,7 +19,9 @@ from torch.fx import GraphModule
 
 import torchquilt as tq
 import torchquilt_xnnpack
+from control_flow import LAYERS
 from strategies import Fn, export, normal
+from torchquilt.graph.bodies import regions
 from torchquilt.graph.passes import watching
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -148,11 +150,11 @@ def counting() -> Iterator[Work]:
             sys.settrace(before)
 
 
-def work_for(exported: GraphModule, quantizer: tq.Quantizer) -> tuple[Work, Work]:
-    """What is done to prepare a model, and to convert it."""
+def work_for(exported: GraphModule, quantizer: tq.Quantizer, *images: torch.Tensor) -> tuple[Work, Work]:
+    """What is done to prepare a model, and to convert it, calibrated with these images."""
     with counting() as preparing:
         prepared = tq.prepare_pt2e(exported, quantizer, activation_observer="minmax", strict=False)
-    tq.calibrate(prepared, [(IMAGE,)])
+    tq.calibrate(prepared, [(image,) for image in images or (IMAGE,)])
     with counting() as converting:
         tq.convert_pt2e(prepared)
     return preparing, converting
@@ -196,6 +198,32 @@ def test_the_work_is_linear(name: str) -> None:
     for small, middle, large in zip(*works, strict=True):
         assert large.lines - middle.lines == 2 * (middle.lines - small.lines)
         assert small.compilations == middle.compilations == large.compilations
+
+
+@pytest.mark.filterwarnings("ignore:Something was asked for in this model")
+@pytest.mark.parametrize("name", CASES)
+def test_code_is_generated_once(name: str) -> None:
+    """Prepare and convert each generate the code of a graph once, however many of their passes edit it."""
+    make, quantizer = CASES[name]
+    preparing, converting = work_for(export(make(3), IMAGE).module(), quantizer(3))
+    assert (preparing.compilations, converting.compilations) == (1, 1)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_code_of_a_body_is_generated_once(name: str) -> None:
+    """So is the code of each body of control flow."""
+    model = export(nn.Sequential(LAYERS[name](4), nn.Linear(4, 4)), IMAGE).module()
+    graphs = len(regions(model))
+    preparing, converting = work_for(model, rule_for_all()(1), IMAGE, -IMAGE)
+    assert (preparing.compilations, converting.compilations) == (graphs, graphs)
+
+
+def test_to_explain_generates_no_code() -> None:
+    """What a quantizer would do is told without a model that could be run."""
+    model = export(MODELS["batch norms"](3), IMAGE).module()
+    with counting() as explaining:
+        tq.explain(model, rule_for_all()(3))
+    assert explaining.compilations == 0
 
 
 class Quadratic(tq.Quantizer):

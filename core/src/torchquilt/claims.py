@@ -132,6 +132,10 @@ class _Decision:
         self.memory = memory
         self.index = index
         self._claimed: set[Node] = set()
+        # What several rows ask is answered once. Rows and configs are told apart by their ids: all are held.
+        self._troubles: dict[Node, tuple[str, str] | None] = {}
+        self._differences: dict[tuple[int, int], tuple[str, ...]] = {}
+        self._roles: dict[int, frozenset[str]] = {}
         self._outputs: dict[Node, QuantizationSpec | None] = {}
 
     def decide(self, graph: Graph) -> Iterator[tuple[Node, Claim | tuple[Reject, ...]]]:
@@ -178,7 +182,7 @@ class _Decision:
         if isinstance(asked, Reject):
             return asked
         rule, config = asked
-        differences = row.differences(config)
+        differences = self._differences_of(row, config)
         if differences:
             return Reject(
                 "config_not_supported", match.nodes, f"{row.pattern.name}: {'; '.join(differences)}"
@@ -203,6 +207,8 @@ class _Decision:
     def _written_in_place(self, row: SupportRow, match: Match) -> Reject | None:
         """Prepare has made functional what can be; what still writes is seen by others."""
         # Where the output stays in float, what is written into it later changes nothing here.
+        if not self.memory.is_written:
+            return None
         written = match.nodes if "output_activation" in dict(row.specs) else match.nodes[:-1]
         spoilt = [
             producer
@@ -239,20 +245,30 @@ class _Decision:
         assert found is not None
         return found
 
+    def _differences_of(self, row: SupportRow, config: QuantizationConfig) -> tuple[str, ...]:
+        key = (id(row), id(config))
+        if key not in self._differences:
+            self._differences[key] = row.differences(config)
+        return self._differences[key]
+
+    def _quantized_roles(self, row: SupportRow) -> frozenset[str]:
+        if id(row) not in self._roles:
+            self._roles[id(row)] = frozenset(role for role, _ in row.specs)
+        return self._roles[id(row)]
+
     def _unsuitable_type(self, row: SupportRow, match: Match) -> Reject | None:
-        quantized = {role for role, _ in row.specs}
+        quantized = self._quantized_roles(row)
         tensors = [node for node, _, role in match.operands if role in quantized]
         if "output_activation" in quantized or "input_activation" in quantized:
             tensors.append(match.output)
         if any(isinstance(value, complex) for _, _, value in match.scalars):
             return Reject("not_float", match.nodes, f"{match.anchor.name} has a complex operand")
         for node in tensors:
-            if not is_float_tensor(node):
-                return Reject(
-                    "not_float", (node,), f"{node.name} is not a float32, float16 or bfloat16 tensor"
-                )
-            if is_empty(node):
-                return Reject("no_elements", (node,), f"{node.name} has no elements, and so no range")
+            if node not in self._troubles:
+                self._troubles[node] = _trouble_of(node)
+            trouble = self._troubles[node]
+            if trouble is not None:
+                return Reject(trouble[0], (node,), trouble[1])
         return None
 
     def _broken_constraint(self, row: SupportRow, match: Match) -> Reject | None:
@@ -304,3 +320,12 @@ class _Decision:
                 return None
             place = spec.edge_or_node
         return None
+
+
+def _trouble_of(node: Node) -> tuple[str, str] | None:
+    """Code and text for a tensor that cannot be quantized, None for one that can."""
+    if not is_float_tensor(node):
+        return "not_float", f"{node.name} is not a float32, float16 or bfloat16 tensor"
+    if is_empty(node):
+        return "no_elements", f"{node.name} has no elements, and so no range"
+    return None

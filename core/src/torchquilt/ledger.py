@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import attrs
@@ -299,7 +300,9 @@ class Ledger:
 
     def to_plain(self) -> dict[str, Any]:
         """The same as dicts, lists, texts and numbers."""
-        plain: dict[str, Any] = json.loads(json.dumps({"schema": JSON_SCHEMA, **attrs.asdict(self)}))
+        plain: dict[str, Any] = json.loads(
+            json.dumps({"schema": JSON_SCHEMA, **_fields(self)}, default=_fields)
+        )
         return plain
 
     @classmethod
@@ -418,6 +421,16 @@ def _decision(row: Row | None) -> str:
         return f"float ({row.code})"
     specs = ", ".join(f"{tensor.place}: {tensor.spec}" for tensor in row.tensors)
     return f"{row.quantizer} {row.pattern}" + (f" ({specs})" if specs else "")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """What a value of ours holds, by name."""
+    return {name: getattr(value, name) for name in _names_of_fields(value.__class__)}
+
+
+@cache
+def _names_of_fields(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in attrs.fields(kind))
 
 
 def _row_from(data: dict[str, Any]) -> Row:

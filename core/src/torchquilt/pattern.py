@@ -187,6 +187,13 @@ class OperatorPattern:
         return Match(self, tuple(chain), operands, scalars, constants)
 
 
+def numbers_of(
+    node: Node, declared: tuple[Operand, ...]
+) -> tuple[tuple[Node, int, int | float | complex], ...]:
+    """The Python numbers that stand at the declared arguments of a node, as in :attr:`Match.scalars`."""
+    return _operands(node, declared)[1]
+
+
 def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 

@@ -14,10 +14,11 @@ from torchquilt.capability import Capabilities, Capability
 from torchquilt.claims import Claim, decide
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError
+from torchquilt.graph.values import overload_name
 from torchquilt.intent import Intent
-from torchquilt.operators import OPERATORS, ObjectType, object_type
+from torchquilt.operators import OPERATORS, ObjectType, Operand, object_type
 from torchquilt.outcome import telling_rejects, unmet_rules
-from torchquilt.pattern import Reject
+from torchquilt.pattern import Reject, numbers_of
 from torchquilt.quantizers import Quantizer
 from torchquilt.rules import GlobalRule, ObjectTypeRule, Rule
 from torchquilt.spec import named_dtypes
@@ -252,10 +253,25 @@ class PatternQuantizer(Quantizer):
         """Turn Python numbers into constant tensors where the operator is going to be quantized."""
         from torchquilt.graph.edits import lift_scalar
 
+        if not self._has_numbers(model):
+            return model  # and nothing has to be decided
         for claim in self.claims(model):
             for node, position, value in claim.match.scalars:
                 lift_scalar(model, node, position, value)
         return model
+
+    def _has_numbers(self, model: GraphModule) -> bool:
+        """Whether any call has a Python number where an operator of the table can have a tensor."""
+        operands: dict[str, tuple[Operand, ...]] = {}
+        known = (operator for row in self.table.rows for operator in row.pattern.operators)
+        for operator in dict.fromkeys(known):
+            for overload in operator.overloads:
+                operands[overload] = (*operands.get(overload, ()), *operator.operands)
+        return any(
+            numbers_of(node, declared)
+            for node in model.graph.nodes
+            if (declared := operands.get(overload_name(node))) is not None
+        )
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every match of a row that is asked for, is free, and meets the constraints."""

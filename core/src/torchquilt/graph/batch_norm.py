@@ -12,12 +12,14 @@ other numbers than zero, and without it the two would be two orders of rounding 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
+from torchquilt.graph.code import outdate
 from torchquilt.graph.constants import constant_value
 from torchquilt.graph.edits import drop_unused_tensors, erase_unused, free_name, read_tensor
 from torchquilt.graph.scope import module_path
@@ -45,7 +47,7 @@ def fold_batch_norm(model: GraphModule) -> GraphModule:
             pass  # conv → bn → bn: the next one now stands behind the convolution
     if folding.is_any_folded:
         drop_unused_tensors(model)
-        model.recompile()
+        outdate(model)
     return model
 
 
@@ -121,7 +123,7 @@ class _Folding:
             shift = (shift if beta is None else shift + beta).to(dtype)
             scale = inverse if gamma is None else gamma * inverse
             weight = _scaled(node, value(node, "weight"), scale).to(dtype)
-        return (weight, shift) if weight.isfinite().all() and shift.isfinite().all() else None
+        return (weight, shift) if _is_finite(weight) and _is_finite(shift) else None
 
     def _store(self, node: Node, role: str, value: torch.Tensor) -> Node:
         """A node that reads the new value: under the old name if only ``node`` reads that, else a new one."""
@@ -137,6 +139,11 @@ class _Folding:
         self._reads[name] = 1
         self._constants.add(new)
         return new
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    """Whether no element is infinite or NaN. ``isfinite`` would make a copy of the whole weight."""
+    return value.numel() == 0 or all(math.isfinite(end.item()) for end in value.aminmax())
 
 
 def _scaled(node: Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

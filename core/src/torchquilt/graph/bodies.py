@@ -92,7 +92,10 @@ class BodyCall:
 
 def call_of(node: Node) -> BodyCall | None:
     """The call of a higher-order operator whose bodies are entered, or None."""
-    if node.op != "call_function" or getattr(node.target, "namespace", None) != "higher_order":
+    # Most nodes call operators of ATen, which have a schema; to ask for their namespace would take longer.
+    if node.op != "call_function" or hasattr(node.target, "_schema"):
+        return None
+    if getattr(node.target, "namespace", None) != "higher_order":
         return None
     operator = OPERATORS.get(str(node.target))
     if operator is None:
@@ -180,13 +183,10 @@ def nodes_of(model: GraphModule) -> Iterator[Node]:
 
 def _bodies_in(region: Region) -> Iterator[Region]:
     for node in region.module.graph.find_nodes(op="get_attr"):
-        if not _is_body(node):
-            continue
-        for user in node.users:
-            if call_of(user) is not None:
-                path = f"{region.path}.{node.target}" if region.path else str(node.target)
-                yield Region(path, body_of(node), user)
-                break
+        caller = next((user for user in node.users if call_of(user) is not None), None)
+        if caller is not None and _is_body(node):
+            path = f"{region.path}.{node.target}" if region.path else str(node.target)
+            yield Region(path, body_of(node), caller)
 
 
 def _bodies_among(arguments: tuple[Any, ...]) -> Iterator[Node]:

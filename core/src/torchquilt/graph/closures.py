@@ -17,6 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.graph.bodies import BodyCall, Region, body_of, call_of, placeholders, regions
+from torchquilt.graph.code import outdate
 from torchquilt.graph.edits import (
     drop_unused_tensors,
     erase_unused,
@@ -51,9 +52,9 @@ def _for_calls(region: Region, change: Callable[[GraphModule, list[BodyCall]], N
     for calls in changed:
         change(region.module, calls)
         for body in calls[0].bodies:
-            body_of(body).recompile()
+            outdate(body_of(body))
     if changed:
-        region.module.recompile()
+        outdate(region.module)
 
 
 def _calls_by_bodies(module: GraphModule) -> list[list[BodyCall]]:
@@ -152,6 +153,8 @@ def _new_placeholder(body: GraphModule, name: str, served: Node) -> Node:
     held = placeholders(body.graph)
     taken = {str(placeholder.target) for placeholder in held}
     wanted = name.replace(".", "_")
+    if not wanted.isidentifier():  # it becomes an argument, and a module in a Sequential is called 0
+        wanted = f"p_{wanted}"
     target = next(t for t in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if t not in taken)
     place = body.graph.inserting_after(held[-1]) if held else body.graph.inserting_before()
     with place:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
+from torchquilt.graph.code import outdate
 from torchquilt.graph.storage import span_of
 from torchquilt.graph.values import (
     argument_of,
@@ -39,7 +40,7 @@ def simplify_constants(model: GraphModule) -> GraphModule:
                 node.replace_all_uses_with(same)
                 model.graph.erase_node(node)
     if casts or len(model.graph.nodes) < len(nodes):
-        model.recompile()
+        outdate(model)
     return model
 
 

@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from torchquilt.graph.bodies import call_of
+from torchquilt.graph.code import copy_without_code, outdate
 from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.storage import copies_in_common, tensors_of, written_tensors
 from torchquilt.graph.values import WRITTEN_FOR, attribute, overload_name, writes_to
@@ -47,7 +48,7 @@ def copy_model(model: GraphModule, kept: Iterable[object] = ()) -> GraphModule:
     with warnings.catch_warnings():
         # torch's own copying of the input structure warns about how torch pickles it.
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-        copied = copy.deepcopy(model, shared)
+        copied = copy_without_code(model, shared)
     take_checks(copied, model)
     _keep_out_of_state(model, copied)
     return copied
@@ -220,7 +221,7 @@ def drop_dead_nodes(model: GraphModule) -> GraphModule:
         if not node.users and node.op != "get_attr":
             erase_unused(node)
     if len(model.graph.nodes) < size:
-        model.recompile()
+        outdate(model)
     return model
 
 

@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node, map_arg
 
 from torchquilt.errors import ModelError
+from torchquilt.graph.code import outdate
 from torchquilt.graph.edits import take_origin
 from torchquilt.graph.memory import aliased_inputs
 from torchquilt.graph.storage import span_of
@@ -79,7 +80,7 @@ def _read_as_views(model: GraphModule, nodes: list[Node]) -> None:
         view.meta["val"] = node.meta.get("val")
         node.replace_all_uses_with(view)
         model.graph.erase_node(node)
-    model.recompile()
+    outdate(model)
 
 
 def _is_all_of_its_memory(value: torch.Tensor) -> bool:
@@ -106,7 +107,7 @@ def make_functional(model: GraphModule) -> GraphModule:
         node.target = target
         changed = True
     if changed:
-        model.recompile()
+        outdate(model)
     return model
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.graph.bodies import BodyCall, body_of, call_of, placeholders, regions
+from torchquilt.graph.code import outdate
 from torchquilt.graph.edits import erase_unused, free_name, store_tensor
 from torchquilt.graph.values import attribute
 
@@ -27,7 +28,7 @@ def inline_silent_bodies(model: GraphModule) -> GraphModule:
             if not call.node._erased:  # it does something
                 _write_out(region.module, call)
         if calls:
-            region.module.recompile()
+            outdate(region.module)
     return model
 
 

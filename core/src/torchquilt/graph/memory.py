@@ -27,15 +27,27 @@ class Memory:
     def __init__(self, graph: Graph) -> None:
         self._position = {node: number for number, node in enumerate(graph.nodes)}
         self._shared_with: dict[Node, Node] = {}
-        for node in graph.nodes:
+        #: the representative of a memory → when it is written; empty for most graphs, which write nothing
+        self._writes: dict[Node, list[int]] = {}
+        written = {node: inputs for node in graph.nodes if (inputs := written_inputs(node))}
+        if written:
+            self._find_shared()
+        for node, inputs in written.items():
+            for first in dict.fromkeys(map(self._first, inputs)):
+                self._writes.setdefault(first, []).append(self._position[node])
+
+    def _find_shared(self) -> None:
+        """Find which nodes share memory, which matters where something is written."""
+        for node in self._position:
             for source in aliased_inputs(node):
                 one, other = self._first(node), self._first(source)
                 if one is not other:
                     self._shared_with[one] = other
-        self._writes: dict[Node, list[int]] = {}
-        for node, position in self._position.items():
-            for first in dict.fromkeys(map(self._first, written_inputs(node))):
-                self._writes.setdefault(first, []).append(position)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the graph writes into anything at all."""
+        return bool(self._writes)
 
     def version(self, node: Node, reader: Node) -> int:
         """How often the memory of ``node`` has been written before ``reader`` runs."""
@@ -59,6 +71,8 @@ class Memory:
 
     def edge_can_be_copied(self, producer: Node, user: Node) -> bool:
         """Whether ``user`` may get a copy of what ``producer`` returns."""
+        if not self.is_written:
+            return True
         if producer in written_inputs(user):
             return False
         return producer not in aliased_inputs(user) or self.output_can_be_copied(user)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import operator as python_operator
 from collections.abc import Container
-from functools import cache
 from typing import TYPE_CHECKING, Any
+
+import attrs
 
 from torchquilt.graph.bodies import handed_in
 
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
 def operator_of(node: Node) -> Any:
     """The ``OpOverload`` that a node calls, or None."""
-    return node.target if node.op == "call_function" and _is_operator(node.target) else None
+    facts = _facts_of(node)
+    return None if facts is None else facts.operator
 
 
 def overload_name(node: Node) -> str:
     """``"aten.linear.default"`` for a call of an operator, ``""`` for anything else."""
-    operator = operator_of(node)
-    return "" if operator is None else _name_of(operator)
+    facts = _facts_of(node)
+    return "" if facts is None else facts.name
 
 
 #: ``node.meta`` of a node that a backend wrote in another form has the overload that the model had here.
@@ -39,32 +41,40 @@ def asked_name(node: Node) -> str:
     return written_for or overload_name(node)
 
 
-# What is known of an operator is asked for at every node and never changes, so it is asked of torch once.
+@attrs.frozen(eq=False)
+class _Facts:
+    """What is known of an operator. It never changes and is asked for at every node: torch is asked once."""
+
+    operator: Any
+    name: str
+    is_mutable: bool
+    is_pure: bool
+    returns_view: bool
+
+    @classmethod
+    def of(cls, operator: Any) -> _Facts:
+        name, is_mutable = str(operator), bool(operator._schema.is_mutable)
+        is_random = any(tag.name == "nondeterministic_seeded" for tag in operator.tags)
+        returned = [value.alias_info for value in operator._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in returned)
+        return cls(
+            operator, name, is_mutable, not is_mutable and not is_random, is_view or name in _UNDECLARED_VIEWS
+        )
 
 
-@cache
-def _is_operator(target: Any) -> bool:
-    return hasattr(target, "_schema") and hasattr(target, "_overloadname")
+#: By ``id``, since torch hashes operators in Python. An operator in here is held, so no other gets its id.
+_FACTS: dict[int, _Facts] = {}
 
 
-@cache
-def _name_of(operator: Any) -> str:
-    return str(operator)
-
-
-@cache
-def _is_pure_operator(operator: Any) -> bool:
-    if operator._schema.is_mutable:
-        return False
-    return all(tag.name != "nondeterministic_seeded" for tag in operator.tags)
-
-
-@cache
-def _returns_view(operator: Any) -> bool:
-    if str(operator) in _UNDECLARED_VIEWS:
-        return True
-    returned = (value.alias_info for value in operator._schema.returns)
-    return any(alias is not None and not alias.is_write for alias in returned)
+def _facts_of(node: Node) -> _Facts | None:
+    """The facts of the operator that a node calls, or None where it calls none."""
+    if node.op != "call_function":
+        return None
+    target: Any = node.target
+    facts = _FACTS.get(id(target))
+    if facts is None and hasattr(target, "_schema") and hasattr(target, "_overloadname"):
+        facts = _FACTS[id(target)] = _Facts.of(target)
+    return facts
 
 
 def arguments_of(node: Node) -> dict[str, Any]:
@@ -77,7 +87,18 @@ def arguments_of(node: Node) -> dict[str, Any]:
 def tensor_of(node: Node) -> torch.Tensor | None:
     """The fake tensor of a node (its shape and dtype), or None where it does not return one tensor."""
     value = node.meta.get("val")
-    return value if hasattr(value, "dtype") and hasattr(value, "dim") else None
+    return value if type(value) in _TENSOR_TYPES or _is_like_a_tensor(value) else None
+
+
+#: Types of tensors that were met so far: a look here costs less than to ask a tensor for what it has.
+_TENSOR_TYPES: set[type] = set()
+
+
+def _is_like_a_tensor(value: object) -> bool:
+    kind = type(value)
+    if hasattr(kind, "dtype") and hasattr(kind, "dim"):
+        _TENSOR_TYPES.add(kind)
+    return hasattr(value, "dtype") and hasattr(value, "dim")
 
 
 def is_float_tensor(node: Node) -> bool:
@@ -116,14 +137,14 @@ def argument_of(node: Node, name: str) -> Any:
 
 def writes_to(user: Node, node: Node) -> bool:
     """Whether ``user`` is an operator that changes the tensor of ``node`` in place."""
-    operator = operator_of(user)
-    if operator is None or not operator._schema.is_mutable:
+    facts = _facts_of(user)
+    if facts is None or not facts.is_mutable:
         return False
     return any(
         argument.alias_info is not None
         and argument.alias_info.is_write
         and argument_of(user, argument.name) is node
-        for argument in operator._schema.arguments
+        for argument in facts.operator._schema.arguments
     )
 
 
@@ -136,16 +157,16 @@ _UNDECLARED_VIEWS = tuple(
 
 def writes(node: Node) -> bool:
     """Whether a node is an operator that writes into one of its inputs, and so returns that input."""
-    operator = operator_of(node)
-    return operator is not None and bool(operator._schema.is_mutable)
+    facts = _facts_of(node)
+    return facts is not None and facts.is_mutable
 
 
 def returns_view(node: Node) -> bool:
     """Whether what a node returns may share memory with one of its inputs."""
-    operator = operator_of(node)
-    if operator is None:
+    facts = _facts_of(node)
+    if facts is None:
         return node.op == "call_function"  # getitem and other Python functions: not known
-    return _returns_view(operator)
+    return facts.returns_view
 
 
 def is_overwritten(node: Node) -> bool:
@@ -154,9 +175,11 @@ def is_overwritten(node: Node) -> bool:
     while pending:
         tensor = pending.pop()
         for user in tensor.users:
-            if writes_to(user, tensor):
+            facts = _facts_of(user)
+            if facts is None:
+                pending.extend(handed_in(user, tensor))
+            elif facts.is_mutable and writes_to(user, tensor):
                 return True
-            pending.extend(handed_in(user, tensor))
             if returns_view(user):
                 pending.append(user)
     return False
@@ -214,5 +237,5 @@ def _is_constant_tensor(node: Node) -> bool:
 def _is_pure(node: Node) -> bool:
     if node.target is python_operator.getitem:  # one of several tensors: a weight that is split, or chunked
         return True
-    operator = operator_of(node)
-    return operator is not None and _is_pure_operator(operator)
+    facts = _facts_of(node)
+    return facts is not None and facts.is_pure

@@ -34,8 +34,9 @@ _KEPT = SIDE - 16
 
 
 @functools.lru_cache(maxsize=1024)
-def _times(step: int, device: torch.device) -> torch.Tensor:
-    return torch.tensor(step, device=device)
+def _times(step: int, size: int, device: torch.device) -> torch.Tensor:
+    """A number as often as values are read, in memory once. To expand it anew costs as much as to add it."""
+    return torch.tensor(step, device=device).expand(size)
 
 
 class HistogramObserver(ExtremesObserver):
@@ -73,10 +74,8 @@ class HistogramObserver(ExtremesObserver):
         values = in_memory_order(tensor.detach() if tensor.requires_grad else tensor)
         seen = extremes_of_all(values)
         read, step = subset(values, seen)
-        times = _times(step, values.device)
-        if seen.ends is not None:
-            times = times.expand(read.shape)
-        else:
+        times = _times(step, read.numel(), values.device)
+        if seen.ends is None:
             ordinary = read.abs() < sentinel_limit(read.dtype)
             read, times = read.masked_fill(~ordinary, 0.0), ordinary * times
         bins = torch.bitwise_right_shift(read.float().view(torch.int32), _SHIFT).bitwise_and_(_MASK)

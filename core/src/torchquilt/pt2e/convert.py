@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.errors import ModelError
 from torchquilt.graph.closures import open_bodies
+from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.storage import compact
@@ -63,7 +64,10 @@ def convert_pt2e(
     )
     model = run_passes(model, passes)
     set_stage(model, "converted")
-    return to_reference(model) if use_reference_representation else model
+    if use_reference_representation:
+        return to_reference(model)
+    generate_code(model)
+    return model
 
 
 def _check_is_prepared(model: object) -> None:
@@ -90,7 +94,7 @@ def _replace_points(model: GraphModule, fold_quantize: bool) -> GraphModule:
     for name in points:
         model.delete_submodule(name)
     if points:
-        model.recompile()
+        outdate(model)
     return model
 
 
@@ -100,5 +104,5 @@ def _drop_unused(model: GraphModule) -> GraphModule:
     drop_unused_tensors(model)
     compact(model)
     if len(model.graph.nodes) < size:
-        model.recompile()
+        outdate(model)
     return model

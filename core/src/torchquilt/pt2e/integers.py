@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import torch
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 
 from torchquilt.spec import Granularity, OwnSpec, ZeroPointDomain
 
@@ -80,11 +81,43 @@ def integers_of(
         Integers of the shape of ``value`` and the dtype of ``spec``, contiguous.
     """
     found = torch.empty(value.shape, dtype=spec.dtype, device=value.device)
+    is_plain = value.dtype is torch.float32 and quantize in _IN_PLACE
+    is_plain = is_plain and spec.zero_point_domain is not ZeroPointDomain.FLOAT
+    room = torch.empty(0, device=value.device)
     for here, into, own in _parts(value, found, spec, arguments):
+        if is_plain:
+            room.resize_(here.shape)  # parts are of one size, but for the last
+            _quantize_into(into, here, spec, own, room)
+            continue
         for target, following in steps_of_quantizing(here, spec, quantize, own):
             here = target(here, *following)
         into.copy_(here)
     return found
+
+
+_IN_PLACE = (
+    torch.ops.quantized_decomposed.quantize_per_tensor.default,
+    torch.ops.quantized_decomposed.quantize_per_channel.default,
+)
+
+
+def _quantize_into(
+    into: torch.Tensor, value: torch.Tensor, spec: OwnSpec, arguments: tuple[Any, ...], room: torch.Tensor
+) -> None:
+    """What :data:`_IN_PLACE` compute of float32, operation by operation, in the memory of ``room``.
+
+    The operators make a tensor for each of their operations. Those would lie between the weights that are
+    kept, and the memory under them would be lost to the process.
+    """
+    scale, zero_point = arguments[:2]
+    if isinstance(scale, torch.Tensor):
+        assert spec.ch_axis is not None
+        shape = [1] * value.dim()
+        shape[spec.ch_axis] = -1
+        scale, zero_point = scale.view(shape), zero_point.view(shape)
+    torch.mul(value, 1.0 / scale, out=room)
+    room.round_().add_(zero_point).clamp_(spec.quant_min, spec.quant_max)
+    into.copy_(room)
 
 
 def _parts(

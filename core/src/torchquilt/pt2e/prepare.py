@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from torchquilt.errors import AnnotationError
 from torchquilt.graph.bodies import Region
+from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import redirect, take_origin
 from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, run_passes
@@ -83,6 +84,7 @@ def prepare_pt2e(
     prepared = run_passes(annotated.model, (Pass("insert_points", insert_points),))
     set_stage(prepared, "prepared", _record(annotated))
     keep_initial_state(prepared)
+    generate_code(prepared)
     return prepared
 
 
@@ -168,7 +170,7 @@ def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeO
                 with model.graph.inserting_before(user):
                     at_edge[key] = _call_point(model, names[point], source, serves=user)
             redirect(user, source, at_edge[key])
-    model.recompile()
+    outdate(model)
 
 
 def _served(producer: Node, order: dict[Node, int]) -> Node:

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torchquilt.annotation import ANNOTATION_KEY, annotation_of
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.bodies import Region, regions
+from torchquilt.graph.code import outdate
 from torchquilt.ledger import Ledger, Reason
 from torchquilt.pt2e.points import ObservedPoint, QuantizationPoint
 from torchquilt.pt2e.stage import RECORD_KEY
@@ -106,7 +107,7 @@ def _leave_in_float(model: GraphModule, region: Region, unseen: list[Node]) -> N
     for call in unseen:
         if not call._erased:
             _bypass(call)
-    region.module.recompile()
+    outdate(region.module)
     _note(model, {region.name_of(operator) for operator in operators})
 
 

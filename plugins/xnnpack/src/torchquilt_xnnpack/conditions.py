@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
 from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, argument, input_rank, keyword_is
-from torchquilt.graph.values import arguments_of
+from torchquilt.graph.values import arguments_of, overload_name
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -255,7 +255,7 @@ def padding_of(node: Node) -> dict[int, tuple[int, int]]:
 
 def pads_with_zeros(node: Node) -> bool:
     """Whether a node puts zeros around a tensor, and cuts nothing off."""
-    if str(node.target) not in _PADS:
+    if overload_name(node) not in _PADS:
         return False
     named = arguments_of(node)
     amounts, value = named["pad"], named["value"]
@@ -292,7 +292,7 @@ _SPLITS = {
 
 def is_split(node: Node) -> bool:
     """Whether a node returns a tensor in parts along one of its dimensions."""
-    return str(node.target) in _SPLITS
+    return overload_name(node) in _SPLITS
 
 
 def split_dimension(node: Node) -> int:

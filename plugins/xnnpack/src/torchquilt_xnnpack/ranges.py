@@ -9,6 +9,7 @@ from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
+from torchquilt.graph.values import overload_name
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -52,7 +53,7 @@ def _users_nearby(node: Node, through: Container[str]) -> Iterator[tuple[Node, N
     for current in reached:  # which grows on the way
         for user in current.users:
             yield user, current
-            if str(user.target) in through and user not in reached and len(reached) < _NEARBY:
+            if overload_name(user) in through and user not in reached and len(reached) < _NEARBY:
                 reached.append(user)
 
 
@@ -63,7 +64,7 @@ def _is_huge(value: Any) -> bool:
 def _behind_shapes(node: Node) -> Node:
     """What a tensor was before its shape or dtype was changed."""
     for _ in range(_NEARBY):
-        if str(node.target) not in _ONLY_SHAPES:
+        if overload_name(node) not in _ONLY_SHAPES:
             break
         node = node.all_input_nodes[0]
     return node
@@ -71,7 +72,7 @@ def _behind_shapes(node: Node) -> Node:
 
 def _is_filled_with_huge(node: Node) -> bool:
     origin = _behind_shapes(node)
-    return str(origin.target) in _FILLING and any(map(_is_huge, origin.args))
+    return overload_name(origin) in _FILLING and any(map(_is_huge, origin.args))
 
 
 def _is_not_a_mask(match: Match) -> bool:
@@ -79,7 +80,7 @@ def _is_not_a_mask(match: Match) -> bool:
         return False
     if any(_is_filled_with_huge(node) for node in match.inputs("input_activation")):
         return False
-    return not any(str(user.target) in _SOFTMAX for user, _ in _users_nearby(match.output, _KEEP_THE_MASK))
+    return not any(overload_name(user) in _SOFTMAX for user, _ in _users_nearby(match.output, _KEEP_THE_MASK))
 
 
 NOT_A_MASK = Constraint(
@@ -97,12 +98,12 @@ _INVERSES = frozenset({"aten.rsqrt.default", "aten.reciprocal.default"})
 
 
 def _is_inverse(node: Node) -> bool:
-    exponent = node.args[1] if str(node.target) == "aten.pow.Tensor_Scalar" else 0
-    return str(node.target) in _INVERSES or (isinstance(exponent, (int, float)) and exponent < 0)
+    exponent = node.args[1] if overload_name(node) == "aten.pow.Tensor_Scalar" else 0
+    return overload_name(node) in _INVERSES or (isinstance(exponent, (int, float)) and exponent < 0)
 
 
 def _inverts(user: Node, tensor: Node) -> bool:
-    return _is_inverse(user) or (str(user.target) == "aten.div.Tensor" and user.args[1] is tensor)
+    return _is_inverse(user) or (overload_name(user) == "aten.div.Tensor" and user.args[1] is tensor)
 
 
 def _is_no_normalization(match: Match) -> bool:

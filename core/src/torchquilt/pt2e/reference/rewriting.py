@@ -6,6 +6,7 @@ from torch.fx import GraphModule, Node
 
 from torchquilt.errors import ModelError
 from torchquilt.graph.closures import close_bodies, open_bodies
+from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.values import overload_name
@@ -42,7 +43,9 @@ def to_reference(model: GraphModule) -> GraphModule:
             got=stage_of(model) or f"{type(model).__module__}.{type(model).__qualname__}",
             remedy="prepare_pt2e, calibrate, then convert_pt2e(prepared, use_reference_representation=True)",
         )
-    return run_passes(copy_model(model), _PASSES)
+    rewritten = run_passes(copy_model(model), _PASSES)
+    generate_code(rewritten)
+    return rewritten
 
 
 def _use_integers(model: GraphModule) -> GraphModule:
@@ -58,7 +61,7 @@ def _use_integers(model: GraphModule) -> GraphModule:
 def _drop_unused(model: GraphModule) -> GraphModule:
     """Forget what was stored for the operators that are gone."""
     drop_unused_tensors(model)
-    model.recompile()
+    outdate(model)
     return model
 
 

@@ -1,0 +1,94 @@
+"""The Python code of graph modules: generated once, when a graph has its final form.
+
+fx generates code for a whole graph whenever a graph module is made, copied or recompiled, which takes longer
+than most passes do. So a pass that edits a graph only says that its code is out of date, copies are made
+without code, and who hands out a model has the code generated, once. Whoever runs a model in between (a
+quantizer, a callback) gets it generated on the spot.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY, _CodeOnlyModule
+
+# What torch's own copying takes over behind __init__, and what goes with the code of a graph.
+_HOOKS = (
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+    "_replace_hooks",
+    "_create_node_hooks",
+    "_erase_node_hooks",
+    "_deepcopy_hooks",
+)
+_TABLES = (dict, OrderedDict, set)
+_CODE = ("_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec")
+
+
+def outdate(model: GraphModule) -> None:
+    """Note that a graph was edited: its code is generated before it is run, or by :func:`generate_code`."""
+    type(model).forward = _generate_and_run  # each graph module has a class of its own
+
+
+def generate_code(model: torch.nn.Module) -> None:
+    """Generate the code of each graph in a model that was edited."""
+    for module in model.modules():  # one that holds others generates theirs, too
+        if isinstance(module, GraphModule) and type(module).forward is _generate_and_run:
+            module.recompile()
+
+
+def _generate_and_run(model: GraphModule, *args: Any, **kwargs: Any) -> Any:
+    model.recompile()
+    return model.forward(*args, **kwargs)
+
+
+def copy_without_code(model: GraphModule, memo: dict[int, Any]) -> GraphModule:
+    """What ``copy.deepcopy`` makes of a graph module and of those in it, without generating code.
+
+    Args:
+        model: the original.
+        memo: as for ``copy.deepcopy``: id of an object → what stands for it in the copy. Is added to.
+    """
+    for module in reversed([*model.modules()]):  # what holds others finds their copies in the memo
+        if id(module) in memo:
+            continue
+        if isinstance(module, GraphModule):
+            _copy_graph_module(module, memo)
+        elif type(module) is torch.nn.Module:  # of such, export makes as many as the model has layers
+            copied = memo[id(module)] = torch.nn.Module.__new__(torch.nn.Module)
+            vars(copied).update(_copied_values(module, memo))
+    made: GraphModule = memo[id(model)]
+    return made
+
+
+def _copied_values(module: torch.nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
+    """Deep copies of what a module holds. Most of it are empty tables, for which that is slow."""
+    return {
+        name: value.copy() if type(value) in _TABLES and not value else copy.deepcopy(value, memo)
+        for name, value in vars(module).items()
+    }
+
+
+def _copy_graph_module(model: GraphModule, memo: dict[int, Any]) -> None:
+    """The steps of ``GraphModule.__deepcopy__``, whose ``__init__`` would generate code."""
+    copied = memo[id(model)] = type(model).__new__(type(model))
+    values = _copied_values(model, memo)
+    own: Any = type(copied)  # which torch makes for each graph module
+    own.recompile = outdate
+    try:
+        model._deepcopy_init()(copied, _CodeOnlyModule(values), values["_graph"])
+    finally:
+        del own.recompile
+    for name in (*_CODE, *_HOOKS):
+        if name in values:
+            vars(copied)[name] = values[name]
+    copied.meta = copy.deepcopy(model.meta, memo)
+    for name, value in copied.meta.get(_USER_PRESERVED_ATTRIBUTES_KEY, {}).items():
+        setattr(copied, name, value)
+    for hook in getattr(model, "_deepcopy_hooks", ()):
+        hook(copied)
