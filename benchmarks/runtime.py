@@ -232,6 +232,8 @@ def main() -> int:
         if subject.name in arguments.models:
             print(f"measuring {subject.name}", file=sys.stderr, flush=True)
             rows.append(measure(subject, arguments.repeats))
+            ratios = (f"{ratio:.2f} of {name}'s time" for name, ratio in rows[-1].ratios().items())
+            print(f"ours takes {', '.join(ratios)}", file=sys.stderr, flush=True)
     setting = about("executorch", "torchao", runtime_threads=runtime_threads(), repeats=arguments.repeats)
     print(", ".join(f"{name} {value}" for name, value in setting.items()) + "\n")
     print_table(rows)

@@ -160,12 +160,32 @@ def test_options_of_the_gradient_leave_no_dequantize_behind(option: str) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Something was asked for in this model")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_what_the_kernel_does_not_take_stays_in_float(dtype: torch.dtype) -> None:
-    """The byte kernel returns float32; with a table of another type the program aborts when it runs."""
-    model = Model(embedding().to(dtype), (IDS,))
+def test_what_the_kernel_does_not_take_stays_in_float() -> None:
+    """Rows of bfloat16: no row of the table is for them."""
+    model = Model(embedding().to(torch.bfloat16), (IDS,))
 
     assert outline(quantized_by_us(model, ExecuTorchEmbeddingQuantizer())) == ["embedding(-, -)", "output(-)"]
+
+
+@pytest.mark.parametrize("spread", [0.02, 1.0])
+@pytest.mark.parametrize("preset", ExecuTorchEmbeddingQuantizer.PRESETS)
+def test_rows_of_float16_are_looked_up_in_float16(preset: str, spread: float) -> None:
+    """A table of float16 has parameters of float16 in the program; that costs as much as float16 itself does.
+
+    Rows of which none is around 0 are among them: their zero points are far outside of the range.
+    """
+    torch.manual_seed(0)
+    module = nn.Embedding(9, 128)
+    with torch.no_grad():
+        module.weight.mul_(spread)
+        module.weight[3] += 4 * spread
+    case = case_of(module.to(torch.float16), ExecuTorchEmbeddingQuantizer.from_preset(preset))
+    (kernel,) = case.lowered.operators
+
+    assert kernel.startswith("quantized_decomposed::embedding_")
+    assert kernel.endswith(".dtype_out")
+    assert case.found.dtype is case.expected.dtype is torch.float16
+    assert sqnr(case.expected.double(), case.found.double()) > 55
 
 
 @cache
