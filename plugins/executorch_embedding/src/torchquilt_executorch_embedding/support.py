@@ -5,7 +5,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, SupportRow, SupportTable
+from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, Refusal, SupportRow, SupportTable
 from torchquilt import operators as ops
 from torchquilt.constraints import CONSTANT_WEIGHT
 from torchquilt_executorch_embedding.specs import GROUP_SIZES, RANGES
@@ -59,6 +59,16 @@ def _row(bits: int, group_size: int | None) -> SupportRow:
     )
 
 
+_BAG = ops.Operator(
+    "embedding_bag",
+    ("aten.embedding_bag.default", "aten.embedding_bag.padding_idx", "aten._embedding_bag.default"),
+    (ops.Operand("weight", 0, "weight"),),
+    ("torch.nn.functional.embedding_bag",),
+    ("torch.nn.modules.sparse.EmbeddingBag",),
+)
+
 SUPPORT = SupportTable(
-    "executorch_embedding", tuple(_row(bits, size) for bits in RANGES for size in (None, *GROUP_SIZES))
+    "executorch_embedding",
+    tuple(_row(bits, size) for bits in RANGES for size in (None, *GROUP_SIZES)),
+    refusals=(Refusal(_BAG, "ExecuTorch has no kernel for an embedding bag, of integers or of floats"),),
 )
