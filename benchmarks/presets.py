@@ -11,14 +11,13 @@ lowered, and run; what is left in float the delegate runs, as in the float progr
 the program, the signal to noise ratio of its outputs against the float program's, and how well both agree:
 how often they choose the same; or the correlation of the encoder's similarities with human ratings, and the
 mean cosine with the float embeddings. Speed is how many times as fast as the float program it is: all
-programs take turns in this process, and the medians are compared.
+programs take turns in this process, and of each the fastest turn counts, which was disturbed least.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -216,7 +215,7 @@ def measure(task: Task, names: list[str], turns: int) -> list[Measured]:
 def figures_of(row: Measured, reference: Measured, task: Task) -> dict[str, float | None]:
     """Title → figure, None where a program would be compared with itself."""
     is_float = row is reference
-    speed = statistics.median(reference.seconds) / statistics.median(row.seconds)
+    speed = min(reference.seconds) / min(row.seconds)
     return {
         "SQNR dB": None if is_float else signal_to_noise([reference.outputs], [row.outputs]),
         **{title: make(row.outputs, reference.outputs) for title, (make, _) in task.agreement.items()},
@@ -262,7 +261,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=TASKS, default="small")
     parser.add_argument("--presets", nargs="+", default=names, choices=names, metavar="NAME")
-    parser.add_argument("--turns", type=int, default=15, metavar="N", help="of which the median counts")
+    parser.add_argument("--turns", type=int, default=15, metavar="N", help="of which the fastest counts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

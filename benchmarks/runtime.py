@@ -4,10 +4,11 @@
 
 Each model is made a program for ExecuTorch's XNNPACK delegate three times: in float; quantized by torchao and
 ExecuTorch's XNNPACKQuantizer, and lowered with ExecuTorch's own functions; and quantized and lowered by
-torchquilt, embedding tables too. The three take turns in one process, all called in the same way, and the
-medians of all turns are compared. Told beside them, for both that are quantized: how many operators the
-delegate runs as integers, how many islands of float there are between them, and the signal to noise ratio
-against the float program, on an input that calibration has not seen.
+torchquilt, embedding tables too. The three take turns in one process, all called in the same way. Compared
+are the medians of all turns and, in brackets, the fastest of each, which were disturbed least: where the two
+ratios are far apart the machine was busy, and neither says much. Told beside them, for both that are
+quantized: how many operators the delegate runs as integers, how many islands of float there are between
+them, and the signal to noise ratio against the float program, on an input that calibration has not seen.
 
 The small models are whole, but their calls take microseconds, most of which the runtime takes by itself.
 """
@@ -81,10 +82,10 @@ class Measured:
     subject: Subject
     made: dict[str, Made]
 
-    def ratios(self) -> dict[str, float]:
-        """How long a call of ours takes, in calls of the others."""
-        ours = self.made[OURS].milliseconds
-        return {name: ours / self.made[name].milliseconds for name in (FLOAT, TORCHAO)}
+    def ratios(self, of: Callable[[list[float]], float] = statistics.median) -> dict[str, float]:
+        """How long a call of ours takes, in calls of the others; by the medians, or by what is given."""
+        ours = of(self.made[OURS].seconds)
+        return {name: ours / of(self.made[name].seconds) for name in (FLOAT, TORCHAO)}
 
 
 def lowered_by_executorch(model: ExportedProgram) -> bytes:
@@ -167,12 +168,12 @@ def print_table(rows: list[Measured]) -> None:
     for title in titles:
         table.add_column(title, justify="left" if title == "model" else "right")
     for row in rows:
-        made, ratios = row.made, row.ratios()
+        made, ratios, fastest = row.made, row.ratios(), row.ratios(min)
         both = [made[name] for name in (TORCHAO, OURS)]
         table.add_row(
             f"{row.subject.name}, {'dynamic' if row.subject.is_dynamic else 'static'}",
             *(f"{made[name].milliseconds:.3f}" for name in (FLOAT, TORCHAO, OURS)),
-            *(f"{ratios[name]:.2f}" for name in (FLOAT, TORCHAO)),
+            *(f"{ratios[name]:.2f} ({fastest[name]:.2f})" for name in (FLOAT, TORCHAO)),
             " / ".join(str(one.integers) for one in both),
             " / ".join(str(one.islands) for one in both),
             " / ".join(f"{len(one.program) / 1e3:,.0f}" for one in (made[FLOAT], *both)),
@@ -189,6 +190,7 @@ def write_json(path: Path, rows: list[Measured], setting: dict[str, Any]) -> Non
             "model": row.subject.name,
             "mode": "dynamic" if row.subject.is_dynamic else "static",
             "ratios": row.ratios(),
+            "ratios_of_fastest": row.ratios(min),
             "programs": {
                 name: {
                     "nbytes": len(made.program),
@@ -232,8 +234,6 @@ def main() -> int:
         if subject.name in arguments.models:
             print(f"measuring {subject.name}", file=sys.stderr, flush=True)
             rows.append(measure(subject, arguments.repeats))
-            ratios = (f"{ratio:.2f} of {name}'s time" for name, ratio in rows[-1].ratios().items())
-            print(f"ours takes {', '.join(ratios)}", file=sys.stderr, flush=True)
     setting = about("executorch", "torchao", runtime_threads=runtime_threads(), repeats=arguments.repeats)
     print(", ".join(f"{name} {value}" for name, value in setting.items()) + "\n")
     print_table(rows)
