@@ -1,13 +1,14 @@
 # Everything that a developer runs. Each target makes its own .venv when there is none.
 #
-#   make demo         quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
-#   make test         run all tests                                           (TEST_ARGS=...)
-#   make conformance  run the conformance kit on the plugins: each row of a table is lowered and run
-#   make check        ruff, ruff format --check, mypy --strict, import-linter
-#   make bench        what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
-#   make cost         what prepare and convert cost for each node             (COST_ARGS=...)
-#   make presets      size and agreement of each preset, on ExecuTorch        (PRESETS_ARGS=...)
-#   make clean        remove .venv and the caches of the tools
+#   make demo           quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
+#   make test           run all tests                                           (TEST_ARGS=...)
+#   make conformance    run the conformance kit on the plugins: each row of a table is lowered and run
+#   make check          ruff, ruff format --check, mypy --strict, import-linter
+#   make bench          what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
+#   make cost           what prepare and convert cost for each node             (COST_ARGS=...)
+#   make presets        size, agreement and time of each preset, on ExecuTorch  (PRESETS_ARGS=...)
+#   make runtime-bench  time on ExecuTorch: float, torchao's and ours           (RUNTIME_ARGS=...)
+#   make clean          remove .venv and the caches of the tools
 #
 # PYTHON=... picks the interpreter that .venv is made with.
 
@@ -30,9 +31,10 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 COST_ARGS ?=
 PRESETS_ARGS ?=
+RUNTIME_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance check bench cost presets clean
+.PHONY: help demo test conformance check bench cost presets runtime-bench clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -62,6 +64,9 @@ cost: $(VENV)/.installed-test
 
 presets: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/presets.py $(PRESETS_ARGS)
+
+runtime-bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/runtime.py $(RUNTIME_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -12,9 +12,7 @@ Exit status: 0 if the cost is linear, 1 if a node of the longest chain costs mor
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import platform
 import statistics
 import sys
 import time
@@ -25,13 +23,14 @@ from typing import Any, TypeVar
 
 import attrs
 import torch
-from models import chain
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch.fx import GraphModule
 
+import measuring
 import torchquilt as tq
+from models import chain
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 LIMIT = 2.2
@@ -77,10 +76,7 @@ class Measured:
 
 def timed(function: Callable[[], T]) -> tuple[float, T]:
     """Seconds of the processor, and what the function returned."""
-    gc.collect()
-    start = time.process_time()
-    result = function()
-    return time.process_time() - start, result
+    return measuring.timed(function, time.process_time)
 
 
 def export_chain(blocks: int) -> tuple[float, GraphModule]:
@@ -155,8 +151,7 @@ def main() -> int:
     for rules, ratio in ratios(rows).items():
         print(f"{rules}: a node of the longest chain costs {ratio:.2f} times one of the shortest (≤ {LIMIT})")
     if arguments.json:
-        about = {"torch": torch.__version__, "python": platform.python_version(), "limit": LIMIT}
-        write_json(arguments.json, rows, about)
+        write_json(arguments.json, rows, measuring.about(runs=arguments.runs, limit=LIMIT))
     return 0 if max(ratios(rows).values()) <= LIMIT else 1
 
 

@@ -20,29 +20,24 @@ import argparse
 import ctypes
 import gc
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 import torch
-from models import MODELS, Subject, chain_of
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch.fx import GraphModule
 
-import torchquilt as tq
-from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from measuring import about, signal_to_noise, timed
+from models import MODELS, Subject, chain_of
+from systems import System, torchao, torchquilt
 
-T = TypeVar("T")
 LONG = 400
 CALIBRATION = 4
 """Batches that are observed before the forward is timed."""
@@ -86,37 +81,7 @@ NODE_RATIO = 1.5
 """Seconds a node of the longest chain ÷ of the shortest, prepare and convert together."""
 
 
-@attrs.frozen
-class System:
-    """One of the two: how it prepares, and how it converts."""
-
-    name: str
-    prepare: Callable[[GraphModule], GraphModule]
-    convert: Callable[[GraphModule], GraphModule]
-
-
-def _ours() -> System:
-    def prepare(model: GraphModule) -> GraphModule:
-        config = get_symmetric_quantization_config(is_per_channel=True)
-        return tq.prepare_pt2e(model, XNNPACKQuantizer().set_global(config))
-
-    return System("torchquilt", prepare, tq.convert_pt2e)
-
-
-def _torchao() -> System:
-    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
-    from torchao.quantization.pt2e import quantize_pt2e
-
-    def prepare(model: GraphModule) -> GraphModule:
-        config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
-        quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config)
-        prepared: GraphModule = quantize_pt2e.prepare_pt2e(model, quantizer)
-        return prepared
-
-    return System("torchao", prepare, quantize_pt2e.convert_pt2e)
-
-
-SYSTEMS = {"torchquilt": _ours, "torchao": _torchao}
+SYSTEMS = {"torchquilt": torchquilt, "torchao": torchao}
 
 
 @attrs.define
@@ -165,14 +130,6 @@ class Measured:
         return (statistics.median(ours.prepare) + statistics.median(ours.convert)) / self.nodes
 
 
-def timed(function: Callable[[], T]) -> tuple[float, T]:
-    """Seconds of the clock, and what the function returned."""
-    gc.collect()
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
-
-
 def fastest(function: Callable[[], object], calls: int = FORWARDS) -> float:
     """Seconds of the fastest of some calls."""
     function()
@@ -196,12 +153,8 @@ def run(program: torch.export.ExportedProgram, subject: Subject, system: System,
 
 def noise(model: torch.nn.Module, converted: torch.nn.Module, subject: Subject) -> float:
     """Signal to noise of what the converted model returns, in dB, on batches that were not observed."""
-    signal = difference = 0.0
-    for seed in range(1000, 1004):
-        wanted, got = model(*subject.batch(seed)), converted(*subject.batch(seed))
-        signal += float(wanted.double().square().sum())
-        difference += float((wanted.double() - got.double()).square().sum())
-    return float("inf") if difference == 0 else 10 * float(torch.tensor(signal / difference).log10())
+    batches = [subject.batch(seed) for seed in range(1000, 1004)]
+    return signal_to_noise((model(*batch) for batch in batches), (converted(*batch) for batch in batches))
 
 
 @torch.no_grad()
@@ -329,21 +282,6 @@ def ratio_of_chains(rows: list[Measured]) -> float | None:
     return chains[-1].seconds_a_node() / chains[0].seconds_a_node() if len(chains) > 1 else None
 
 
-def about(runs: int) -> dict[str, Any]:
-    """Where and with what the figures were made."""
-    import torchao
-
-    return {
-        "torch": torch.__version__,
-        "torchao": torchao.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "runs": runs,
-    }
-
-
 def write_json(path: Path, rows: list[Measured], setting: dict[str, Any]) -> None:
     """Write all runs unrounded: ``about``, ``a_node`` and ``rows`` under these keys."""
     plain = [
@@ -380,7 +318,7 @@ def main() -> int:
     for subject in [*subjects, *map(chain_of, sorted(arguments.chains))]:
         print(f"measuring {subject.name}", file=sys.stderr, flush=True)
         rows.append(measure(subject, arguments.runs))
-    setting = about(arguments.runs)
+    setting = about("torchao", "executorch", runs=arguments.runs)
     print(", ".join(f"{name} {value}" for name, value in setting.items()) + "\n")
     print_seconds(rows)
     good = print_figures(rows)

@@ -192,12 +192,14 @@ class Subject:
         make: the module.
         batch: inputs for one call, drawn with a seed.
         blocks: of a chain; None for a real model.
+        is_dynamic: whether it is quantized dynamically where it is lowered, as one would a transformer.
     """
 
     name: str
     make: Callable[[], nn.Module]
     batch: Callable[[int], tuple[torch.Tensor, ...]]
     blocks: int | None = None
+    is_dynamic: bool = False
 
     def module(self) -> nn.Module:
         """The module with the same random weights each time, in evaluation mode."""
@@ -223,8 +225,8 @@ def _small_image(seed: int) -> tuple[torch.Tensor, ...]:
 MODELS = (
     Subject("ResNet-18", resnet18, _image),
     Subject("MobileNetV2", mobilenet_v2, _image),
-    Subject("ViT-B/16", VisionTransformer, _image),
-    Subject("BERT-base, 128 tokens", TextEncoder, _text),
+    Subject("ViT-B/16", VisionTransformer, _image, is_dynamic=True),
+    Subject("BERT-base, 128 tokens", TextEncoder, _text, is_dynamic=True),
 )
 
 

@@ -39,6 +39,13 @@ FUSED = tq.SupportTable(
     ),
 )
 
+#: A backend that has linear, and says why it has no relu.
+REFUSING = tq.SupportTable(
+    "refusing",
+    (attrs.evolve(FUSED.rows[0], pattern=tq.OperatorPattern.of(ops.LINEAR)),),
+    refusals=(tq.Refusal(ops.RELU, "the chip has no relu"),),
+)
+
 
 def static() -> XNNPACKQuantizer:
     """XNNPACK, static, everywhere."""
@@ -94,6 +101,10 @@ def converted_without_data_for_one_branch() -> tq.Ledger:
 #: Code → a ledger in which it is a reason, and the operator that stays in float for it.
 MET: dict[str, tuple[Callable[[], tq.Ledger], str]] = {
     "unsupported_op": (lambda: explained(static(), lambda m, x: functional.gelu(m.fc(x))), "gelu"),
+    "no_kernel": (
+        lambda: explained(tq.PatternQuantizer(REFUSING).set_global(WEIGHTS), lambda m, x: m.fc(m.act(x))),
+        "relu",
+    ),
     "not_the_operator": (lambda: explained(fused(), lambda m, x: torch.tanh(m.fc(x))), "linear"),
     "decomposed": (decomposed, "addmm"),
     "not_asked": (

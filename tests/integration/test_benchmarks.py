@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 _FOLDER = Path(__file__).parents[2] / "benchmarks"
-COST, FLOW = _FOLDER / "cost.py", _FOLDER / "flow.py"
+COST, FLOW, RUNTIME = (_FOLDER / f"{name}.py" for name in ("cost", "flow", "runtime"))
 
 
 def test_cost_prints_a_table_and_writes_the_same_figures(tmp_path: Path) -> None:
@@ -53,3 +53,31 @@ def test_flow_prints_ratios_beside_torchao_and_writes_the_same_figures(tmp_path:
         assert f"{row['figures']['prepare']:.2f}" in found.stdout
     assert f"{written['a_node']:.2f} times" in found.stdout
     assert found.returncode == ("✗" in found.stdout or written["a_node"] > 1.5)
+
+
+def test_runtime_prints_ratios_of_three_programs_and_writes_the_same_figures(tmp_path: Path) -> None:
+    """All turns of each program, what is in it, and the ratios that are printed; where it was made, too."""
+    figures = tmp_path / "runtime.json"
+    arguments = ["--models", "u_net", "--repeats", "2", "--json", str(figures)]
+    found = subprocess.run(
+        [sys.executable, str(RUNTIME), *arguments], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    written = json.loads(figures.read_text(encoding="utf-8"))
+
+    assert written["about"]["command"] == f"python benchmarks/runtime.py {' '.join(arguments)}"
+    assert {"torch", "executorch", "torchao", "machine", "runtime_threads"} <= set(written["about"])
+    (row,) = written["rows"]
+    assert (row["model"], row["mode"], *row["programs"]) == (
+        "u_net",
+        "static",
+        "float",
+        "torchao",
+        "torchquilt",
+    )
+    for name, program in row["programs"].items():
+        assert len(program["seconds"]) == 2
+        assert (program["integer_operators"] > 0) == (name != "float") == (program["sqnr"] is not None)
+        assert f"{program['nbytes'] / 1e3:,.0f}" in found.stdout
+    for name, ratio in row["ratios"].items():
+        assert f"{ratio:.2f} ({row['ratios_of_fastest'][name]:.2f})" in found.stdout

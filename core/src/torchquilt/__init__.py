@@ -68,7 +68,7 @@ _PUBLIC = {
         "QuantizationSpec",
         "SharedQuantizationSpec",
     ),
-    "support": ("Constraint", "Sharing", "SupportRow", "SupportTable"),
+    "support": ("Constraint", "Refusal", "Sharing", "SupportRow", "SupportTable"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -138,6 +138,7 @@ if TYPE_CHECKING:
     from torchquilt.spec import QuantizationSpec as QuantizationSpec
     from torchquilt.spec import SharedQuantizationSpec as SharedQuantizationSpec
     from torchquilt.support import Constraint as Constraint
+    from torchquilt.support import Refusal as Refusal
     from torchquilt.support import Sharing as Sharing
     from torchquilt.support import SupportRow as SupportRow
     from torchquilt.support import SupportTable as SupportTable

@@ -7,6 +7,7 @@ The reason codes are stable:
 
 ==========================  ============================================================================
 ``unsupported_op``          no quantizer here has a row for the operator
+``no_kernel``               the backend refuses the operator, since what it is for has no kernel of it
 ``not_the_operator``        the rows for it are about longer patterns, and what follows it is in none of them
 ``decomposed``              no row, and ``run_decompositions()`` made it of an operator that may have one
 ``not_asked``               no rule asks for it

@@ -11,7 +11,7 @@ and lost it, to another quantizer or to a condition, nor where nothing in the mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,9 @@ _MOST_TARGETS = 12
 
 
 def telling_rejects(table: SupportTable, intent: Intent, model: GraphModule) -> dict[Node, Reject]:
-    """For each node that the table has rows for and does not claim: why not, with the rule that asked.
+    """For each node that the table does not claim, though it has rows for it or refuses it: why not.
+
+    With it comes the rule that asked.
 
     Of several rows the one that came nearest answers. What is annotated, by whomever, is told as claimed.
     """
@@ -62,7 +64,18 @@ def telling_rejects(table: SupportTable, intent: Intent, model: GraphModule) -> 
         rule = intent.rule_for(node)
         asked = "" if rule is None else str(rule.config or "float")
         found[node] = attrs.evolve(reject, rule=str(rule or ""), asked=asked)
+    found.update(_refused(table, intent, model))
     return found
+
+
+def _refused(table: SupportTable, intent: Intent, model: GraphModule) -> Iterator[tuple[Node, Reject]]:
+    """The nodes that something is asked for and that the table refuses, with the reason that it gives."""
+    texts = {name: one.text for one in table.refusals for name in one.operator.overloads}
+    for node in nodes_of(model) if texts else ():
+        rule = intent.rule_for(node) if overload_name(node) in texts else None
+        if rule is not None and rule.config is not None:
+            text = texts[overload_name(node)]
+            yield node, Reject("no_kernel", (node,), text, str(rule), str(rule.config))
 
 
 def unmet_rules(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # The order in which a row is tried, see torchquilt.claims.
 _ORDER_OF_QUESTIONS = (
     "not_annotated",
+    "no_kernel",
     "not_the_operator",
     "used_elsewhere",
     "claimed_by",

@@ -177,6 +177,15 @@ class PatternQuantizer(Quantizer):
 
     def _check_is_known(self, kind: ObjectType) -> None:
         """Refuse an operator that the table has nothing for."""
+        refusal = self.table.refusal_of(kind)
+        if refusal is not None:
+            raise IntentError(
+                f"{self.table.backend} refuses {kind.name}: {refusal.text}.",
+                quantizer=self.name,
+                expected=", ".join(dict.fromkeys(row.pattern.working.name for row in self.table.rows)),
+                got=kind.name,
+                remedy="pass None to leave it in float, or compose a quantizer that supports it",
+            )
         if self._rows_with(kind):
             return
         known = dict.fromkeys(operator.name for row in self.table.rows for operator in row.pattern.operators)

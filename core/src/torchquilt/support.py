@@ -18,6 +18,7 @@ from torchquilt.allowed import AllowedSpec, SpecsByRole, differences_of
 from torchquilt.capability import Capabilities, Capability
 from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.errors import PatternError
+from torchquilt.operators import ObjectType, Operator
 from torchquilt.pattern import Match, OperatorPattern
 
 _NO_PRESETS: Mapping[str, QuantizationConfig] = MappingProxyType({})
@@ -151,16 +152,36 @@ class SupportRow:
 
 
 @attrs.frozen
+class Refusal:
+    """An operator that a backend has no row for because of what it is for, and that users will ask about.
+
+    Args:
+        operator: it.
+        text: a sentence that says what is missing where.
+    """
+
+    operator: Operator
+    text: str
+
+    def is_about(self, kind: ObjectType) -> bool:
+        """Whether a rule about this type is about the operator."""
+        names = (*self.operator.functionals, *self.operator.modules)
+        return kind.name in names or not set(kind.overloads).isdisjoint(self.operator.overloads)
+
+
+@attrs.frozen
 class SupportTable:
     """All that a backend supports. The order of rows of one length is the order in which they are tried.
 
     Args:
         backend: name of the backend, as in its plugin manifest.
         rows: the rows.
+        refusals: what it has no row for, with the reason that the ledger and errors then give.
     """
 
     backend: str
     rows: tuple[SupportRow, ...]
+    refusals: tuple[Refusal, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         seen: set[tuple[object, ...]] = set()
@@ -173,6 +194,10 @@ class SupportTable:
                     got=f"pattern {row.pattern.name}, mode {row.mode}, twice",
                 )
             seen.add(key)
+
+    def refusal_of(self, kind: ObjectType) -> Refusal | None:
+        """Why there is no row for a type, where the backend says it."""
+        return next((refusal for refusal in self.refusals if refusal.is_about(kind)), None)
 
     def rows_starting_with(self) -> dict[str, tuple[SupportRow, ...]]:
         """Overload of the first operator → rows, the longest pattern first."""

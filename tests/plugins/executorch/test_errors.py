@@ -102,7 +102,25 @@ def test_what_a_partitioner_leaves_in_a_body_is_named() -> None:
     prepared = tq.prepare_pt2e(export(module, normal(3, 8)), xnnpack(is_dynamic=True), strict=False)
     with pytest.raises(tq.LoweringError, match="bodies of control flow") as caught:
         tq.lower(tq.convert_pt2e(prepared), (normal(3, 8),))
-    assert "linear" in str(caught.value.node)
+    assert str(caught.value.node).startswith("true_graph_0.linear (aten.linear.default, module fc")
+    assert "eval_with_key" not in str(caught.value.node)
+    assert "branch" in str(caught.value.remedy)
+
+
+def test_a_branch_runs_in_float_without_the_partitioner() -> None:
+    """What the error says to do: without the partitioner the program is made, and says what fell back."""
+
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda a: m.fc(a), lambda a: a * 2, (x,))
+
+    x = normal(3, 8)
+    prepared = tq.prepare_pt2e(export(Fn(run, fc=nn.Linear(8, 8)), x), xnnpack(), strict=False)
+    quantized = tq.convert_pt2e(tq.calibrate(prepared, [(x.abs(),), (-x.abs(),)]))
+    program = tq.lower(quantized, (x,), backends=[], verify=True)
+
+    assert program.ledger is not None
+    assert program.ledger["true_graph_0.linear"].lowered.code == "fell_back_to_float"
+    assert {one.stems_from for one in program.leftovers} >= {"true_graph_0.linear"}
 
 
 def test_a_table_without_its_kernel_is_refused() -> None:

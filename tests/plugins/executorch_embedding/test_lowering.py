@@ -15,14 +15,20 @@ from torch.fx import GraphModule
 import torchquilt as tq
 from plugins.lowered import Lowered, lower
 from plugins.oracle import Model, outline, outputs_of, quantized_by_us
-from strategies import Fn, annotated, prepare, sqnr
+from strategies import Fn, annotated, export, prepare, sqnr
 from torchquilt.testing.configs import configs_of
-from torchquilt_executorch_embedding import SUPPORT, ExecuTorchEmbeddingQuantizer, write_kernels
+from torchquilt_executorch_embedding import (
+    SUPPORT,
+    ExecuTorchEmbeddingQuantizer,
+    get_embedding_config,
+    write_kernels,
+)
 from torchquilt_executorch_embedding.kernels import pack
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 IDS = torch.tensor([[0, 8, 3, 3, 6], [5, 1, 7, 2, 4]])
 KERNEL = "quantized_decomposed::embedding_byte.out"
+_KERNELS = {8: "byte", 4: "4bit", 2: "2bit"}
 
 
 def embedding(**options: Any) -> nn.Embedding:
@@ -50,11 +56,11 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
 class Tied(nn.Module):
     """An embedding whose table is also the weight of the output projection, if it is tied."""
 
-    def __init__(self, *, is_tied: bool = True) -> None:
+    def __init__(self, *, is_tied: bool = True, width: int = 8) -> None:
         super().__init__()
-        self.embed = embedding()
-        self.hidden = nn.Linear(8, 8)
-        self.out = nn.Linear(8, 9, bias=False)
+        self.embed = nn.Embedding(9, width)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, 9, bias=False)
         if is_tied:
             self.out.weight = self.embed.weight
 
@@ -126,24 +132,61 @@ def test_the_fusion_of_executorch_makes_the_byte_kernel_too() -> None:
     assert lower(converted, IDS).operators == (KERNEL,)
 
 
-@pytest.mark.filterwarnings("ignore:Something was asked for in this model")
+def bag() -> nn.Module:
+    """An embedding bag beside an embedding."""
+    parts = {"bag": nn.EmbeddingBag(9, 8, padding_idx=0), "table": embedding()}
+    return Fn(lambda m, ids: m.bag(ids) + m.table(ids).sum(1), **parts)
+
+
 def test_an_embedding_bag_stays_in_float_with_the_reason() -> None:
     """The runtime has no kernel for it, so there is no row, and the ledger says so."""
-    model = nn.EmbeddingBag(9, 8)
-    exported = torch.export.export(model, (IDS,))
-    ledger = tq.explain(exported, ExecuTorchEmbeddingQuantizer(), strict=False)
-    assert [row.code for row in ledger if "embedding_bag" in row.op] == ["unsupported_op"]
+    ledger = tq.explain(export(bag(), IDS), ExecuTorchEmbeddingQuantizer())
+    (row,) = (row for row in ledger if "embedding_bag" in row.op)
+    assert row.code == "no_kernel"
+    assert "ExecuTorch has no kernel for an embedding bag" in row.reasons[0].text
+    assert ledger["embedding"].is_quantized
 
 
+def test_a_rule_for_a_module_with_an_embedding_bag_says_what_the_runtime_lacks() -> None:
+    """Who asks for it by the name of the module gets an error with the reason."""
+    quantizer = ExecuTorchEmbeddingQuantizer().set_module_name("bag", get_embedding_config())
+    with pytest.raises(tq.IntentError, match="no_kernel: ExecuTorch has no kernel for an embedding bag"):
+        tq.explain(export(bag(), IDS), quantizer)
+
+
+@pytest.mark.parametrize(
+    "kind", [nn.EmbeddingBag, nn.functional.embedding_bag, torch.ops.aten.embedding_bag.padding_idx]
+)
+def test_a_rule_for_embedding_bags_says_what_the_runtime_lacks(kind: Any) -> None:
+    """It is refused when it is given, before there is a model; to leave them in float is no mistake."""
+    quantizer = ExecuTorchEmbeddingQuantizer()
+    with pytest.raises(tq.IntentError, match="ExecuTorch has no kernel for an embedding bag"):
+        quantizer.set_object_type(kind, get_embedding_config(4))
+    assert quantizer.set_object_type(kind, None) == quantizer
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("name", FORMS)
-def test_form_runs_as_byte_embedding(name: str) -> None:
-    """However a table is read, the byte kernel reads it, and no float table is made at run time."""
+def test_form_runs_on_the_kernel(name: str, bits: int) -> None:
+    """However a table is read, the kernel reads it, and no float table is made at run time."""
     torch.manual_seed(0)
-    case = case_of(FORMS[name](), ExecuTorchEmbeddingQuantizer())
+    case = case_of(FORMS[name](), ExecuTorchEmbeddingQuantizer().set_global(get_embedding_config(bits)))
 
-    assert KERNEL in case.lowered.operators
+    assert f"quantized_decomposed::embedding_{_KERNELS[bits]}.out" in case.lowered.operators
     assert "aten::embedding.out" not in case.lowered.operators
     assert sqnr(case.expected, case.found) > 100
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_indices_of_both_dtypes_are_given_to_the_program(dtype: torch.dtype) -> None:
+    """The kernel takes int64; a program that is given int32 widens them by itself."""
+    ids = IDS.to(dtype)
+    converted = quantized_by_us(Model(embedding(padding_idx=0), (ids,)), ExecuTorchEmbeddingQuantizer())
+    program = lower(converted, ids)
+
+    assert KERNEL in program.operators
+    assert str(program.program.io.inputs[0]).startswith(f"input: {str(dtype).removeprefix('torch.')}[")
+    assert torch.equal(program.run(ids)[0], converted(ids))
 
 
 @pytest.mark.parametrize("option", ["sparse", "scale_grad_by_freq"])
@@ -160,12 +203,48 @@ def test_options_of_the_gradient_leave_no_dequantize_behind(option: str) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Something was asked for in this model")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_what_the_kernel_does_not_take_stays_in_float(dtype: torch.dtype) -> None:
-    """The byte kernel returns float32; with a table of another type the program aborts when it runs."""
-    model = Model(embedding().to(dtype), (IDS,))
+def test_what_the_kernel_does_not_take_stays_in_float() -> None:
+    """Rows of bfloat16: no row of the table is for them."""
+    model = Model(embedding().to(torch.bfloat16), (IDS,))
 
     assert outline(quantized_by_us(model, ExecuTorchEmbeddingQuantizer())) == ["embedding(-, -)", "output(-)"]
+
+
+@pytest.mark.parametrize("spread", [0.02, 1.0])
+@pytest.mark.parametrize("preset", ExecuTorchEmbeddingQuantizer.PRESETS)
+def test_rows_of_float16_are_looked_up_in_float16(preset: str, spread: float) -> None:
+    """A table of float16 has parameters of float16 in the program; that costs as much as float16 itself does.
+
+    Rows of which none is around 0 are among them: their zero points are far outside of the range.
+    """
+    torch.manual_seed(0)
+    module = nn.Embedding(9, 128)
+    with torch.no_grad():
+        module.weight.mul_(spread)
+        module.weight[3] += 4 * spread
+    case = case_of(module.to(torch.float16), ExecuTorchEmbeddingQuantizer.from_preset(preset))
+    (kernel,) = case.lowered.operators
+
+    assert kernel.startswith("quantized_decomposed::embedding_")
+    assert kernel.endswith(".dtype_out")
+    assert case.found.dtype is case.expected.dtype is torch.float16
+    assert sqnr(case.expected.double(), case.found.double()) > 55
+
+
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("preset", ["byte_group32", "int4_per_row", "int4_group32", "int2_group32"])
+def test_a_table_of_any_form_is_tied_to_a_linear_of_xnnpack(preset: str, is_dynamic: bool) -> None:
+    """The tensor becomes two: packed for the kernel, and int8 for the projection. Both run as integers."""
+    torch.manual_seed(0)
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
+    tables = ExecuTorchEmbeddingQuantizer.from_preset(preset)
+    quantizer = tq.ComposableQuantizer([tables, XNNPACKQuantizer().set_global(config)])
+    case = case_of(Tied(width=32), quantizer)
+    (kernel,) = case.lowered.operators
+
+    assert kernel == f"quantized_decomposed::embedding_{_KERNELS[tables.PRESETS[preset]().weight.bits]}.out"
+    assert sum(name.startswith("FullyConnected(q") for name in case.lowered.kernels) == 2
+    assert sqnr(case.expected, case.found) > 40
 
 
 @cache

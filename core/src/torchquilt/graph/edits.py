@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from torchquilt.graph.bodies import call_of
@@ -52,6 +52,22 @@ def copy_model(model: GraphModule, kept: Iterable[object] = ()) -> GraphModule:
     take_checks(copied, model)
     _keep_out_of_state(model, copied)
     return copied
+
+
+def copied_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
+    """The graph of an exported program once more, and node → its copy.
+
+    The copies have the names of the nodes, by which the signature of the program knows them, also where a new
+    graph would choose others; and the origins of the nodes.
+    """
+    made = Graph()
+    nodes: dict[Node, Node] = {}
+    output = made.output(made.graph_copy(graph, nodes))
+    output.meta = copy.copy(graph.output_node().meta)
+    for node, one in nodes.items():
+        one.name, one.meta = node.name, copy.copy(node.meta)
+    made._codegen = graph._codegen
+    return made, nodes
 
 
 def _without_gradient(value: torch.Tensor) -> torch.Tensor:

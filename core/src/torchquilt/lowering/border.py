@@ -167,7 +167,9 @@ def _without_conversions(
     """The program without the conversions at the named inputs and outputs. Tensors are shared."""
     import torch
 
-    graph, nodes = _copied_graph(program)
+    from torchquilt.graph.edits import copied_graph
+
+    graph, nodes = copied_graph(program.graph)
     for name, grid in grids.items():
         if name not in inputs:
             continue
@@ -201,22 +203,6 @@ def _without_conversions(
         constants=program.constants,
         verifiers=program.verifiers,
     )
-
-
-def _copied_graph(program: ExportedProgram) -> tuple[torch.fx.Graph, dict[Node, Node]]:
-    """The graph once more, and node → its copy. The copies have the names and the origins of the nodes."""
-    import torch
-
-    graph = torch.fx.Graph()
-    nodes: dict[Node, Node] = {}
-    outputs = graph.graph_copy(program.graph, nodes)
-    output = graph.output(outputs)
-    output.meta = copy.copy(program.graph.output_node().meta)
-    for node, made in nodes.items():
-        made.name = node.name  # the signature knows it by that, also where a new graph would choose another
-        made.meta = copy.copy(node.meta)
-    graph._codegen = program.graph._codegen
-    return graph, nodes
 
 
 def _ports(

@@ -153,17 +153,23 @@ def float_islands(operations: Iterable[Operation], joint: Joint) -> tuple[tuple[
     return tuple(tuple(dict.fromkeys(members)) for members in islands.values())
 
 
-def place_of(node: Node) -> str:
-    """A node for an error: its name and operator, the module and the line of code that it comes from."""
+def place_of(node: Node, name: str = "") -> str:
+    """A node for an error: its name and operator, the module and the line of code that it comes from.
+
+    Args:
+        node: it.
+        name: with the body of control flow that it is in, where it is in one (``true_graph_0.linear``).
+    """
     where = ", ".join(
         filter(None, (f"module {module_path(node)}" if module_path(node) else "", source_line(node)))
     )
-    return f"{node.name} ({', '.join(filter(None, (overload_name(node), where)))})"
+    return f"{name or node.name} ({', '.join(filter(None, (overload_name(node), where)))})"
 
 
 def source_line(node: Node) -> str:
     """``file:line`` of the code that a node comes from, the innermost that is not torch's own."""
     frames = _FRAME.findall(str(node.meta.get("stack_trace") or ""))
+    frames = [frame for frame in frames if not frame[0].startswith("<")]  # of code that torch wrote
     own = [frame for frame in frames if "/torch/" not in frame[0]]
     return ":".join((own or frames)[-1]) if frames else ""
 

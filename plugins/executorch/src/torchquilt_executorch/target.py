@@ -31,6 +31,15 @@ _KNOWN = {
     "was not decomposed or delegated": "A partitioner had ExecuTorch keep an operator whole for its "
     "delegate, and left one. They do not look into the bodies of control flow.",
 }
+_REMEDY = (
+    "write the model without the operator, register an out variant for it, or choose other backends: "
+    "lower(..., backends=[...])"
+)
+#: What ExecuTorch says → what to do, where that is not what is to be done elsewhere.
+_REMEDIES = {
+    "was not decomposed or delegated": "take the operator out of the branch or loop, or lower without that "
+    "partitioner: lower(..., backends=[...]); the body then runs in float",
+}
 _MOST_PLACES = 3
 
 
@@ -173,42 +182,40 @@ def _step(problem: str, program: ExportedProgram, backend: str | None = None) ->
         raise
     except Exception as error:  # ExecuTorch raises RuntimeError, InternalError, ExportError, ...
         first = (str(error).strip() or repr(error)).partition("\n")[0]
-        places = [*dict.fromkeys(map(place_of, _named_in(first, program)))]
+        places = [*dict.fromkeys(place_of(node, name) for name, node in _named_in(first, program))]
+        remedy = next((told for part, told in _REMEDIES.items() if part in first), _REMEDY)
         raise LoweringError(
             next((told for part, told in _KNOWN.items() if part in first), problem),
             backend=backend,
             node="; ".join([*places[:_MOST_PLACES], *(["…"] if places[_MOST_PLACES:] else [])]) or None,
             expected="operators that ExecuTorch, or a delegate, has kernels for" if places else None,
             got=f"{type(error).__name__}: {first}",
-            remedy="write the model without the operator, register an out variant for it, or choose other "
-            "backends: lower(..., backends=[...])"
-            if places
-            else "see the cause above",
+            remedy=remedy if places else "see the cause above",
         ) from error
 
 
-def _named_in(message: str, program: ExportedProgram) -> list[Node]:
-    """The nodes of a program whose operator a message of ExecuTorch names.
+def _named_in(message: str, program: ExportedProgram) -> list[tuple[str, Node]]:
+    """The nodes of a program whose operator a message of ExecuTorch names, each with its name in the program.
 
     It may be one that another operator is decomposed into; then the node is that of the other one.
     """
-    named = [node for node in nodes_of(program.graph_module) if _is_named(node, message)]
-    if named:
-        return named
-    from torchquilt_executorch.origins import Origins
-
-    origins = Origins.of_program(program)
     nodes = {
         region.name_of(node): node
         for region in regions(program.graph_module)
         for node in region.module.graph.nodes
     }
+    named = [(name, node) for name, node in nodes.items() if _is_named(node, message)]
+    if named:
+        return named
+    from torchquilt_executorch.origins import Origins
+
+    origins = Origins.of_program(program)
     try:
         decomposed = program.run_decompositions()
     except Exception:  # then it cannot be said
         return []
     later = (node for node in nodes_of(decomposed.graph_module) if _is_named(node, message))
-    return [nodes[name] for name in map(origins.of, later) if name]
+    return [(name, nodes[name]) for name in map(origins.of, later) if name]
 
 
 def _is_named(node: Node, message: str) -> bool:

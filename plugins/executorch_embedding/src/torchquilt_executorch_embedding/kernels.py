@@ -60,13 +60,40 @@ def define_operators() -> None:
 
 @attrs.frozen(eq=False)
 class Table:
-    """A dequantize of a stored table: where its integers and parameters are read, and their bits."""
+    """A dequantize of a stored table: where its integers and parameters are read, and their bits.
+
+    The kernels want parameters of the dtype of the rows that they return. Rounded to float16 a zero point
+    near 128 would be off by up to 0.06 steps, so bytes that are looked up in float16 are stored from -128 on:
+    the zero points of rows around 0 then lie near 0. What scales lose is what the rows in float16 lose, too.
+    """
 
     integers: Node
     scale: Node
     zero_point: Node
     bits: int
     grid: tuple[int, int]
+    dtype: torch.dtype
+
+    @property
+    def shift(self) -> int:
+        """What is taken off the numbers and the zero points where they are stored for the kernel."""
+        return 128 if self.grid == (0, 255) and self.dtype.itemsize == 2 else 0
+
+    def packed(self, integers: torch.Tensor) -> torch.Tensor:
+        """The numbers as the kernel reads them; see :func:`pack`."""
+        import torch
+
+        if self.shift:
+            integers = (integers.to(torch.int16) - self.shift).to(torch.int8)
+        return pack(integers, self.bits)
+
+    def scales(self, scale: torch.Tensor) -> torch.Tensor:
+        """The scales as the kernel reads them."""
+        return scale.to(self.dtype)
+
+    def zero_points(self, zero_point: torch.Tensor) -> torch.Tensor:
+        """The zero points as the kernel reads them."""
+        return (zero_point - self.shift).to(self.dtype)
 
 
 def table_of(node: Node, stored_as: str) -> Table | None:
@@ -85,7 +112,7 @@ def table_of(node: Node, stored_as: str) -> Table | None:
     bits = _BITS.get((str(dtype), low, high))
     if bits is None or axis != 0 or any(tensor.op != stored_as for tensor in (integers, scale, zero_point)):
         return None
-    return Table(integers, scale, zero_point, bits, (low, high))
+    return Table(integers, scale, zero_point, bits, (low, high), node.meta["val"].dtype)
 
 
 def _write(model: GraphModule, node: Node, table: Table, stored: dict[tuple[str, str], str]) -> None:
@@ -100,30 +127,30 @@ def _write(model: GraphModule, node: Node, table: Table, stored: dict[tuple[str,
             stored[key] = free_name(model, f"{key[0]}_{what}")
         return read_tensor(model, stored[key], value, before=node)
 
-    scale = attribute(model, str(table.scale.target))
     tensors = (
-        read(table.integers, "packed", lambda integers: pack(integers, table.bits)),
-        read(table.scale, "kernel", lambda found: found),
-        read(table.zero_point, "kernel", lambda found: found.to(scale.dtype)),
+        read(table.integers, "packed", table.packed),
+        read(table.scale, "kernel", table.scales),
+        read(table.zero_point, "kernel", table.zero_points),
     )
-    call_kernel(node, table, tensors, scale.dtype)
+    call_kernel(node, table, tensors)
 
 
-def call_kernel(node: Node, table: Table, tensors: tuple[Node, ...], dtype: torch.dtype) -> Node:
-    """Put the call of a kernel in the place of a lookup; ``dtype`` is that of the scales."""
+def call_kernel(node: Node, table: Table, tensors: tuple[Node, ...]) -> Node:
+    """Put the call of a kernel in the place of a lookup, with integers and parameters as it reads them."""
     import torch
 
     from torchquilt.graph.edits import take_origin
 
-    arguments = (*tensors, *table.grid, node.args[1])
+    grid = (bound - table.shift for bound in table.grid)
+    arguments = (*tensors, *grid, node.args[1])
     name = "embedding_byte" if table.bits == 8 else f"embedding_{table.bits}bit"
     operator = getattr(torch.ops.quantized_decomposed, name)
     value = node.meta["val"]
     with node.graph.inserting_before(node):
-        if value.dtype == dtype:
+        if table.dtype is torch.float32:
             call = node.graph.call_function(operator.default, arguments)
         else:
-            call = node.graph.call_function(operator.dtype, arguments, {"dtype": value.dtype})
+            call = node.graph.call_function(operator.dtype, arguments, {"dtype": table.dtype})
     take_origin(call, node)
     call.meta["val"] = value
     node.replace_all_uses_with(call)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import Graph, Node
+from torch.fx import Node
 
-from torchquilt.graph.edits import fake_like
-from torchquilt_executorch_embedding.kernels import Table, call_kernel, define_operators, pack, table_of
+from torchquilt.graph.edits import copied_graph, fake_like
+from torchquilt_executorch_embedding.kernels import Table, call_kernel, define_operators, table_of
 
 
 def call_kernels(program: ExportedProgram) -> ExportedProgram:
@@ -24,7 +24,7 @@ def call_kernels(program: ExportedProgram) -> ExportedProgram:
         those that something else reads, too, are left as they are.
     """
     define_operators()
-    graph = _copied(program.graph)
+    graph, _ = copied_graph(program.graph)
     found = [(node, table) for node in graph.nodes if (table := table_of(node, "placeholder")) is not None]
     lookups = {node for node, _ in found}
     found = [(node, table) for node, table in found if _is_read_by_lookups_alone(table, lookups)]
@@ -34,11 +34,11 @@ def call_kernels(program: ExportedProgram) -> ExportedProgram:
     names = _names_of_tensors(program)
     held = {**program.state_dict, **program.constants}
     for node, table in found:
-        scale = held[names[table.scale.name]]
-        _replace(table.integers, changed, names, lambda t, bits=table.bits: pack(t, bits), held)
-        _replace(table.zero_point, changed, names, lambda t, dtype=scale.dtype: t.to(dtype), held)
+        _replace(table.integers, changed, names, table.packed, held)
+        _replace(table.scale, changed, names, table.scales, held)
+        _replace(table.zero_point, changed, names, table.zero_points, held)
         dequantize = node.args[0]
-        call = call_kernel(node, table, (table.integers, table.scale, table.zero_point), scale.dtype)
+        call = call_kernel(node, table, (table.integers, table.scale, table.zero_point))
         call.name = node.name  # the signature knows an output by it
         if isinstance(dequantize, Node) and not dequantize.users:
             graph.erase_node(dequantize)
@@ -53,18 +53,6 @@ def call_kernels(program: ExportedProgram) -> ExportedProgram:
         constants={name: changed.get(name, value) for name, value in program.constants.items()},
         verifiers=program.verifiers,
     )
-
-
-def _copied(graph: Graph) -> Graph:
-    """The graph once more, with the names by which the signature knows its nodes."""
-    made = Graph()
-    nodes: dict[Node, Node] = {}
-    output = made.output(made.graph_copy(graph, nodes))
-    output.meta = copy.copy(graph.output_node().meta)
-    for node, one in nodes.items():
-        one.name, one.meta = node.name, copy.copy(node.meta)
-    made._codegen = graph._codegen
-    return made
 
 
 def _is_read_by_lookups_alone(table: Table, lookups: set[Node]) -> bool:

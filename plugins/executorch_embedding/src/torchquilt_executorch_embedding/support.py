@@ -5,9 +5,9 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, SupportRow, SupportTable
+from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, Refusal, SupportRow, SupportTable
 from torchquilt import operators as ops
-from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32
+from torchquilt.constraints import CONSTANT_WEIGHT
 from torchquilt_executorch_embedding.specs import GROUP_SIZES, RANGES
 
 
@@ -16,6 +16,12 @@ def _is_matrix(match: Match) -> bool:
     return bool(weight.meta["val"].dim() == 2)
 
 
+def _is_of_the_kernel(match: Match) -> bool:
+    (weight,) = match.inputs("weight")
+    return str(weight.meta["val"].dtype) in ("torch.float32", "torch.float16")
+
+
+ROWS = Constraint("rows", "the embedding table is float32 or float16", _is_of_the_kernel)
 MATRIX = Constraint("matrix", "the embedding table has two dimensions", _is_matrix)
 
 
@@ -48,11 +54,21 @@ def _row(bits: int, group_size: int | None) -> SupportRow:
     return SupportRow(
         OperatorPattern.of(ops.EMBEDDING, name=kernel + (f"_group{group_size}" if group_size else "")),
         {"weight": (layout,)},
-        constraints=(CONSTANT_WEIGHT, FLOAT32, MATRIX, *in_bytes, *in_groups),
+        constraints=(CONSTANT_WEIGHT, ROWS, MATRIX, *in_bytes, *in_groups),
         targets=("executorch",),
     )
 
 
+_BAG = ops.Operator(
+    "embedding_bag",
+    ("aten.embedding_bag.default", "aten.embedding_bag.padding_idx", "aten._embedding_bag.default"),
+    (ops.Operand("weight", 0, "weight"),),
+    ("torch.nn.functional.embedding_bag",),
+    ("torch.nn.modules.sparse.EmbeddingBag",),
+)
+
 SUPPORT = SupportTable(
-    "executorch_embedding", tuple(_row(bits, size) for bits in RANGES for size in (None, *GROUP_SIZES))
+    "executorch_embedding",
+    tuple(_row(bits, size) for bits in RANGES for size in (None, *GROUP_SIZES)),
+    refusals=(Refusal(_BAG, "ExecuTorch has no kernel for an embedding bag, of integers or of floats"),),
 )
