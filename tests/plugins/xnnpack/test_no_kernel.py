@@ -74,7 +74,7 @@ def test_the_delegate_has_no_integer_kernel(overload: str) -> None:
 
 
 def test_none_of_them_has_a_row() -> None:
-    """None is claimed to be quantized, but for a matmul with a constant: the one here reads two activations."""
+    """None is claimed to be quantized, but for a matmul with a constant; here it reads two activations."""
     claimed = {
         name for row in SUPPORT.rows for operator in row.pattern.operators for name in operator.overloads
     }
