@@ -16,7 +16,7 @@ INT8 = tq.QuantizationSpec("int8")
 PER_ROW = tq.QuantizationSpec("int8", granularity="per_axis", ch_axis=0)
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 #: So many values are all read by a histogram.
-SMALL = 16_383
+SMALL = 99_999
 
 
 def observed(

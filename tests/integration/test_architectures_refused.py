@@ -9,8 +9,9 @@ import torch
 
 import torchquilt as tq
 from architectures import TEXT, Architecture, made, padded
-from architectures.behaviours import Subject, quantizer, results
+from architectures.behaviours import Subject, results
 from architectures.unexportable import TABLE, Refusal
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 
 @pytest.mark.parametrize("refusal", TABLE, ids=str)
@@ -38,18 +39,18 @@ def test_half_precision_stays_as_it_is_and_says_why(
 ) -> None:
     """Asking is an error; where that is waived the bits stay the same, and the ledger names the dtype."""
     subject = Subject.of(architecture)
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
+    quantizer = XNNPACKQuantizer().set_global(config)
     with pytest.raises(tq.IntentError, match="float32"):
-        tq.prepare_pt2e(subject.exported, quantizer(is_dynamic=is_dynamic))
+        tq.prepare_pt2e(subject.exported, quantizer)
 
     with pytest.warns(UserWarning, match="nothing is quantized"):
-        prepared = tq.prepare_pt2e(subject.exported, quantizer(is_dynamic=is_dynamic), strict=False)
+        prepared = tq.prepare_pt2e(subject.exported, quantizer, strict=False)
     converted = tq.convert_pt2e(prepared)
     tq.save(converted, tmp_path / "model.pt2", subject.batches[0])
     loaded = tq.load(tmp_path / "model.pt2").module()
-    weighted = [
-        row for row in tq.ledger_of(converted) if row.op in ("aten.linear.default", "aten.embedding.default")
-    ]
-    assert {row.code for row in weighted} <= {"constraint:float32", "constant"}
+    linears = [row for row in tq.ledger_of(converted) if row.op == "aten.linear.default"]
+    assert {row.code for row in linears} == {"constraint:float32"}
     for model in (converted, loaded):
         for expected, found in zip(subject.expected, results(model, subject.batches), strict=True):
             assert all(map(torch.equal, expected, found))

@@ -1,7 +1,7 @@
 """Which values of a large tensor a histogram reads.
 
 The rule. Of a tensor with n values every ``step``-th in the order of memory is read, and counts ``step``
-times. ``step`` is 1 up to 16,383 values; from there on it is the first number from ``min(n // 8192, 8)`` on
+times. ``step`` is 1 up to 99,999 values; from there on it is the first number from ``min(n // 50000, 8)`` on
 that has no divisor in common with n. So an eighth of the values or more is read, or little less; they
 lie evenly over every dimension, whatever the sizes of these are. The first of them is number
 ``(31 * low + high) mod step``, for the bits of the smallest and of the largest ordinary value of the tensor
@@ -27,7 +27,7 @@ import torch
 from torchquilt.observers.extremes import Extremes
 
 #: At least about so many values of a tensor are read, or all of them.
-SIZE = 8192
+SIZE = 50_000
 #: And about one in so many.
 STEP = 8
 
