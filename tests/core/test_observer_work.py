@@ -39,11 +39,12 @@ def operators_for(observer: Observer, x: torch.Tensor) -> list[str]:
 @names
 @pytest.mark.parametrize("spec", [INT8, PER_ROW], ids=str)
 def test_the_work_does_not_grow_with_the_tensor(name: str, spec: tq.QuantizationSpec) -> None:
-    """A tensor of a million values takes the operators that one of twenty thousand takes."""
+    """A million values take the operators of a quarter of a million; all are read of 80,000, as of 20,000."""
     observer = make_observer(name, spec)
     observer.update(normal(4, 8))
-    found = [operators_for(observer, normal(4, size)) for size in (5_000, 20_000, 250_000)]
-    assert found[0] == found[1] == found[2]
+    found = [operators_for(observer, normal(4, size)) for size in (5_000, 20_000, 62_500, 250_000)]
+    assert found[0] == found[1]
+    assert found[2] == found[3]
 
 
 @pytest.mark.parametrize(("name", "most"), [("minmax", 8), ("histogram", 18)])

@@ -20,16 +20,16 @@ _COMPARED_OCTAVES = 11
 # Of ranges with about the same error the widest one is taken.
 _TOLERANCE = 1.02
 # So finely the ends beside the best one are told apart.
-_PARTS = torch.arange(8, dtype=torch.float64) / 8
-_TINY = torch.finfo(torch.float64).tiny
+_PARTS = torch.arange(1, 9, dtype=torch.float64) / 8
+_PASSED = (_PARTS == 1).long()
 
 
 def least_squares_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, float]:
     """The widest pair of ends whose squared error is within a fiftieth of the least.
 
-    The error is the sum over bins of what is clipped and of what is rounded. First for all pairs of candidates,
-    then for pairs of finer ends beside the best of these. This is the usual criterion (for example Nahshan et al.
-    2021, arXiv:1911.07190, with p = 2); the evaluation in closed form is what the fixed bins make possible.
+    The error is the sum over bins of what is clipped and of what is rounded, for all pairs of candidates, and
+    then for pairs of finer ends beside the best of these. This is the usual criterion (for example Nahshan
+    et al. 2021, arXiv:1911.07190, with p = 2); the evaluation in closed form is what fixed bins make possible.
 
     Returns:
         Low and high end, ``low <= 0 <= high``.
@@ -55,7 +55,7 @@ def _errors(highs: _Ends, lows: _Ends, spec: QuantizationSpec) -> torch.Tensor:
     step = torch.maximum(high, low) * (2 / steps) if spec.symmetric else (high + low) / steps
     step = step.clamp_(min=spec.eps)
     # A value below half a step is rounded to zero, which costs its own square; others step² / 12 each.
-    first_bin = highs.side.sums.first_bin
+    first_bin = highs.side.first_bin
     small = ((step / 2).float().view(torch.int32) >> SHIFT).long().add_(1 - first_bin).clamp_(min=0)
     square = step.square_().div_(12)
     error = highs.clipped[:, None] + lows.clipped[None, :]
@@ -96,26 +96,39 @@ class _Side:
     """
 
     def __init__(self, sums: _Sums, sign: int) -> None:
-        self.sums, self.last = sums, max(sums.last[sign], -1)
         self.number, self.first, self.second = sums.before[:, sign]
-        self.extreme = sums.extremes[sign]
+        self.first_bin = sums.first_bin
+        last = max(sums.last[sign], -1)
+        lowest = max(last + 1 - _SEARCHED_OCTAVES * PER_OCTAVE, 1 if sums.first_bin == 0 else 0)
+        lowest = min(lowest, last + 1)
+        #: the exact extreme, and the edges of the octaves below it
+        self.end = sums.edges[lowest : last + 2].clone()
+        self.end[-1] = sums.extremes[sign]
+        #: the bins before them, whose values are not clipped
+        self.kept = slice(lowest, last + 2)
 
     def coarse_ends(self) -> _Ends:
-        """The exact extreme, and the edges of the octaves below it."""
-        lowest = max(self.last + 1 - _SEARCHED_OCTAVES * PER_OCTAVE, 1 if self.sums.first_bin == 0 else 0)
-        cut = torch.arange(min(lowest, self.last + 1), self.last + 2)
-        end = self.sums.edges[cut[0] : self.last + 2].clone()
-        end[-1] = self.extreme
-        return _Ends(self, end, cut)
+        """Ends at the edges of bins."""
+        first = self.first[-1] - self.first[self.kept]
+        second = self.second[-1] - self.second[self.kept]
+        cut = torch.arange(self.kept.start, self.kept.stop)
+        return _Ends(self, self.end, cut, self.number[self.kept], first, second)
 
     def ends_beside(self, ends: _Ends, best: int) -> _Ends:
-        """Ends between the best of some ends and those beside it."""
-        around = ends.end[max(best - 1, 0) : best + 2]
-        if around.numel() < 2:
-            return _Ends(self, ends.end[best : best + 1], ends.cut[best : best + 1])
-        parts = torch.lerp(around[:-1, None], around[1:, None], _PARTS).flatten()
-        cut = ends.cut[max(best - 1, 0) : best + 1].repeat_interleave(len(_PARTS))[: len(parts)]
-        return _Ends(self, torch.cat([parts, around[-1:]]), torch.cat([cut, ends.cut[best : best + 2][-1:]]))
+        """Ends within the bins on both sides of one of the coarse ends. Values are spread evenly in a bin."""
+        start = max(best - 1, 0)
+        number_of_bins = min(best + 2, len(ends.end)) - start - 1
+        if number_of_bins < 1:
+            return ends
+        here, next_ = slice(start, start + number_of_bins), slice(start + 1, start + 1 + number_of_bins)
+        lower, before = ends.end[here, None], ends.number[here, None]
+        end = torch.lerp(lower, ends.end[next_, None], _PARTS)
+        number = torch.lerp(before, ends.number[next_, None], _PARTS)
+        inside = number - before
+        first = ends.first[here, None] - inside * (lower + end).div_(2)
+        second = ends.second[here, None] - inside * (lower * (lower + end)).add_(end.square()).div_(3)
+        cut = ends.cut[here, None] + _PASSED
+        return _Ends(self, *(values.flatten() for values in (end, cut, number, first, second)))
 
 
 class _Ends:
@@ -124,22 +137,23 @@ class _Ends:
     Args:
         side: what was counted of that sign.
         end: the candidates, float64.
-        cut: for each of them the bin that it lies in, of which it clips a part or all.
+        cut: for each of them the number of bins of which it clips nothing.
+        number: how many values lie inside.
+        first, second: the sums of the first and second power of the values that are clipped.
     """
 
-    def __init__(self, side: _Side, end: torch.Tensor, cut: torch.Tensor) -> None:
+    def __init__(
+        self,
+        side: _Side,
+        end: torch.Tensor,
+        cut: torch.Tensor,
+        number: torch.Tensor,
+        first: torch.Tensor,
+        second: torch.Tensor,
+    ) -> None:
         self.side, self.end, self.cut = side, end, cut
-        edges = side.sums.edges
-        lower, following = edges[cut], (cut + 1).clamp_(max=side.number.numel() - 1)
-        upper = edges[following].clamp(max=max(side.extreme, 0.0))
-        # The share of its bin that lies inside: values are spread evenly there. The last bin ends at the extreme.
-        share = ((end - lower) / (upper - lower).clamp_(min=_TINY)).clamp_(0, 1)
-        self.number = torch.lerp(side.number[cut], side.number[following], share)
-        inside = (side.number[following] - side.number[cut]) * share
-        first = side.first[-1] - side.first[cut] - inside * (lower + end) / 2
-        second = side.second[-1] - side.second[cut]
-        second -= inside * (lower.square() + lower * end + end.square()) / 3
-        self.clipped = second - 2 * end * first + end.square() * (side.number[-1] - self.number)
+        self.number, self.first, self.second = number, first, second
+        self.clipped = second - (2 * end) * first + end.square().mul_(side.number[-1] - number)
 
 
 def entropy_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, float]:
