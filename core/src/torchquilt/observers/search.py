@@ -29,7 +29,7 @@ def least_squares_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, floa
 
     The error is the sum over bins of what is clipped and of what is rounded, for all pairs of candidates, and
     then for pairs of finer ends beside the best of these. This is the usual criterion (for example Nahshan
-    et al. 2021, arXiv:1911.07190, with p = 2); the evaluation in closed form is what fixed bins make possible.
+    et al. 2021, arXiv:1911.07190, with p = 2); fixed bins make the evaluation in closed form possible.
 
     Returns:
         Low and high end, ``low <= 0 <= high``.
