@@ -1,8 +1,8 @@
 # Everything that a developer runs. Each target makes its own .venv when there is none.
 #
 #   make demo           quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
-#   make test           run all tests                                           (TEST_ARGS=...)
-#   make conformance    run the conformance kit on the plugins: each row of a table is lowered and run
+#   make test           run all tests but a few that take long                  (TEST_ARGS=...)
+#   make test-long      run those that take long: the demo, the benchmarks, the kit on our own plugins
 #   make check          ruff, ruff format --check, mypy --strict, import-linter
 #   make bench          what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
 #   make cost           what prepare and convert cost for each node             (COST_ARGS=...)
@@ -34,7 +34,7 @@ PRESETS_ARGS ?=
 RUNTIME_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance check bench cost presets runtime-bench clean
+.PHONY: help demo test test-long check bench cost presets runtime-bench clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -47,8 +47,8 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 $(TEST_ARGS)
 
-conformance: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m conformance tests/testing
+test-long: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 -m long $(TEST_ARGS)
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .

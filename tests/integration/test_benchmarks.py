@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 _FOLDER = Path(__file__).parents[2] / "benchmarks"
 COST, FLOW, RUNTIME = (_FOLDER / f"{name}.py" for name in ("cost", "flow", "runtime"))
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 DEMO = Path(__file__).parents[2] / "examples" / "text_encoder" / "demo.py"
 SENTENCES = (
     "The river rose overnight and flooded the lower fields.",

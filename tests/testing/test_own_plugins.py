@@ -8,7 +8,7 @@ import pytest
 
 from testing.kit import run_kit
 
-pytestmark = pytest.mark.conformance
+pytestmark = pytest.mark.long
 
 
 @pytest.mark.parametrize("backend", ["executorch_embedding", "xnnpack"])
