@@ -9,6 +9,8 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from executorch.exir import to_edge_transform_and_lower
+from executorch.runtime import Runtime
 from torch import nn
 from torch.fx import GraphModule
 
@@ -20,8 +22,8 @@ from torchquilt.testing.configs import configs_of
 from torchquilt_executorch_embedding import (
     SUPPORT,
     ExecuTorchEmbeddingQuantizer,
+    call_kernels,
     get_embedding_config,
-    write_kernels,
 )
 from torchquilt_executorch_embedding.kernels import pack
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -290,14 +292,15 @@ def test_composition_returns_what_the_converted_model_returns(is_tied: bool, is_
 
 
 @pytest.mark.parametrize("preset", ["byte_per_row", "int4_group32", "int2_group128"])
-def test_kernels_written_by_hand_give_the_same_program(preset: str) -> None:
-    """For who lowers by other means: the copy computes the same, and lowers to the same kernels."""
+def test_a_program_is_lowered_with_executorch_alone(preset: str) -> None:
+    """For who does without tq.lower: the program computes the same, and runs on the runtime."""
     case = case_of(nn.Embedding(9, 128), ExecuTorchEmbeddingQuantizer.from_preset(preset))
-    written = write_kernels(case.converted)
-    assert torch.equal(written(IDS), case.found[0] if isinstance(case.found, list) else case.found)
-    by_hand = lower(written, IDS)
-    assert by_hand.operators == case.lowered.operators
-    assert torch.equal(by_hand.run(IDS)[0], case.found)
+    program = call_kernels(torch.export.export(case.converted, (IDS,)))
+    assert torch.equal(program.module()(IDS), case.found)
+
+    written = to_edge_transform_and_lower(program).to_executorch()
+    (found,) = Runtime.get().load_program(written.buffer).load_method("forward").execute([IDS])
+    assert torch.equal(found, case.found)
 
 
 def test_a_table_that_something_else_reads_is_not_packed() -> None:

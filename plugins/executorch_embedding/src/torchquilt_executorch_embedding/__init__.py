@@ -1,8 +1,8 @@
 """The embedding backend of torchquilt.
 
 ``support`` is the table of what it quantizes, ``specs`` the configurations that can be asked for,
-``quantizer`` the class that applies them, ``kernels`` the step before lowering, and ``plugin`` what a
-listing says of it.
+``quantizer`` the class that applies them, ``kernels`` what ExecuTorch has for them, ``programs`` the step
+before lowering that calls these, and ``plugin`` what a listing says of it.
 
 The names below are imported when they are first used: listing the installed backends imports this package,
 and must not import torch.
@@ -18,15 +18,15 @@ from torchquilt.lazy import lazy_names
 _MODULE_OF = {
     "SUPPORT": "support",
     "ExecuTorchEmbeddingQuantizer": "quantizer",
+    "call_kernels": "programs",
     "get_embedding_byte_config": "specs",
     "get_embedding_config": "specs",
-    "write_kernels": "kernels",
 }
 
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
-    from torchquilt_executorch_embedding.kernels import write_kernels as write_kernels
+    from torchquilt_executorch_embedding.programs import call_kernels as call_kernels
     from torchquilt_executorch_embedding.quantizer import (
         ExecuTorchEmbeddingQuantizer as ExecuTorchEmbeddingQuantizer,
     )

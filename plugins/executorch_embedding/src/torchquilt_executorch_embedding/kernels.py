@@ -1,7 +1,7 @@
-"""The step before lowering: lookups of a converted model as calls of ExecuTorch's embedding kernels.
+"""ExecuTorch's embedding kernels: which lookups they take, how they read a table, and how they are called.
 
-A converted model dequantizes its tables and looks rows up in float. ExecuTorch has kernels that look rows up
-in integers, of 8, 4 or 2 bits, several in a byte. Here they are called, with tables packed as they read them.
+A converted model dequantizes its tables and looks rows up in float. The kernels look rows up in integers of
+8, 4 or 2 bits, several in a byte.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import attrs
 
 if TYPE_CHECKING:
     import torch
-    from torch.fx import GraphModule, Node
+    from torch.fx import Node
 
 # What a dequantize says of the numbers: dtype, smallest, largest → bits.
 _BITS = {
@@ -21,34 +21,6 @@ _BITS = {
     ("torch.int8", -8, 7): 4,
     ("torch.int8", -2, 1): 2,
 }
-
-
-def write_kernels(model: GraphModule) -> GraphModule:
-    """A copy of a converted model whose quantized lookups are calls of ExecuTorch's embedding kernels.
-
-    Args:
-        model: what ``convert_pt2e`` returned, with weights that are stored as integers.
-
-    Returns:
-        The copy. It computes the same, and exports like any other model. Lookups in tables of other forms are
-        left as they are.
-
-    Raises:
-        ImportError: ExecuTorch, which defines the operators, is not installed.
-    """
-    from torchquilt.graph.edits import copy_model, drop_unused_tensors
-
-    define_operators()
-    copied = copy_model(model)
-    stored: dict[tuple[str, str], str] = {}
-    for node in list(copied.graph.nodes):
-        table = table_of(node, "get_attr")
-        if table is not None:
-            _write(copied, node, table, stored)
-    copied.graph.eliminate_dead_code()
-    drop_unused_tensors(copied)
-    copied.recompile()
-    return copied
 
 
 def define_operators() -> None:
@@ -96,8 +68,8 @@ class Table:
         return (zero_point - self.shift).to(self.dtype)
 
 
-def table_of(node: Node, stored_as: str) -> Table | None:
-    """The table that a lookup reads, if a kernel takes it and it is stored in nodes of that kind."""
+def table_of(node: Node) -> Table | None:
+    """The table that a lookup in an exported program reads, if it is stored and a kernel takes it."""
     if str(node.target) != "aten.embedding.default":
         return None
     dequantize: Any = node.args[0]
@@ -110,29 +82,13 @@ def table_of(node: Node, stored_as: str) -> Table | None:
     else:
         return None
     bits = _BITS.get((str(dtype), low, high))
-    if bits is None or axis != 0 or any(tensor.op != stored_as for tensor in (integers, scale, zero_point)):
+    if (
+        bits is None
+        or axis != 0
+        or any(tensor.op != "placeholder" for tensor in (integers, scale, zero_point))
+    ):
         return None
     return Table(integers, scale, zero_point, bits, (low, high), node.meta["val"].dtype)
-
-
-def _write(model: GraphModule, node: Node, table: Table, stored: dict[tuple[str, str], str]) -> None:
-    """Put the call of a kernel in the place of a lookup. What is stored for a table is stored once."""
-    from torchquilt.graph.edits import free_name, read_tensor
-    from torchquilt.graph.values import attribute
-
-    def read(source: Node, what: str, change: Any) -> Node:
-        key = (str(source.target), what)
-        value = change(attribute(model, key[0]))
-        if key not in stored:
-            stored[key] = free_name(model, f"{key[0]}_{what}")
-        return read_tensor(model, stored[key], value, before=node)
-
-    tensors = (
-        read(table.integers, "packed", table.packed),
-        read(table.scale, "kernel", table.scales),
-        read(table.zero_point, "kernel", table.zero_points),
-    )
-    call_kernel(node, table, tensors)
 
 
 def call_kernel(node: Node, table: Table, tensors: tuple[Node, ...]) -> Node:

@@ -1,4 +1,4 @@
-"""Embedding kernels in a program that was exported already: the pass of this backend when it is lowered."""
+"""The step before lowering: lookups of an exported program as calls of ExecuTorch's embedding kernels."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from torchquilt_executorch_embedding.kernels import Table, call_kernel, define_o
 
 
 def call_kernels(program: ExportedProgram) -> ExportedProgram:
-    """What :func:`torchquilt_executorch_embedding.write_kernels` does, for an exported program.
+    """A program whose lookups in quantized tables are calls of kernels. ``tq.lower`` does it by itself.
 
     Args:
         program: a converted model, exported. It is left as it is; the result shares its other tensors.
 
     Returns:
-        The program with its lookups written as calls of kernels. Lookups in tables of other forms, and in
-        those that something else reads, too, are left as they are.
+        The program with its lookups written as calls of kernels; it computes the same. Lookups in tables of
+        other forms, and in those that something else reads, too, are left as they are.
+
+    Raises:
+        ImportError: ExecuTorch, which defines the operators, is not installed.
     """
     define_operators()
     graph, _ = copied_graph(program.graph)
-    found = [(node, table) for node in graph.nodes if (table := table_of(node, "placeholder")) is not None]
+    found = [(node, table) for node in graph.nodes if (table := table_of(node)) is not None]
     lookups = {node for node, _ in found}
     found = [(node, table) for node, table in found if _is_read_by_lookups_alone(table, lookups)]
     if not found:
