@@ -28,7 +28,7 @@ from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 
 # Eight bits on a signal of an ordinary shape leave noise of a hundredth of it (40 dB). A path of up to eight
 # operators, concatenated with larger tensors and cut out again, has to stay well below the signal. The worst
-# that was met is a fourth power that is bounded to [0, 2] afterwards, on the grid of its largest values: 19 dB.
+# that was met is a fourth power that is bounded to [0, 2] afterwards, on its largest values' grid: 19 dB.
 LEAST_SQNR = 15.0
 
 #: How many graphs each property is tried with. Together they are more than five hundred.
@@ -305,7 +305,7 @@ def test_the_flow_leaves_the_exported_model_alone(model: RandomModel, kind: int)
 @examples(SOME)
 @given(model=random_models(with_control_flow=True))
 def test_quantization_stays_near_the_float_model(model: RandomModel, kind: int) -> None:
-    """A random graph that XNNPACK's quantizer takes stays near it: noise is less than a fifth of the signal."""
+    """A random graph that XNNPACK quantizes stays near it: noise is less than a fifth of the signal."""
     x = model.example
     converted = tq.convert_pt2e(calibrated(model, quantizer_for(kind)), unseen="float")
     for reference, other in zip(outputs(model, x), outputs(converted, x), strict=True):
