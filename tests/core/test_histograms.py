@@ -83,16 +83,36 @@ def test_a_small_tensor_is_read_as_a_whole(size: int) -> None:
 @pytest.mark.parametrize("size", LARGE)
 def test_a_part_of_a_large_tensor_is_read_and_stands_for_all(size: int) -> None:
     """About every eighth value or more is read, and counts for those around it."""
-    step = step_for(size)
-    assert step <= STEP + 8
-    assert size // step >= 5000
-    counted = int(observed(HistogramObserver, normal(size)).counts.sum())
-    assert size - step < counted <= size
+    for shape in ((size,), (1, 1, 1, size)):
+        step = step_for(size, len(shape))
+        assert step <= STEP + 8
+        assert size // step >= 5000
+        counted = int(observed(HistogramObserver, normal(*shape)).counts.sum())
+        assert size - step < counted <= size
 
 
-@pytest.mark.parametrize("shape", [(8, 12, 4096), (96, 56, 56), (1, 128, 3072), (12, 128, 128)])
-@pytest.mark.parametrize("dim", [0, 1, 2])
-def test_what_is_read_lies_evenly_over_every_dimension(shape: tuple[int, int, int], dim: int) -> None:
+def test_of_a_map_of_features_a_smaller_part_is_read() -> None:
+    """From 20,000 values on about every eighth, and never fewer than some thousands."""
+    small = observed(HistogramObserver, torch.ones(1, 31, 25, 25))
+    assert int(small.counts.sum()) == 31 * 25 * 25
+    for shape in ((1, 24, 56, 56), (1, 384, 14, 14), (1, 960, 7, 7), (2, 2, 8, 28, 28)):
+        size = math.prod(shape)
+        assert 4000 <= size // step_for(size, len(shape)) <= 20_000
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [
+        (shape, dim)
+        for shape in [
+            *((8, 12, 4096), (96, 56, 56), (1, 128, 3072), (12, 128, 128)),
+            *((1, 24, 56, 56), (1, 384, 14, 14), (1, 960, 7, 7), (2, 64, 28, 28)),
+        ]
+        for dim in range(len(shape))
+        if shape[dim] > 1
+    ],
+)
+def test_what_is_read_lies_evenly_over_every_dimension(shape: tuple[int, ...], dim: int) -> None:
     """A tensor that is 2.0 at some indices of one dimension and 1.0 elsewhere is counted as it is."""
     x = torch.ones(shape)
     x.movedim(dim, 0)[::4] = 2.0
@@ -169,16 +189,21 @@ def tails(seed: int, size: int) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.parametrize(
+    ("shape", "dearer"), [((100_000,), 1.6), ((1, 10, 100, 100), 1.8)], ids=["vector", "map"]
+)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", tails(0, 100))
-def test_to_read_a_part_costs_no_accuracy(name: str, bits: int) -> None:
-    """Ten batches: no dearer than min-max, and by at most 2 dB than to read all, however rare the large."""
+def test_to_read_a_part_costs_no_accuracy(
+    name: str, bits: int, shape: tuple[int, ...], dearer: float
+) -> None:
+    """Ten batches: no dearer than min-max, and by 2 dB (of maps 2.5) at most than to read all."""
     spec = tq.QuantizationSpec("int8", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    batches = [tails(seed, 100_000)[name] for seed in range(10)]
-    x = torch.cat(batches)
+    batches = [tails(seed, 100_000)[name].reshape(shape) for seed in range(10)]
+    x = torch.cat([batch.flatten() for batch in batches])
     part = observed(HistogramObserver, *batches, spec=spec)
     whole = observed(HistogramObserver, *x.split(SMALL), spec=spec)
-    assert squared_error(x, part) <= squared_error(x, whole) * 1.6
+    assert squared_error(x, part) <= squared_error(x, whole) * dearer
     no_tail = name in ("uniform", "relu", "gelu")
     most = squared_error(x, observed(MinMaxObserver, x, spec=spec)) * (1.12 if no_tail else 1.0)
     assert squared_error(x, part) <= most

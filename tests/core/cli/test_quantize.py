@@ -165,6 +165,56 @@ def test_the_checkpoint_of_another_recipe_is_refused(run: Run, files: Files, tmp
     assert "remove the file to begin anew" in answer.err
 
 
+# --- Several machines ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(run: Run, files: Files, tmp_path: Path) -> list[Path]:
+    """Checkpoints of two runs of the command, of one batch and of the three others."""
+    states = []
+    with np.load(files.data) as arrays:
+        for number, part in enumerate([slice(1), slice(1, None)]):
+            data, state = tmp_path / f"{number}.npz", tmp_path / f"{number}.state"
+            np.savez(data, **{name: array[part] for name, array in arrays.items()})
+            asked = ("quantize", files.model, "--recipe", files.recipe, "--data", data, "--checkpoint", state)
+            assert run(*asked, "-o", tmp_path / "part.pt2").code == 0
+            states.append(state)
+    return states
+
+
+def test_merged_runs_end_like_one_over_all_of_the_data(
+    run: Run, files: Files, shards: list[Path], tmp_path: Path
+) -> None:
+    """In any order; the checkpoints are only read."""
+    out, before = tmp_path / "out.pt2", [state.read_bytes() for state in shards]
+    merged = [option for state in reversed(shards) for option in ("--merge", state)]
+    answer = run("quantize", files.model, "--recipe", files.recipe, *merged, "-o", out, "--json")
+    assert (answer.code, answer.err) == (0, "")
+    assert json.loads(answer.out)["batches"] == 4
+    quantized_by_api(files, tmp_path / "api.pt2")
+    assert not diff(read_lock(out), read_lock(tmp_path / "api.pt2"))
+    assert [state.read_bytes() for state in shards] == before
+
+
+def test_shards_that_do_not_belong_together_are_refused(
+    run: Run, files: Files, shards: list[Path], tmp_path: Path
+) -> None:
+    """The same one twice, or one of another recipe: what is at the place of the output stays."""
+    out, other = tmp_path / "out.pt2", tmp_path / "other.toml"
+    out.write_bytes(b"what was there")
+    recipe_of("static_int8_per_channel").save(other)
+    twice = ("--recipe", files.recipe, "--merge", shards[0], "--merge", shards[0])
+    for options, problem in [
+        (twice, f"{shards[0]} has seen the same data as {shards[0]}"),
+        (("--recipe", other, "--merge", shards[0]), "with other quantizer"),
+        (("--recipe", files.recipe, "--merge", files.recipe), "is no checkpoint of a calibration"),
+    ]:
+        answer = run("quantize", files.model, *options, "-o", out)
+        assert answer.code == 3
+        assert problem in answer.err
+        assert out.read_bytes() == b"what was there"
+
+
 # --- What is wrong ------------------------------------------------------------------------------------------
 
 
@@ -202,7 +252,7 @@ def test_missing_data_is_told_with_what_needs_it(run: Run, files: Files, tmp_pat
     answer = run("quantize", files.model, "--recipe", files.recipe, "-o", tmp_path / "out.pt2")
     assert answer.code == 3
     assert "There is no data to calibrate with." in answer.err
-    assert "to fix it: pass --data, or ask for dynamic" in answer.err
+    assert "to fix it: pass --data (or --merge), or ask for dynamic" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -210,6 +260,9 @@ def test_missing_data_is_told_with_what_needs_it(run: Run, files: Files, tmp_pat
     [
         (("--limit", "2"), "--limit is about --data"),
         (("--checkpoint", "state"), "--checkpoint is about --data"),
+        (("--merge", "{data}", "--data", "{data}"), "--merge stands in the place of --data"),
+        (("--merge", "{data}", "--output", "{data}"), "Another option names the same file"),
+        (("--merge", "{data}", "--limit", "2"), "--limit is about --data"),
         (("--limit", "0", "--data", "{data}"), "0 is not in the range"),
         (("--data", "nowhere"), "'nowhere' does not exist"),
         (("--output", "nowhere/out.pt2"), "There is no folder 'nowhere'"),

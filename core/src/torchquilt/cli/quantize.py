@@ -41,6 +41,7 @@ class Request:
     recipe: Path
     output: Path
     data: Path | None
+    merge: tuple[Path, ...]
     limit: int | None
     observer: str
     checkpoint: Path | None
@@ -53,7 +54,9 @@ class Request:
             for option in ("limit", "checkpoint"):
                 if getattr(self, option) is not None:
                     raise click.UsageError(f"--{option} is about --data, which is not given.")
-        read = [path for path in (self.model, self.recipe, self.data) if path is not None]
+        elif self.merge:
+            raise click.UsageError("--merge stands in the place of --data; only one of them can be given.")
+        read = [path for path in (self.model, self.recipe, self.data, *self.merge) if path is not None]
         check_is_writable("output", self.output, read)
         if self.checkpoint is not None:
             check_is_writable("checkpoint", self.checkpoint, [*read, self.output])
@@ -89,6 +92,13 @@ An array has the name of its input, or input_0, input_1 … by position.
     type=click.Path(exists=True, path_type=Path),
     metavar="DIR|FILE",
     help="Calibration data, see below. Not needed where nothing is quantized statically.",
+)
+@click.option(
+    "--merge",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="In the place of --data: what a run with --checkpoint FILE saw; several are merged.",
 )
 @click.option(
     "-o",
@@ -127,7 +137,7 @@ def quantize(**options: Any) -> int:
     MODEL is a float model as torch.export.save wrote it. Nothing in the file is executed.
 
     A run with --checkpoint that was cut short goes on when the same command is given again, and ends in the
-    same result.
+    same result. Runs over parts of the data, each with a --checkpoint of its own, become one with --merge.
     """
     request = Request(**options)
     from torchquilt.recipe import Recipe
@@ -152,26 +162,38 @@ def quantize(**options: Any) -> int:
 
 
 def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request) -> int:
-    """Show the data to the model, where something in it is observed; return the number of batches."""
-    from torchquilt.data import open_batches
+    """Let the model see the data, where something in it is observed; return the number of batches."""
     from torchquilt.errors import CalibrationError
-    from torchquilt.pt2e.calibrate import calibrate_in_steps
+    from torchquilt.pt2e.merging import merge_calibration
     from torchquilt.pt2e.points import observed_points
 
     points = observed_points(prepared)
     if not points:
-        if request.data is not None:
-            write_error("warning: --data is not read, since nothing is quantized statically")
+        if request.data is not None or request.merge:
+            option = "merge" if request.merge else "data"
+            write_error(f"warning: --{option} is not read, since nothing is quantized statically")
         return 0
+    if request.merge:
+        calibration = merge_calibration(request.merge)
+        calibration.add_to(prepared)
+        return calibration.batches
     if request.data is None:
         raise CalibrationError(
             "There is no data to calibrate with.",
             node=next(iter(points.values())).places[0],
             expected=f"--data, since the ranges of {len(points)} activations have to be found",
             got="no --data",
-            remedy="pass --data, or ask for dynamic or weight-only quantization in the recipe",
+            remedy="pass --data (or --merge), or ask for dynamic or weight-only quantization in the recipe",
         )
-    batches = open_batches(request.data, program, limit=request.limit)
+    return _show(prepared, program, request, request.data)
+
+
+def _show(prepared: GraphModule, program: ExportedProgram, request: Request, data: Path) -> int:
+    """Run the data through the model; return the number of batches."""
+    from torchquilt.data import open_batches
+    from torchquilt.pt2e.calibrate import calibrate_in_steps
+
+    batches = open_batches(data, program, limit=request.limit)
     done = 0
     try:
         with _telling_where(batches), progress("calibrating", len(batches), "batches") as show:

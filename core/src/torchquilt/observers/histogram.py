@@ -79,7 +79,7 @@ class HistogramObserver(ExtremesObserver):
             return
         values = in_memory_order(tensor.detach() if tensor.requires_grad else tensor)
         seen = extremes_of_all(values)
-        read, step = subset(values, seen)
+        read, step = subset(values, tensor.dim(), seen)
         if seen.ends is not None and read.is_cpu and read.numel() >= _MANY:
             self.counts.add_(torch.bincount(_bins_of(read), minlength=len(self.counts)), alpha=step)
         else:
