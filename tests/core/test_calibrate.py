@@ -6,9 +6,10 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from torch import nn
@@ -232,23 +233,19 @@ def test_batches_may_come_from_a_data_loader() -> None:
         assert seen(prepared) == seen(reference)
 
 
-class Rows:
-    """What the datasets library calls a Dataset, as far as reading goes: rows of lists, or of tensors."""
-
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
-        self.features = dict.fromkeys(rows[0])
-        self.column_names = [*rows[0]]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.rows)
+FORMS: dict[str, Callable[[datasets.Dataset], Iterable[Any]]] = {
+    "lists": lambda rows: rows,
+    "tensors": lambda rows: rows.with_format("torch"),
+    "arrays": lambda rows: rows.with_format("numpy"),
+    "selected": lambda rows: rows.shuffle(seed=0).select(range(3)),
+    "stream": lambda rows: rows.to_iterable_dataset(),
+    "stream of tensors": lambda rows: rows.to_iterable_dataset().with_format("torch"),
+    "generator": lambda rows: datasets.IterableDataset.from_generator(lambda: iter(rows)),
+}
 
 
-@pytest.mark.parametrize("as_lists", [True, False], ids=["lists", "tensors"])
-def test_batches_may_be_the_rows_of_a_dataset(as_lists: bool) -> None:
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_batches_may_be_the_rows_of_a_dataset(form: Callable[[datasets.Dataset], Iterable[Any]]) -> None:
     """Each row is a batch of one: its lists become tensors of the right dtype, and other columns are left."""
 
     class Tokens(nn.Module):
@@ -268,14 +265,17 @@ def test_batches_may_be_the_rows_of_a_dataset(as_lists: bool) -> None:
     tq.calibrate(
         reference, [(torch.tensor([row["ids"]]), torch.tensor([row["mask"]]).float()) for row in rows]
     )
-    if not as_lists:
-        rows = [
-            {key: torch.tensor(value) if key != "text" else value for key, value in row.items()}
-            for row in rows
-        ]
     prepared = prepare(Tokens(), xnnpack(), ids, mask)
-    tq.calibrate(prepared, Rows(rows))
+    tq.calibrate(prepared, form(datasets.Dataset.from_list(rows)))
     assert seen(prepared) == seen(reference)
+
+
+def test_a_dataset_of_several_splits_is_refused_with_their_names() -> None:
+    """What load_dataset returns without a split is no data yet."""
+    rows = datasets.Dataset.from_list([{"input": [0.0] * 4}])
+    with pytest.raises(tq.CalibrationError) as caught:
+        tq.calibrate(one_input(), datasets.DatasetDict(train=rows, test=rows))
+    assert "train, test" in str(caught.value)
 
 
 @pytest.mark.parametrize(

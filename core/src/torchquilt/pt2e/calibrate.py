@@ -215,6 +215,13 @@ def _check_is_enough(
 
 def _check_batches(batches: object, limit: int | None) -> None:
     """Refuse one batch where several are meant: going through it would take it apart."""
+    if isinstance(batches, Mapping) and batches and all(map(is_dataset, batches.values())):
+        raise CalibrationError(
+            "These are several datasets.",
+            expected="one of them",
+            got=", ".join(map(str, batches)),
+            remedy=f"choose one: calibrate(prepared, dataset[{next(iter(batches))!r}])",
+        )
     if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise CalibrationError(
             "These are no batches to go through.",
