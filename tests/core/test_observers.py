@@ -180,6 +180,20 @@ def test_large_activations_are_data(far: float, share: int) -> None:
     assert float(low if far < 0 else high) == pytest.approx(far)
 
 
+@pytest.mark.parametrize("shape", ["most channels", "both signs", "spread"])
+def test_channels_of_large_numbers_beside_a_small_one_are_data(shape: str) -> None:
+    """A deep network whose activations grow: one channel stayed small, the others are ten million."""
+    small = normal(1000) * 0.01
+    large = {
+        "most channels": torch.full((3000,), 1e7),
+        "both signs": torch.cat([torch.full((300,), 1e7), torch.full((300,), -2e7)]),
+        "spread": -torch.linspace(1e6, 3e7, 300),
+    }[shape]
+    low, high = observed(HistogramObserver, torch.cat([small, large])).range()
+    assert float(low) <= float(large.min().clamp(max=0)) * 0.8
+    assert float(high) >= float(large.max().clamp(min=0)) * 0.8
+
+
 def test_large_values_that_are_all_there_is_keep_their_range() -> None:
     """Nothing is left out where there is no gap: a tensor of large numbers is quantized as it is."""
     x = normal(1000) * 1e5

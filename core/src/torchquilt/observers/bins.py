@@ -23,9 +23,10 @@ SIDE = 2 ** (8 + _MANTISSA_BITS)
 MASKED_FROM = 2.0**12
 _MASKED_SHARE = 0.005
 _ALWAYS_MASKED_FROM = 2.0**20
+_MASK_BINS = 8
 # What makes values massive ones, see Bins.reach_beside_massive_values.
 _MASSIVE_SHARE = 1e-4
-_MASSIVE_GAP_OCTAVES = 3
+_GAP = 3 * PER_OCTAVE
 _MASSIVE_REACH = 2.0
 
 
@@ -64,7 +65,9 @@ class Bins:
         a percent of the values, and further from all others than the spec has levels: an integer grid that
         reached over such a gap would have a step larger than every score. Rarer and positive ones are data
         (a few activations of a language model are that large, and matter), up to a magnitude of a million;
-        beyond that whatever stands so far apart is a mask.
+        beyond that whatever stands so far apart is a mask, if it is negative or there are fewer of it than of
+        the others. A number and some scores lie close together: where more than eight bins, or both signs,
+        are filled so far out, they are data.
 
         Args:
             counts: as above, possibly of a part of the values.
@@ -87,12 +90,30 @@ class Bins:
         filled = [i for i in counts.sum(dim=0).nonzero().flatten().tolist() if i >= PER_OCTAVE]
         for below, above in pairwise(filled):
             if above - below > gap and above >= bin_of(MASKED_FROM):
-                if int(counts[1, above:].sum()) >= _MASKED_SHARE * int(counts.sum()):
-                    counts[1, above:] = 0
-                if above >= bin_of(_ALWAYS_MASKED_FROM):
-                    counts[:, above:] = 0
+                for side, is_masked in enumerate(self._are_masks(above)):
+                    if is_masked:
+                        counts[side, above:] = 0
                 break
         return Bins(counts, max(self.low, -self._top_of(counts[1])), min(self.high, self._top_of(counts[0])))
+
+    def _are_masks(self, first: int) -> tuple[bool, bool]:
+        """Whether all from a bin on, which is far from the others, are masks: the positive, and the negative.
+
+        Args:
+            first: the first bin beyond the gap.
+        """
+        far = self.counts[:, first:]
+        positive, negative = far.sum(dim=1).tolist()
+        others = int(self.counts[:, PER_OCTAVE:first].sum())
+        least = _MASKED_SHARE * int(self.counts.sum())
+        if positive >= least and negative >= least:
+            return False, False
+        is_narrow = ((far > 0).sum(dim=1) <= _MASK_BINS).tolist()
+        always = first >= bin_of(_ALWAYS_MASKED_FROM)
+        return (
+            is_narrow[0] and always and positive < others,
+            is_narrow[1] and (always or negative >= least),
+        )
 
     @staticmethod
     def _top_of(side: torch.Tensor) -> float:
@@ -114,14 +135,18 @@ class Bins:
         nothing lies within three octaves below them; a range that reaches twice as far as the others do
         keeps them the largest, and the others a grid.
         """
+        total, last = int(self.counts.sum()), bin_of(self.top)
+        # Mostly there are too many values near the largest one for any gap below a few of them.
+        if int(self.counts[:, max(last - _GAP, 0) : last + 1].sum()) >= _MASSIVE_SHARE * total:
+            return None
         counts = self.counts.sum(dim=0)
         beyond = counts.flip(0).cumsum(0).flip(0)  # from each bin on
-        filled = ((counts > 0) & (beyond < _MASSIVE_SHARE * int(beyond[0]))).nonzero().flatten().tolist()
+        filled = ((counts > 0) & (beyond < _MASSIVE_SHARE * total)).nonzero().flatten().tolist()
         if not filled:
             return None
         others = counts[: filled[0]].nonzero()
         for below, above in reversed([*pairwise([int(others.max()), *filled])] if len(others) else []):
-            if above - below > _MASSIVE_GAP_OCTAVES * PER_OCTAVE and below >= PER_OCTAVE:
+            if above - below > _GAP and below >= PER_OCTAVE:
                 return _MASSIVE_REACH * float(edges()[below + 1])
         return None
 
