@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -144,6 +145,24 @@ def test_one_point_for_each_group_however_many_places_it_has() -> None:
     ]
     assert len(calls_of_y) == 1
     assert len(modules) == len(set(modules)) + sum(modules.count(name) - 1 for name in set(modules))
+
+
+MOVES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "dropout": lambda y: nn.functional.dropout(y, training=False),
+    "reshape": lambda y: y.reshape(2, 9).reshape(3, 6),
+    "transpose": lambda y: y.t().contiguous().t(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_what_only_moves_numbers_is_not_observed_again(move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Each element is looked at once, however often the tensor changes its form."""
+    fn = Fn(lambda m, x: m.last(move(m.first(x))), first=nn.Linear(6, 6), last=nn.Linear(6, 6))
+    prepared = prepare(fn, xnnpack(), normal(3, 6))
+    tq.calibrate(prepared, [(normal(3, 6),)])
+    (between,) = (point for point in points_of(prepared) if "linear" in point.places)
+    assert len(between.places) > 2
+    assert between.observer.count == 18
 
 
 def one(model: GraphModule, name: str) -> Node:

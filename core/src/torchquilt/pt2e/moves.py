@@ -1,6 +1,7 @@
 """Operators that only move numbers: each element that they return is one that they were given.
 
-What such an operator returns has nothing new for an observer that saw all that it was given.
+What such an operator returns has nothing new for an observer that saw all that it was given. Dropout is among
+them: a model that still drops something is refused before anything is prepared.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ _MOVES = frozenset(
     f"aten.{name}"
     for name in (
         "alias.default",
+        "alpha_dropout.default",
         "cat.default",
         "clone.default",
         "concat.default",
         "concatenate.default",
         "contiguous.default",
         "detach.default",
+        "dropout.default",
         "expand.default",
+        "feature_alpha_dropout.default",
+        "feature_dropout.default",
         "flatten.using_ints",
         "flip.default",
         "index_select.default",
