@@ -58,7 +58,7 @@ class _Facts:
         returned = [value.alias_info for value in operator._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in returned)
         return cls(
-            operator, name, is_mutable, not is_mutable and not is_random, is_view or name in _UNDECLARED_VIEWS
+            operator, name, is_mutable, not is_mutable and not is_random, is_view or name in UNDECLARED_VIEWS
         )
 
 
@@ -148,8 +148,8 @@ def writes_to(user: Node, node: Node) -> bool:
     )
 
 
-# In evaluation mode these return their input itself, though their schema does not say so.
-_UNDECLARED_VIEWS = tuple(
+#: In evaluation mode these return their input itself, though their schema does not say so.
+UNDECLARED_VIEWS = tuple(
     f"aten.{name}.default"
     for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 )

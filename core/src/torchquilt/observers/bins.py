@@ -26,7 +26,7 @@ _ALWAYS_MASKED_FROM = 2.0**20
 _MASK_BINS = 8
 # What makes values massive ones, see Bins.reach_beside_massive_values.
 _MASSIVE_SHARE = 1e-4
-_GAP = 3 * PER_OCTAVE
+_MASSIVE_GAP = 3 * PER_OCTAVE
 _MASSIVE_REACH = 2.0
 
 
@@ -137,7 +137,7 @@ class Bins:
         """
         total, last = int(self.counts.sum()), bin_of(self.top)
         # Mostly there are too many values near the largest one for any gap below a few of them.
-        if int(self.counts[:, max(last - _GAP, 0) : last + 1].sum()) >= _MASSIVE_SHARE * total:
+        if int(self.counts[:, max(last - _MASSIVE_GAP, 0) : last + 1].sum()) >= _MASSIVE_SHARE * total:
             return None
         counts = self.counts.sum(dim=0)
         beyond = counts.flip(0).cumsum(0).flip(0)  # from each bin on
@@ -146,7 +146,7 @@ class Bins:
             return None
         others = counts[: filled[0]].nonzero()
         for below, above in reversed([*pairwise([int(others.max()), *filled])] if len(others) else []):
-            if above - below > _GAP and below >= PER_OCTAVE:
+            if above - below > _MASSIVE_GAP and below >= PER_OCTAVE:
                 return _MASSIVE_REACH * float(edges()[below + 1])
         return None
 

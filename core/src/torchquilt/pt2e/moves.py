@@ -8,24 +8,20 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from torchquilt.graph.values import overload_name
+from torchquilt.graph.values import UNDECLARED_VIEWS, overload_name
 
 #: By their overloads, since another overload of the same name may compute (``aten.max.other``).
 _MOVES = frozenset(
     f"aten.{name}"
     for name in (
         "alias.default",
-        "alpha_dropout.default",
         "cat.default",
         "clone.default",
         "concat.default",
         "concatenate.default",
         "contiguous.default",
         "detach.default",
-        "dropout.default",
         "expand.default",
-        "feature_alpha_dropout.default",
-        "feature_dropout.default",
         "flatten.using_ints",
         "flip.default",
         "index_select.default",
@@ -55,7 +51,7 @@ _MOVES = frozenset(
         "unsqueeze.default",
         "view.default",
     )
-)
+).union(UNDECLARED_VIEWS)
 
 
 def only_moves(node: Node) -> bool:
