@@ -4,9 +4,11 @@
 
 Both quantize the same exported model (static int8, one weight scale a channel, each with the observers that
 it takes by itself), and take turns in one process; the medians of all runs are compared. What comes out is
-compared with the float model on inputs that calibration has not seen. Peak memory is measured in a process
-of its own for each, in MiB of the operating system: how far the peak between prepare and convert lies above
-the peak of running the float model, whose activations calibration has to hold as well.
+compared with the float model on inputs that calibration has not seen. Each run draws other weights: where
+these are random, a step that is off by a thousandth may change the noise of a whole model by tenths of a dB.
+So of the differences, run by run, the median counts as well. Peak memory is measured in a process of its own
+for each, in MiB of the operating system: how far the peak between prepare and convert lies above the peak of
+running the float model, whose activations calibration has to hold as well.
 
 torchao converts a long chain in a time that grows with the square of its length. A chain of more than
 LONG blocks is given to torchao only once.
@@ -43,6 +45,8 @@ CALIBRATION = 4
 """Batches that are observed before the forward is timed."""
 FORWARDS = 5
 """Calls in one timing of a forward; the fastest counts, which is the one that was disturbed least."""
+HELD_OUT = 32
+"""Batches on which what was made is compared with the float model."""
 
 
 @attrs.frozen
@@ -86,12 +90,12 @@ SYSTEMS = {"torchquilt": torchquilt, "torchao": torchao}
 
 @attrs.define
 class Timed:
-    """The seconds of each run of one system, and how good what it made is."""
+    """The seconds of each run of one system, and how good what it made is, in dB."""
 
     prepare: list[float] = attrs.field(factory=list)
     calibrate: list[float] = attrs.field(factory=list)
     convert: list[float] = attrs.field(factory=list)
-    sqnr: float = float("nan")
+    sqnr: list[float] = attrs.field(factory=list)
     memory: float = float("nan")
 
 
@@ -121,7 +125,8 @@ class Measured:
             "prepare": median(ours.prepare) / median(theirs.prepare),
             "convert": median(ours.convert) / median(theirs.convert),
             "memory": ours.memory / self.weights,
-            "sqnr": ours.sqnr - theirs.sqnr,
+            # of the longest chain torchao has the first run only
+            "sqnr": median(a - b for a, b in zip(ours.sqnr, theirs.sqnr, strict=False)),
         }
 
     def seconds_a_node(self) -> float:
@@ -147,30 +152,30 @@ def run(program: torch.export.ExportedProgram, subject: Subject, system: System,
     into.calibrate.append(fastest(lambda: prepared(*batch)))
     seconds, converted = timed(lambda: system.convert(prepared))
     into.convert.append(seconds)
-    if len(into.convert) == 1:
-        into.sqnr = noise(program.module(), converted, subject)
+    into.sqnr.append(noise(program.module(), converted, subject))
 
 
 def noise(model: torch.nn.Module, converted: torch.nn.Module, subject: Subject) -> float:
     """Signal to noise of what the converted model returns, in dB, on batches that were not observed."""
-    batches = [subject.batch(seed) for seed in range(1000, 1004)]
+    batches = [subject.batch(seed) for seed in range(1000, 1000 + HELD_OUT)]
     return signal_to_noise((model(*batch) for batch in batches), (converted(*batch) for batch in batches))
 
 
 @torch.no_grad()
 def measure(subject: Subject, runs: int) -> Measured:
     """A subject under both systems, interleaved, after one run of each on a small model."""
+    batch = subject.batch(0)
     module = subject.module()
-    program = torch.export.export(module, subject.batch(0))
     weights = sum(p.numel() * p.element_size() for p in module.parameters()) / 2**20
-    found = Measured(subject, len(program.graph.nodes), weights)
+    found = Measured(subject, len(torch.export.export(module, batch).graph.nodes), weights)
     systems = {name: make() for name, make in SYSTEMS.items()}
     small = chain_of(1)
     for name, system in systems.items():
         run(torch.export.export(small.module(), small.batch(0)), small, system, Timed())
         found.systems[name] = Timed()
-    model, batch = program.module(), subject.batch(0)
     for number in range(runs):
+        program = torch.export.export(subject.module(number), batch)
+        model = program.module()
         found.forward.append(fastest(lambda: model(*batch)))
         for name, system in systems.items():
             if number == 0 or name == "torchquilt" or (subject.blocks or 0) <= LONG:
@@ -270,7 +275,7 @@ def print_seconds(rows: list[Measured]) -> None:
                 f"{prepare:.3f}",
                 *(f"{value:.1f}" for value in milliseconds),
                 f"{convert:.3f}",
-                f"{by.sqnr:.1f}",
+                f"{statistics.median(by.sqnr):.1f}",
                 "–" if by.memory != by.memory else f"{by.memory:.0f} of {row.weights:.0f}",
             )
     Console(width=130, no_color=True).print(table)

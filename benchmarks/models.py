@@ -26,6 +26,19 @@ _MOBILE_STAGES = (
 )
 
 
+def _settled(model: nn.Module) -> nn.Module:
+    """The model with the statistics of some images in its BatchNorms, as training leaves them.
+
+    With those that they begin with the signal fades from layer to layer, and what comes out is the last bias.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches that are seen
+    with torch.no_grad():
+        model.train()(torch.cat([_image(seed)[0] for seed in range(50, 54)]))
+    return model.eval()
+
+
 def _convolution(inside: int, outside: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     """A convolution that keeps the size, and its BatchNorm."""
     return nn.Sequential(
@@ -59,7 +72,7 @@ def resnet18() -> nn.Module:
             BasicBlock(outside, outside, 1),
         ]
         inside = outside
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+    return _settled(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)))
 
 
 class InvertedResidual(nn.Module):
@@ -88,7 +101,7 @@ def mobilenet_v2() -> nn.Module:
             layers.append(InvertedResidual(inside, outside, stride if number == 0 else 1, expansion))
             inside = outside
     layers += [_convolution(inside, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(1280, 1000))
+    return _settled(nn.Sequential(*layers, nn.Linear(1280, 1000)))
 
 
 class Layer(nn.Module):
@@ -201,9 +214,9 @@ class Subject:
     blocks: int | None = None
     is_dynamic: bool = False
 
-    def module(self) -> nn.Module:
-        """The module with the same random weights each time, in evaluation mode."""
-        torch.manual_seed(0)
+    def module(self, seed: int = 0) -> nn.Module:
+        """The module in evaluation mode, with random weights that a seed determines."""
+        torch.manual_seed(seed)
         return self.make().eval().requires_grad_(False)
 
 

@@ -17,15 +17,15 @@ _SEARCHED_OCTAVES = 6
 # Bins this far below the largest value hold what any grid rounds to zero at no cost: 2**-40 of it.
 _SUMMED_OCTAVES = 40
 _COMPARED_OCTAVES = 11
-# Of ranges with about the same error the widest one is taken.
-_TOLERANCE = 1.02
+# Of ranges with about the same error the widest one is taken: see _tolerance.
+_TOLERANCE = 0.02
 # So finely the ends beside the best one are told apart.
 _PARTS = torch.arange(1, 9, dtype=torch.float64) / 8
 _PASSED = (_PARTS == 1).long()
 
 
 def least_squares_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, float]:
-    """The widest pair of ends whose squared error is within a fiftieth of the least.
+    """The widest pair of ends whose squared error is about the least: no more above it than is known.
 
     The error is the sum over bins of what is clipped and of what is rounded, for all pairs of candidates, and
     then for pairs of finer ends beside the best of these. This is the usual criterion (for example Nahshan
@@ -43,9 +43,19 @@ def least_squares_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, floa
     error = _errors(highs, lows, spec)
     # What clips more than it has to for that is no better: it fits this data only.
     wide = highs.end[:, None] + lows.end[None, :]
-    wide.masked_fill_(error > float(error.min()) * _TOLERANCE, -1.0)
+    wide.masked_fill_(error > float(error.min()) * (1 + _tolerance(bins)), -1.0)
     row, column = divmod(int(wide.argmax()), wide.shape[1])
     return 0.0 - float(lows.end[column]), float(highs.end[row])
+
+
+def _tolerance(bins: Bins) -> float:
+    """How far two errors may be apart, relatively, and still be taken for the same.
+
+    A fiftieth, and one over the root of the number of values: a mean over n values is off by about so much
+    from that over all data there will be. Ten values tell hardly anything about what may be clipped, and
+    100,000 nearly all of it.
+    """
+    return _TOLERANCE + 1 / math.sqrt(max(int(bins.counts.sum()), 1))
 
 
 def _errors(highs: _Ends, lows: _Ends, spec: QuantizationSpec) -> torch.Tensor:
