@@ -27,6 +27,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,7 @@ def measure(subject: Subject, runs: int) -> Measured:
         found.systems[name] = Timed()
     for number in range(runs):
         program = torch.export.export(subject.module(number), batch)
-        model = program.module()
-        found.forward.append(fastest(lambda: model(*batch)))
+        found.forward.append(fastest(partial(program.module(), *batch)))
         for name, system in systems.items():
             if number == 0 or name == "torchquilt" or (subject.blocks or 0) <= LONG:
                 run(program, subject, system, found.systems[name])
