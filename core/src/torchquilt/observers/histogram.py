@@ -48,8 +48,8 @@ def _bins_of(values: torch.Tensor) -> torch.Tensor:
 class HistogramObserver(ExtremesObserver):
     """Counts the values of a tensor by magnitude and sign; per tensor only. The range of least squared error.
 
-    Of ranges whose error is within a fiftieth and ``1 / (2 sqrt(n))`` of the least, for n values, the
-    widest is taken, so of little data nearly all is kept. A few values far beyond all others get no more
+    Of ranges whose error is within a fiftieth and ``1 / (2 sqrt(n)) + 10 / n`` of the least, for n values,
+    the widest is taken, so of little data nearly all is kept. A few values far beyond all others get no more
     than twice the range of these (see :meth:`torchquilt.observers.bins.Bins.reach_beside_massive_values`).
 
     What cannot stretch the range: NaN and infinities; mask values, from half the largest number of the

@@ -51,11 +51,12 @@ def least_squares_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, floa
 def _tolerance(bins: Bins) -> float:
     """How far two errors may be apart, relatively, and still be taken for the same.
 
-    A fiftieth, and ``1 / (2 sqrt(n))`` for n values: a mean over n values differs by some ``1 / sqrt(n)``
-    from that over all data there will be. Ten values tell hardly anything about what may be clipped, and
-    100,000 nearly all of it.
+    A fiftieth, and ``1 / (2 sqrt(n)) + 10 / n`` for n values: a mean over n values differs by some
+    ``1 / sqrt(n)`` from that over all data there will be, and among few values it is a handful that decides
+    what is clipped. Ten values tell nothing about what may be clipped, and 100,000 nearly all of it.
     """
-    return _TOLERANCE + 0.5 / math.sqrt(max(int(bins.counts.sum()), 1))
+    number = max(int(bins.counts.sum()), 1)
+    return _TOLERANCE + 0.5 / math.sqrt(number) + 10 / number
 
 
 def _errors(highs: _Ends, lows: _Ends, spec: QuantizationSpec) -> torch.Tensor:
