@@ -209,6 +209,17 @@ def test_to_read_a_part_costs_no_accuracy(
     assert squared_error(x, part) <= most
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_of_few_values_the_largest_is_kept(seed: int) -> None:
+    """Once among 160 values it says little about what is rare; of a thousand times as many it is clipped."""
+    spec = tq.QuantizationSpec("int8", -8, 7)
+    x = normal(160, seed=seed)
+    x[7] = 4.5
+    few, many = (observed(HistogramObserver, *batches, spec=spec) for batches in ([x], [x] * 1000))
+    assert float(few.range()[1]) == 4.5
+    assert float(many.range()[1]) < 4.4
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Massive values
 # ----------------------------------------------------------------------------------------------------------
