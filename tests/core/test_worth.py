@@ -12,6 +12,7 @@ from torch import nn
 
 import torchquilt as tq
 from strategies import Fn, export, normal, outputs_of
+from torchquilt import worth
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 STATIC = get_symmetric_quantization_config()
@@ -34,17 +35,21 @@ def static() -> XNNPACKQuantizer:
 # Each with the operators that are quantized.
 KEPT: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "between inputs and an output": (lambda m, x, y: x + y, {"add"}),
-    "behind a linear": (lambda m, x, y: torch.tanh(m.fc(x) + y), {"linear", "add"}),
-    "before a linear": (lambda m, x, y: m.fc(torch.tanh(x) * torch.tanh(y)), {"linear", "mul"}),
+    "behind a linear, on to an output": (lambda m, x, y: m.fc(x) + y, {"linear", "add"}),
+    "between linears": (lambda m, x, y: m.fc(m.fc(x) + y), {"linear", "add", "linear_1"}),
+    "of two linears, for a float operator": (
+        lambda m, x, y: torch.tanh(m.fc(x) + m.fc(y)),
+        {"linear", "linear_1", "add"},
+    ),
+    "of two linears, passed on to a float operator": (
+        lambda m, x, y: torch.tanh((m.fc(x) + m.fc(y)).view(6, 3)),
+        {"linear", "linear_1", "add", "view"},
+    ),
     "more operators than conversions": (
         lambda m, x, y: torch.tanh((x + y) * x + y),
         {"add", "mul", "add_1"},
     ),
     "a constant is no conversion": (lambda m, x, y: x + m.c, {"add"}),
-    "several operators on to a linear": (
-        lambda m, x, y: m.fc((torch.tanh(x) + torch.tanh(y)).view(6, 3).view(3, 6)),
-        {"add", "view", "view_1", "linear"},
-    ),
 }
 LEFT: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "between float operators": (lambda m, x, y: torch.tanh(torch.tanh(x) + torch.tanh(y)), {"add"}),
@@ -56,6 +61,22 @@ LEFT: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "what moves numbers does not count": (
         lambda m, x, y: torch.tanh((torch.tanh(x) + y).view(6, 3).relu().t()),
         {"add", "view", "relu", "t"},
+    ),
+    "behind a linear": (lambda m, x, y: torch.tanh(m.fc(x) + y), {"add"}),
+    "the last of several behind a linear first": (
+        lambda m, x, y: torch.tanh((m.fc(x) + y) * y),
+        {"add", "mul"},
+    ),
+    "behind a linear, passed on": (lambda m, x, y: torch.tanh((m.fc(x) + y).view(6, 3)), {"add", "view"}),
+    "behind what passes on a linear": (lambda m, x, y: torch.tanh(m.fc(x).t().t() + y), {"add"}),
+    "before a linear": (lambda m, x, y: m.fc(torch.tanh(x) * torch.tanh(y)), {"mul"}),
+    "passed on to a linear": (
+        lambda m, x, y: m.fc((torch.tanh(x) + torch.tanh(y)).view(6, 3).view(3, 6)),
+        {"add", "view", "view_1"},
+    ),
+    "before what was left behind a linear": (
+        lambda m, x, y: torch.tanh(m.fc(x) + (torch.tanh(y) * y).view(3, 6)),
+        {"add", "mul", "view"},
     ),
 }
 
@@ -100,6 +121,39 @@ def test_what_is_explained_is_what_is_done() -> None:
     assert torch.equal(converted(X, Y), exported.module()(X, Y))
 
 
+def stream(m: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """What a transformer adds to, layer by layer, and normalizes before each of them."""
+    for _ in range(40):
+        x = x + m.fc(nn.functional.layer_norm(x, (6,)))
+    return nn.functional.layer_norm(x, (6,))
+
+
+def test_a_residual_stream_stays_in_float() -> None:
+    """Of a transformer the linears are quantized, and no sum between its LayerNorms is rounded."""
+    ledger = ledger_of(static(), stream)
+    quantized = {row.op for row in ledger.quantized}
+    assert quantized == {"aten.linear.default"}
+    assert sum(row.code == "not_worth_it" for row in ledger) == 40
+
+
+def test_a_sum_that_was_asked_for_by_name_is_quantized_behind_a_linear() -> None:
+    """The rule about a border yields to one about the operator, as that about islands does."""
+    by_name = static().set_object_type(torch.add, STATIC)
+    assert {row.node for row in ledger_of(by_name, LEFT["behind a linear"][0]).quantized} == {"linear", "add"}
+
+
+def test_integers_of_another_quantizer_count_at_a_border() -> None:
+    """What another quantizer reads as integers is not better made in float."""
+    reader = outputs_of("tanh", spec=STATIC.input_activation)
+    function = KEPT["between linears"][0]
+    kept = ledger_of(
+        tq.ComposableQuantizer([reader, static()]), lambda m, x, y: function(m, torch.tanh(x), y)
+    )
+    assert {"tanh", "linear", "add", "linear_1"} <= {row.node for row in kept.quantized}
+    before = ledger_of(tq.ComposableQuantizer([reader, static()]), LEFT["before a linear"][0])
+    assert before["mul"].is_quantized
+
+
 def test_the_cost_is_linear() -> None:
     """A long chain of cheap operators is one island, and is decided in one pass."""
 
@@ -110,3 +164,14 @@ def test_the_cost_is_linear() -> None:
 
     ledger = ledger_of(static(), chain)
     assert sum(row.is_quantized for row in ledger) == 400
+
+
+def test_a_border_is_decided_in_few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each operator at a border is asked once, and again when a neighbour of it was left in float."""
+    asked: list[object] = []
+    question = worth._Borders._conversions
+    monkeypatch.setattr(
+        worth._Borders, "_conversions", lambda self, group: asked.append(group) or question(self, group)
+    )
+    ledger_of(static(), stream)
+    assert 40 <= len(asked) <= 4 * 40

@@ -1,4 +1,4 @@
-"""What is worth quantizing: cheap operators between float ones are not, if they need more conversions.
+"""What is worth quantizing: cheap operators beside float ones are not, unless that saves conversions.
 
 Rows of a table that are not ``worth_alone`` (an addition, in contrast to a convolution) are decided over the
 whole graph. Claims that hand each other integers, or read the same ones, make an island. It is quantized
@@ -11,13 +11,22 @@ whole graph. Claims that hand each other integers, or read the same ones, make a
 Conversions at the inputs and outputs of the model are not counted: whoever runs it may hand in integers. What
 only moves numbers does not count as computing. Else the island stays in float.
 
+Of an island that is quantized for one of the first three reasons, a cheap operator whose output has a grid
+of its own is left in float where that takes no more conversions than to quantize it. So it is with what a
+transformer adds to its residual stream between a linear and a LayerNorm: either the linear's output is
+converted or the sum. As integers both summands and the sum would be rounded, and with the sum all that the
+model carries from layer to layer. The additions of a convolutional network stand between integers, and stay.
+
 The cost is linear in the edges of the graph. Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
+
+import attrs
 
 from torchquilt.annotation import annotation_of
 from torchquilt.config import QuantizationConfig
@@ -52,10 +61,16 @@ class Claim(Protocol):
 
 
 def not_worth_it(claims: Iterable[Claim]) -> dict[Node, Reject]:
-    """Anchor → why it is left in float, for each claim that costs more conversions than it saves."""
+    """Anchor → why it is left in float, for each claim that costs more conversions than it saves.
+
+    Args:
+        claims: in the order of the graph.
+    """
     found: dict[Node, Reject] = {}
+    kept: list[Claim] = []
     for island in _islands(tuple(claims)):
         if any(map(_is_worth_it, island)):
+            kept += island
             continue
         computing = sum(claim.row.sharing is not Sharing.PASSED_ON for claim in island)
         conversions = _conversions(island)
@@ -70,7 +85,7 @@ def not_worth_it(claims: Iterable[Claim]) -> dict[Node, Reject]:
             )
             text += f", with {conversions} conversions between it and float operators"
             found[claim.match.anchor] = Reject("not_worth_it", claim.match.nodes, text)
-    return found
+    return found | _Borders(kept).left
 
 
 def _islands(claims: tuple[Claim, ...]) -> list[list[Claim]]:
@@ -111,13 +126,15 @@ def _reads_integers(claim: Claim) -> bool:
 
 
 def _is_worth_it(claim: Claim) -> bool:
-    if claim.row.worth_alone:
-        return True
-    if isinstance(claim.rule, ObjectTypeRule) and claim.rule.type.kind != "module":
+    if claim.row.worth_alone or _is_asked_for_by_name(claim):
         return True
     if any(_is_made_of_integers(tensor) for tensor in _activations(claim)):
         return True
     return any(_reads_as_integers(user, claim.match.output) for user in claim.match.output.users)
+
+
+def _is_asked_for_by_name(claim: Claim) -> bool:
+    return isinstance(claim.rule, ObjectTypeRule) and claim.rule.type.kind != "module"
 
 
 def _is_made_of_integers(tensor: Node) -> bool:
@@ -131,6 +148,10 @@ def _reads_as_integers(user: Node, tensor: Node) -> bool:
     if isinstance(spec, QuantizationSpec):
         return not spec.is_dynamic
     return spec is not None and not isinstance(spec, DerivedQuantizationSpec)
+
+
+def _is_operator(user: Node) -> bool:
+    return user.op == "call_function" and tensor_of(user) is not None
 
 
 def _conversions(island: list[Claim]) -> int:
@@ -151,5 +172,141 @@ def _conversions(island: list[Claim]) -> int:
     return len(entering) + len(leaving)
 
 
-def _is_operator(user: Node) -> bool:
-    return user.op == "call_function" and tensor_of(user) is not None
+@attrs.define(eq=False)
+class _Tensor:
+    """A tensor at the border of an island, and how it is read.
+
+    Args:
+        maker: the claim that makes it.
+        is_integers: whether it is made as integers, by a claim or by another quantizer.
+        is_converted: whether it costs a conversion where it is not: it is neither an input nor constant.
+        readers: the claims that read it as integers.
+        as_integers: how many nodes read it as integers, for claims or for other quantizers.
+        in_float: how many operators read it as it is.
+    """
+
+    maker: Claim | None
+    is_integers: bool
+    is_converted: bool
+    readers: list[Claim] = attrs.field(factory=list)
+    as_integers: int = 0
+    in_float: int = 0
+
+
+class _Borders:
+    """Where quantized islands end: the cheap operators there that need no more conversions in float.
+
+    Each is asked once, and again when a neighbour has been left in float. None is taken back, so that ends.
+    """
+
+    def __init__(self, claims: list[Claim]) -> None:
+        #: anchor → why it is left in float
+        self.left: dict[Node, Reject] = {}
+        self._tensors = _tensors_around(claims)
+        waiting = [claim for claim in claims if _may_be_left(claim)]
+        while waiting:
+            claim = waiting.pop()  # the last one first: most borders are where something ends
+            if claim.match.anchor not in self.left:
+                waiting += self._leave_or_keep(claim)
+
+    def _leave_or_keep(self, claim: Claim) -> list[Claim]:
+        """Leave a claim, and what passes on its output, in float if that takes no more conversions.
+
+        Returns:
+            Whom that concerns.
+        """
+        group = self._with_what_passes_it_on(claim)
+        quantized, in_float = self._conversions(group)
+        if not quantized or in_float > quantized:
+            return []
+        name = claim.match.anchor.name
+        text = f"{name} is cheap, and takes {quantized} conversions as integers, {in_float} in float"
+        changed: list[_Tensor] = []
+        for each in group:
+            passes = "" if each is claim else f"{each.match.anchor.name} passes it on; "
+            self.left[each.match.anchor] = Reject("not_worth_it", each.match.nodes, passes + text)
+            changed += self._read_in_float(each)
+        return [other for tensor in changed for other in self._around(tensor)]
+
+    def _with_what_passes_it_on(self, claim: Claim) -> list[Claim]:
+        group = [claim]
+        for each in group:  # grows while it is walked
+            readers = self._tensors[each.match.output].readers
+            group += (reader for reader in readers if reader.row.sharing is Sharing.PASSED_ON)
+        return group
+
+    def _conversions(self, group: list[Claim]) -> tuple[int, int]:
+        """How many tensors are converted around a claim and what passes it on: as integers, and in float."""
+        within = Counter(node for each in group[1:] for node in _reads(each).elements())
+        quantized = in_float = 0
+        for node in (each.match.output for each in group):
+            quantized += self._tensors[node].in_float > 0
+            in_float += self._tensors[node].as_integers > within[node]
+        for node, number in _reads(group[0]).items():
+            tensor = self._tensors[node]
+            if tensor.is_integers:
+                in_float += tensor.in_float == 0
+            else:
+                quantized += tensor.is_converted and tensor.as_integers == number
+        return quantized, in_float
+
+    def _read_in_float(self, claim: Claim) -> Iterator[_Tensor]:
+        """Take a claim out of the counts. Yields the tensors of which that changes what others pay."""
+        output = self._tensors[claim.match.output]
+        output.is_integers = False
+        yield output
+        for node, number in _reads(claim).items():
+            tensor = self._tensors[node]
+            tensor.readers = [reader for reader in tensor.readers if reader is not claim]
+            tensor.as_integers -= number
+            tensor.in_float += number
+            if tensor.in_float == number or tensor.as_integers <= 1:
+                yield tensor
+
+    def _around(self, tensor: _Tensor) -> Iterator[Claim]:
+        """The claims that make a tensor or read it, and may be left."""
+        maker = tensor.maker
+        while maker is not None and maker.row.sharing is Sharing.PASSED_ON:
+            maker = self._tensors[_activations(maker)[0]].maker
+        for claim in (*tensor.readers, *(() if maker is None else (maker,))):
+            if _may_be_left(claim):
+                yield claim
+
+
+def _tensors_around(claims: list[Claim]) -> dict[Node, _Tensor]:
+    """What claims read and make, by node."""
+    makers = {claim.match.output: claim for claim in claims if _makes_integers(claim)}
+    readers: dict[Node, list[Claim]] = {output: [] for output in makers}
+    edges: set[tuple[Node, Node]] = set()
+    for claim in filter(_reads_integers, claims):
+        edges.update(_edges(claim))
+        for node in _reads(claim):
+            readers.setdefault(node, []).append(claim)
+    found: dict[Node, _Tensor] = {}
+    for node, by in readers.items():
+        maker = makers.get(node)
+        is_converted = node.op == "call_function" and not (by and by[0].match.is_constant(node))
+        tensor = _Tensor(maker, maker is not None or _is_made_of_integers(node), is_converted, by)
+        for user in node.users:
+            if (node, user) in edges or _reads_as_integers(user, node):
+                tensor.as_integers += 1
+            elif _is_operator(user):
+                tensor.in_float += 1
+        found[node] = tensor
+    return found
+
+
+def _edges(claim: Claim) -> set[tuple[Node, Node]]:
+    """Tensor and node, for each activation that a claim reads."""
+    return {(tensor, user) for tensor, user, role in claim.match.operands if role == "input_activation"}
+
+
+def _reads(claim: Claim) -> Counter[Node]:
+    """How many nodes of a claim read each of its activations."""
+    return Counter(tensor for tensor, _ in _edges(claim))
+
+
+def _may_be_left(claim: Claim) -> bool:
+    """Whether a claim of an island that is quantized is cheap, and rounds to a grid of its own."""
+    rounds = claim.row.sharing is Sharing.NONE and _makes_integers(claim) and _reads_integers(claim)
+    return rounds and not claim.row.worth_alone and not _is_asked_for_by_name(claim)
