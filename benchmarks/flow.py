@@ -112,8 +112,8 @@ class Measured:
     """
 
     subject: Subject
-    nodes: int
-    weights: float
+    nodes: int = 0
+    weights: float = float("nan")
     forward: list[float] = attrs.field(factory=list)
     systems: dict[str, Timed] = attrs.field(factory=dict)
 
@@ -166,16 +166,17 @@ def noise(model: torch.nn.Module, converted: torch.nn.Module, subject: Subject) 
 def measure(subject: Subject, runs: int) -> Measured:
     """A subject under both systems, interleaved, after one run of each on a small model."""
     batch = subject.batch(0)
-    module = subject.module()
-    weights = sum(p.numel() * p.element_size() for p in module.parameters()) / 2**20
-    found = Measured(subject, len(torch.export.export(module, batch).graph.nodes), weights)
+    found = Measured(subject)
     systems = {name: make() for name, make in SYSTEMS.items()}
     small = chain_of(1)
     for name, system in systems.items():
         run(torch.export.export(small.module(), small.batch(0)), small, system, Timed())
         found.systems[name] = Timed()
     for number in range(runs):
-        program = torch.export.export(subject.module(number), batch)
+        module = subject.module(number)
+        program = torch.export.export(module, batch)
+        found.nodes = len(program.graph.nodes)
+        found.weights = sum(p.numel() * p.element_size() for p in module.parameters()) / 2**20
         found.forward.append(fastest(partial(program.module(), *batch)))
         for name, system in systems.items():
             if number == 0 or name == "torchquilt" or (subject.blocks or 0) <= LONG:

@@ -166,13 +166,14 @@ def test_a_calibration_goes_on_only_with_its_own_data(
     assert not any(point.observer.count for point in observed_points(prepared).values())
 
 
-@pytest.mark.parametrize("content", [b"", b"something else", "cut", "pickle"])
+@pytest.mark.parametrize("content", [b"", b"something else", 0.999, 0.9, 0.5, 0.1, "pickle"])
 def test_a_file_that_is_no_checkpoint_is_refused(
-    exported: ExportedProgram, path: Path, content: bytes | str
+    exported: ExportedProgram, path: Path, content: bytes | float | str
 ) -> None:
-    """Whatever else is in the file, the error is ours, and the file is left as it is."""
-    if content == "cut":
-        content = path.read_bytes()[:-100]
+    """Whatever else is in the file, or only a share of it, the error is ours, and it is left as it is."""
+    if isinstance(content, float):
+        whole = path.read_bytes()
+        content = whole[: int(len(whole) * content)]
     elif content == "pickle":
         torch.save({"torchquilt_checkpoint": print}, path)
         content = path.read_bytes()

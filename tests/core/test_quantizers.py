@@ -212,8 +212,8 @@ def test_passing_on_works_behind_another_backend() -> None:
 
 def test_a_scalar_becomes_a_constant_only_where_it_is_quantized() -> None:
     """X * 0.5 is multiplied with a stored tensor when mul is quantized, and stays as it is when it is not."""
-    model = Fn(lambda self, x: self.fc(x) * 0.5 + x.sin() * 2, fc=nn.Linear(6, 6)).eval()
-    by_name = xnnpack().set_filter_function(lambda node: node.name in ("linear", "mul"))
+    model = Fn(lambda self, x: self.fc(self.fc(x) * 0.5) + x.sin() * 2, fc=nn.Linear(6, 6)).eval()
+    by_name = xnnpack().set_filter_function(lambda node: node.name in ("linear", "mul", "linear_1"))
     prepared = prepare(model, by_name, X)
     first, second = calls(prepared, "aten.mul")
     assert isinstance(first.args[1], torch.fx.Node)

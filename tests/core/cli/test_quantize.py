@@ -65,7 +65,7 @@ def test_options_reach_the_calibration(run: Run, files: Files, tmp_path: Path) -
     lock = read_lock(out)
     assert (told["batches"], told["sha256"], told["file"]) == (2, lock.sha256, str(out))
     assert told["nbytes"] == out.stat().st_size
-    assert told["share"]["all"]["operators"]["quantized"] == 2
+    assert told["share"]["all"]["operators"]["quantized"] == 1
 
 
 def test_data_is_not_needed_where_nothing_is_observed(run: Run, files: Files, tmp_path: Path) -> None:

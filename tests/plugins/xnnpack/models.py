@@ -40,7 +40,7 @@ def image(channels: int = 3, size: int = 6) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention with two heads, a residual and LayerNorm; with a mask where one is given."""
+    """LayerNorm, self-attention with two heads, and a residual; with a mask where one is given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,12 +51,13 @@ class Attention(nn.Module):
         return tensor.view(2, 4, 2, 3).transpose(1, 2)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Attend, project, add, normalise."""
-        query, key, value = self._heads(self.query(x)), self._heads(self.key(x)), self._heads(self.value(x))
+        """Normalise, attend, project, add."""
+        normal = self.norm(x)
+        query, key, value = (self._heads(part(normal)) for part in (self.query, self.key, self.value))
         scores = query @ key.transpose(2, 3) / 3**0.5
         scores = scores if mask is None else scores + mask
         mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(2, 4, 6)
-        return self.norm(self.out(mixed) + x)
+        return self.out(mixed) + x
 
 
 def residual_block() -> Model:

@@ -92,6 +92,26 @@ def _has_no_weighted_neighbour(calls: list[Call], number: int) -> bool:
     return True
 
 
+_ROUNDS = ("add", "mul", "sub")
+
+
+def _is_near_a_border(calls: list[Call], number: int) -> bool:
+    """Whether a call that rounds, or passes that on, has a float neighbour, or hangs together with one."""
+    may_be_left = (*_ROUNDS, *_SHAPES, "relu", "hardtanh", "clamp")
+    if calls[number].name not in may_be_left:
+        return False
+    reached = [number]
+    for current in reached:  # grows while it is walked
+        readers = [other for other, call in enumerate(calls) if current in call.sources]
+        for other in (*calls[current].sources, *readers):
+            name = "" if other is None else calls[other].name
+            if name not in ("", "output", *_CHEAP, *_WEIGHTED, *_SHAPES):
+                return True
+            if name in may_be_left and other not in reached:
+                reached.append(other)
+    return False
+
+
 #: A name of DIFFERENCES, where it says what is right and why → whether it shows at a call.
 REASONS: dict[str, Callable[[list[Call], int], bool]] = {
     "clamp with one bound": _is("clamp"),
@@ -106,6 +126,7 @@ REASONS: dict[str, Callable[[list[Call], int], bool]] = {
         calls[number].name == "cat" and len(set(calls[number].sources)) == 1
     ),
     "addition between float operators": _has_no_weighted_neighbour,
+    "sum behind a linear": _is_near_a_border,
     "attention mask": lambda calls, number: (
         calls[number].name in ("add", "mul") and _reaches_softmax(calls, number)
     ),

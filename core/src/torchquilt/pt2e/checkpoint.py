@@ -177,13 +177,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CalibrationError: the file is none, or of another version.
         OSError: it cannot be read.
     """
+    content = io.BytesIO(path.read_bytes())
     try:
         # Only plain data: a pickle that would run code is refused.
-        data = torch.load(path, weights_only=True)
+        data = torch.load(content, weights_only=True)
         schema = data["torchquilt_checkpoint"]
-    except OSError:
-        raise
-    except Exception as error:  # torch raises what it likes for a file that is something else
+    except Exception as error:  # for something else torch raises what it likes, OSErrors, too
         raise CalibrationError(
             f"{path} is no checkpoint of a calibration.",
             expected="a file that calibrate(..., checkpoint=path) wrote",
