@@ -180,7 +180,7 @@ class _Tensor:
         maker: the claim that makes it.
         is_integers: whether it is made as integers, by a claim or by another quantizer.
         is_converted: whether it costs a conversion where it is not: it is neither an input nor constant.
-        readers: the claims that read it as integers.
+        readers: the claims that read it as integers, by their ``id``.
         as_integers: how many nodes read it as integers, for claims or for other quantizers.
         in_float: how many operators read it as it is.
     """
@@ -188,7 +188,7 @@ class _Tensor:
     maker: Claim | None
     is_integers: bool
     is_converted: bool
-    readers: list[Claim] = attrs.field(factory=list)
+    readers: dict[int, Claim]
     as_integers: int = 0
     in_float: int = 0
 
@@ -231,7 +231,7 @@ class _Borders:
     def _with_what_passes_it_on(self, claim: Claim) -> list[Claim]:
         group = [claim]
         for each in group:  # grows while it is walked
-            readers = self._tensors[each.match.output].readers
+            readers = self._tensors[each.match.output].readers.values()
             group += (reader for reader in readers if reader.row.sharing is Sharing.PASSED_ON)
         return group
 
@@ -257,7 +257,7 @@ class _Borders:
         yield output
         for node, number in _reads(claim).items():
             tensor = self._tensors[node]
-            tensor.readers = [reader for reader in tensor.readers if reader is not claim]
+            del tensor.readers[id(claim)]
             tensor.as_integers -= number
             tensor.in_float += number
             if tensor.in_float == number or tensor.as_integers <= 1:
@@ -268,7 +268,7 @@ class _Borders:
         maker = tensor.maker
         while maker is not None and maker.row.sharing is Sharing.PASSED_ON:
             maker = self._tensors[_activations(maker)[0]].maker
-        for claim in (*tensor.readers, *(() if maker is None else (maker,))):
+        for claim in (*tensor.readers.values(), *(() if maker is None else (maker,))):
             if _may_be_left(claim):
                 yield claim
 
@@ -276,16 +276,18 @@ class _Borders:
 def _tensors_around(claims: list[Claim]) -> dict[Node, _Tensor]:
     """What claims read and make, by node."""
     makers = {claim.match.output: claim for claim in claims if _makes_integers(claim)}
-    readers: dict[Node, list[Claim]] = {output: [] for output in makers}
+    readers: dict[Node, dict[int, Claim]] = {output: {} for output in makers}
     edges: set[tuple[Node, Node]] = set()
     for claim in filter(_reads_integers, claims):
         edges.update(_edges(claim))
         for node in _reads(claim):
-            readers.setdefault(node, []).append(claim)
+            readers.setdefault(node, {})[id(claim)] = claim
     found: dict[Node, _Tensor] = {}
     for node, by in readers.items():
         maker = makers.get(node)
-        is_converted = node.op == "call_function" and not (by and by[0].match.is_constant(node))
+        is_converted = node.op == "call_function" and not any(
+            claim.match.is_constant(node) for claim in by.values()
+        )
         tensor = _Tensor(maker, maker is not None or _is_made_of_integers(node), is_converted, by)
         for user in node.users:
             if (node, user) in edges or _reads_as_integers(user, node):

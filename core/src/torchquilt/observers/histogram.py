@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SHIFT = torch.tensor(SHIFT, dtype=torch.int32)
 _MASK = torch.tensor(2 * SIDE - 1, dtype=torch.int32)
 #: From so many values on it is faster to count them apart and add the counts. (A GPU would have to wait.)
-_MANY = 8192
+_MANY = 16384
 #: The largest finite number that is no mask value lies in the bin before this one of its side.
 _KEPT = SIDE - 16
 
