@@ -9,18 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import torchquilt as tq
 from observed import INT8, SMALL, observed, same_state, squared_error
-from strategies import normal, ordinary, specs, tensors
+from strategies import export, normal, ordinary, specs, tensors
 from torchquilt.observers import (
     EntropyObserver,
     HistogramObserver,
     MinMaxObserver,
     Observer,
     PercentileObserver,
+    qparams_together,
+    search,
 )
 from torchquilt.observers.subset import LARGE_MAP_STEP, STEP, step_for
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 KINDS = [HistogramObserver, PercentileObserver, EntropyObserver]
 every = pytest.mark.parametrize("kind", KINDS)
@@ -209,6 +213,45 @@ def test_to_read_a_part_costs_no_accuracy(
     no_tail = name in ("uniform", "relu", "gelu")
     most = squared_error(x, observed(MinMaxObserver, x, spec=spec)) * (1.12 if no_tail else 1.0)
     assert squared_error(x, part) <= most
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        tq.QuantizationSpec("int8", -128, 127),
+        tq.QuantizationSpec("int8", -127, 127, symmetric=True),
+        tq.QuantizationSpec("int8", -8, 7, eps=2.0**-12),
+    ],
+    ids=str,
+)
+def test_what_is_found_together_is_what_is_found_alone(spec: tq.QuantizationSpec) -> None:
+    """Of whatever magnitude and sign, beside massive values or not, and in any company: the same bits."""
+    tensors = [values * 10.0**power for values in tails(0, 2000).values() for power in (-36, -6, 0, 5)]
+    tensors += [-tensors[0].abs(), torch.zeros(5), torch.ones(1), torch.tensor([1e-45]), normal(160)]
+    massive = normal(30_000)
+    massive[7] = 5000.0
+    observers = [observed(HistogramObserver, x, spec=spec) for x in (massive, *tensors)]
+    found = qparams_together([*observers, HistogramObserver(spec), PercentileObserver(spec)])
+    assert [*found] == observers
+    for observer in observers:
+        alone = observer.qparams()
+        assert torch.equal(found[observer].scale, alone.scale)
+        assert torch.equal(found[observer].zero_point, alone.zero_point)
+
+
+def test_convert_searches_for_ranges_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred tensors take a few searches, each of as many as stay in the cache."""
+    sizes: list[int] = []
+    original = search._search
+    monkeypatch.setattr(
+        search, "_search", lambda tables, spec: sizes.append(len(tables)) or original(tables, spec)
+    )
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(50))).eval()
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
+    prepared = tq.prepare_pt2e(export(model, normal(4, 6)), quantizer)
+    tq.convert_pt2e(tq.calibrate(prepared, [normal(4, 6)]))
+    assert sum(sizes) == 100
+    assert len(sizes) == 4
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -12,7 +12,12 @@ are read), ``bins`` (what was counted), ``search`` (a range for it), then the ob
 
 from torchquilt.observers.base import Observer
 from torchquilt.observers.choice import ObserverFactory, make_observer, observer_factory
-from torchquilt.observers.histogram import EntropyObserver, HistogramObserver, PercentileObserver
+from torchquilt.observers.histogram import (
+    EntropyObserver,
+    HistogramObserver,
+    PercentileObserver,
+    qparams_together,
+)
 from torchquilt.observers.min_max import MinMaxObserver
 from torchquilt.observers.moving_average import MovingAverageObserver
 from torchquilt.observers.qparams import QParams, qparams_of_range
@@ -29,4 +34,5 @@ __all__ = [
     "make_observer",
     "observer_factory",
     "qparams_of_range",
+    "qparams_together",
 ]

@@ -150,6 +150,11 @@ class Bins:
                 return _MASSIVE_REACH * float(edges()[below + 1])
         return None
 
+    def range_beside_massive_values(self) -> tuple[float, float] | None:
+        """Low and high end of a range that reaches no further than that; None where no values are massive."""
+        reach = self.reach_beside_massive_values()
+        return None if reach is None else (min(max(self.low, -reach), 0.0), max(min(self.high, reach), 0.0))
+
     def quantile(self, share: float) -> float:
         """The value that a share of all values is not above, as if a bin's values lay evenly in it."""
         size = self.counts.shape[1]

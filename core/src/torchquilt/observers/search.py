@@ -2,12 +2,18 @@
 
 The spread of values inside a bin is taken as uniform. Candidate ends are the exact minimum and maximum and
 the bin edges of the six octaves below them; beside the best of these, eighths of bins.
+
+What is searched for a range is small, and torch takes longer to begin than to compute. So the ranges of many
+tensors are searched for together, along a first dimension, and each comes out as it does alone.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
+import attrs
 import torch
 
 from torchquilt.observers.bins import PER_OCTAVE, SHIFT, Bins, bin_of, edges
@@ -19,33 +25,49 @@ _SUMMED_OCTAVES = 40
 _COMPARED_OCTAVES = 11
 # Of ranges with about the same error the widest one is taken: see _tolerance.
 _TOLERANCE = 0.02
-# So finely the ends beside the best one are told apart.
-_PARTS = torch.arange(1, 9, dtype=torch.float64) / 8
-_PASSED = (_PARTS == 1).long()
+# So finely the ends beside the best one are told apart: how much of the bin each of them leaves out.
+_LEFT_OUT = 1 - torch.arange(1, 9, dtype=torch.float64) / 8
+_PASSED = (_LEFT_OUT == 0).long()
+# Back from the last bin that is filled.
+_BACK = torch.arange(-_SEARCHED_OCTAVES * PER_OCTAVE, 1)
+_WINDOW = _SUMMED_OCTAVES * PER_OCTAVE
+# So many are searched for together: what is computed for them stays in the cache of a processor.
+_TOGETHER = 32
 
 
-def least_squares_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, float]:
-    """The widest pair of ends whose squared error is about the least: no more above it than is known.
+def least_squares_ranges(tables: Sequence[Bins], spec: QuantizationSpec) -> list[tuple[float, float]]:
+    """For each table the widest pair of ends whose squared error is about the least.
 
     The error is the sum over bins of what is clipped and of what is rounded, for all pairs of candidates, and
     then for pairs of finer ends beside the best of these. This is the usual criterion (for example Nahshan
     et al. 2021, arXiv:1911.07190, with p = 2); fixed bins make the evaluation in closed form possible.
 
     Returns:
-        Low and high end, ``low <= 0 <= high``.
+        Low and high ends, ``low <= 0 <= high``.
     """
-    sums = _Sums(bins)
-    positive, negative = _Side(sums, 0), _Side(sums, 1)
-    highs, lows = positive.coarse_ends(), negative.coarse_ends()
-    error = _errors(highs, lows, spec)
-    row, column = divmod(int(error.argmin()), error.shape[1])
-    highs, lows = positive.ends_beside(highs, row), negative.ends_beside(lows, column)
-    error = _errors(highs, lows, spec)
+    groups = (tables[start : start + _TOGETHER] for start in range(0, len(tables), _TOGETHER))
+    return [found for group in groups for found in _search(group, spec)]
+
+
+def _search(tables: Sequence[Bins], spec: QuantizationSpec) -> list[tuple[float, float]]:
+    sums = _Sums(tables)
+    ends = sums.coarse_ends()
+    best = _errors(sums, ends, spec).flatten(1).argmin(1)
+    ends = sums.ends_beside(ends, _pair(best, ends))
+    error = _errors(sums, ends, spec)
     # What clips more than it has to for that is no better: it fits this data only.
-    wide = highs.end[:, None] + lows.end[None, :]
-    wide.masked_fill_(error > float(error.min()) * (1 + _tolerance(bins)), -1.0)
-    row, column = divmod(int(wide.argmax()), wide.shape[1])
-    return 0.0 - float(lows.end[column]), float(highs.end[row])
+    tolerance = torch.tensor([1 + _tolerance(bins) for bins in tables], dtype=torch.float64)
+    most = error.flatten(1).amin(1).mul_(tolerance)
+    wide = ends.end[:, 0, :, None] + ends.end[:, 1, None, :]
+    wide.masked_fill_(error > most[:, None, None], -1.0)
+    best = _pair(wide.flatten(1).argmax(1), ends)
+    return [(0.0 - low, high) for high, low in ends.end.gather(2, best[..., None])[..., 0].tolist()]
+
+
+def _pair(best: torch.Tensor, ends: _Ends) -> torch.Tensor:
+    """The numbers of the ends of either sign, ``[tables, 2]``, for the numbers of pairs."""
+    size = ends.end.shape[2]
+    return torch.stack([torch.div(best, size, rounding_mode="floor"), best % size], 1)
 
 
 def _tolerance(bins: Bins) -> float:
@@ -59,112 +81,139 @@ def _tolerance(bins: Bins) -> float:
     return _TOLERANCE + 0.5 / math.sqrt(number) + 10 / number
 
 
-def _errors(highs: _Ends, lows: _Ends, spec: QuantizationSpec) -> torch.Tensor:
-    """The summed squared error of each pair, ``[highs, lows]``."""
-    high, low = highs.end[:, None], lows.end[None, :]
+def _errors(sums: _Sums, ends: _Ends, spec: QuantizationSpec) -> torch.Tensor:
+    """The summed squared error of each pair, ``[tables, highs, lows]``."""
+    high, low = ends.end[:, 0, :, None], ends.end[:, 1, None, :]
     steps = spec.quant_max - spec.quant_min
     step = torch.maximum(high, low) * (2 / steps) if spec.symmetric else (high + low) / steps
     step = step.clamp_(min=spec.eps)
     # A value below half a step is rounded to zero, which costs its own square; others step² / 12 each.
-    first_bin = highs.side.first_bin
-    small = ((step / 2).float().view(torch.int32) >> SHIFT).long().add_(1 - first_bin).clamp_(min=0)
+    small = ((step / 2).float().view(torch.int32) >> SHIFT).long()
+    small = small.add_(1 - sums.start[:, None, None]).clamp_(min=0)
     square = step.square_().div_(12)
-    error = highs.clipped[:, None] + lows.clipped[None, :]
-    for ends, shape in ((highs, (-1, 1)), (lows, (1, -1))):
-        inside = small.minimum(ends.cut.view(shape))
-        error += ends.side.second.take(inside)
-        error += (ends.number.view(shape) - ends.side.number.take(inside)).mul_(square)
+    error = ends.clipped[:, 0, :, None] + ends.clipped[:, 1, None, :]
+    for side in range(2):
+        as_side = (len(small), -1, 1) if side == 0 else (len(small), 1, -1)
+        inside = small.minimum(ends.cut[:, side].reshape(as_side)).flatten(1)
+        error += sums.second[:, side].gather(1, inside).view_as(error)
+        rounded = ends.number[:, side].reshape(as_side) - sums.number[:, side].gather(1, inside).view_as(
+            error
+        )
+        error += rounded.mul_(square)
     return error
 
 
-class _Sums:
-    """Sums over the bins that can matter: of the values' zeroth, first and second power, before each bin."""
+@functools.cache
+def _padded_edges() -> torch.Tensor:
+    """The edges of all bins, behind so many zeros that a window below the first of them can be read."""
+    return torch.cat([torch.zeros(_WINDOW, dtype=torch.float64), edges()])
 
-    def __init__(self, bins: Bins) -> None:
-        size = bin_of(bins.top) + 1
-        self.first_bin = max(size - _SUMMED_OCTAVES * PER_OCTAVE, 0)
-        self.edges = edges()[self.first_bin : size + 1]
-        self.extremes = (max(bins.high, 0.0), max(-bins.low, 0.0))
-        self.last = [bin_of(end) - self.first_bin if end > 0 else -1 for end in self.extremes]
-        counts = bins.counts[:, self.first_bin : size].double()
-        lower, upper = self.edges[:-1], self.edges[1:].repeat(2, 1)
-        for side, (last, extreme) in enumerate(zip(self.last, self.extremes, strict=True)):
-            if last >= 0:
-                upper[side, last] = extreme  # the last bin of a side ends at its largest magnitude
+
+class _Sums:
+    """Sums over the bins that can matter, a window of them for each table that ends with its largest value.
+
+    Args:
+        tables: what was counted.
+
+    Attributes:
+        start: ``[tables]``, the bin at which each window begins; below 0 it holds bins that do not exist.
+        number, first, second: ``[tables, 2, bins + 1]``, the sums of the values' zeroth, first and second
+            power before each bin, for values from 0.0 on and for those below.
+    """
+
+    def __init__(self, tables: Sequence[Bins]) -> None:
+        sizes = [bin_of(bins.top) + 1 for bins in tables]
+        self.start = torch.tensor(sizes) - _WINDOW
+        self._edges = _padded_edges()[torch.tensor(sizes)[:, None] + torch.arange(_WINDOW + 1)][:, None]
+        extremes = [(max(bins.high, 0.0), max(-bins.low, 0.0)) for bins in tables]
+        #: the largest magnitude, and the number of its bin in the window; -1 where there is none
+        self._extreme = torch.tensor(extremes, dtype=torch.float64)
+        self._last = torch.tensor(
+            [
+                [max(bin_of(end) + _WINDOW - size, -1) if end > 0 else -1 for end in pair]
+                for pair, size in zip(extremes, sizes, strict=True)
+            ]
+        )
+        counts = torch.stack([_window_of(bins, size) for bins, size in zip(tables, sizes, strict=True)])
+        lower, upper = self._edges[..., :-1], self._edges[..., 1:].repeat(1, 2, 1)
+        # The last bin of a side ends at its largest magnitude.
+        last = self._last.clamp(min=0)[..., None]
+        ended = torch.where(self._last[..., None] < 0, upper.gather(2, last), self._extreme[..., None])
+        upper.scatter_(2, last, ended)
         middle, width = (lower + upper).div_(2), upper - lower
         first = counts * middle
         second = (first * middle).add_(counts * width.square_().div_(12))
-        self.before = torch.zeros(3, 2, counts.shape[1] + 1, dtype=torch.float64)
-        torch.cumsum(torch.stack([counts, first, second]), -1, out=self.before[:, :, 1:])
-
-
-class _Side:
-    """What was counted of one sign.
-
-    Args:
-        sums: over both signs.
-        sign: 0 for values from 0.0 on, 1 for those below.
-    """
-
-    def __init__(self, sums: _Sums, sign: int) -> None:
-        self.number, self.first, self.second = sums.before[:, sign]
-        self.first_bin = sums.first_bin
-        last = max(sums.last[sign], -1)
-        lowest = max(last + 1 - _SEARCHED_OCTAVES * PER_OCTAVE, 1 if sums.first_bin == 0 else 0)
-        lowest = min(lowest, last + 1)
-        #: the exact extreme, and the edges of the octaves below it
-        self.end = sums.edges[lowest : last + 2].clone()
-        self.end[-1] = sums.extremes[sign]
-        #: the bins before them, whose values are not clipped
-        self.kept = slice(lowest, last + 2)
+        before = torch.zeros(3, len(tables), 2, _WINDOW + 1, dtype=torch.float64)
+        torch.cumsum(torch.stack([counts, first, second]), -1, out=before[..., 1:])
+        self.number, self.first, self.second = before
 
     def coarse_ends(self) -> _Ends:
-        """Ends at the edges of bins."""
-        first = self.first[-1] - self.first[self.kept]
-        second = self.second[-1] - self.second[self.kept]
-        cut = torch.arange(self.kept.start, self.kept.stop)
-        return _Ends(self, self.end, cut, self.number[self.kept], first, second)
+        """Ends at the edges of bins, and the exact extremes."""
+        behind = (self._last + 1)[..., None]
+        lowest = (1 - self.start).clamp_(min=0)[:, None, None].minimum(behind)  # never the edge 0.0
+        cut = (behind + _BACK).maximum(lowest)
+        end = self._edges.expand(-1, 2, -1).gather(2, cut)
+        end = torch.where(cut == behind, self._extreme[..., None], end)
+        first = self.first[..., -1:] - self.first.gather(2, cut)
+        second = self.second[..., -1:] - self.second.gather(2, cut)
+        return self._ends(end, cut, self.number.gather(2, cut), first, second)
 
-    def ends_beside(self, ends: _Ends, best: int) -> _Ends:
-        """Ends within the bins on both sides of one of the coarse ends. Values are spread evenly in a bin."""
-        start = max(best - 1, 0)
-        number_of_bins = min(best + 2, len(ends.end)) - start - 1
-        if number_of_bins < 1:
-            return ends
-        here, next_ = slice(start, start + number_of_bins), slice(start + 1, start + 1 + number_of_bins)
-        lower, before = ends.end[here, None], ends.number[here, None]
-        end = torch.lerp(lower, ends.end[next_, None], _PARTS)
-        number = torch.lerp(before, ends.number[next_, None], _PARTS)
-        inside = number - before
-        first = ends.first[here, None] - inside * (lower + end).div_(2)
-        second = ends.second[here, None] - inside * (lower * (lower + end)).add_(end.square()).div_(3)
-        cut = ends.cut[here, None] + _PASSED
-        return _Ends(self, *(values.flatten() for values in (end, cut, number, first, second)))
+    def ends_beside(self, ends: _Ends, best: torch.Tensor) -> _Ends:
+        """Ends within the bins on both sides of one of the coarse ends. Values are spread evenly in a bin.
 
+        Args:
+            ends: the coarse ones.
+            best: ``[tables, 2]``.
+        """
+        bins = torch.stack([best - 1, best], 2).clamp_(min=0, max=ends.end.shape[2] - 2)
+        lower, upper = (ends.end.gather(2, at)[..., None] for at in (bins, bins + 1))
+        before, behind = (ends.number.gather(2, at)[..., None] for at in (bins, bins + 1))
+        end = upper - (upper - lower) * _LEFT_OUT
+        number = behind - (behind - before) * _LEFT_OUT
+        inside, both = number - before, lower + end
+        first = ends.first.gather(2, bins)[..., None] - inside * both / 2
+        second = ends.second.gather(2, bins)[..., None] - inside * (lower * both + end.square()) / 3
+        below, above = (ends.cut.gather(2, at)[..., None] for at in (bins, bins + 1))
+        cut = below + (above - below) * _PASSED
+        return self._ends(*(values.flatten(2) for values in (end, cut, number, first, second)))
 
-class _Ends:
-    """Candidate ends of one sign, and what each of them clips.
-
-    Args:
-        side: what was counted of that sign.
-        end: the candidates, float64.
-        cut: for each of them the number of bins of which it clips nothing.
-        number: how many values lie inside.
-        first, second: the sums of the first and second power of the values that are clipped.
-    """
-
-    def __init__(
+    def _ends(
         self,
-        side: _Side,
         end: torch.Tensor,
         cut: torch.Tensor,
         number: torch.Tensor,
         first: torch.Tensor,
         second: torch.Tensor,
-    ) -> None:
-        self.side, self.end, self.cut = side, end, cut
-        self.number, self.first, self.second = number, first, second
-        self.clipped = second - (2 * end) * first + end.square().mul_(side.number[-1] - number)
+    ) -> _Ends:
+        outside = self.number[..., -1:] - number
+        clipped = second - 2 * end * first + end.square() * outside
+        return _Ends(end, cut, number, first, second, clipped)
+
+
+def _window_of(bins: Bins, size: int) -> torch.Tensor:
+    """The counts of a window, float64 ``[2, bins]``."""
+    counts = bins.counts[:, max(size - _WINDOW, 0) : size].double()
+    return torch.nn.functional.pad(counts, (_WINDOW - counts.shape[1], 0)) if size < _WINDOW else counts
+
+
+@attrs.frozen(eq=False)
+class _Ends:
+    """Candidate ends, and what each of them clips; all are ``[tables, 2, candidates]``.
+
+    Args:
+        end: the candidates, float64. One may stand there several times.
+        cut: how many bins of the window it clips nothing of.
+        number: how many values lie inside.
+        first, second: the sums of the first and second power of the values that are clipped.
+        clipped: the summed squared error of these.
+    """
+
+    end: torch.Tensor
+    cut: torch.Tensor
+    number: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+    clipped: torch.Tensor
 
 
 def entropy_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, float]:

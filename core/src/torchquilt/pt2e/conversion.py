@@ -26,7 +26,7 @@ from torchquilt.graph.edits import (
     take_origin,
 )
 from torchquilt.graph.values import constant_nodes
-from torchquilt.observers import QParams
+from torchquilt.observers import QParams, qparams_together
 from torchquilt.pt2e.integers import integers_of, steps_of_quantizing
 from torchquilt.pt2e.points import (
     ConstantPoint,
@@ -85,7 +85,12 @@ class Conversion:
             point: first.setdefault((point.spec, frozenset(values)), point)
             for point, values in origins.items()
         }
-        self._qparams: dict[AnyPoint, QParams] = {}
+        observed = [point for point in points.values() if isinstance(point, ObservedPoint)]
+        together = qparams_together(point.observer for point in observed)
+        #: what is known beforehand; that of the others is found where it is needed
+        self._qparams: dict[AnyPoint, QParams] = {
+            point: together[point.observer] for point in observed if point.observer in together
+        }
         self._stored: dict[tuple[AnyPoint, Node | str], str] = {}
 
     def qparams(self, point: AnyPoint) -> QParams:
