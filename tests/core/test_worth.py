@@ -142,6 +142,13 @@ def test_a_sum_that_was_asked_for_by_name_is_quantized_behind_a_linear() -> None
     assert {row.node for row in ledger_of(by_name, LEFT["behind a linear"][0]).quantized} == {"linear", "add"}
 
 
+def test_what_passes_a_sum_on_and_was_asked_for_by_name_keeps_it() -> None:
+    """It has integers to pass on only where the sum is quantized."""
+    function = LEFT["behind a linear, passed on"][0]
+    ledger = ledger_of(static().set_object_type(torch.Tensor.view, STATIC), function)
+    assert {row.node for row in ledger.quantized} == {"linear", "add", "view"}
+
+
 def test_integers_of_another_quantizer_count_at_a_border() -> None:
     """What another quantizer reads as integers is not better made in float."""
     reader = outputs_of("tanh", spec=STATIC.input_activation)

@@ -217,7 +217,7 @@ class _Borders:
         """
         group = self._with_what_passes_it_on(claim)
         quantized, in_float = self._conversions(group)
-        if not quantized or in_float > quantized:
+        if not quantized or in_float > quantized or any(map(_is_asked_for_by_name, group)):
             return []
         name = claim.match.anchor.name
         text = f"{name} is cheap, and takes {quantized} conversions as integers, {in_float} in float"
