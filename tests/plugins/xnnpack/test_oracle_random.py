@@ -105,7 +105,8 @@ def _is_near_a_border(calls: list[Call], number: int) -> bool:
         readers = [other for other, call in enumerate(calls) if current in call.sources]
         for other in (*calls[current].sources, *readers):
             name = "" if other is None else calls[other].name
-            if name not in ("", "output", *_CHEAP, *_WEIGHTED, *_SHAPES):
+            stays = name == "cat" and len(set(calls[other].sources)) == 1  # in ours it is float
+            if stays or name not in ("", "output", *_CHEAP, *_WEIGHTED, *_SHAPES):
                 return True
             if name in may_be_left and other not in reached:
                 reached.append(other)
