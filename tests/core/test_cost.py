@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -224,6 +225,54 @@ def test_to_explain_generates_no_code() -> None:
     with counting() as explaining:
         tq.explain(model, rule_for_all()(3))
     assert explaining.compilations == 0
+
+
+@contextmanager
+def collections() -> Iterator[list[int]]:
+    """The generations of the collections of garbage that begin in here."""
+    begun: list[int] = []
+
+    def note(phase: str, about: dict[str, int]) -> None:
+        if phase == "start":
+            begun.append(about["generation"])
+
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        yield begun
+    finally:
+        gc.callbacks.remove(note)
+
+
+def test_the_heap_is_not_walked_while_a_graph_is_built() -> None:
+    """The objects of a long graph look like garbage to Python, which would walk the heap over and over."""
+    model, quantizer = export(MODELS["linears"](24), IMAGE).module(), rule_for_all()(24)
+    with collections() as preparing:
+        prepared = tq.prepare_pt2e(model, quantizer)
+    tq.calibrate(prepared, [(IMAGE,)])
+    with collections() as converting:
+        tq.convert_pt2e(prepared)
+    # What was left for later is walked over once, when the step is through.
+    assert len(preparing) <= 1
+    assert len(converting) <= 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_as_it_was_afterwards(enabled: bool) -> None:
+    """Whether a step went well or not, and also where the program has switched it off."""
+    model = export(MODELS["linears"](1), IMAGE).module()
+    try:
+        if not enabled:
+            gc.disable()
+        prepared = tq.prepare_pt2e(model, rule_for_all()(1))
+        assert gc.isenabled() is enabled
+        with pytest.raises(tq.ModelError):
+            tq.prepare_pt2e(prepared, rule_for_all()(1))
+        with pytest.raises(tq.CalibrationError):
+            tq.convert_pt2e(prepared)
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
 
 
 class Quadratic(tq.Quantizer):

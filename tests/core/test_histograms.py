@@ -239,14 +239,20 @@ def test_what_is_found_together_is_what_is_found_alone(spec: tq.QuantizationSpec
         assert torch.equal(found[observer].zero_point, alone.zero_point)
 
 
-def test_convert_searches_for_ranges_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred tensors take a few searches, each of as many as stay in the cache."""
+@pytest.mark.parametrize("size", [1.0, 1e5])
+def test_convert_searches_for_ranges_together(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred tensors take a few searches, each of as many as stay in the cache.
+
+    Also where values are so large that they may be masks, and it is to be said whether any are outliers.
+    """
     sizes: list[int] = []
     original = search._search
     monkeypatch.setattr(
         search, "_search", lambda tables, spec: sizes.append(len(tables)) or original(tables, spec)
     )
     model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(50))).eval()
+    for weight in model.parameters():
+        weight.data *= size
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
     prepared = tq.prepare_pt2e(export(model, normal(4, 6)), quantizer)
     tq.convert_pt2e(tq.calibrate(prepared, [normal(4, 6)]))
@@ -399,6 +405,23 @@ def test_a_range_that_an_outlier_takes_shows(value: float, is_far: bool) -> None
     ratio = observed(HistogramObserver, x).outlier_ratio()
     assert ratio is not None
     assert (ratio > 1000) is is_far
+
+
+@every
+def test_whether_a_range_is_for_outliers_is_what_the_ratio_says(kind: type[Observer]) -> None:
+    """It is mostly found out without a search; of small and of large values, beside masks and without."""
+    common, masks = normal(10_000), torch.full((100,), -10_000.0)
+    far = [torch.cat([common, torch.tensor([end, end])]) for end in (50.0, 900.0, 4500.0, -9000.0, 9e5)]
+    masked = [torch.cat([x, masks]) for x in (common * 1e-3, common, common * 5000, *far)]
+    said = []
+    for x in [*far, *masked, *(x * 1e4 for x in far), torch.zeros(9), torch.cat([torch.zeros(5000), far[0]])]:
+        observer = observed(kind, x)
+        ratio = observer.outlier_ratio()
+        assert ratio is not None
+        said.append(observer.has_outliers())
+        assert said[-1] is (ratio > 1000)
+    assert False in said
+    assert (True in said) is (kind is not PercentileObserver)  # which cuts them off
 
 
 def test_what_is_cut_off_is_no_outlier() -> None:

@@ -84,16 +84,17 @@ class Bins:
         return found._without_masked_values(spec) if max(-low, high) >= MASKED_FROM else found
 
     def _without_masked_values(self, spec: QuantizationSpec) -> Bins:
-        counts = self.counts.clone()
-        gap = max(spec.bits, 8) * PER_OCTAVE
+        gap, least = max(spec.bits, 8) * PER_OCTAVE, bin_of(MASKED_FROM)
         # The bins below the smallest normal float hold zeros: they do not make a value to compare with.
-        filled = [i for i in counts.sum(dim=0).nonzero().flatten().tolist() if i >= PER_OCTAVE]
-        for below, above in pairwise(filled):
-            if above - below > gap and above >= bin_of(MASKED_FROM):
-                for side, is_masked in enumerate(self._are_masks(above)):
-                    if is_masked:
-                        counts[side, above:] = 0
-                break
+        filled = [i for i in self.counts.sum(dim=0).nonzero().flatten().tolist() if i >= PER_OCTAVE]
+        beyond = (above for below, above in pairwise(filled) if above - below > gap and above >= least)
+        first = next(beyond, None)
+        if first is None:
+            return self
+        counts = self.counts.clone()
+        for side, is_masked in enumerate(self._are_masks(first)):
+            if is_masked:
+                counts[side, first:] = 0
         return Bins(counts, max(self.low, -self._top_of(counts[1])), min(self.high, self._top_of(counts[0])))
 
     def _are_masks(self, first: int) -> tuple[bool, bool]:

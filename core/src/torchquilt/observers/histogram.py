@@ -136,6 +136,10 @@ class HistogramObserver(ExtremesObserver):
         # Where nothing can be masked, and all that was seen is not that large, no range has to be found.
         if largest < MASKED_FROM and largest <= OUTLIER_RATIO * self.extent()[1]:
             return False
+        # Nor where the largest value that is counted is not that large: no range reaches beyond it.
+        bins = self._bins()
+        if bins.top <= OUTLIER_RATIO * bins.magnitude_quantile(0.999):
+            return False
         return super().has_outliers()
 
     def _bins(self) -> Bins:

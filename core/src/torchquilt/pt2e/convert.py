@@ -13,6 +13,7 @@ from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.storage import compact
+from torchquilt.pt2e.collector import collector_paused
 from torchquilt.pt2e.conversion import Conversion
 from torchquilt.pt2e.outliers import note_outliers
 from torchquilt.pt2e.points import QuantizationPoint
@@ -51,22 +52,23 @@ def convert_pt2e(
         CalibrationError: a tensor saw no data, or a constant cannot be quantized as asked.
     """
     _check_is_prepared(prepared)
-    # Points are only read, and are not in the result; the record is replaced where something is added to it.
-    points = [module for module in prepared.modules() if isinstance(module, QuantizationPoint)]
-    model = copy_model(prepared, kept=(*points, prepared.meta[RECORD_KEY]))
-    restore_initial_state(model)
-    leave_or_refuse_unseen(model, unseen)
-    note_outliers(model)
-    passes = (
-        everywhere("replace_points", partial(_replace_points, fold_quantize=fold_quantize)),
-        Pass("open_bodies", open_bodies),
-        Pass("drop_unused", _drop_unused),
-    )
-    model = run_passes(model, passes)
-    set_stage(model, "converted")
-    if use_reference_representation:
-        return to_reference(model)
-    generate_code(model)
+    with collector_paused():
+        # Points are only read, and are not in the result; the record is replaced where something is added.
+        points = [module for module in prepared.modules() if isinstance(module, QuantizationPoint)]
+        model = copy_model(prepared, kept=(*points, prepared.meta[RECORD_KEY]))
+        restore_initial_state(model)
+        leave_or_refuse_unseen(model, unseen)
+        note_outliers(model)
+        passes = (
+            everywhere("replace_points", partial(_replace_points, fold_quantize=fold_quantize)),
+            Pass("open_bodies", open_bodies),
+            Pass("drop_unused", _drop_unused),
+        )
+        model = run_passes(model, passes)
+        set_stage(model, "converted")
+        if use_reference_representation:
+            return to_reference(model)
+        generate_code(model)
     return model
 
 

@@ -19,6 +19,7 @@ from torchquilt.graph.values import constant_nodes, operator_of
 from torchquilt.observers import ObserverFactory, observer_factory
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.callback import ask_for_points
+from torchquilt.pt2e.collector import collector_paused
 from torchquilt.pt2e.groups import Group, place_name, producer_of
 from torchquilt.pt2e.moves import only_moves
 from torchquilt.pt2e.points import (
@@ -73,18 +74,19 @@ def prepare_pt2e(
         CalibrationError: there is no observer of that name.
     """
     make = observer_factory(activation_observer)
-    annotated = annotate_copy(model, quantizer, strict=strict)
-    points = ask_for_points(annotated, _make_points(annotated, make))
+    with collector_paused():
+        annotated = annotate_copy(model, quantizer, strict=strict)
+        points = ask_for_points(annotated, _make_points(annotated, make))
 
-    def insert_points(prepared: GraphModule) -> GraphModule:
-        for region, groups in annotated.groups:
-            _insert_points(region, groups, points)
-        return prepared
+        def insert_points(prepared: GraphModule) -> GraphModule:
+            for region, groups in annotated.groups:
+                _insert_points(region, groups, points)
+            return prepared
 
-    prepared = run_passes(annotated.model, (Pass("insert_points", insert_points),))
-    set_stage(prepared, "prepared", _record(annotated))
-    keep_initial_state(prepared)
-    generate_code(prepared)
+        prepared = run_passes(annotated.model, (Pass("insert_points", insert_points),))
+        set_stage(prepared, "prepared", _record(annotated))
+        keep_initial_state(prepared)
+        generate_code(prepared)
     return prepared
 
 
