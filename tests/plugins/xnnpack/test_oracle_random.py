@@ -95,6 +95,13 @@ def _has_no_weighted_neighbour(calls: list[Call], number: int) -> bool:
 _ROUNDS = ("add", "mul", "sub")
 
 
+def _is_in_float(call: Call) -> bool:
+    """Whether ours computes a call of the oracle's graph in float, for what it is or for what it reads."""
+    is_same_twice = call.name == "cat" and len(set(call.sources)) == 1
+    is_known = call.name in (*_CHEAP, *_WEIGHTED, *_SHAPES)
+    return is_same_twice or not is_known or not any(call.reads)
+
+
 def _is_near_a_border(calls: list[Call], number: int) -> bool:
     """Whether a call that rounds, or passes that on, has a float neighbour, or hangs together with one."""
     may_be_left = (*_ROUNDS, *_SHAPES, "relu", "hardtanh", "clamp")
@@ -105,8 +112,7 @@ def _is_near_a_border(calls: list[Call], number: int) -> bool:
         readers = [other for other, call in enumerate(calls) if current in call.sources]
         for other in (*calls[current].sources, *readers):
             name = "" if other is None else calls[other].name
-            stays = name == "cat" and len(set(calls[other].sources)) == 1  # in ours it is float
-            if stays or name not in ("", "output", *_CHEAP, *_WEIGHTED, *_SHAPES):
+            if other is not None and name != "output" and _is_in_float(calls[other]):
                 return True
             if name in may_be_left and other not in reached:
                 reached.append(other)
