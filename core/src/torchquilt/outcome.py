@@ -54,6 +54,7 @@ def telling_rejects(table: SupportTable, intent: Intent, model: GraphModule) -> 
     Of several rows the one that came nearest answers. What is annotated, by whomever, is told as claimed.
     """
     found = {}
+    told: dict[int, tuple[str, str]] = {}  # by the id of a rule, which is one of a few
     decisions = (decide(table, intent, region.module.graph) for region in regions(model))
     for node, decision in chain.from_iterable(decisions):
         if isinstance(decision, Claim):  # what it needed was annotated after it had been asked
@@ -62,8 +63,10 @@ def telling_rejects(table: SupportTable, intent: Intent, model: GraphModule) -> 
         else:
             reject = max(decision, key=lambda reject: reject.weight)
         rule = intent.rule_for(node)
-        asked = "" if rule is None else str(rule.config or "float")
-        found[node] = attrs.evolve(reject, rule=str(rule or ""), asked=asked)
+        if id(rule) not in told:
+            told[id(rule)] = (str(rule), str(rule.config or "float")) if rule is not None else ("", "")
+        of_rule, asked = told[id(rule)]
+        found[node] = attrs.evolve(reject, rule=of_rule, asked=asked)
     found.update(_refused(table, intent, model))
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torchquilt.graph.values import overload_name, tensor_of
 from torchquilt_xnnpack.conditions import bounds, is_split, padding_of, pads_with_zeros, split_dimension
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from torchquilt.claims import Claim
     from torchquilt.intent import Intent
+    from torchquilt.operators import Operand
+    from torchquilt.support import SupportTable
 
 
 def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:
@@ -30,6 +33,35 @@ def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:
                 write(model, claim)
         for bias in claim.match.inputs("bias"):
             _write_bias(model, claim, bias)
+
+
+def may_need_other_forms(model: GraphModule, table: SupportTable) -> bool:
+    """Whether anything in a graph could be in a form that the delegate does not take, claimed or not.
+
+    In many models nothing is, and then nobody has to decide beforehand what will be claimed.
+    """
+    operators = {id(operator): operator for row in table.rows for operator in row.pattern.operators}
+    written: set[str] = set()
+    biases: dict[str, list[Operand]] = {}
+    for operator in operators.values():
+        written.update(operator.overloads if operator.name in _FORMS else ())
+        for overload in operator.overloads:
+            found = biases.setdefault(overload, [])
+            found += (operand for operand in operator.operands if operand.role == "bias")
+    return any(
+        (name := overload_name(node)) in written
+        or any(_may_need_another_bias(node, operand) for operand in biases.get(name, ()))
+        for node in model.graph.nodes
+    )
+
+
+def _may_need_another_bias(node: Node, operand: Operand) -> bool:
+    args, keywords = _arguments(node), node.kwargs
+    bias: Any = args[operand.position] if len(args) > operand.position else keywords.get(operand.keyword)
+    if bias is None:
+        return False
+    is_known = tensor_of(node) is not None and tensor_of(bias) is not None
+    return not (is_known and _is_stored(bias, node) and len(bias.users) == 1)
 
 
 def _aten() -> Any:
@@ -122,13 +154,21 @@ def _write_bias(model: GraphModule, claim: Claim, bias: Node) -> None:
     from torchquilt.graph.edits import free_name, own_copy, read_tensor
 
     node = claim.match.anchor
-    channels = _shape(node)[-1 if str(node.target) == "aten.linear.default" else 1]
-    if bias.op != "get_attr" or _shape(bias) != [channels]:
-        value = constant_value(model, bias).reshape(-1).expand(channels).clone()
+    if not _is_stored(bias, node):
+        value = constant_value(model, bias).reshape(-1).expand(_channels(node)).clone()
         name = free_name(model, f"{bias.target if bias.op == 'get_attr' else bias.name}_{node.name}")
         node.replace_input_with(bias, read_tensor(model, name, value, before=node))
     elif claim.row.mode == "static" and len(bias.users) > 1:
         own_copy(model, node, bias)
+
+
+def _is_stored(bias: Node, node: Node) -> bool:
+    """Whether a bias is stored with a number for each output channel of the operator that adds it."""
+    return bias.op == "get_attr" and _shape(bias) == [_channels(node)]
+
+
+def _channels(node: Node) -> Any:
+    return _shape(node)[-1 if str(node.target) == "aten.linear.default" else 1]
 
 
 def _write_difference(_: GraphModule, claim: Claim) -> None:

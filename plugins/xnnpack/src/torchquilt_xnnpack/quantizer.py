@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchquilt import PatternQuantizer, Sharing
-from torchquilt_xnnpack.forms import write_claims, write_parts
+from torchquilt_xnnpack.forms import may_need_other_forms, write_claims, write_parts
 from torchquilt_xnnpack.specs import PRESETS
 from torchquilt_xnnpack.support import SUPPORT
 
@@ -37,8 +37,9 @@ class XNNPACKQuantizer(PatternQuantizer):
         What is written computes the same; :mod:`torchquilt_xnnpack.forms` has all of it.
         """
         write_parts(model, self.intent)
-        computing = [claim for claim in self.claims(model) if claim.row.sharing is not Sharing.PASSED_ON]
-        passing = self.claims(model, wherever_passed_on=True)
-        passing_on = [claim for claim in passing if claim.row.sharing is Sharing.PASSED_ON]
-        write_claims(model, (*computing, *passing_on))
+        if may_need_other_forms(model, self.table):
+            computing = [claim for claim in self.claims(model) if claim.row.sharing is not Sharing.PASSED_ON]
+            passing = self.claims(model, wherever_passed_on=True)
+            passing_on = [claim for claim in passing if claim.row.sharing is Sharing.PASSED_ON]
+            write_claims(model, (*computing, *passing_on))
         return super().transform_for_annotation(model)
