@@ -228,7 +228,7 @@ def test_to_explain_generates_no_code() -> None:
 
 
 @contextmanager
-def collections() -> Iterator[list[int]]:
+def collecting() -> Iterator[list[int]]:
     """The generations of the collections of garbage that begin in here."""
     begun: list[int] = []
 
@@ -247,12 +247,12 @@ def collections() -> Iterator[list[int]]:
 def test_the_heap_is_not_walked_while_a_graph_is_built() -> None:
     """The objects of a long graph look like garbage to Python, which would walk the heap over and over."""
     model, quantizer = export(MODELS["linears"](24), IMAGE).module(), rule_for_all()(24)
-    with collections() as preparing:
+    with collecting() as preparing:
         prepared = tq.prepare_pt2e(model, quantizer)
     tq.calibrate(prepared, [(IMAGE,)])
-    with collections() as converting:
+    with collecting() as converting:
         tq.convert_pt2e(prepared)
-    # What was left for later is walked over once, when the step is through.
+    # The first collection afterwards goes over what was made.
     assert len(preparing) <= 1
     assert len(converting) <= 1
 

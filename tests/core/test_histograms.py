@@ -413,8 +413,9 @@ def test_whether_a_range_is_for_outliers_is_what_the_ratio_says(kind: type[Obser
     common, masks = normal(10_000), torch.full((100,), -10_000.0)
     far = [torch.cat([common, torch.tensor([end, end])]) for end in (50.0, 900.0, 4500.0, -9000.0, 9e5)]
     masked = [torch.cat([x, masks]) for x in (common * 1e-3, common, common * 5000, *far)]
+    nearly_zero = [torch.cat([torch.zeros(5000), torch.tensor([end])]) for end in (3.0, 9000.0)]
     said = []
-    for x in [*far, *masked, *(x * 1e4 for x in far), torch.zeros(9), torch.cat([torch.zeros(5000), far[0]])]:
+    for x in [*far, *masked, *(x * 1e4 for x in far), torch.zeros(9), *nearly_zero]:
         observer = observed(kind, x)
         ratio = observer.outlier_ratio()
         assert ratio is not None

@@ -54,7 +54,7 @@ def telling_rejects(table: SupportTable, intent: Intent, model: GraphModule) -> 
     Of several rows the one that came nearest answers. What is annotated, by whomever, is told as claimed.
     """
     found = {}
-    told: dict[int, tuple[str, str]] = {}  # by the id of a rule, which is one of a few
+    told: dict[int, tuple[str, str]] = {}  # by the id of a rule; the intent holds them
     decisions = (decide(table, intent, region.module.graph) for region in regions(model))
     for node, decision in chain.from_iterable(decisions):
         if isinstance(decision, Claim):  # what it needed was annotated after it had been asked

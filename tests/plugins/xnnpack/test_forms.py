@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
+import attrs
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import nn
 from torch.nn import functional
 
 import torchquilt as tq
-from strategies import Fn, export, normal
+from strategies import Fn, RandomModel, export, normal, random_models
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config, quantizer
 from torchquilt_xnnpack.forms import _FORMS
 from torchquilt_xnnpack.support import SUPPORT
@@ -58,6 +62,22 @@ AS_IT_IS: dict[str, tuple[nn.Module, torch.Tensor]] = {
 }
 
 
+def slope(m: Any, x: torch.Tensor) -> torch.Tensor:
+    """A linear that makes a number of a vector."""
+    return functional.linear(x, m.weight, m.bias)
+
+
+#: Operators with a bias that nobody can claim, or whose channels are not known ahead.
+ODD: dict[str, tuple[nn.Module, torch.Tensor, Any]] = {
+    "unbatched, of any length": (nn.Conv1d(4, 4, 1), normal(4, 4), ({1: torch.export.Dim("length")},)),
+    "a number": (
+        Fn(slope, weight=nn.Parameter(normal(6)), bias=nn.Parameter(torch.tensor(0.5))),
+        normal(6),
+        None,
+    ),
+}
+
+
 def decisions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Is added to whenever all claims of a graph are decided: whether wherever something is passed on."""
     made: list[bool] = []
@@ -73,8 +93,8 @@ def decisions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 def graph_of(model: nn.Module, x: torch.Tensor) -> str:
     """The graph of a model that was prepared, as text."""
-    prepared = tq.prepare_pt2e(export(model, x), XNNPACKQuantizer().set_global(STATIC))
-    return str(prepared.graph)
+    asked = XNNPACKQuantizer().set_global(STATIC)
+    return str(tq.prepare_pt2e(export(model, x), asked, strict=False).graph)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -98,6 +118,52 @@ def test_where_nothing_has_another_form_claims_are_decided_once(
     monkeypatch.setattr(quantizer, "may_need_other_forms", lambda model, table: True)
     assert graph_of(*AS_IT_IS[name]) == found
     assert made == [False, False, True, False]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_not_known_of_a_bias_stays_not_known(name: str, asked: bool) -> None:
+    """Nothing fails, and a size of the exported program that can be anything is not taken for a number."""
+    layer, x, shapes = ODD[name]
+    inner = nn.Sequential(OrderedDict(odd=layer)).eval()
+    program = torch.export.export(inner, (x,), dynamic_shapes=shapes)
+    sizes = [str(node.meta["val"].shape) for node in program.graph.find_nodes(op="placeholder")]
+    asks = XNNPACKQuantizer()
+    asks = asks.set_global(STATIC) if asked else asks.set_module_name("odd", None)
+    tq.prepare_pt2e(program, asks, strict=False)
+    after = [str(node.meta["val"].shape) for node in program.graph.find_nodes(op="placeholder")]
+    assert after == sizes
+
+
+@pytest.mark.parametrize("is_dynamic", [True, False])
+@pytest.mark.parametrize("bias", [None, 0.5])
+def test_a_linear_whose_weight_is_a_vector_is_refused(bias: float | None, is_dynamic: bool) -> None:
+    """The delegate does not run it, with integers or in float."""
+    added = None if bias is None else nn.Parameter(torch.tensor(bias))
+    model = nn.Sequential(nn.Linear(6, 6), Fn(slope, weight=nn.Parameter(normal(6)), bias=added))
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
+    x = ROWS if bias is None else ROWS[0]  # torch adds a bias to one product alone
+    ledger = tq.explain(export(model, x), XNNPACKQuantizer().set_global(config))
+    assert [[reason.code for reason in row.reasons] for row in ledger.rows] == [[], ["constraint:matrix"]]
+
+
+@settings(max_examples=30)
+@given(random_models())
+def test_whatever_would_be_written_is_written(model: RandomModel) -> None:
+    """A graph is the one that comes of deciding beforehand what is claimed, whether that is done or not."""
+    found = graph_of(model, model.example)
+    with mock.patch.object(quantizer, "may_need_other_forms", return_value=True):
+        assert graph_of(model, model.example) == found
+
+
+def test_a_pad_in_float_is_written_whatever_the_table_says() -> None:
+    """The delegate would take it for one of integers, also where the quantizer has no row for pads."""
+    rows = (row for row in SUPPORT.rows if all(one.name != "pad" for one in row.pattern.operators))
+    asked = XNNPACKQuantizer(attrs.evolve(SUPPORT, rows=tuple(rows))).set_global(STATIC)
+    model = Fn(lambda m, x: functional.pad(m.conv(x), (1, 1)), conv=conv())
+    prepared = tq.prepare_pt2e(export(model, IMAGE), asked)
+    (pad,) = (node for node in prepared.graph.nodes if "pad" in str(node.target))
+    assert pad.args[2] > 0
 
 
 def test_each_form_is_that_of_an_operator_of_the_table() -> None:

@@ -95,11 +95,14 @@ def _has_no_weighted_neighbour(calls: list[Call], number: int) -> bool:
 _ROUNDS = ("add", "mul", "sub")
 
 
-def _is_in_float(call: Call) -> bool:
+def _is_in_float(calls: list[Call], number: int) -> bool:
     """Whether ours computes a call of the oracle's graph in float, for what it is or for what it reads."""
-    is_same_twice = call.name == "cat" and len(set(call.sources)) == 1
+    call = calls[number]
+    if call.name == "cat" and len(set(call.sources)) == 1:
+        return True
     is_known = call.name in (*_CHEAP, *_WEIGHTED, *_SHAPES)
-    return is_same_twice or not is_known or not any(call.reads)
+    is_ours = call.name == "adaptive_avg_pool2d" or (call.name == "relu" and _behind(calls, number, "mul"))
+    return not is_known or not (any(call.reads) or is_ours)
 
 
 def _is_near_a_border(calls: list[Call], number: int) -> bool:
@@ -112,7 +115,7 @@ def _is_near_a_border(calls: list[Call], number: int) -> bool:
         readers = [other for other, call in enumerate(calls) if current in call.sources]
         for other in (*calls[current].sources, *readers):
             name = "" if other is None else calls[other].name
-            if other is not None and name != "output" and _is_in_float(calls[other]):
+            if other is not None and name != "output" and _is_in_float(calls, other):
                 return True
             if name in may_be_left and other not in reached:
                 reached.append(other)

@@ -114,7 +114,10 @@ class HistogramObserver(ExtremesObserver):
         return torch.tensor(low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)
 
     def choose(self, bins: Bins) -> tuple[float, float]:
-        """Low and high end for what was counted: of least squared error, beside massive values."""
+        """Low and high end for what was counted: of least squared error, beside massive values.
+
+        A kind of one's own may choose others, from the smallest to the largest value that is counted, or 0.0.
+        """
         beside = bins.range_beside_massive_values()
         return beside or least_squares_ranges([bins], self.spec)[0]
 

@@ -13,7 +13,8 @@ def collector_paused() -> Iterator[None]:
 
     A node of a graph is dozens of objects, which all stay. The collector cannot know; it walks over the new
     ones again and again, and now and then over all that the process holds, which for a long graph takes as
-    long as to make it. After the block it walks over them once. What is in no cycle is freed at once as ever.
+    long as to make it. The first collection after the block goes over all of them. What is in a cycle stays
+    until then; what is in none is freed at once as ever.
 
     A collector that the program has switched off stays off. Other threads do without it in the meantime.
     """

@@ -31,7 +31,8 @@ def convert_pt2e(
 ) -> GraphModule:
     """Replace each point of a calibrated model by quantize and dequantize operators.
 
-    The prepared model is left as it was: it can be calibrated further and converted again.
+    The prepared model is left as it was: it can be calibrated further and converted again. As in
+    :func:`torchquilt.prepare_pt2e`, Python's collector of garbage pauses meanwhile.
 
     Args:
         prepared: what :func:`torchquilt.prepare_pt2e` returned, after calibration.
@@ -66,10 +67,10 @@ def convert_pt2e(
         )
         model = run_passes(model, passes)
         set_stage(model, "converted")
-        if use_reference_representation:
-            return to_reference(model)
-        generate_code(model)
-    return model
+        if not use_reference_representation:
+            generate_code(model)
+            return model
+    return to_reference(model)
 
 
 def _check_is_prepared(model: object) -> None:

@@ -49,7 +49,8 @@ def prepare_pt2e(
 ) -> GraphModule:
     """Fold BatchNorm, let the quantizer annotate, and put observers where tensors are to be quantized.
 
-    The model that is handed in is left as it was. The result shares its weights with it.
+    The model that is handed in is left as it was. The result shares its weights with it. Python's collector
+    of garbage pauses meanwhile, in the quantizer as well, and then is as it was.
 
     Args:
         model: a :class:`torch.export.ExportedProgram` or its ``.module()``, in evaluation mode.

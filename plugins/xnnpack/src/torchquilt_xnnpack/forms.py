@@ -50,6 +50,7 @@ def may_need_other_forms(model: GraphModule, table: SupportTable) -> bool:
             found += (operand for operand in operator.operands if operand.role == "bias")
     return any(
         (name := overload_name(node)) in written
+        or pads_with_zeros(node)  # one in float is written whatever the table says
         or any(_may_need_another_bias(node, operand) for operand in biases.get(name, ()))
         for node in model.graph.nodes
     )
@@ -60,8 +61,16 @@ def _may_need_another_bias(node: Node, operand: Operand) -> bool:
     bias: Any = args[operand.position] if len(args) > operand.position else keywords.get(operand.keyword)
     if bias is None:
         return False
-    is_known = tensor_of(node) is not None and tensor_of(bias) is not None
-    return not (is_known and _is_stored(bias, node) and len(bias.users) == 1)
+    return not (_has_known_sizes(node, bias) and _is_stored(bias, node) and len(bias.users) == 1)
+
+
+def _has_known_sizes(node: Node, bias: Any) -> bool:
+    """Whether channels and bias can be compared. To compare a size that is not known ahead decides it."""
+    result = tensor_of(node)
+    added = tensor_of(bias) if hasattr(bias, "meta") else None
+    if result is None or added is None or result.dim() < 2:
+        return False
+    return all(isinstance(size, int) for size in (*added.shape, _channels(node)))
 
 
 def _aten() -> Any:

@@ -83,7 +83,7 @@ _FUSED: tuple[tuple[tuple[ops.Operator, ...], tuple[Constraint, ...]], ...] = (
 
 # Operator, axis of the weight's output channels, conditions. The last two are written as linear.
 _LINEARS = (
-    (ops.LINEAR, 0, (when.BIAS_OF_CHANNELS,)),
+    (ops.LINEAR, 0, (when.MATRIX, when.BIAS_OF_CHANNELS)),
     (ops.ADDMM, 1, (when.UNSCALED, when.BIAS_OF_CHANNELS)),
     (ops.MATMUL, 1, (when.MATRIX,)),
 )
