@@ -30,7 +30,7 @@ def conv() -> nn.Module:
 
 
 def with_bias(bias: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] = lambda b: b) -> nn.Module:
-    """Two linears that add one bias, as it is stored or changed."""
+    """A linear with this bias, as it is stored or changed, and one without."""
 
     def run(m: Any, x: torch.Tensor) -> torch.Tensor:
         x = functional.linear(x, m.first.weight, change(m.bias))
@@ -150,7 +150,7 @@ def test_a_linear_whose_weight_is_a_vector_is_refused(bias: float | None, is_dyn
 @settings(max_examples=30)
 @given(random_models())
 def test_whatever_would_be_written_is_written(model: RandomModel) -> None:
-    """A graph is the one that comes of deciding beforehand what is claimed, whether that is done or not."""
+    """The graph is the same as when all claims are decided beforehand, for whatever model."""
     found = graph_of(model, model.example)
     with mock.patch.object(quantizer, "may_need_other_forms", return_value=True):
         assert graph_of(model, model.example) == found

@@ -13,8 +13,8 @@ from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.storage import compact
-from torchquilt.pt2e.collector import collector_paused
 from torchquilt.pt2e.conversion import Conversion
+from torchquilt.pt2e.garbage_collection import collector_paused
 from torchquilt.pt2e.outliers import note_outliers
 from torchquilt.pt2e.points import QuantizationPoint
 from torchquilt.pt2e.reference import to_reference

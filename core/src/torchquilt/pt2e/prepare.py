@@ -19,7 +19,7 @@ from torchquilt.graph.values import constant_nodes, operator_of
 from torchquilt.observers import ObserverFactory, observer_factory
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.callback import ask_for_points
-from torchquilt.pt2e.collector import collector_paused
+from torchquilt.pt2e.garbage_collection import collector_paused
 from torchquilt.pt2e.groups import Group, place_name, producer_of
 from torchquilt.pt2e.moves import only_moves
 from torchquilt.pt2e.points import (
