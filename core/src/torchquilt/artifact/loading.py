@@ -16,6 +16,7 @@ from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY, about, check_
 from torchquilt.artifact.lock import Change, Lock, contents_diff
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.errors import ArtifactError
+from torchquilt.global_state import default_global_state
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -39,6 +40,7 @@ class Artifact:
         return self.program.module()
 
 
+@default_global_state()
 def load(path: str | os.PathLike[str], *, sha256: str | None = None) -> Artifact:
     """Load what :func:`torchquilt.save` wrote, and check everything in it against the lock.
 
@@ -80,6 +82,7 @@ def load(path: str | os.PathLike[str], *, sha256: str | None = None) -> Artifact
     return Artifact(program, lock)
 
 
+@default_global_state()
 def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
     """Load what ``torch.export.save`` wrote, such as the float model, without a lock to check it against.
 

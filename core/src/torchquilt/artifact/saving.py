@@ -19,6 +19,7 @@ from torchquilt.artifact.lock import Entry, Lock, Plugin
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.artifact.reexport import export_again
 from torchquilt.errors import ArtifactError, ModelError
+from torchquilt.global_state import default_global_state
 from torchquilt.plugins.registry import backends
 from torchquilt.replacing import replacing
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 
+@default_global_state()
 def save(
     quantized: GraphModule | ExportedProgram,
     path: str | os.PathLike[str],
@@ -190,7 +192,7 @@ def _with_plain_inputs(program: ExportedProgram) -> ExportedProgram:
             "The example inputs of the program are left out of the file: reading them back could run code. "
             f"({type(error).__name__}: {getattr(error, 'got', None) or error})",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         without = copy.copy(program)
         without._example_inputs = None

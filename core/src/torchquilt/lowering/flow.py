@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt.errors import LoweringError, PluginLoadError, ProgramError
+from torchquilt.global_state import default_global_state
 from torchquilt.lowering.contract import Contribution, Runner, Slot, Target
 from torchquilt.lowering.program import LoweredProgram, report_path
 from torchquilt.lowering.sources import Source, source_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torchquilt.artifact.loading import Artifact
 
 
+@default_global_state()
 def lower(
     quantized: GraphModule | ExportedProgram | Artifact,
     example_inputs: object = None,
@@ -98,6 +100,7 @@ def lower(
     return attrs.evolve(made, verification=verified(tried, source.program, example_inputs, least))
 
 
+@default_global_state()
 def load(path: str | os.PathLike[str], target: str = "executorch") -> LoweredProgram:
     """Read a program that was saved, to look at it and to run it.
 
@@ -185,7 +188,7 @@ def _installed_contributions(target: str) -> list[Contribution]:
             try:
                 found.append(_contribution(backend.name, target))
             except PluginLoadError as error:
-                warnings.warn(f"{error.problem} ({error.got})", stacklevel=3)
+                warnings.warn(f"{error.problem} ({error.got})", stacklevel=4)
     return found
 
 

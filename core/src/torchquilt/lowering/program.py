@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from torchquilt.errors import ProgramError
+from torchquilt.global_state import default_global_state
 from torchquilt.ledger import Ledger
 from torchquilt.lowering.calling import arrange_outputs, check_inputs, flat_inputs
 from torchquilt.lowering.contract import Kernel, Runner
@@ -69,6 +70,7 @@ class LoweredProgram:
         """The operators that delegates run as integers."""
         return tuple(one for one in self.operations if one.place and one.arithmetic == "integer")
 
+    @default_global_state()
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run it, in this process.
 

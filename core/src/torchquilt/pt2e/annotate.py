@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torchquilt.annotation import QuantizationAnnotation, annotation_of, check_annotation
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
+from torchquilt.global_state import default_global_state
 from torchquilt.graph.batch_norm import fold_batch_norm
 from torchquilt.graph.bodies import Region, nodes_of, regions
 from torchquilt.graph.closures import close_bodies
@@ -79,7 +80,8 @@ def explain(model: ExportedProgram | GraphModule, quantizer: object, *, strict: 
     Raises:
         As :func:`torchquilt.prepare_pt2e`.
     """
-    return annotate_copy(model, quantizer, strict=strict).ledger
+    with default_global_state():
+        return annotate_copy(model, quantizer, strict=strict).ledger
 
 
 def annotate_copy(

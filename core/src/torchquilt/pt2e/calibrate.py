@@ -12,6 +12,7 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt.errors import CalibrationError, ModelError
+from torchquilt.global_state import default_global_state
 from torchquilt.graph.inputs import call_arguments
 from torchquilt.pt2e.checkpoint import Checkpoint, Seen
 from torchquilt.pt2e.interrupts import between_batches
@@ -238,7 +239,7 @@ def _check_batches(batches: object, limit: int | None) -> None:
 def _run(prepared: GraphModule, batch: object, number: int) -> None:
     args, kwargs = call_arguments(prepared, batch)
     try:
-        with torch.no_grad():
+        with default_global_state():
             prepared(*args, **kwargs)
     except Exception as error:
         names = [str(node.target) for node in prepared.graph.nodes if node.op == "placeholder"]

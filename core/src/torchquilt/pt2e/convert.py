@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 
 from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.errors import ModelError
+from torchquilt.global_state import default_global_state
 from torchquilt.graph.closures import open_bodies
 from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
@@ -53,7 +54,7 @@ def convert_pt2e(
         CalibrationError: a tensor saw no data, or a constant cannot be quantized as asked.
     """
     _check_is_prepared(prepared)
-    with collector_paused():
+    with default_global_state(), collector_paused():
         # Points are only read, and are not in the result; the record is replaced where something is added.
         points = [module for module in prepared.modules() if isinstance(module, QuantizationPoint)]
         model = copy_model(prepared, kept=(*points, prepared.meta[RECORD_KEY]))

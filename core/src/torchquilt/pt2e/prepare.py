@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from torchquilt.errors import AnnotationError
+from torchquilt.global_state import default_global_state
 from torchquilt.graph.bodies import Region
 from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import redirect, take_origin
@@ -75,7 +76,7 @@ def prepare_pt2e(
         CalibrationError: there is no observer of that name.
     """
     make = observer_factory(activation_observer)
-    with collector_paused():
+    with default_global_state(), collector_paused():
         annotated = annotate_copy(model, quantizer, strict=strict)
         points = ask_for_points(annotated, _make_points(annotated, make))
 

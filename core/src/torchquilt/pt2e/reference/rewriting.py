@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from torchquilt.errors import ModelError
+from torchquilt.global_state import default_global_state
 from torchquilt.graph.closures import close_bodies, open_bodies
 from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
@@ -43,8 +44,9 @@ def to_reference(model: GraphModule) -> GraphModule:
             got=stage_of(model) or f"{type(model).__module__}.{type(model).__qualname__}",
             remedy="prepare_pt2e, calibrate, then convert_pt2e(prepared, use_reference_representation=True)",
         )
-    rewritten = run_passes(copy_model(model), _PASSES)
-    generate_code(rewritten)
+    with default_global_state():
+        rewritten = run_passes(copy_model(model), _PASSES)
+        generate_code(rewritten)
     return rewritten
 
 

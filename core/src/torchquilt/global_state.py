@@ -1,0 +1,42 @@
+"""What a program sets for all of torch, switched off while a model goes through the flow.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+#: Devices that may be set to cast by themselves. To ask about one that is not there costs nothing.
+_DEVICES = ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")
+
+
+@contextlib.contextmanager
+def default_global_state() -> Iterator[None]:
+    """Run a block with torch's own defaults, and then set what the program had set.
+
+    A default dtype or device, autocast, and the modes of autograd would otherwise get into tensors that the
+    flow makes and into graphs that it traces. Flags that make algorithms deterministic, and the number of
+    threads, stay: no result of ours depends on them.
+
+    The default dtype is that of the process, so other threads see float32 in the meantime; the rest is each
+    thread's own.
+    """
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if torch.is_grad_enabled():
+            stack.enter_context(torch.no_grad())
+        if torch.get_default_device() != torch.device("cpu"):
+            stack.enter_context(torch.device("cpu"))
+        for device in _DEVICES:
+            if torch.is_autocast_enabled(device):
+                torch.set_autocast_enabled(device, False)
+                stack.callback(torch.set_autocast_enabled, device, True)
+        if torch.get_default_dtype() is not torch.float32:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float32)
+        yield
