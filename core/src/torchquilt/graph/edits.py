@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -68,6 +70,23 @@ def copied_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
         one.name, one.meta = node.name, copy.copy(node.meta)
     made._codegen = graph._codegen
     return made, nodes
+
+
+def with_graph(
+    program: ExportedProgram, graph: Graph, signature: ExportGraphSignature | None = None
+) -> ExportedProgram:
+    """An exported program with another graph, and maybe another signature. Tensors are shared."""
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=graph,
+        graph_signature=signature or copy.deepcopy(program.graph_signature),
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=None,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
 
 
 def _without_gradient(value: torch.Tensor) -> torch.Tensor:

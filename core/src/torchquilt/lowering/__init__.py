@@ -2,9 +2,9 @@
 
 ``contract`` is what a lowering target has and what a backend gives to it: all that an author of either reads.
 ``values`` and ``program`` are what a user gets, ``report`` writes that as JSON, ``calling`` checks inputs;
-``sources`` finds the program, ledger and backends of a model, ``border`` takes quantize and dequantize off
-its inputs and outputs, ``joining`` joins the ledger with what runs where, ``verifying`` compares; ``flow``
-puts these together. Importing this package does not import torch.
+``sources`` finds the program, ledger and backends of a model, ``decisions`` marks what stays in float,
+``border`` takes quantize and dequantize off inputs and outputs, ``joining`` joins the ledger with what runs
+where, ``verifying`` compares; ``flow`` puts these together. Importing this package does not import torch.
 """
 
 from torchquilt.lowering.contract import (
@@ -18,6 +18,7 @@ from torchquilt.lowering.contract import (
     Slot,
     Target,
 )
+from torchquilt.lowering.decisions import stays_in_float
 from torchquilt.lowering.flow import load, lower
 from torchquilt.lowering.joining import place_of
 from torchquilt.lowering.program import LoweredProgram
@@ -44,4 +45,5 @@ __all__ = [
     "load",
     "lower",
     "place_of",
+    "stays_in_float",
 ]

@@ -167,7 +167,7 @@ def _without_conversions(
     """The program without the conversions at the named inputs and outputs. Tensors are shared."""
     import torch
 
-    from torchquilt.graph.edits import copied_graph
+    from torchquilt.graph.edits import copied_graph, with_graph
 
     graph, nodes = copied_graph(program.graph)
     for name, grid in grids.items():
@@ -192,17 +192,7 @@ def _without_conversions(
     for spec in signature.output_specs:
         argument: Any = spec.arg
         argument.name = renamed.get(argument.name, argument.name)
-    return torch.export.ExportedProgram(
-        root=program.graph_module,
-        graph=graph,
-        graph_signature=signature,
-        state_dict=program.state_dict,
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=None,
-        constants=program.constants,
-        verifiers=program.verifiers,
-    )
+    return with_graph(program, graph, signature)
 
 
 def _ports(

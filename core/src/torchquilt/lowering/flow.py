@@ -68,6 +68,7 @@ def lower(
             is not installed or does not load.
     """
     from torchquilt.lowering.border import quantized_border
+    from torchquilt.lowering.decisions import with_decisions
     from torchquilt.lowering.joining import Joint, float_islands, joined
     from torchquilt.lowering.verifying import LEAST_SQNR, verified
 
@@ -75,8 +76,8 @@ def lower(
     source = source_of(quantized, example_inputs, dynamic_shapes)
     contributions = _contributions(source, target, backends)
     program, ports = quantized_border(source.program, io_dtype)
-    lowered = runtime.lower(program, contributions)
     joint = Joint(program, source.ledger)
+    lowered = runtime.lower(with_decisions(program, joint.left_in_float()), contributions)
     libraries = _libraries(contributions.values())
     made = LoweredProgram(
         target=target,

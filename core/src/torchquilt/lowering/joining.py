@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import attrs
@@ -66,6 +66,10 @@ class Joint:
     def row(self, source: str) -> Row | None:
         """The row that a node of the program stands for."""
         return self._rows.get(source)
+
+    def left_in_float(self) -> Iterator[str]:
+        """The nodes of the program that stand for rows of operators that nobody took."""
+        return (name for name, row in self._rows.items() if not row.is_quantized)
 
     def stems_from(self, source: str) -> str:
         """For what quantizes or dequantizes: the node of the program that it was put there for."""

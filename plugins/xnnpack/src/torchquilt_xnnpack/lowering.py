@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torchquilt.lowering import Arithmetic, Contribution, Kernel
+from torchquilt.lowering import Arithmetic, Contribution, Kernel, stays_in_float
 
 #: Where a kernel has its inputs, in the order in which they are told.
 _INPUTS = (
@@ -27,6 +27,16 @@ _INPUTS = (
 _CONVERSION = "Convert"
 _DYNAMIC = "qd"  # begins the types of activations that are quantized at run time
 _FLOAT = "fp"
+#: Operators of ExecuTorch's dialect whose integer kernels take no other parameters than they return.
+_KEEPS_PARAMETERS = (
+    "aten.cat.",
+    "aten.max_pool2d.",
+    "aten.permute_copy.",
+    "aten.slice_copy.",
+    "aten.unsqueeze_copy.",
+    "aten.view_copy.",
+)
+_CONVERTING = ("quantized_decomposed.quantize_per_tensor.", "quantized_decomposed.dequantize_per_tensor.")
 #: Operators of ExecuTorch's dialect that change the shape by dimensions of one element.
 _MOVES = ("aten.squeeze_copy", "aten.unsqueeze_copy")
 
@@ -35,7 +45,44 @@ def _partitioners() -> list[Any]:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
     # One for all: it takes what is static, dynamic (per token, too) and in float, as much as fits together.
-    return [XnnpackPartitioner()]
+    return [XnnpackPartitioner(configs=_configs())]
+
+
+def _configs() -> list[Any]:
+    """The configs of ExecuTorch's partitioner, which take as integers only what is quantized.
+
+    By themselves they take whatever is between dequantize and quantize.
+    """
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import GenericNodePartitionerConfig
+
+    return [
+        _as_decided(config) if issubclass(config, GenericNodePartitionerConfig) else config
+        for config in ALL_PARTITIONER_CONFIGS
+    ]
+
+
+def _as_decided(config: Any) -> Any:
+    class AsDecided(config):  # type: ignore[misc]
+        def get_node_and_deps(self, node: Any, ep: Any) -> list[Any]:
+            if stays_in_float(node) or not _has_fitting_parameters(node):
+                return [node]  # without the conversions around it, which makes it a float operator
+            found: list[Any] = super().get_node_and_deps(node, ep)
+            return found
+
+    return AsDecided
+
+
+def _has_fitting_parameters(node: Any) -> bool:
+    """Whether an operator that moves data reads and returns tensors with one set of parameters."""
+    if not getattr(node.target, "__name__", "").startswith(_KEEPS_PARAMETERS):
+        return True
+    around = {
+        one.args[1:]
+        for one in (*node.all_input_nodes, *node.users)
+        if getattr(one.target, "__name__", "").startswith(_CONVERTING)
+    }
+    return len(around) <= 1
 
 
 def kernels_of(payload: bytes) -> Iterator[Kernel]:
