@@ -26,7 +26,7 @@ PACKAGES := core $(PLUGINS)
 SOURCES := core/src $(addsuffix /src,$(PLUGINS)) examples/acme_npu/src
 MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES)) constraints.txt
 
-DEMO_ARGS ?=
+DEMO_ARGS ?= --output demo-models
 TEST_ARGS ?=
 BENCH_ARGS ?=
 COST_ARGS ?=
@@ -74,10 +74,12 @@ clean:
 
 # One stamp for each group of packages; the packages of this repository come with all of them.
 $(VENV)/.installed-%: $(VENV)/.installed pyproject.toml
+	@echo "install the packages of the group '$*' into $(VENV): a minute or two, in which pip is quiet"
 	$(PIP) install --group $* --constraint constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made $(MANIFESTS)
+	@echo "install torch and the packages of this repository into $(VENV): a minute or two, in which pip is quiet"
 	$(PIP) install --constraint constraints.txt $(addprefix --editable ,$(PACKAGES))
 	@touch $@
 

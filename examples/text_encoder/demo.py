@@ -96,7 +96,14 @@ def run(arguments: argparse.Namespace) -> bool:
 
     with output_folder(arguments.output) as output:
         return experiment.run(
-            experiment.Task(folder, calibration, evaluation, output=Path(output), figures=arguments.json)
+            experiment.Task(
+                folder,
+                calibration,
+                evaluation,
+                output=Path(output),
+                figures=arguments.json,
+                keeps_output=arguments.output is not None,
+            )
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from encoder import Batch, LoadedEncoder, count_cut, dynamic_shapes, embed, load
 from inputs import ModelFolder, Sentences
 from lowering import lower, run_side_by_side
 from report import (
+    MODEL_LEGEND,
+    PROGRAM_LEGEND,
     Check,
     ProgramRow,
     Row,
@@ -27,6 +30,11 @@ from report import (
 from saving import SavedModelFailed, run_in_fresh_process, save
 from variants import COMPOSED, VARIANTS, Seconds, composed_quantizer, coverage, quantize
 
+PLAN = (
+    "This quantizes a text encoder in four ways and measures each. It takes about 3 minutes on two free "
+    "cores, and longer on a busy machine."
+)
+STARTED = time.monotonic()
 THREADS = 2
 SEED = 0
 
@@ -42,6 +50,8 @@ class Task:
     """Folder for the saved models."""
     figures: Path | None = None
     """JSON file for the figures."""
+    keeps_output: bool = False
+    """Whether the folder stays when the demo ends."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,8 @@ class Measured:
 def run(task: Task) -> bool:
     """Run the demo, print what it finds, and say whether all checks passed."""
     _make_deterministic()
+    print(PLAN, flush=True)
+    say("load and export the float model, and embed the sentences with it")
     experiment = set_up(task)
     setting = _setting(experiment)
     for name, value in setting.items():
@@ -76,19 +88,26 @@ def run(task: Task) -> bool:
     print("\nWhat the composed quantizer supports:")
     print(f"{composed_quantizer().quantization_capabilities()}\n", flush=True)
 
+    say("save and measure the float model")
     measured = {"float": measure(experiment, "float", experiment.exported.module(), experiment.exported)}
     for name in VARIANTS:
+        say(f"{name}: prepare, calibrate, convert, save, measure")
         measured[name] = quantize_and_measure(experiment, name)
     rows = tuple(each.row for each in measured.values())
     composed = measured[COMPOSED]
+    print()
     print_table(rows)
+    print(MODEL_LEGEND)
     if task.evaluation.ratings is None:
         print("No Pearson: these sentences have no human ratings, so this shows agreement with float only.")
     print(f"\n{COMPOSED}: {composed.row.coverage}")
 
-    print("\nThe same as programs of ExecuTorch, both run here, in turns:", flush=True)
+    print()
+    say("lower the float and the composed model to ExecuTorch, and run both here, in turns")
     programs = lower_and_run(experiment, composed.model)
+    print()
     print_programs(programs)
+    print(f"{PROGRAM_LEGEND}\n")
     checks = (
         *check_row(composed.row, measured["float"].row),
         *check_programs(*programs),
@@ -97,9 +116,29 @@ def run(task: Task) -> bool:
     )
     for check in checks:
         print(check)
+    print(f"\n{next_steps(task)}")
     if task.figures is not None:
         write_json(task.figures, rows, checks, programs, about=setting)
     return all(check.passed for check in checks)
+
+
+def say(step: str) -> None:
+    """Say what is done now, and how long the demo has been running."""
+    print(f"[{time.monotonic() - STARTED:4.0f} s] {step}", flush=True)
+
+
+def next_steps(task: Task) -> str:
+    """What was saved where, and what can be done with it."""
+    if not task.keeps_output:
+        return "The models were saved in a temporary folder, which is removed now. --output DIR keeps them."
+    saved = "\n".join(f"  {path}" for path in sorted(task.output.iterdir()))
+    return (
+        f"Saved:\n{saved}\n"
+        f"A process without torchquilt runs the .pt2 files ({Path(__file__).with_name('run_saved.py')} shows "
+        "how), and ExecuTorch the .pte files.\n"
+        f"Next: torchquilt inspect {task.output / COMPOSED}.pte says where each operator runs; "
+        "README.md shows the same steps for a model of your own."
+    )
 
 
 def _make_deterministic() -> None:

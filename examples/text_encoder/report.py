@@ -29,6 +29,17 @@ COLUMNS = (
 
 PROGRAM_COLUMNS = ("program", "MB", "mean cosine", "integer operators", "ms a batch", "times as fast")
 
+MODEL_LEGEND = """\
+  saved MB         size of the file, 10**6 bytes
+  Pearson          agreement of the similarities of texts with those that people gave: higher is better
+  mean cosine      of each embedding with that of the float model: 1 is the same
+  neighbours kept  how often the text that is nearest in float is still nearest
+  … s              seconds that the step took"""
+PROGRAM_LEGEND = """\
+  integer operators  operators that a delegate runs as integers
+  ms a batch         median over turns in which both programs run; it depends on the machine
+  times as fast      as the float program"""
+
 SIZE_RATIO = 1 / 3
 """int8 is a quarter of float32; the rest is room for scales, biases, layer norms and the graph itself."""
 PROGRAM_SIZE_RATIO = 0.3

@@ -225,3 +225,85 @@ def test_the_cost_of_a_ledger_grows_with_the_graph_and_not_with_its_square(
         tq.explain(export(model, normal(2, 4)), XNNPACKQuantizer().set_global(STATIC))
         counts.append(asked)
     assert counts[1] <= 2.3 * counts[0]
+
+
+def test_a_row_that_is_not_there_is_answered_with_the_nearest(exported: torch.export.ExportedProgram) -> None:
+    """The error is a KeyError for a program and a sentence for a reader."""
+    ledger = tq.explain(exported, composed())
+    with pytest.raises(KeyError) as caught:
+        ledger["liner"]
+    assert isinstance(caught.value, tq.LedgerError)
+    assert "did you mean 'linear'" in str(caught.value)
+
+
+class Rewritten(nn.Module):
+    """Operators that XNNPACK takes in another form: a product, parts, an index, zeros, a quotient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.weight = nn.Conv2d(4, 4, 3), nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two outputs."""
+        maps = self.convolution(x)
+        low, high = maps.mean([2, 3]).chunk(2, 1)
+        product = torch.matmul(torch.cat([high, low], 1), self.weight)[:, 1] / 3.0
+        return nn.functional.pad(maps[:, 1], (1, 1)), product
+
+
+def test_a_ledger_speaks_of_the_operators_that_the_user_wrote() -> None:
+    """What a backend writes in another form is one row, with its first name, also once it is lowered."""
+    program = export(Rewritten(), torch.randn(1, 4, 8, 8))
+    written = [
+        (node.name, str(node.target))
+        for node in program.module().graph.nodes
+        if node.op == "call_function" and node.target.__class__.__name__ == "OpOverload"
+    ]
+    prepared = tq.prepare_pt2e(program, XNNPACKQuantizer().set_global(STATIC))
+    prepared(torch.randn(1, 4, 8, 8))
+    quantized = tq.convert_pt2e(prepared)
+    lowered = tq.lower(quantized, (torch.randn(1, 4, 8, 8),))
+    for ledger in (tq.ledger_of(prepared), lowered.ledger):
+        assert ledger is not None
+        rows = [(row.node, row.op) for row in ledger if "getitem" not in row.node]
+        assert rows == [one for one in written if "chunk" not in one[0]]
+        assert all(row.is_quantized for row in ledger)
+    assert lowered.ledger is not None
+    assert {row.lowered.code for row in lowered.ledger if row.lowered} == {"delegated_as_integers"}
+    assert lowered.ledger["select"].written_as[-1] == ("select", "aten.reshape.default")
+    assert tq.Ledger.from_json(lowered.ledger.to_json()) == lowered.ledger
+
+
+def test_functions_of_python_have_the_names_that_people_import(capsys: pytest.CaptureFixture[str]) -> None:
+    """No row shows how Python prints a function."""
+    program = export(Fn(lambda x: x.split(2)[0] + 1), torch.randn(4, 3))
+    ops = {row.op for row in tq.explain(program, XNNPACKQuantizer().set_global(STATIC), strict=False)}
+    assert "operator.getitem" in ops
+    assert not any("<" in op for op in ops)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_operator_is_not_told_as_several(count: int) -> None:
+    """Counts agree with their nouns."""
+    program = export(nn.Sequential(*(nn.Linear(2, 2) for _ in range(count))), torch.randn(1, 2))
+    told = str(tq.explain(program, XNNPACKQuantizer().set_global(STATIC)))
+    assert ("1 operator " in told) == (count == 1)
+    assert ("2 operators " in told) == (count == 2)
+
+
+def test_what_a_console_shows_unasked_fits_on_a_screen(
+    exported: torch.export.ExportedProgram, tmp_path: Path
+) -> None:
+    """Reprs are short, however large the thing is; print shows all of it."""
+    prepared = tq.prepare_pt2e(exported, composed())
+    prepared(IDS)
+    quantized = tq.convert_pt2e(prepared)
+    tq.save(quantized, tmp_path / "model.pt2", (IDS,))
+    artifact = tq.load(tmp_path / "model.pt2")
+    ledger, capabilities = tq.ledger_of(quantized), XNNPACKQuantizer.backend_capabilities()
+    program = tq.lower(quantized, (IDS,))
+    shown = (artifact, artifact.lock, ledger, ledger.share(), capabilities, program)
+    assert [len(repr(one)) for one in shown if len(repr(one)) > 300] == []
+    changes = capabilities.diff(tq.Capabilities())
+    assert len(str(changes).split("\n")) == len(capabilities)
+    assert repr(changes).split("\n")[-1] == f"… and {len(capabilities) - 20} more"

@@ -109,6 +109,15 @@ def test_a_target_that_is_not_installed_is_answered(site: Site, name: str, remed
     assert remedy in str(caught.value.remedy)
 
 
+def test_a_target_that_is_not_known_is_no_quantizer(both: Site) -> None:
+    """The error speaks of a lowering target, and lists lowering targets alone."""
+    with pytest.raises(tq.PluginNotFoundError) as caught:
+        registry.target("coreml")
+    assert caught.value.problem == "No installed lowering target is called 'coreml'."
+    assert "quantizer" not in str(caught.value)
+    assert caught.value.expected == "installed are " + ", ".join(one.name for one in registry.targets())
+
+
 def test_a_target_is_not_offered_to_who_asks_for_a_backend(site: Site) -> None:
     """A pip line that would not help is not given."""
     with pytest.raises(tq.PluginNotFoundError) as caught:

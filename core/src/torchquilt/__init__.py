@@ -29,6 +29,7 @@ _PUBLIC = {
         "CalibrationError",
         "CompositionError",
         "IntentError",
+        "LedgerError",
         "LoweringError",
         "ModelError",
         "PatternError",
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from torchquilt.errors import CalibrationError as CalibrationError
     from torchquilt.errors import CompositionError as CompositionError
     from torchquilt.errors import IntentError as IntentError
+    from torchquilt.errors import LedgerError as LedgerError
     from torchquilt.errors import LoweringError as LoweringError
     from torchquilt.errors import ModelError as ModelError
     from torchquilt.errors import PatternError as PatternError

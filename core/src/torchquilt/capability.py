@@ -20,7 +20,7 @@ from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.errors import IntentError, PatternError
 from torchquilt.operators import ObjectType, object_type
 from torchquilt.spec import dtype_name
-from torchquilt.table import aligned, html_list, html_table
+from torchquilt.table import Listing, aligned, counted, html_list, html_table
 
 #: Version of the JSON that :meth:`Capabilities.to_json` writes.
 JSON_SCHEMA = 1
@@ -187,7 +187,7 @@ class CapabilityChange:
         return f"{self.row}: {self.field + ': ' if self.field else ''}{self.before} → {self.after}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Capabilities:
     """What one or several backends support, in order of precedence: the first one that takes a thing wins.
 
@@ -311,7 +311,7 @@ class Capabilities:
         after = [row.label for key, row in theirs.items() if key in mine]
         if before != after:
             changes.append(CapabilityChange("all rows", "order", ", ".join(before), ", ".join(after)))
-        return tuple(changes)
+        return Listing(changes)
 
     @property
     def content_hash(self) -> str:
@@ -350,6 +350,10 @@ class Capabilities:
             got=data["schema"],
             remedy="read them with the torchquilt that wrote them",
         )
+
+    def __repr__(self) -> str:
+        owners = ", ".join(self.backends) or "no backend"
+        return f"<Capabilities: {counted(len(self.rows), 'row')} of {owners}; print them for the table>"
 
     def __str__(self) -> str:
         """A table for a terminal: who, what, when, where as integers, with which specs; then who comes first.

@@ -10,8 +10,16 @@ This module imports neither torch nor anything else of torchquilt.
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterable
 from typing import Any
+
+
+def did_you_mean(word: str, candidates: Iterable[str], most: int = 3) -> str | None:
+    """A remedy for a name that nothing has: the names that come nearest; None where none does."""
+    near = difflib.get_close_matches(word, list(candidates), n=most)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else None
 
 
 class TorchquiltError(Exception):
@@ -129,6 +137,10 @@ class ArtifactError(TorchquiltError, ValueError):
         self.differences = differences
 
 
+class LedgerError(TorchquiltError, KeyError):
+    """A ledger was asked for a row that it does not have."""
+
+
 class CalibrationError(TorchquiltError, RuntimeError):
     """Calibration data that the prepared model cannot take, or that leaves a tensor unseen.
 
@@ -189,7 +201,14 @@ class VerificationError(LoweringError):
 
 
 class PluginError(TorchquiltError):
-    """Base of what can go wrong with finding and loading a backend."""
+    """Base of what can go wrong with finding and loading a plugin. ``plugin`` is its name."""
+
+    def __init__(self, problem: str, *, plugin: object = None, **details: Any) -> None:
+        super().__init__(problem, **details)
+        self.plugin = None if plugin is None else str(plugin)
+
+    def _about(self) -> list[tuple[str, object]]:
+        return [*super()._about(), ("plugin", self.plugin)]
 
 
 class PluginNotFoundError(PluginError, LookupError):

@@ -19,6 +19,8 @@ from typing import Any
 
 import attrs
 
+from torchquilt.table import counted
+
 
 @attrs.frozen
 class Fate:
@@ -40,7 +42,7 @@ def lowered_lines(fates: Mapping[str, Sequence[Any]]) -> list[str]:
     lines = ["lowered:"] if fates else []
     for code, rows in sorted(fates.items()):
         quantized = sum(row.is_quantized for row in rows)
-        lines.append(f"  {code}: {len(rows)} operators, {quantized} of them quantized")
+        lines.append(f"  {code}: {counted(len(rows), 'operator')}, {quantized} of them quantized")
         if code in ("fell_back_to_float", "delegated_as_float"):
             lines += [
                 f"    {row.node} ({row.op}, module {row.module or '(root)'}): {row.lowered.text}"

@@ -41,9 +41,9 @@ from typing import Any
 
 import attrs
 
-from torchquilt.errors import ModelError
+from torchquilt.errors import LedgerError, ModelError, did_you_mean
 from torchquilt.fate import Fate, lowered_lines
-from torchquilt.table import html_folded, html_list, html_table
+from torchquilt.table import Listing, counted, html_folded, html_list, html_table
 
 #: Version of the JSON that :meth:`Ledger.to_json` writes.
 JSON_SCHEMA = 1
@@ -99,6 +99,8 @@ class Row:
         macs: multiply-adds for one call, for the example shapes; 0 where it has none.
         parameters: ``(name, bytes)`` of each stored float tensor that it reads.
         lowered: what came of it; None where the model has not been lowered.
+        written_as: the nodes that it consists of after a backend wrote it in another form, each with its
+            overload; empty where it is as the user wrote it.
     """
 
     node: str
@@ -112,6 +114,12 @@ class Row:
     macs: int
     parameters: tuple[tuple[str, int], ...]
     lowered: Fate | None = None
+    written_as: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def forms(self) -> tuple[tuple[str, str], ...]:
+        """The nodes of the prepared graph that compute it, each with its overload."""
+        return self.written_as or ((self.node, self.op),)
 
     @property
     def is_quantized(self) -> bool:
@@ -190,7 +198,7 @@ class Change:
         return f"{self.node}: {self.before} → {self.after}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Ledger:
     """Every decision about a model.
 
@@ -216,12 +224,21 @@ class Ledger:
         """The row of a node, by its name.
 
         Raises:
-            KeyError: there is no such node.
+            LedgerError: there is no such node. It is a ``KeyError``, too.
         """
         for row in self.rows:
             if row.node == node:
                 return row
-        raise KeyError(node)
+        raise self._no_row(node)
+
+    def _no_row(self, node: object) -> LedgerError:
+        names = [row.node for row in self.rows]
+        return LedgerError(
+            f"The ledger has no row {node!r}.",
+            expected="the name of an operator of the graph, which each row has as .node",
+            got=repr(node),
+            remedy=did_you_mean(str(node), names) or "list(ledger) has all rows",
+        )
 
     @property
     def quantized(self) -> tuple[Row, ...]:
@@ -293,7 +310,7 @@ class Ledger:
             before, after = _decision(mine.get(node)), _decision(theirs.get(node))
             if before != after:
                 changes.append(Change(node, before, after))
-        return tuple(changes)
+        return Listing(changes)
 
     def to_json(self) -> str:
         """The ledger as JSON text, with a schema version."""
@@ -334,6 +351,11 @@ class Ledger:
             raise ModelError(
                 "This is not JSON of a ledger.", got=f"{type(error).__name__}: {error}"
             ) from error
+
+    def __repr__(self) -> str:
+        taken = len(self.quantized)
+        size = counted(len(self.rows), "operator")
+        return f"<Ledger of {size}, {taken:,} quantized; print it for the reasons>"
 
     def __str__(self) -> str:
         """The shares, then what stays in float and why, the same reasons together."""
@@ -379,7 +401,7 @@ class Ledger:
                 html_list("Requantized:", [str(edge) for edge in self.boundaries]),
                 html_list("Problems:", self.problems),
                 html_list("Warnings:", [str(caution) for caution in self.warnings]),
-                html_folded(f"{len(self.rows)} operators", rows),
+                html_folded(counted(len(self.rows), "operator"), rows),
             ]
         )
 
@@ -394,14 +416,14 @@ class Ledger:
 def _part(pair: tuple[int, int], what: str = "") -> str:
     taken, whole = pair
     share = f" ({taken / whole:.0%})" if whole else ""
-    return f"{taken:,} of {whole:,}{' ' if what else ''}{what}{share}"
+    return f"{taken:,} of {counted(whole, what) if what else f'{whole:,}'}{share}"
 
 
 def _share_text(share: Share) -> str:
     parts = (
-        _part(share.nodes, "operators"),
-        _part(share.macs, "multiply-adds"),
-        _part(share.parameter_bytes, "parameter bytes"),
+        _part(share.nodes, "operator"),
+        _part(share.macs, "multiply-add"),
+        _part(share.parameter_bytes, "parameter byte"),
     )
     return f"{share.name}: {', '.join(parts)}"
 
@@ -439,6 +461,7 @@ def _row_from(data: dict[str, Any]) -> Row:
     values["tensors"] = tuple(Tensor(**tensor) for tensor in data["tensors"])
     values["reasons"] = tuple(Reason(**reason) for reason in data["reasons"])
     values["parameters"] = tuple((name, size) for name, size in data["parameters"])
+    values["written_as"] = tuple((node, op) for node, op in data.get("written_as", ()))
     fate = data.get("lowered")
     values["lowered"] = None if fate is None else Fate(**fate)
     return Row(**values)

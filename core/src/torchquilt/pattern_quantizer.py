@@ -13,7 +13,7 @@ from torchquilt.annotation import annotate_node, annotation_of
 from torchquilt.capability import Capabilities, Capability
 from torchquilt.claims import Claim, decide
 from torchquilt.config import QuantizationConfig
-from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError
+from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError, did_you_mean
 from torchquilt.graph.values import overload_name
 from torchquilt.intent import Intent
 from torchquilt.operators import OPERATORS, ObjectType, Operand, object_type
@@ -77,6 +77,7 @@ class PatternQuantizer(Quantizer):
                 quantizer=cls.__name__,
                 expected=" | ".join(cls.PRESETS) or "no presets",
                 got=name,
+                remedy=did_you_mean(str(name), cls.PRESETS),
             )
         return cls().set_global(cls.PRESETS[name]())
 

@@ -4,9 +4,35 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 #: Said in each cell, since a style sheet would reach into the rest of the notebook.
 _CELL = "text-align: left; vertical-align: top; padding: 2px 8px"
+
+
+#: A listing shows so many lines where nobody asked for all of them.
+_MOST_LINES = 20
+
+_T = TypeVar("_T")
+
+
+class Listing(tuple[_T, ...]):
+    """Values that print one a line. Its repr, which debuggers and consoles show unasked, is cut short."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "nothing"
+
+    def __repr__(self) -> str:
+        more = len(self) - _MOST_LINES
+        lines = [*map(str, self[:_MOST_LINES]), *([f"… and {more:,} more"] if more > 0 else [])]
+        return "\n".join(lines) or "nothing"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 operator``, ``2 operators``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -84,6 +84,8 @@ def test_doctor_says_what_is_wrong_and_what_to_do(
         ("environment", "names"),
         ("acme", "class"),
     ]
+    (listed,) = json.loads(run("plugins", "doctor", "--json").out)["backends"]
+    assert (listed["status"], listed["error"].partition(":")[0]) == ("broken", "class")
 
 
 # --- capabilities -------------------------------------------------------------------------------------------
@@ -132,7 +134,8 @@ def test_a_backend_that_cannot_be_asked_is_left_out_with_a_warning(run: Run, sit
     ("arguments", "code", "hint"),
     [
         (("xnpack",), 3, "did you mean 'xnnpack'"),
-        (("--op", "linaer"), 3, "did you mean linear"),
+        (("--op", "linaer"), 2, "did you mean linear"),
+        (("--op", "torch.nn.GELU"), 2, "No row is about 'torch.nn.GELU': there is adaptive_avg_pool2d, add"),
         (("--target", "executorhc"), 2, "did you mean executorch?"),
         (("--preset", "byte_per_raw"), 2, "did you mean byte_per_row?"),
         (("--dtype", "int7"), 2, "did you mean int"),

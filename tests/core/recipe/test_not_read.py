@@ -212,7 +212,10 @@ WRONG_HERE = {
         "[[quantizer]]\nbackend = 'xnnpak'", 3, "quantizer[0].backend", ("mean 'xnnpack'?",)
     ),
     "unknown preset": Wrong(
-        f"{_X}global = 'static_int'", 4, "quantizer[0].global", ("no preset", "static_int8 |")
+        f"{_X}global = 'static_int'",
+        4,
+        "quantizer[0].global",
+        ("no preset", "static_int8 |", "did you mean 'static_int8'"),
     ),
     "preset of a rule": Wrong(
         f"{_T}name = 'relu'\nconfig = 'floot'", 6, "quantizer[0].type[0].config", ("no preset", "| float")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch import nn
 import torchquilt as tq
 from plugins.executorch.models import TOKENS, Encoder, composed, converted
 from strategies import Fn, normal
+from torchquilt_executorch.known_noise import without_known_lines, without_known_records
 
 _BEGINNING = """
     import sys
@@ -44,6 +46,42 @@ def in_a_process(code: str, path: Path) -> list[str]:
     )
     assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout.splitlines()
+
+
+def test_lowering_and_running_say_nothing_that_is_known_and_harmless() -> None:
+    """What torchao and ExecuTorch say of kernels and files of other processors is for nobody here."""
+    code = """
+        from torch import nn
+        from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+        inputs = (torch.randn(2, 4),)
+        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
+        prepared = tq.prepare_pt2e(torch.export.export(nn.Linear(4, 4).eval(), inputs), quantizer)
+        program = tq.lower(tq.convert_pt2e(tq.calibrate(prepared, [inputs])), inputs)
+        program.run(*inputs)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(_BEGINNING) + dedent(code), ""],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+
+
+def test_what_is_not_known_is_still_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only known lines and records are left out, and only while it lasts."""
+    logger = logging.getLogger("torchao")
+    with without_known_lines():
+        print("[cpuinfo_utils.cpp:71] Reading file", file=sys.stderr)
+        print("something new", file=sys.stderr)
+    assert capsys.readouterr().err == "something new\n"
+    with without_known_records():
+        known = logging.LogRecord("torchao", 30, "", 0, "Failed to load /x/torchao/_C_new.so", None, None)
+        new = logging.LogRecord("torchao", 30, "", 0, "Something else failed", None, None)
+        assert [bool(logger.filter(record)) for record in (known, new)] == [False, True]
+    assert logger.filter(known)
 
 
 @cache

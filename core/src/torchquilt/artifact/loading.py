@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Artifact:
     """A saved model that was loaded and found to be what its lock says.
 
@@ -34,6 +34,9 @@ class Artifact:
 
     program: ExportedProgram
     lock: Lock
+
+    def __repr__(self) -> str:
+        return f"<Artifact with {self.lock!r}; .program is its ExportedProgram>"
 
     def module(self) -> GraphModule:
         """A module that runs the program, made anew at each call; its tensors are those of the program."""

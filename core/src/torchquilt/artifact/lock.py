@@ -16,6 +16,7 @@ from attrs import validators
 
 from torchquilt.errors import ArtifactError
 from torchquilt.ledger import Ledger
+from torchquilt.table import Listing, counted
 
 #: Version of the JSON that :meth:`Lock.to_json` writes.
 JSON_SCHEMA = 1
@@ -116,7 +117,7 @@ class OperatorCount:
     count: int = attrs.field(validator=_whole)
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Lock:
     """What made a saved model, and what has to be in it.
 
@@ -169,6 +170,10 @@ class Lock:
         for entry, dtype in sorted(held):
             found[dtype] += sizes.get(entry, 0)
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+    def __repr__(self) -> str:
+        made = f"torchquilt {self.torchquilt}, torch {self.torch}"
+        return f"<Lock {self.sha256[:12]} by {made}: {counted(len(self.tensors), 'tensor')}>"
 
     def to_json(self) -> str:
         """The lock as JSON text, with a schema version and its own digest."""
@@ -267,7 +272,7 @@ class Change:
         return f"{label}: {_short(self.before)} → {_short(self.after)}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class LockDiff:
     """All that two locks say differently; false where that is nothing. Prints one line for each."""
 
@@ -281,6 +286,9 @@ class LockDiff:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.changes)) or "no difference"
+
+    def __repr__(self) -> str:
+        return repr(Listing(self.changes))
 
     def to_json(self) -> str:
         """The changes as JSON text, with a schema version."""

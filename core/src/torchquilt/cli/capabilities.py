@@ -42,6 +42,7 @@ def capabilities(
     """
     found = _of_backends(backends or _usable())
     specs = [spec for row in found for _, allowed in row.specs for spec in allowed]
+    _check_operator(op, found)
     _check_choice("dtype", dtype, {spec.dtype for spec in specs})
     _check_choice("preset", preset, {name for row in found for name in row.presets})
     _check_choice("target", target, {name for row in found for name in row.targets})
@@ -81,6 +82,19 @@ def _of_backends(names: tuple[str, ...]) -> Capabilities:
         # A class that does not work from a table can only tell what a quantizer would do as it is made.
         found |= quantizer(name).quantization_capabilities() if ask is None else ask()
     return found
+
+
+def _check_operator(op: str | None, found: Capabilities) -> None:
+    """Refuse an operator that no row is about, and what is no operator."""
+    from torchquilt.errors import IntentError
+
+    try:
+        if op is None or found.filter(op):
+            return
+    except IntentError as error:
+        raise click.BadParameter(f"{error.problem} {error.remedy or ''}", param_hint="'--op'") from error
+    known = ", ".join(sorted({row.working for row in found})) or "none"
+    raise click.BadParameter(f"No row is about {op!r}: there is {known}.", param_hint="'--op'")
 
 
 def _check_choice(option: str, value: str | None, known: set[str]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torchquilt.cli.ledgers import show_ledger
 from torchquilt.cli.output import write, write_table
+from torchquilt.table import counted
 from torchquilt.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def show_program(file: Path, program: LoweredProgram) -> None:
     ]
     write_table([("", "takes and returns"), *((kind, str(port)) for kind, port in ports)])
     write(
-        f"delegated as integers: {len(program.integer_operations)} operators; "
+        f"delegated as integers: {counted(len(program.integer_operations), 'operator')}; "
         f"islands of float: {len(program.float_islands)}; "
         f"quantize and dequantize left outside: {len(program.leftovers)}"
     )

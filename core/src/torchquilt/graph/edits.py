@@ -22,7 +22,7 @@ from torchquilt.graph.bodies import call_of
 from torchquilt.graph.code import copy_without_code, outdate
 from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.storage import copies_in_common, tensors_of, written_tensors
-from torchquilt.graph.values import WRITTEN_FOR, attribute, overload_name, writes_to
+from torchquilt.graph.values import HELPS, WRITTEN_FOR, attribute, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
 _ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom", WRITTEN_FOR)
@@ -212,6 +212,7 @@ def call_before(model: GraphModule, node: Node, target: Any, *args: Any) -> Node
         new = model.graph.call_function(target, args)
     take_origin(new, node)
     new.meta.setdefault(WRITTEN_FOR, overload_name(node))
+    new.meta[HELPS] = node.name
     values = torch.fx.map_arg(args, lambda source: source.meta["val"])
     fake = next(value for value in pytree.tree_leaves(values) if isinstance(value, FakeTensor))
     with fake.fake_mode:

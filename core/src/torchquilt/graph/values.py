@@ -35,6 +35,19 @@ def overload_name(node: Node) -> str:
 WRITTEN_FOR = "torchquilt_written_for"
 
 
+#: ``node.meta`` of a node that helps to write another one in another form has the name of that one here.
+HELPS = "torchquilt_helps"
+
+
+def call_name(node: Node) -> str:
+    """The overload that a node calls; for what is no operator of torch the name of the function."""
+    name = overload_name(node) or str(getattr(node.target, "_name", ""))
+    if name or not callable(node.target):
+        return name or str(node.target)
+    module = getattr(node.target, "__module__", None) or "torch"
+    return f"{module.lstrip('_')}.{getattr(node.target, '__name__', str(node.target))}"
+
+
 def asked_name(node: Node) -> str:
     """The overload that a rule about this node names: what the model had before a backend rewrote it."""
     written_for: str = node.meta.get(WRITTEN_FOR, "")

@@ -47,18 +47,15 @@ class Joint:
         self._nodes: dict[str, Node] = {}
         self._rows: dict[str, Row] = {}
         self._made_for: dict[str, str] = {}
-        rows = {} if ledger is None else {row.node: row for row in ledger.rows}
+        rows = {} if ledger is None else {form: row for row in ledger.rows for form in row.forms}
         for region in regions(program.graph_module):
             prefix = f"{region.path}." if region.path else ""
             for node in region.module.graph.nodes:
                 name = region.name_of(node)
                 self._nodes[name] = node
                 earlier = _earlier_names(node)
-                fitting = [prefix + one for one in (*earlier[:1], node.name)]
-                row = next(
-                    (rows[one] for one in fitting if one in rows and rows[one].op == overload_name(node)),
-                    None,
-                )
+                fitting = [(prefix + one, overload_name(node)) for one in (*earlier[:1], node.name)]
+                row = next((rows[one] for one in fitting if one in rows), None)
                 if row is not None:
                     self._rows[name] = row
                     self._made_for.setdefault(prefix + (earlier or (node.name,))[-1], name)

@@ -24,7 +24,7 @@ REPORT_SUFFIX = ".json"
 _MOST_PLACES = 3
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class LoweredProgram:
     """A program for a runtime.
 
@@ -137,6 +137,10 @@ class LoweredProgram:
         from torchquilt.lowering.report import report
 
         return report(self)
+
+    def __repr__(self) -> str:
+        backends = ", ".join(self.backends) or "no backend"
+        return f"<LoweredProgram for {self.target}, from {backends}: {self.size:,} bytes; print it for more>"
 
     def __str__(self) -> str:
         from torchquilt.lowering.report import summary

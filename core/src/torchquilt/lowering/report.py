@@ -18,6 +18,7 @@ from torchquilt.ledger import Ledger
 from torchquilt.lowering.contract import Kernel
 from torchquilt.lowering.program import LoweredProgram, report_path
 from torchquilt.lowering.values import Agreement, Dimension, Leftover, Placed, Port, Ports, Verification
+from torchquilt.table import counted
 
 #: Version of the JSON of a report.
 JSON_SCHEMA = 1
@@ -114,7 +115,7 @@ def summary(program: LoweredProgram) -> list[str]:
     lines.append(str(program.io))
     if program.operations:
         integers, islands = len(program.integer_operations), len(program.float_islands)
-        lines.append(f"delegated as integers: {integers} operators; islands of float: {islands}")
+        lines.append(f"delegated as integers: {counted(integers, 'operator')}; islands of float: {islands}")
     if program.operators:
         lines.append(f"kernels of the runtime: {', '.join(program.operators)}")
     if program.leftovers:

@@ -92,9 +92,17 @@ def diagnose() -> Diagnosis:
     return Diagnosis(
         {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         {name: os.environ.get(name) for name in (ALLOW_VARIABLE, BLOCK_VARIABLE)},
-        listed,
+        Backends(_as_found(plugin, findings) for plugin in listed),
         tuple(findings),
     )
+
+
+def _as_found(plugin: Backend, findings: list[Finding]) -> Backend:
+    """The listing of a plugin, which knows only its manifest, corrected by what using it showed."""
+    found = next((one for one in findings if one.subject == plugin.name), None)
+    if plugin.status != "ok" or found is None:
+        return plugin
+    return attrs.evolve(plugin, status="broken", error=f"{found.stage}: {found.error}")
 
 
 def _version(distribution: str) -> str | None:

@@ -55,7 +55,7 @@ def _register(plugin: object, offer: Offer) -> pluggy.PluginManager:
         manager.check_pending()  # says so if there is one with its name misspelt
         raise PluginError(
             f"The plugin {offer.name!r} does not implement the hook torchquilt_manifest.",
-            quantizer=offer.name,
+            plugin=offer.name,
             expected="a function torchquilt_manifest() that is marked with torchquilt.plugins.hookimpl",
             got=f"none in {offer.entry_point.value if offer.entry_point else plugin!r}",
             remedy="add the function, or the marker",
@@ -68,7 +68,7 @@ def _ask_for_manifest(manager: pluggy.PluginManager, offer: Offer) -> Manifest:
     if not isinstance(manifest, Manifest):
         raise PluginError(
             f"The hook torchquilt_manifest of the plugin {offer.name!r} did not return a manifest.",
-            quantizer=offer.name,
+            plugin=offer.name,
             expected="torchquilt.Manifest",
             got=repr(manifest),
             remedy="return Manifest(name=..., api=..., summary=..., quantizer='module:Class')",
@@ -76,7 +76,7 @@ def _ask_for_manifest(manager: pluggy.PluginManager, offer: Offer) -> Manifest:
     if manifest.name != offer.name:
         raise PluginError(
             "A plugin has one name in its entry point and another in its manifest.",
-            quantizer=offer.name,
+            plugin=offer.name,
             expected=f"{offer.name!r}, as in the entry point",
             got=f"{manifest.name!r} in the manifest",
             remedy=f"use one name in both; the entry point is in the pyproject.toml of {offer.distribution}",
@@ -101,7 +101,7 @@ def usable(backend: Backend) -> tuple[Backend, Manifest]:
         newer = backend.manifest.api > API
         raise PluginLoadError(
             f"The backend {backend.name!r} was made for another plugin interface.",
-            quantizer=backend.name,
+            plugin=backend.name,
             expected=f"plugin interface {API}, which this torchquilt speaks",
             got=f"plugin interface {backend.manifest.api} in {backend.distribution} {backend.version}",
             remedy=f"pip install --upgrade {'torchquilt' if newer else backend.distribution}",
@@ -109,7 +109,7 @@ def usable(backend: Backend) -> tuple[Backend, Manifest]:
     if backend.manifest is None:
         raise PluginLoadError(
             f"The backend {backend.name!r} is installed, but broken.",
-            quantizer=backend.name,
+            plugin=backend.name,
             expected=f"{backend.distribution} {backend.version} to give its manifest",
             got=f"at the stage {backend.stage!r}: {backend.error}",
             remedy=mend(backend),

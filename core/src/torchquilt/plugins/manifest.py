@@ -206,7 +206,7 @@ class Manifest:
         if self.quantizer is None and self.target is None:
             raise PluginError(
                 "A Manifest does not say what the plugin is.",
-                quantizer=self.name,
+                plugin=self.name,
                 expected="quantizer='package.module:Class' for a backend, or target= for a lowering target",
                 got="neither",
                 remedy="name the class, as text",

@@ -23,6 +23,7 @@ from torchquilt.errors import (
     PluginLoadError,
     PluginNotFoundError,
     UnsupportedConfigError,
+    did_you_mean,
 )
 from torchquilt.plugins.examination import PLUGIN_FAILURES, examine, mark_duplicates, mend, usable
 from torchquilt.plugins.listing import KNOWN, Backend, Backends, Kind
@@ -120,7 +121,7 @@ def quantizer(name: str, preset: str | None = None, *, distribution: str | None 
     if preset is not None and not hasattr(cls, "from_preset"):
         raise PluginLoadError(
             f"The backend {backend.name!r} names presets that its class cannot make.",
-            quantizer=backend.name,
+            plugin=backend.name,
             expected="a classmethod from_preset(name)",
             got=f"{reference} without one",
             remedy=f"report it to the authors of {backend.distribution}",
@@ -174,6 +175,9 @@ def contribution(name: str, target: str) -> Any:
     return _load(backend, reference, f"What the backend {backend.name!r} gives to {target!r}")
 
 
+_KINDS: dict[Kind, str] = {"backend": "backend", "target": "lowering target"}
+
+
 # --- Choosing and loading one -------------------------------------------------------------------------------
 
 
@@ -199,7 +203,7 @@ def _choose(offers: Sequence[Offer], name: str, distribution: str | None, kind: 
         if not named:
             raise PluginNotFoundError(
                 f"The distribution {distribution!r} has no backend {name!r}.",
-                quantizer=name,
+                plugin=name,
                 expected=f"one of: {', '.join(owners)}",
                 got=repr(distribution),
                 remedy="name one of these, or leave distribution out",
@@ -208,7 +212,7 @@ def _choose(offers: Sequence[Offer], name: str, distribution: str | None, kind: 
     if not enabled:
         raise PluginLoadError(
             f"The backend {name!r} is installed, but disabled {disabled_by(named[0])}.",
-            quantizer=name,
+            plugin=name,
             expected="a backend that the environment allows",
             got="; ".join(
                 f"{variable}={os.environ[variable]!r}"
@@ -221,7 +225,7 @@ def _choose(offers: Sequence[Offer], name: str, distribution: str | None, kind: 
         owners = [offer.distribution for offer in enabled]
         raise PluginConflictError(
             f"{len(enabled)} installed distributions have a backend {name!r}.",
-            quantizer=name,
+            plugin=name,
             expected="one",
             got=", ".join(f"{offer.distribution} {offer.version}" for offer in enabled),
             remedy=f"pass distribution={owners[0]!r}, or set {BLOCK_VARIABLE}={owners[-1]}, or uninstall one",
@@ -237,7 +241,7 @@ def _load(plugin: Backend, reference: str, what: str) -> Any:
     except PLUGIN_FAILURES as error:
         raise PluginLoadError(
             f"{what} cannot be imported.",
-            quantizer=plugin.name,
+            plugin=plugin.name,
             expected=reference,
             got=f"{type(error).__name__}: {error}",
             remedy=mend(plugin),
@@ -250,7 +254,7 @@ def _load_class(plugin: Backend, reference: str) -> Any:
     if not callable(cls):
         raise PluginLoadError(
             f"The manifest of the {kind} {plugin.name!r} does not name a class.",
-            quantizer=plugin.name,
+            plugin=plugin.name,
             expected=f"a class at {reference}",
             got=repr(cls),
             remedy=f"report it to the authors of {plugin.distribution}",
@@ -262,6 +266,7 @@ def _load_class(plugin: Backend, reference: str) -> Any:
 
 
 def _not_found(offers: Sequence[Offer], name: str, kind: Kind) -> PluginNotFoundError:
+    offers = [offer for offer in offers if _is_of_kind(examine(offer), kind)]
     # Somebody may use the name of the package, so that leads to the backend too.
     found = {handle: offer.name for offer in offers for handle in offer.handles}
     published = {
@@ -282,22 +287,25 @@ def _not_found(offers: Sequence[Offer], name: str, kind: Kind) -> PluginNotFound
     else:
         remedy = f"install the plugin that has it; torchquilt.{kind}s() lists what there is"
     return PluginNotFoundError(
-        f"No installed plugin is called {name!r}.",
-        quantizer=name,
+        f"No installed {_KINDS[kind]} is called {name!r}.",
+        plugin=name,
         expected=installed_names(offers),
         got=repr(name),
         remedy=remedy,
     )
 
 
+def _is_of_kind(plugin: Backend, kind: Kind) -> bool:
+    return plugin.is_backend if kind == "backend" else plugin.is_target
+
+
 def _no_such_preset(manifest: Manifest, preset: str) -> UnsupportedConfigError:
-    near = nearest(preset, manifest.preset_names)
     return UnsupportedConfigError(
         f"The backend {manifest.name!r} has no preset {preset!r}.",
         quantizer=manifest.name,
         expected=f"one of: {', '.join(manifest.preset_names)}" if manifest.presets else "none: it has none",
         got=repr(preset),
-        remedy=f"did you mean {near[0]!r}?" if near else "use one of these, or leave preset out",
+        remedy=did_you_mean(preset, manifest.preset_names, 1) or "use one of these, or leave preset out",
     )
 
 
@@ -313,7 +321,7 @@ def _of_the_other_kind(manifest: Manifest, kind: Kind) -> PluginNotFoundError:
             remedy = f"what it quantizes is lowered to {' or '.join(map(repr, manifest.targets))}"
     return PluginNotFoundError(
         f"The plugin {manifest.name!r} {problem}.",
-        quantizer=manifest.name,
+        plugin=manifest.name,
         expected=expected,
         got=repr(manifest.name),
         remedy=remedy,

@@ -9,7 +9,7 @@ from torchquilt.graph.bodies import Region, call_of
 from torchquilt.graph.cost import multiply_adds, stored_tensors
 from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import constant_nodes, overload_name
+from torchquilt.graph.values import HELPS, asked_name, call_name, constant_nodes
 from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.groups import Group
@@ -51,7 +51,7 @@ def _reason_of_itself(node: Node) -> Reason:
         return Reason("", "control_flow", "it runs its bodies, whose operators have rows of their own")
     if decomposed_from(node):
         return Reason("", "decomposed", explanation(node))
-    operator = overload_name(node) or str(node.target)
+    operator = call_name(node)
     if getattr(node.target, "namespace", None) == "higher_order":
         return Reason("", "body_not_entered", f"what {operator} runs inside is left as it is")
     return Reason("", "unsupported_op", f"no quantizer here has a row for {operator}")
@@ -65,30 +65,55 @@ class _RegionLedger:
         self.group_of = {place: group for group in groups for place in group.places}
         self.number = {id(group): first + index for index, group in enumerate(groups)}
         self._constants = constant_nodes(region.module.graph)
+        self._by_name = {node.name: node for node in region.module.graph.nodes}
+        self._helpers: dict[Node, list[Node]] = {}
+        for node in region.module.graph.nodes:
+            if self._written(node) is not node:
+                self._helpers.setdefault(self._written(node), []).append(node)
 
     def rows(self, why_not: dict[Node, tuple[tuple[str, Reject], ...]]) -> list[Row]:
-        """A row for each operator."""
+        """A row for each operator that the user wrote."""
         nodes = self.region.module.graph.nodes
-        return [self._row(node, why_not.get(node, ())) for node in nodes if node.op == "call_function"]
+        return [
+            self._row(node, why_not.get(node, ()))
+            for node in nodes
+            if node.op == "call_function" and self._written(node) is node
+        ]
+
+    def _written(self, node: Node) -> Node:
+        """The operator of the user's that a node is a part of: itself, or the one that it helps to write."""
+        helped: str = node.meta.get(HELPS, "")
+        return self._by_name.get(helped, node)
 
     def _row(self, node: Node, rejected: tuple[tuple[str, Reject], ...]) -> Row:
         annotation = annotation_of(node)
+        parts = (*self._helpers.get(node, ()), node)
+        forms = tuple((self.region.name_of(part), call_name(part)) for part in parts)
+        op = asked_name(node) or call_name(node)
         return Row(
             node=self.region.name_of(node),
-            op=overload_name(node) or str(node.target),
+            op=op,
             module=module_path(node),
             quantizer=annotation.quantizer if annotation else None,
             pattern=annotation.pattern if annotation else "",
             rule=annotation.rule if annotation else "",
-            tensors=self._tensors(node),
+            tensors=self._tensors(parts),
             reasons=() if annotation else _reasons(node, rejected),
-            macs=multiply_adds(node),
-            parameters=stored_tensors(node, self._constants),
+            macs=sum(map(multiply_adds, parts)),
+            parameters=tuple(
+                dict.fromkeys(one for part in parts for one in stored_tensors(part, self._constants))
+            ),
+            written_as=() if forms == ((self.region.name_of(node), op),) else forms,
         )
 
-    def _tensors(self, node: Node) -> tuple[Tensor, ...]:
-        places: list[tuple[str, EdgeOrNode]] = [(f"input {n.name}", (n, node)) for n in node.all_input_nodes]
-        places.append(("output", node))
+    def _tensors(self, parts: tuple[Node, ...]) -> tuple[Tensor, ...]:
+        places: list[tuple[str, EdgeOrNode]] = [
+            (f"input {source.name}", (source, part))
+            for part in parts
+            for source in part.all_input_nodes
+            if source not in parts
+        ]
+        places.append(("output", parts[-1]))
         found = ((name, self.group_of[place]) for name, place in places if place in self.group_of)
         return tuple(Tensor(name, str(group.spec), self.number[id(group)]) for name, group in found)
 
@@ -105,8 +130,8 @@ class _RegionLedger:
         assert made is not None
         assert used is not None
         return Boundary(
-            self.region.name_of(producer),
-            self.region.name_of(user),
+            self.region.name_of(self._written(producer)),
+            self.region.name_of(self._written(user)),
             made.quantizer,
             str(self.group_of[producer].spec),
             used.quantizer,

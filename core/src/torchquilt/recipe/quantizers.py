@@ -10,7 +10,7 @@ from typing import Literal
 
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.config import QuantizationConfig
-from torchquilt.errors import IntentError, RecipeError
+from torchquilt.errors import IntentError, RecipeError, did_you_mean
 from torchquilt.operators import ObjectType, attribute_at
 from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.plugins import registry
@@ -106,6 +106,7 @@ def _config(made: PatternQuantizer, asked: QuantizationConfig | str | None) -> Q
             quantizer=made.name,
             expected=" | ".join([*made.PRESETS, FLOAT]),
             got=asked,
+            remedy=did_you_mean(asked, (*made.PRESETS, FLOAT)),
         )
     return made.PRESETS[asked]()
 

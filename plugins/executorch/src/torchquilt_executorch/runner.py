@@ -6,12 +6,12 @@ import contextlib
 import importlib
 import io
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torchquilt import ProgramError
 from torchquilt.lowering import Slot
+from torchquilt_executorch.known_noise import without_known_lines, without_known_records
 from torchquilt_executorch.stored import StoredProgram
 
 _METHOD = "forward"
@@ -97,8 +97,7 @@ class ExecuTorchRunner:
 
     def _load(self) -> Any:
         """The method that runs, in a runtime that has what it needs."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that its interface may change
+        with without_known_records():  # that its interface may change is one
             from executorch.runtime import Runtime
 
             runtime = Runtime.get()
@@ -110,7 +109,8 @@ class ExecuTorchRunner:
             return runtime.load_program(self._buffer).load_method(_METHOD)
 
         try:
-            return load()
+            with without_known_lines():
+                return load()
         except Exception as error:  # likewise
             raise self._failed("The runtime cannot load the program.", error, _told_by(load)) from error
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import LoweringError
 from torchquilt.graph.bodies import nodes_of, regions
 from torchquilt.lowering import Contribution, Lowered, place_of
+from torchquilt_executorch.known_noise import without_known_records
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -55,7 +55,7 @@ class ExecuTorchTarget:
         from torchquilt_executorch.origins import Origins
         from torchquilt_executorch.stored import StoredProgram
 
-        with _quietly():
+        with without_known_records():
             importlib.import_module(QUANTIZED_KERNELS)
         for backend, given in contributions.items():
             for library in given.libraries:
@@ -67,7 +67,7 @@ class ExecuTorchTarget:
         origins = Origins.of_program(program)
         readers = {name: read for one in contributions.values() for name, read in one.readers.items()}
         # Passes of ExecuTorch run the graph, in which writing to a buffer is no matter for gradients.
-        with _quietly(), torch.no_grad():
+        with without_known_records(), torch.no_grad():
             edge = _to_edge(program, contributions)
             opened = Opened(edge.exported_program(), origins, readers)
             manager = _to_executorch(edge, program, contributions)
@@ -94,7 +94,7 @@ class ExecuTorchTarget:
 
 def _require_executorch() -> None:
     try:
-        with _quietly():
+        with without_known_records():
             importlib.import_module("executorch.exir")
     except ImportError as error:
         raise LoweringError(
@@ -107,7 +107,7 @@ def _require_executorch() -> None:
 
 def _import_library(name: str, backend: str) -> None:
     try:
-        with _quietly():
+        with without_known_records():
             importlib.import_module(name)
     except Exception as error:  # it loads code of C++, which fails in any way it likes
         raise LoweringError(
@@ -163,14 +163,6 @@ def _merged(field: str, contributions: Mapping[str, Contribution]) -> dict[str, 
                     remedy="lower what they quantize separately: backends=[...]",
                 )
     return {name: value for name, (_, value) in found.items()}
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """ExecuTorch and what it imports warn of themselves, which nobody here can do anything about."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextlib.contextmanager
