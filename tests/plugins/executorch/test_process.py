@@ -74,8 +74,7 @@ def test_what_is_not_known_is_still_said(capsys: pytest.CaptureFixture[str]) -> 
     """Only known lines and records are left out, and only while it lasts."""
     logger = logging.getLogger("torchao")
     with without_known_lines():
-        print("[cpuinfo_utils.cpp:71] Reading file", file=sys.stderr)
-        print("something new", file=sys.stderr)
+        sys.stderr.write("[cpuinfo_utils.cpp:71] Reading file\nsomething new\n")
     assert capsys.readouterr().err == "something new\n"
     with without_known_records():
         known = logging.LogRecord("torchao", 30, "", 0, "Failed to load /x/torchao/_C_new.so", None, None)

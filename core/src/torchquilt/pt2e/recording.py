@@ -65,7 +65,7 @@ class _RegionLedger:
         self.group_of = {place: group for group in groups for place in group.places}
         self.number = {id(group): first + index for index, group in enumerate(groups)}
         self._constants = constant_nodes(region.module.graph)
-        self._by_name = {node.name: node for node in region.module.graph.nodes}
+        self._by_name: dict[str, Node] = {node.name: node for node in region.module.graph.nodes}
         self._helpers: dict[Node, list[Node]] = {}
         for node in region.module.graph.nodes:
             if self._written(node) is not node:
