@@ -43,7 +43,7 @@ def program(quantized: Path) -> Path:
     )
     assert done.returncode == 0, done.stderr
     assert f"{path}: {path.stat().st_size:,} bytes, for executorch, from xnnpack" in done.stdout
-    assert "delegated_as_integers: 1 operators, 1 of them quantized" in done.stdout
+    assert "delegated_as_integers: 1 operator, 1 of them quantized" in done.stdout
     assert "against the quantized model: output_0: " in done.stdout
     return path
 
@@ -60,7 +60,7 @@ def test_inspect_shows_the_report_of_a_program(run: Run, program: Path) -> None:
     answer = run("inspect", program)
     assert (answer.code, answer.err) == (0, "")
     assert "input   x: float32[3, 16]" in answer.out
-    assert "delegated_as_integers: 1 operators" in answer.out
+    assert "delegated_as_integers: 1 operator" in answer.out
     told = json.loads(run("inspect", program, "--json").out)
     assert told == json.loads(program.with_name("model.pte.json").read_text())
     assert told["schema"] == 1

@@ -147,10 +147,10 @@ def test_only_converted_models_are_lowered(stage: str) -> None:
     [
         ({"example_inputs": None}, "needs example inputs"),
         ({"example_inputs": (normal(3, 9),)}, "cannot be exported with these example inputs"),
-        ({"target": "executroch"}, "No installed plugin is called 'executroch'"),
+        ({"target": "executroch"}, "No installed lowering target is called 'executroch'"),
         ({"target": "xnnpack"}, "is no lowering target"),
         ({"backends": ["executorch"]}, "is a lowering target and has no quantizer"),
-        ({"backends": ["xnpack"]}, "No installed plugin is called 'xnpack'"),
+        ({"backends": ["xnpack"]}, "No installed backend is called 'xnpack'"),
     ],
 )
 def test_what_is_asked_has_to_be_there(options: dict[str, Any], problem: str) -> None:

@@ -84,7 +84,7 @@ def test_the_place_and_the_reason_are_told() -> None:
 def test_the_fates_are_printed_and_written() -> None:
     """The text has the number of each code, and the JSON is read again as the same ledger."""
     ledger = encoder_ledger(False)
-    assert "portable_integer_kernel: 1 operators, 1 of them quantized" in str(ledger)
+    assert "portable_integer_kernel: 1 operator, 1 of them quantized" in str(ledger)
     assert tq.Ledger.from_json(ledger.to_json()) == ledger
 
 
