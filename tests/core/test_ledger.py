@@ -276,7 +276,7 @@ def test_a_ledger_speaks_of_the_operators_that_the_user_wrote() -> None:
 
 def test_functions_of_python_have_the_names_that_people_import() -> None:
     """No row shows how Python prints a function."""
-    program = export(Fn(lambda _, x: x.split(2)[0] + 1), torch.randn(4, 3))
+    program = export(Fn(lambda _, x: x.max(1)[0] + 1), torch.randn(4, 3))
     ops = {row.op for row in tq.explain(program, XNNPACKQuantizer().set_global(STATIC), strict=False)}
     assert "operator.getitem" in ops
     assert not any("<" in op for op in ops)
