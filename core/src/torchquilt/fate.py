@@ -8,6 +8,7 @@ The codes are stable:
 ``portable_integer_kernel``  a kernel of the runtime itself computes it with integers
 ``fell_back_to_float``       it was quantized, and a kernel of the runtime itself computes it in float
 ``portable_kernel``          it was not quantized, and a kernel of the runtime itself computes it
+``refused_by_delegate``      a delegate refuses it, so that a kernel of the runtime itself computes it
 ``removed``                  nothing of the program comes from it: it was folded, or did nothing
 ===========================  ===========================================================================
 """
@@ -29,7 +30,7 @@ class Fate:
     Args:
         code: a stable code, see above.
         place: the delegate that runs it and its number in the program; empty where none does.
-        text: how that is known.
+        text: how that is known; for what a delegate refuses, its words.
     """
 
     code: str
@@ -43,10 +44,10 @@ def lowered_lines(fates: Mapping[str, Sequence[Any]]) -> list[str]:
     for code, rows in sorted(fates.items()):
         quantized = sum(row.is_quantized for row in rows)
         lines.append(f"  {code}: {counted(len(rows), 'operator')}, {quantized} of them quantized")
-        if code in ("fell_back_to_float", "delegated_as_float"):
+        if code in ("refused_by_delegate", "fell_back_to_float", "delegated_as_float"):
             lines += [
                 f"    {row.node} ({row.op}, module {row.module or '(root)'}): {row.lowered.text}"
                 for row in rows
-                if row.is_quantized and row.lowered is not None
+                if row.lowered is not None and (row.is_quantized or code == "refused_by_delegate")
             ]
     return lines

@@ -16,6 +16,7 @@ import attrs
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
 #: Makes another program of one.
 Pass: TypeAlias = "Callable[[ExportedProgram], ExportedProgram]"
@@ -34,6 +35,10 @@ def _passes(values: Iterable[Pass]) -> tuple[Pass, ...]:
 
 def _mapping(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return MappingProxyType(dict(values))
+
+
+def _withhold_nothing(_overload: str, _node: Node) -> str:
+    return ""
 
 
 @attrs.frozen
@@ -76,6 +81,10 @@ class Contribution:
         libraries: modules whose import gives the runtime in this process the kernels of this backend.
         readers: id of a delegate (``XnnpackBackend``) → function from its payload, as bytes, to the kernels
             that it runs. Without one, what a delegate computes in is concluded from the graph.
+        withholds: why the delegate of this backend must not be given an operator that its partitioners would
+            take, or ``""``. It is asked with the overload (``aten.prelu.default``) and the node, of every
+            operator, before and after it is brought to the runtime's dialect. What an operator is decomposed
+            into is withheld with it.
     """
 
     passes: tuple[Pass, ...] = attrs.field(default=(), converter=_passes)
@@ -87,6 +96,7 @@ class Contribution:
     readers: Mapping[str, Callable[[bytes], Iterable[Kernel]]] = attrs.field(
         factory=dict, converter=_mapping, hash=False
     )
+    withholds: Callable[[str, Node], str] = _withhold_nothing
 
 
 @attrs.frozen
@@ -104,6 +114,7 @@ class Operation:
         reads: the operations whose output it reads as it is, without a quantize or dequantize between.
         returns_float: whether its output is floating point. A kernel that makes integers of its input when it
             runs computes with integers, and may return floats.
+        refused: why no delegate runs it, in the words of the delegate that refuses it, or of its backend.
     """
 
     name: str
@@ -114,6 +125,7 @@ class Operation:
     why: str
     reads: tuple[str, ...]
     returns_float: bool
+    refused: str = ""
 
 
 @attrs.frozen

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: From the worst to the best: what comes of a row is the worst of what comes of its operations.
 _RANKS = (
+    "refused_by_delegate",
     "fell_back_to_float",
     "portable_kernel",
     "delegated_as_float",
@@ -116,13 +117,15 @@ def _fate(row: Row, operations: list[Operation]) -> Fate:
     """What came of a row whose operations are these."""
     if not operations:
         return Fate("removed", "", "no operator of the program comes from it")
-    fates = [Fate(_code(row, one), one.place, one.why) for one in operations]
+    fates = [Fate(_code(row, one), one.place, one.refused or one.why) for one in operations]
     return min(fates, key=lambda fate: _RANKS.index(fate.code))
 
 
 def _code(row: Row, operation: Operation) -> str:
     if operation.place:
         return "delegated_as_integers" if operation.arithmetic == "integer" else "delegated_as_float"
+    if operation.refused:
+        return "refused_by_delegate"
     if row.is_quantized:
         return "portable_integer_kernel" if operation.arithmetic == "integer" else "fell_back_to_float"
     return "portable_kernel"

@@ -226,20 +226,26 @@ class Opened:
             found.why = f"{overload(node)} is a kernel of the runtime"
         return True
 
-    def operations(self) -> tuple[Operation, ...]:
-        """All operators, as the core wants to know them."""
+    def operations(self, withheld: Mapping[str, str]) -> tuple[Operation, ...]:
+        """All operators, as the core wants to know them.
+
+        Args:
+            withheld: origin of an operator, or its name where it has none → why no delegate was given it.
+        """
+        origins = [self._origins.of(one.node, one.prefix) for one in self._operators]
         return tuple(
             Operation(
                 one.name,
                 one.op,
-                self._origins.of(one.node, one.prefix),
+                origin,
                 one.place,
                 one.arithmetic,
                 one.why,
                 tuple(source.name for source in one.reads),
                 _is_float(one.node),
+                "" if one.place else withheld.get(origin or one.name, ""),
             )
-            for one in self._operators
+            for one, origin in zip(self._operators, origins, strict=True)
         )
 
     def conversions(self) -> tuple[Conversion, ...]:

@@ -174,6 +174,20 @@ def _is_between_conversions(node: Any) -> bool:
     return ".dequantize_per_tensor" in before and all(".quantize_per_tensor" in name for name in behind)
 
 
+#: How many dimensions the delegate's PReLU has, whose passes fail for others.
+_PRELU_DIMENSIONS = 4
+
+
+def _withholds(overload: str, node: Any) -> str:
+    """Why the delegate must not be given an operator that its partitioners take."""
+    if overload != "aten.prelu.default" or node.args[0].meta["val"].dim() == _PRELU_DIMENSIONS:
+        return ""
+    return "XNNPACK's delegate has PReLU for four dimensions only"
+
+
 CONTRIBUTION = Contribution(
-    partitioners=_partitioners, edge_passes=_edge_passes, readers={"XnnpackBackend": kernels_of}
+    partitioners=_partitioners,
+    edge_passes=_edge_passes,
+    readers={"XnnpackBackend": kernels_of},
+    withholds=_withholds,
 )

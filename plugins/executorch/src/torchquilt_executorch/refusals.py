@@ -1,0 +1,166 @@
+"""Which operators a delegate refuses, found when it could not make its part of a program.
+
+A delegate compiles each part that its partitioner made, and may fail at an operator that the partitioner let
+through. The part that fails is divided again without some of its operators, until those are known without
+which the delegate takes the rest. Only the part is compiled again, not the program.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from torchquilt_executorch.opened import is_step, overload
+from torchquilt_executorch.withholding import Withheld, WithholdingPartitioner
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+_LOG = logging.getLogger(__name__)
+#: Compiles a part; raises whatever the delegate raises.
+Compile = Callable[["ExportedProgram"], object]
+
+
+@attrs.frozen(eq=False)
+class _Part:
+    """What a partitioner made for a delegate.
+
+    Args:
+        program: the part, a program of its own.
+        delegate: the id of the delegate.
+        options: of the delegate.
+    """
+
+    program: ExportedProgram
+    delegate: str
+    options: Sequence[Any]
+
+    def error(self) -> Exception | None:
+        """What the delegate raises when it compiles the part."""
+        from executorch.exir.backend.backend_api import to_backend
+
+        return _error_of(lambda: to_backend(self.delegate, self.program, self.options))
+
+
+def refused(partitioner: WithholdingPartitioner, fresh: Callable[[], Any]) -> dict[str, str]:
+    """The operators that the delegate of a partitioner refuses, as far as it has not compiled its parts.
+
+    Args:
+        partitioner: the one whose delegate failed.
+        fresh: makes another partitioner of its kind.
+
+    Returns:
+        Key of an operator (see :class:`Withheld`) → the delegate's words; empty where no part fails alone.
+    """
+    found: dict[str, str] = {}
+    for part in _parts(partitioner):
+        error = part.error()
+        if error is not None:
+            found |= _Narrowing(part, partitioner.withheld, fresh).refused(error)
+    return found
+
+
+def words(error: BaseException) -> str:
+    """What an exception and its causes say, each in its first line, the outermost first."""
+    lines = (
+        f"{type(one).__name__}: {str(one).strip()}".partition("\n")[0].rstrip(": ") for one in causes(error)
+    )
+    return "; ".join(dict.fromkeys(lines))
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those that it was raised for, the outermost first."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+class _Narrowing:
+    """Narrows what a delegate refuses of a part."""
+
+    def __init__(self, part: _Part, withheld: Withheld, fresh: Callable[[], Any]) -> None:
+        self._part = part
+        self._withheld = withheld
+        self._fresh = fresh
+        operators = [node for node in part.program.graph.nodes if _is_operator(node)]
+        self._keys = [*dict.fromkeys(map(withheld.key, operators))]
+        self._named = {node.name: withheld.key(node) for node in operators}
+
+    def refused(self, error: Exception) -> dict[str, str]:
+        """The operators that are refused: those that the error names, or else those that are found."""
+        told = " ".join(str(one) for one in causes(error))
+        named = {key: self._words(error) for name, key in self._named.items() if _has_word(told, name)}
+        if named and self._error_without(named) is None:
+            return named
+        if self._error_without(self._keys) is not None:
+            return dict.fromkeys(self._keys, self._words(error))  # it fails for something else: leave it all
+        return self._searched(error)
+
+    def _searched(self, error: Exception) -> dict[str, str]:
+        """Find the first operator that is refused beside those before it, then the next, until none is."""
+        found: dict[str, str] = {}
+        taken, last = 0, error
+        while taken < len(self._keys):
+            least, most = taken, len(self._keys)
+            while most - least > 1:
+                middle = (least + most) // 2
+                raised = self._error_without([*found, *self._keys[middle:]])
+                if raised is None:
+                    least = middle
+                else:
+                    most, last = middle, raised
+            found[self._keys[least]] = self._words(last)
+            taken = most
+            raised = self._error_without(found)
+            if raised is None:
+                break
+            last = raised
+        return found
+
+    def _error_without(self, keys: Iterable[str]) -> Exception | None:
+        """What the delegate raises for what its partitioner makes of the part without some operators."""
+        from executorch.exir.backend.backend_api import to_backend
+
+        withheld = self._withheld.beside(dict.fromkeys(keys, "tried without it"))
+        partitioner = WithholdingPartitioner(self._fresh(), withheld)
+        program = copy.deepcopy(self._part.program)
+        for node in program.graph.nodes:
+            node.meta.pop("delegation_tag", None)  # of the part, which is divided again
+        return _error_of(lambda: to_backend(program, partitioner))
+
+    def _words(self, error: Exception) -> str:
+        return f"{self._part.delegate} refuses it: {words(error)}"
+
+
+def _parts(partitioner: WithholdingPartitioner) -> Iterator[_Part]:
+    """The parts that ExecuTorch had cut out when a delegate failed; none where all were compiled."""
+    if partitioner.divided is None:
+        return
+    for node in partitioner.divided.graph.nodes:
+        program = node.meta.get("submodule_program")
+        if program is not None:
+            yield _Part(program, node.meta["backend_id"], node.meta["compile_spec"])
+
+
+def _is_operator(node: Node) -> bool:
+    return bool(overload(node)) and not is_step(overload(node))
+
+
+def _has_word(text: str, name: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+
+
+def _error_of(action: Callable[[], object]) -> Exception | None:
+    """What an action raises. A delegate compiles with code of its own, which raises what it likes."""
+    try:
+        action()
+    except Exception as error:
+        return error
+    return None

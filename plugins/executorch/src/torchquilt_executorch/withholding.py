@@ -1,0 +1,131 @@
+"""Keeping operators out of what partitioners hand to their delegates.
+
+A partitioner decides by what a node calls. While it reads the program, a node that is withheld calls
+something that no partitioner knows. So the partitioner leaves it to the runtime, decides about its neighbours
+as beside any operator that it does not take, and makes parts without cycles by itself. This holds for every
+partitioner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from executorch.exir.backend.partitioner import Partitioner
+
+from torchquilt.graph.bodies import regions
+from torchquilt_executorch.opened import overload
+from torchquilt_executorch.origins import Origins
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+#: An overload (``aten.prelu.default``) and a node that calls it → why a delegate must not take it, or ``""``.
+Withholds = Callable[[str, "Node"], str]
+
+
+class Withheld:
+    """The operators that one partitioner must not take, each with the reason.
+
+    An operator is known by the node of the exported program that it comes from: what that is decomposed into
+    is withheld with it. What has no such node, since a pass made it, is known by its own name.
+
+    Args:
+        origins: of the nodes of the exported program.
+        withholds: what the backend states of a node.
+        reasons: key → reason, for what is known beforehand.
+    """
+
+    def __init__(self, origins: Origins, withholds: Withholds, reasons: Mapping[str, str]) -> None:
+        self._origins = origins
+        self._withholds = withholds
+        self._reasons = dict(reasons)
+
+    def beside(self, reasons: Mapping[str, str]) -> Withheld:
+        """What is withheld, and more."""
+        return Withheld(self._origins, self._withholds, {**reasons, **self._reasons})
+
+    def state(self, program: ExportedProgram) -> None:
+        """Ask the backend about the operators of an exported program, before they are decomposed."""
+        for name, node in calls_of(program):
+            self.reason(node, name.removesuffix(node.name))
+
+    def key(self, node: Node, prefix: str = "") -> str:
+        """The key of an operator; ``prefix`` as for :meth:`Origins.of`."""
+        return self._origins.of(node, prefix) or prefix + node.name
+
+    def reason(self, node: Node, prefix: str = "") -> str:
+        """Why an operator is withheld, empty where it is not."""
+        key = self.key(node, prefix)
+        if key not in self._reasons and (stated := self._withholds(overload(node), node)):
+            self._reasons[key] = stated
+        return self._reasons.get(key, "")
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Key → reason, for all that is withheld."""
+        return self._reasons
+
+
+class WithholdingPartitioner(Partitioner):  # type: ignore[misc]  # ExecuTorch has no types
+    """A partitioner that leaves what is withheld to the runtime, and does as another one for the rest.
+
+    Args:
+        inner: the other one.
+        withheld: what it must not take.
+    """
+
+    def __init__(self, inner: Any, withheld: Withheld) -> None:
+        super().__init__(inner.spec)
+        self.inner = inner
+        self.withheld = withheld
+        #: What it has divided into parts, which ExecuTorch cuts out of it and gives to the delegate.
+        self.divided: ExportedProgram | None = None
+
+    def partition(self, exported_program: ExportedProgram) -> Any:
+        """Tag the nodes of each part; see ExecuTorch's ``Partitioner``."""
+        hidden = [(node, node.target) for node in self._withheld_in(exported_program)]
+        for node, _ in hidden:
+            node.target = _withheld_operator
+        try:
+            result = self.inner(exported_program)
+        finally:
+            for node, target in hidden:
+                node.target = target
+        self.divided = result.tagged_exported_program
+        return result
+
+    def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[Sequence[Any], Any]:
+        """The operators that stay whole, and a filter of their nodes: what is withheld is decomposed."""
+        operators, takes = self.inner.ops_to_not_decompose(ep)
+        if not any(True for _ in self._withheld_in(ep)):
+            return operators, takes
+
+        def takes_the_rest(node: Node) -> bool:
+            is_withheld = node.op == "call_function" and self.withheld.reason(node)
+            return not is_withheld and (takes is None or takes(node))
+
+        return operators, takes_the_rest
+
+    def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
+        """What the other one makes of the program before it is decomposed."""
+        transformed: ExportedProgram = self.inner.transform_for_pre_decomposition(exported_program)
+        return transformed
+
+    def _withheld_in(self, program: ExportedProgram) -> Iterator[Node]:
+        for name, node in calls_of(program):
+            if self.withheld.reason(node, name.removesuffix(node.name)):
+                yield node
+
+
+def calls_of(program: ExportedProgram) -> Iterator[tuple[str, Node]]:
+    """The calls of operators in a program and the bodies in it, each with its name."""
+    for region in regions(program.graph_module):
+        for node in region.module.graph.nodes:
+            if overload(node):
+                yield region.name_of(node), node
+
+
+def _withheld_operator(*_: object) -> None:
+    """Stand for an operator that is withheld, while a partitioner reads the program."""
