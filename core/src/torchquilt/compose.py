@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from functools import reduce
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import attrs
 
@@ -19,6 +19,8 @@ from torchquilt.annotation import (
 )
 from torchquilt.capability import Capabilities
 from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
+from torchquilt.graph.bodies import nodes_of
+from torchquilt.graph.values import has_no_effect
 from torchquilt.pattern import Reject
 from torchquilt.quantizers import Quantizer, as_quantizer
 from torchquilt.spec import EdgeOrNode
@@ -56,9 +58,7 @@ class ComposableQuantizer(Quantizer):
         kept = {id(annotation) for _, annotation in _annotations(model)}
         for quantizer in self.quantizers:
             with _blamed(quantizer, "transform_for_annotation"):
-                transformed = quantizer.transform_for_annotation(model)
-                _check_transformed(model, transformed)
-            model = transformed
+                model = _transformed(model, quantizer)
             if quantizer is not self.quantizers[-1]:
                 _annotate(_Watch(model), quantizer)
         for node, annotation in _annotations(model):
@@ -186,26 +186,21 @@ def _annotate(watch: _Watch, quantizer: Quantizer) -> None:
             )
 
 
-def _check_transformed(model: GraphModule, transformed: object) -> None:
-    """Refuse what cannot take the place of a model."""
-    if not (hasattr(transformed, "graph") and hasattr(transformed, "recompile")):
+def _transformed(model: GraphModule, quantizer: Quantizer) -> GraphModule:
+    """The model as one quantizer transforms it, called as before and with what the flow relies on."""
+    from torchquilt.graph.adoption import Convention, adopt
+
+    convention = Convention(model)
+    known = frozenset(nodes_of(model))
+    made: object = quantizer.transform_for_annotation(model)
+    if not (hasattr(made, "graph") and hasattr(made, "recompile")):
         raise QuantizerError(
             "The quantizer did not return the model that it transformed.",
             expected="transform_for_annotation returns a GraphModule",
-            got=f"{type(transformed).__module__}.{type(transformed).__qualname__}",
+            got=f"{type(made).__module__}.{type(made).__qualname__}",
             remedy="end transform_for_annotation with `return model`",
         )
-    before, after = (
-        [str(node.target) for node in graph.find_nodes(op="placeholder")]
-        for graph in (model.graph, transformed.graph)
-    )
-    if before != after:
-        raise QuantizerError(
-            "The quantizer returned a model with other inputs.",
-            expected=", ".join(before) or "no inputs",
-            got=", ".join(after) or "no inputs",
-            remedy="return the model that transform_for_annotation receives, or one that is called like it",
-        )
+    return adopt(cast("GraphModule", made), convention, known, "transform_for_annotation")
 
 
 def _by_weight(rejected: tuple[str, Reject]) -> int:
@@ -240,6 +235,9 @@ class _Watch:
         before, after = self._structure, _structure(self.model)
         if after == before:
             return
+        if self._only_dead_nodes_are_gone(before, after):
+            self._structure = after
+            return
         earlier = {node for node, *_ in before}
         pairs = zip_longest(before, after, fillvalue=(None,))
         old, new = next(pair for pair in pairs if pair[0] != pair[1])
@@ -251,6 +249,19 @@ class _Watch:
             got=f"{len(before)} nodes before, {len(after)} after, the first difference at {changed}",
             remedy="rewrite in transform_for_annotation, before anybody annotates",
         )
+
+    def _only_dead_nodes_are_gone(self, before: tuple[_Form, ...], after: tuple[_Form, ...]) -> bool:
+        """Whether a quantizer that cleans up, as those of ExecuTorch do, erased what nothing depends on."""
+        left = {node for node, *_ in after}
+        gone = [node for node, *_ in before if node not in left]
+        if tuple(form for form in before if form[0] in left) != after or not all(map(has_no_effect, gone)):
+            return False
+        from torchquilt.graph.code import outdate
+
+        outdate(self.model)
+        for node in gone:
+            self.decided.pop(node, None)
+        return True
 
     def _take_up(self, quantizer: Quantizer) -> None:
         """Compare with what was decided before, and take up what is new, in the name of who wrote it."""

@@ -39,7 +39,9 @@ class Quantizer:
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Rewrite what has to be in another form to be quantized; return the model.
 
-        It may be another graph module than the one that came in, if it is called in the same way.
+        It may be another graph module than the one that came in, rebuilt or exported again, if it takes the same
+        inputs and returns the same outputs. What it lacks beside its nodes is completed: how it is called, and
+        what was recorded of the nodes.
         """
         return model
 
@@ -47,7 +49,8 @@ class Quantizer:
         """Write a :class:`torchquilt.QuantizationAnnotation` on each node that is to be quantized.
 
         Nodes that are annotated already belong to another quantizer and are left alone, and so is the
-        graph itself: others have decided about it as it is. Returns the model, or nothing.
+        graph itself: others have decided about it as it is. Dead code may be erased. Returns the model, or
+        nothing.
 
         Whoever stands before others in a composition is asked twice: while those behind it transform, so that
         they do not rewrite what is not going to be theirs, and then for good. So it writes annotations, and

@@ -31,20 +31,32 @@ _CODE = ("_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec")
 
 
 def outdate(model: GraphModule) -> None:
-    """Note that a graph was edited: its code is generated before it is run, or by :func:`generate_code`."""
-    type(model).forward = _generate_and_run  # each graph module has a class of its own
+    """Note that a graph was edited: its code is generated before it is run, or by :func:`generate_code`.
+
+    Whoever looks at ``forward`` before, as export does for its signature, has it generated, too.
+    """
+    own: Any = type(model)  # which torch makes for each graph module
+    own.forward = _NOT_GENERATED
 
 
 def generate_code(model: torch.nn.Module) -> None:
     """Generate the code of each graph in a model that was edited."""
     for module in model.modules():  # one that holds others generates theirs, too
-        if isinstance(module, GraphModule) and type(module).forward is _generate_and_run:
+        if isinstance(module, GraphModule) and vars(type(module)).get("forward") is _NOT_GENERATED:
             module.recompile()
 
 
-def _generate_and_run(model: GraphModule, *args: Any, **kwargs: Any) -> Any:
-    model.recompile()
-    return model.forward(*args, **kwargs)
+class _NotGenerated:
+    """Stands for the ``forward`` of a graph module whose code is out of date; generates it when asked."""
+
+    def __get__(self, model: GraphModule | None, kind: type | None = None) -> Any:
+        if model is None:
+            return self
+        model.recompile()
+        return model.forward
+
+
+_NOT_GENERATED = _NotGenerated()
 
 
 def copy_without_code(model: GraphModule, memo: dict[int, Any]) -> GraphModule:

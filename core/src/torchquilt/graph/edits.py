@@ -52,7 +52,7 @@ def copy_model(model: GraphModule, kept: Iterable[object] = ()) -> GraphModule:
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
         copied = copy_without_code(model, shared)
     take_checks(copied, model)
-    _keep_out_of_state(model, copied)
+    keep_out_of_state(model, copied)
     return copied
 
 
@@ -95,7 +95,7 @@ def _without_gradient(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def _keep_out_of_state(model: GraphModule, copied: GraphModule) -> None:
+def keep_out_of_state(model: GraphModule, copied: GraphModule) -> None:
     """Let what is in no state dict of a model be in none of its copy, where torch makes buffers of it."""
     modules = dict(copied.named_modules(remove_duplicate=False))
     for path, module in model.named_modules(remove_duplicate=False):

@@ -6,7 +6,7 @@ mistake of a pass, or of a quantizer that rewrites graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,12 +36,13 @@ class Invariant:
     trouble: Callable[[Node, Region], str]
 
 
-def check_invariants(model: GraphModule, after: str) -> None:
+def check_invariants(model: GraphModule, after: str, nodes: Container[Node] | None = None) -> None:
     """Check every rule at every node of the model and of the bodies in it.
 
     Args:
         model: only read.
         after: the name of the pass that returned it, for the error.
+        nodes: check only these.
 
     Raises:
         ModelError: a rule does not hold; names the rule, the pass and the node.
@@ -49,10 +50,12 @@ def check_invariants(model: GraphModule, after: str) -> None:
     for region in regions(model):
         earlier: set[Node] = set()
         for node in region.module.graph.nodes:
+            earlier.add(node)
+            if nodes is not None and node not in nodes:
+                continue
             late = [source.name for source in node.all_input_nodes if source not in earlier]
             if late:
                 raise _broken("order", "a node is read only after it", node, region, after, ", ".join(late))
-            earlier.add(node)
             for invariant in INVARIANTS:
                 trouble = invariant.trouble(node, region)
                 if trouble:

@@ -174,6 +174,23 @@ def writes(node: Node) -> bool:
     return facts is not None and facts.is_mutable
 
 
+def has_no_effect(node: Node) -> bool:
+    """Whether nothing but its own value depends on a node, also once it is erased: it only reads or computes.
+
+    Higher-order operators are not looked into.
+    """
+    if node.op != "call_function":
+        return node.op == "get_attr"
+    facts = _facts_of(node)
+    if facts is not None:
+        return facts.is_pure and not node.is_impure()
+    # What export writes for sizes: arithmetic of Python, and getitem.
+    return getattr(node.target, "__module__", "") in _ARITHMETIC
+
+
+_ARITHMETIC = ("_operator", "operator", "math", "builtins")
+
+
 def returns_view(node: Node) -> bool:
     """Whether what a node returns may share memory with one of its inputs."""
     facts = _facts_of(node)

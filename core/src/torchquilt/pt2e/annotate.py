@@ -24,7 +24,6 @@ from torchquilt.graph.constants import simplify_constants
 from torchquilt.graph.edits import copy_model, drop_dead_nodes
 from torchquilt.graph.in_place import make_functional, unify_written_memory
 from torchquilt.graph.inlining import inline_silent_bodies
-from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.provenance import complete_provenance
@@ -94,13 +93,8 @@ def annotate_copy(
     problems = [*signed.rule_problems(copy)]
     _complain(problems, strict)
 
-    def transform(region: GraphModule) -> GraphModule:
-        transformed = signed.transform_for_annotation(region)
-        take_checks(transformed, region)
-        return transformed
-
     deciding = (
-        everywhere("transform_for_annotation", transform),
+        everywhere("transform_for_annotation", signed.transform_for_annotation),
         everywhere("annotate", signed.annotate),
     )
     copy = run_passes(copy, (*_SIMPLIFY, *deciding))
