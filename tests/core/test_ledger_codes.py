@@ -145,6 +145,11 @@ MET: dict[str, tuple[Callable[[], tq.Ledger], str]] = {
         ),
         "cat",
     ),
+    "function_transform": (lambda: explained(static(), lambda m, x: m.out(torch.vmap(m.fc)(x))), "linear"),
+    "random": (
+        lambda: explained(static(), lambda m, x: m.out(functional.dropout(m.fc(x), training=True))),
+        "dropout",
+    ),
     "not_float": (lambda: explained(static(), lambda m, x: (m.fc(x), x.int() + x.int())), "add"),
     "no_elements": (lambda: explained(static(), lambda m, x: (m.fc(x), x[:0] + x[:0])), "add"),
     "writes_in_place": (lambda: explained(static(), written_to), "linear"),

@@ -20,7 +20,7 @@ X, Y = normal(3, 6), normal(3, 6)
 
 
 class Net(nn.Module):
-    """A dict goes in by name, a dict comes out, a buffer is written, a layer is unused; a branch may be taken."""
+    """A dict goes in by name, a dict comes out, a buffer is written; a branch may be taken."""
 
     def __init__(self, branches: bool = False) -> None:
         super().__init__()

@@ -14,7 +14,9 @@ import attrs
 
 from torchquilt.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.config import QuantizationConfig
+from torchquilt.graph.functorch import UNDER_A_TRANSFORM, transformed_nodes
 from torchquilt.graph.memory import Memory
+from torchquilt.graph.training import is_random
 from torchquilt.graph.values import constant_nodes, is_empty, is_float_tensor, overload_name
 from torchquilt.intent import Intent
 from torchquilt.pattern import Match, Reject
@@ -107,7 +109,8 @@ def decide(
             cheap ones wherever they are: before anybody has annotated, their neighbours may be quantized yet.
     """
     index = table.rows_starting_with()
-    decision = _Decision(intent, index, constant_nodes(graph), Memory(graph), wherever_passed_on)
+    facts = (constant_nodes(graph), Memory(graph), transformed_nodes(graph))
+    decision = _Decision(intent, index, *facts, wherever_passed_on)
     decisions = tuple(decision.decide(graph))
     claims = (found for _, found in decisions if isinstance(found, Claim))
     left = {} if wherever_passed_on else not_worth_it(claims)
@@ -124,8 +127,10 @@ class _Decision:
         index: dict[str, tuple[SupportRow, ...]],
         constants: frozenset[Node],
         memory: Memory,
+        transformed: frozenset[Node],
         wherever_passed_on: bool,
     ) -> None:
+        self.transformed = transformed
         self.wherever_passed_on = wherever_passed_on
         self.intent = intent
         self.constants = constants
@@ -172,6 +177,8 @@ class _Decision:
         return (
             self._taken(match)
             or self._constant(match)
+            or self._under_a_transform(match)
+            or self._random(match)
             or self._unsuitable_type(row, match)
             or self._claim_or_refuse(row, match, self._asked(match))
         )
@@ -225,6 +232,19 @@ class _Decision:
             text = f"{match.output.name} is computed from constants alone, so it is one itself"
             return Reject("constant", match.nodes, text)
         return None
+
+    def _under_a_transform(self, match: Match) -> Reject | None:
+        inside = next((node for node in match.nodes if node in self.transformed), None)
+        if inside is None:
+            return None
+        return Reject("function_transform", (inside,), f"{inside.name} {UNDER_A_TRANSFORM}")
+
+    def _random(self, match: Match) -> Reject | None:
+        """What draws random numbers returns other values than it reads, and others each time."""
+        drawing = next((node for node in match.nodes if is_random(node)), None)
+        if drawing is None:
+            return None
+        return Reject("random", (drawing,), f"{drawing.name} draws random numbers")
 
     def _asked(self, match: Match) -> tuple[Rule, QuantizationConfig] | Reject:
         """The rule and config that all nodes of the match have in common."""

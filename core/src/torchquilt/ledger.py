@@ -18,6 +18,8 @@ The reason codes are stable:
 ``claimed_by:<quantizer>``  the pattern needs a neighbour that another quantizer took
 ``constraint:<code>``       a condition of the row does not hold
 ``constant``                it is computed from constants alone
+``function_transform``      it runs under ``torch.vmap`` or the like, whose tensors cannot be observed
+``random``                  it draws random numbers
 ``not_float``               the tensors are not floating point
 ``no_elements``             a tensor has no elements
 ``writes_in_place``         it writes into a tensor that others can see

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # Reasons for which a node is lost that the quantizer could have quantized.
 _LOST = (
     "claimed_by",
+    "function_transform",
+    "random",
     "used_elsewhere",
     "no_elements",
     "excluded_by_filter",

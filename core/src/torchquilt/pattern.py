@@ -29,6 +29,8 @@ _ORDER_OF_QUESTIONS = (
     "used_elsewhere",
     "claimed_by",
     "constant",
+    "function_transform",
+    "random",
     "not_float",
     "no_elements",
     "not_asked",

@@ -39,9 +39,8 @@ class Quantizer:
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Rewrite what has to be in another form to be quantized; return the model.
 
-        It may be another graph module than the one that came in, rebuilt or exported again, if it takes the same
-        inputs and returns the same outputs. What it lacks beside its nodes is completed: how it is called, and
-        what was recorded of the nodes.
+        It may be another graph module than the one that came in, rebuilt or exported again, if it takes the
+        same inputs and returns the same outputs. How it is called and what its nodes record is completed.
         """
         return model
 

@@ -7,6 +7,7 @@ what is done.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import attrs
 import torch
@@ -22,12 +23,13 @@ from torchquilt.graph.bodies import Region, nodes_of, regions
 from torchquilt.graph.closures import close_bodies
 from torchquilt.graph.constants import simplify_constants
 from torchquilt.graph.edits import copy_model, drop_dead_nodes
+from torchquilt.graph.functorch import UNDER_A_TRANSFORM, transformed_nodes
 from torchquilt.graph.in_place import make_functional, unify_written_memory
 from torchquilt.graph.inlining import inline_silent_bodies
 from torchquilt.graph.memory import Memory
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.provenance import complete_provenance
-from torchquilt.graph.training import is_in_training
+from torchquilt.graph.training import is_random, moves_statistics
 from torchquilt.graph.values import is_float_tensor, overload_name, tensor_of
 from torchquilt.ledger import Ledger
 from torchquilt.pt2e.groups import Group, find_groups
@@ -90,7 +92,7 @@ def annotate_copy(
     decider = as_quantizer(quantizer)
     signed = ComposableQuantizer([decider])  # sees to it that every annotation says who made it
     copy = run_passes(_own_copy(model), _NORMALIZE)
-    problems = [*signed.rule_problems(copy)]
+    problems = [*_random_problems(copy), *signed.rule_problems(copy)]
     _complain(problems, strict)
 
     deciding = (
@@ -127,17 +129,30 @@ def _own_copy(model: object) -> GraphModule:
             remedy="prepare the exported float model again; it was not changed by preparing it",
         )
     _check_is_exported(model)
-    for node in nodes_of(model):
-        if is_in_training(node):
-            raise ModelError(
-                "This model was exported in training mode.",
-                node=node,
-                expected="a model in evaluation mode",
-                got=node.format_node(),
-                remedy="call model.eval() before torch.export.export; a functional dropout has to be told "
-                "(training=self.training)",
-            )
+    moving = next(filter(moves_statistics, nodes_of(model)), None)
+    if moving is not None:
+        raise _in_training(moving, "call model.eval() before torch.export.export")
     return copy_model(model)
+
+
+def _in_training(node: Node, remedy: str) -> ModelError:
+    return ModelError(
+        "This model was exported in training mode.",
+        node=node,
+        expected="a model in evaluation mode",
+        got=node.format_node(),
+        remedy=remedy,
+    )
+
+
+def _random_problems(model: GraphModule) -> Iterator[ModelError]:
+    """An error for each node that drops at random: mostly by mistake, but it can be meant."""
+    for node in filter(is_random, nodes_of(model)):
+        yield _in_training(
+            node,
+            "call model.eval() before torch.export.export, and tell a functional dropout "
+            "(training=self.training); where random numbers are meant, strict=False leaves it in float",
+        )
 
 
 def _check_is_exported(model: GraphModule) -> None:
@@ -179,11 +194,25 @@ def _check_annotations(model: GraphModule) -> None:
     """Annotations fit their nodes, and only tensors are quantized of which a copy is as good."""
     for region in regions(model):
         memory = Memory(region.module.graph)
+        transformed = transformed_nodes(region.module.graph)
         for node in region.module.graph.nodes:
             annotation = annotation_of(node)
             if annotation is not None:
                 check_annotation(node, annotation)
+                if node in transformed:
+                    raise _under_a_transform(node, annotation)
                 _check_tensors(node, annotation, memory)
+
+
+def _under_a_transform(node: Node, annotation: QuantizationAnnotation) -> AnnotationError:
+    return AnnotationError(
+        f"{node.name} cannot be quantized: it {UNDER_A_TRANSFORM}.",
+        node=node,
+        quantizer=annotation.quantizer or None,
+        expected="annotations of nodes outside of function transforms",
+        got=annotation,
+        remedy="prepare exported.run_decompositions({}), or leave the node in float",
+    )
 
 
 def _check_tensors(node: Node, annotation: QuantizationAnnotation, memory: Memory) -> None:

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from torchquilt.errors import CalibrationError, ModelError
 from torchquilt.global_state import default_global_state
+from torchquilt.graph.functorch import leaving_transforms
 from torchquilt.graph.inputs import call_arguments
 from torchquilt.pt2e.checkpoint import Checkpoint, Seen
 from torchquilt.pt2e.interrupts import between_batches
@@ -239,7 +240,7 @@ def _check_batches(batches: object, limit: int | None) -> None:
 def _run(prepared: GraphModule, batch: object, number: int) -> None:
     args, kwargs = call_arguments(prepared, batch)
     try:
-        with default_global_state():
+        with default_global_state(), leaving_transforms():
             prepared(*args, **kwargs)
     except Exception as error:
         names = [str(node.target) for node in prepared.graph.nodes if node.op == "placeholder"]

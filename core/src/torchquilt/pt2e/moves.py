@@ -1,13 +1,14 @@
 """Operators that only move numbers: each element that they return is one that they were given.
 
 What such an operator returns has nothing new for an observer that saw all that it was given. Dropout is among
-them: a model that still drops something is refused before anything is prepared.
+them where it drops nothing.
 """
 
 from __future__ import annotations
 
 from torch.fx import Node
 
+from torchquilt.graph.training import is_random
 from torchquilt.graph.values import UNDECLARED_VIEWS, overload_name
 
 #: By their overloads, since another overload of the same name may compute (``aten.max.other``).
@@ -56,4 +57,4 @@ _MOVES = frozenset(
 
 def only_moves(node: Node) -> bool:
     """Whether all elements that a call returns are elements of the tensors that it reads."""
-    return node.op == "call_function" and overload_name(node) in _MOVES
+    return node.op == "call_function" and overload_name(node) in _MOVES and not is_random(node)

@@ -8,7 +8,9 @@ from torchquilt.annotation import annotation_of
 from torchquilt.graph.bodies import Region, call_of
 from torchquilt.graph.cost import multiply_adds, stored_tensors
 from torchquilt.graph.decomposition import decomposed_from, explanation
+from torchquilt.graph.functorch import UNDER_A_TRANSFORM, transformed_nodes
 from torchquilt.graph.scope import module_path
+from torchquilt.graph.training import is_random
 from torchquilt.graph.values import HELPS, asked_name, call_name, constant_nodes
 from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
 from torchquilt.pattern import Reject
@@ -33,7 +35,9 @@ def make_ledger(
     return Ledger(tuple(rows), tuple(boundaries), problems)
 
 
-def _reasons(node: Node, rejected: tuple[tuple[str, Reject], ...]) -> tuple[Reason, ...]:
+def _reasons(
+    node: Node, rejected: tuple[tuple[str, Reject], ...], transformed: frozenset[Node]
+) -> tuple[Reason, ...]:
     """Why a node stays in float, the most telling first."""
     reasons = tuple(
         Reason(quantizer, reject.code, reject.text, reject.rule, reject.asked)
@@ -41,12 +45,16 @@ def _reasons(node: Node, rejected: tuple[tuple[str, Reject], ...]) -> tuple[Reas
     )
     if any(reason.code != "not_annotated" for reason in reasons):
         return reasons
-    own = _reason_of_itself(node)
+    own = _reason_of_itself(node, transformed)
     return (own, *reasons) if own.code != "unsupported_op" or not reasons else reasons
 
 
-def _reason_of_itself(node: Node) -> Reason:
+def _reason_of_itself(node: Node, transformed: frozenset[Node]) -> Reason:
     """Why a node stays in float of which no quantizer says anything."""
+    if node in transformed:
+        return Reason("", "function_transform", f"{node.name} {UNDER_A_TRANSFORM}")
+    if is_random(node):
+        return Reason("", "random", f"{node.name} draws random numbers")
     if call_of(node) is not None:
         return Reason("", "control_flow", "it runs its bodies, whose operators have rows of their own")
     if decomposed_from(node):
@@ -70,6 +78,7 @@ class _RegionLedger:
         for node in region.module.graph.nodes:
             if self._written(node) is not node:
                 self._helpers.setdefault(self._written(node), []).append(node)
+        self._transformed = transformed_nodes(region.module.graph)
 
     def rows(self, why_not: dict[Node, tuple[tuple[str, Reject], ...]]) -> list[Row]:
         """A row for each operator that the user wrote."""
@@ -98,7 +107,7 @@ class _RegionLedger:
             pattern=annotation.pattern if annotation else "",
             rule=annotation.rule if annotation else "",
             tensors=self._tensors(parts),
-            reasons=() if annotation else _reasons(node, rejected),
+            reasons=() if annotation else _reasons(node, rejected, self._transformed),
             macs=sum(map(multiply_adds, parts)),
             parameters=tuple(
                 dict.fromkeys(one for part in parts for one in stored_tensors(part, self._constants))
