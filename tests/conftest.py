@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _invariants() -> Iterator[None]:
     """The invariants of graphs are checked after every pass that any test runs."""
     from torchquilt.graph.invariants import checking_invariants
+    from torchquilt.pt2e.invariants import INVARIANTS
 
-    with checking_invariants():
+    with checking_invariants(INVARIANTS):
         yield

@@ -20,8 +20,6 @@ from strategies import (
     decisions,
     export,
     normal,
-    one_call,
-    outputs_of,
     sqnr,
 )
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
@@ -336,12 +334,3 @@ def test_a_program_that_is_only_functional_is_quantized_as_it_is() -> None:
     )
     assert len(calls(functional, "aten.linear")) == 2
     assert torch.equal(functional(x), plain(x))
-
-
-def test_an_assertion_that_export_writes_does_not_ask_for_a_dequantize() -> None:
-    """A cast makes export assert the dtype of its input: the assertion reads the float tensor."""
-    model = Fn(lambda self, x: self.fc(x).to(torch.float16), fc=nn.Linear(8, 8))
-    x = normal(2, 8)
-    quantized = convert(prepare(export(model, x), outputs_of("linear")), (x,))
-    assert one_call(quantized, "_assert_tensor_metadata").args[0] is one_call(quantized, "linear")
-    assert len(calls(quantized, ".dequantize")) == 1

@@ -172,7 +172,11 @@ FLATTEN = Operator(
 CONTIGUOUS = Operator(
     "contiguous", ("aten.contiguous.default", "aten.clone.default"), _UNARY, ("torch.clone",)
 )
-TO = Operator("to", ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device"), _UNARY)
+TO = Operator(
+    "to",
+    ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.to.other", "aten.type_as.default"),
+    _UNARY,
+)
 T = Operator("t", ("aten.t.default",), _UNARY, ("torch.t",))
 SELECT = Operator("select", ("aten.select.int",), _UNARY, ("torch.select",))
 STACK = Operator(

@@ -22,7 +22,7 @@ from torchquilt.graph.bodies import call_of
 from torchquilt.graph.code import copy_without_code, outdate
 from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.storage import copies_in_common, tensors_of, written_tensors
-from torchquilt.graph.values import HELPS, WRITTEN_FOR, attribute, overload_name, writes_to
+from torchquilt.graph.values import HELPS, WRITTEN_FOR, attribute, operator_of, overload_name, writes_to
 
 # What a new node takes over from the node it serves, beside its own value.
 _ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom", WRITTEN_FOR)
@@ -268,7 +268,9 @@ def _is_read_only(node: Node) -> bool:
     call = call_of(node)
     if call is not None:
         return all(_is_harmless(inside) for graph in call.graphs() for inside in graph.nodes)
-    return bool(overload_name(node)) and not node.is_impure()
+    called = operator_of(node)
+    # An operator that returns nothing is there for what it does; torch's table lacks some (_assert_async).
+    return called is not None and bool(called._schema.returns) and not node.is_impure()
 
 
 def _is_harmless(node: Node) -> bool:

@@ -36,13 +36,19 @@ class Invariant:
     trouble: Callable[[Node, Region], str]
 
 
-def check_invariants(model: GraphModule, after: str, nodes: Container[Node] | None = None) -> None:
+def check_invariants(
+    model: GraphModule,
+    after: str,
+    nodes: Container[Node] | None = None,
+    invariants: tuple[Invariant, ...] | None = None,
+) -> None:
     """Check every rule at every node of the model and of the bodies in it.
 
     Args:
         model: only read.
         after: the name of the pass that returned it, for the error.
         nodes: check only these.
+        invariants: the rules; those of this module by default.
 
     Raises:
         ModelError: a rule does not hold; names the rule, the pass and the node.
@@ -56,16 +62,16 @@ def check_invariants(model: GraphModule, after: str, nodes: Container[Node] | No
             late = [source.name for source in node.all_input_nodes if source not in earlier]
             if late:
                 raise _broken("order", "a node is read only after it", node, region, after, ", ".join(late))
-            for invariant in INVARIANTS:
+            for invariant in INVARIANTS if invariants is None else invariants:
                 trouble = invariant.trouble(node, region)
                 if trouble:
                     raise _broken(invariant.name, invariant.text, node, region, after, trouble)
 
 
 @contextmanager
-def checking_invariants() -> Iterator[None]:
-    """Check the invariants after every pass that is run in here."""
-    with watching(lambda name, model: check_invariants(model, after=name)):
+def checking_invariants(invariants: tuple[Invariant, ...] | None = None) -> Iterator[None]:
+    """Check the invariants, those of this module by default, after every pass that is run in here."""
+    with watching(lambda name, model: check_invariants(model, name, invariants=invariants)):
         yield
 
 

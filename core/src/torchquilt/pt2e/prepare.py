@@ -162,7 +162,7 @@ def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeO
             is_new = not _was_seen_by(name, producer, memory, order)
             source = _point_after(model, after, name, producer, serves=served, is_new=is_new)
             for user in list(producer.users):
-                if user is not source and not _only_checks(user):
+                if user is not source and not _checks_input(user, producer):
                     redirect(user, producer, source)
         for user in sorted(edges.get(producer, ()), key=order.__getitem__):
             point = own[producer, user]
@@ -186,11 +186,15 @@ def _served(producer: Node, order: dict[Node, int]) -> Node:
     return min(readers, key=order.__getitem__, default=producer)
 
 
-def _only_checks(user: Node) -> bool:
-    """Whether a node returns nothing, as the guards and the assertions that export writes."""
+def _checks_input(user: Node, producer: Node) -> bool:
+    """Whether a node is a guard or an assertion about an input, which it checks as it was handed in.
+
+    Every other assertion reads what the operators behind the tensor read. One that went on to read the tensor
+    itself would be a reason for a delegate to compute it in float, of what is not float there.
+    """
     operator = operator_of(user)
     returns_nothing = user.op == "call_module" or (operator is not None and not operator._schema.returns)
-    return returns_nothing and not user.users
+    return producer.op == "placeholder" and returns_nothing and not user.users
 
 
 def _was_seen_by(name: str, producer: Node, memory: Memory, before: Container[Node]) -> bool:
