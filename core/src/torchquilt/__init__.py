@@ -19,6 +19,7 @@ from torchquilt.lazy import lazy_names
 _PUBLIC = {
     "allowed": ("AllowedSpec",),
     "annotation": ("QuantizationAnnotation", "annotate_node", "annotation_of"),
+    "arithmetic": ("ArithmeticLimits",),
     "artifact": ("load", "save"),
     "capability": ("Capabilities", "Capability", "Support"),
     "compose": ("ComposableQuantizer",),
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from torchquilt.annotation import QuantizationAnnotation as QuantizationAnnotation
     from torchquilt.annotation import annotate_node as annotate_node
     from torchquilt.annotation import annotation_of as annotation_of
+    from torchquilt.arithmetic import ArithmeticLimits as ArithmeticLimits
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
     from torchquilt.capability import Capabilities as Capabilities

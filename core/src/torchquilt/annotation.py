@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import attrs
 
+from torchquilt.arithmetic import Arithmetic
 from torchquilt.errors import AnnotationError
 from torchquilt.spec import (
     AnySpec,
@@ -103,6 +104,8 @@ class QuantizationAnnotation:
         quantizer: name of who decided.
         pattern: name of the operator pattern that matched, the same on each node of the match.
         rule: the user's rule that asked for it, in words.
+        arithmetic: at the node whose output leaves the match, the limits of what computes it; None where the
+            backend states none.
         author: the ``id`` of the quantizer that decided, which tells two of one name apart while a model is
             being annotated. A composition fills it in; it takes no part in comparisons.
     """
@@ -115,6 +118,7 @@ class QuantizationAnnotation:
     quantizer: str = attrs.field(default="", kw_only=True)
     pattern: str = attrs.field(default="", kw_only=True)
     rule: str = attrs.field(default="", kw_only=True)
+    arithmetic: Arithmetic | None = attrs.field(default=None, kw_only=True, repr=False)
     author: int = attrs.field(default=0, kw_only=True, eq=False, repr=False)
 
     def __delattr__(self, name: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from torchquilt.annotation import QuantizationAnnotation, annotation_of
+from torchquilt.arithmetic import Arithmetic
 from torchquilt.config import QuantizationConfig
 from torchquilt.graph.functorch import UNDER_A_TRANSFORM, transformed_nodes
 from torchquilt.graph.memory import Memory
@@ -57,9 +58,24 @@ class Claim:
                     quantizer=quantizer,
                     pattern=self.row.pattern.name,
                     rule=str(self.rule),
+                    arithmetic=self._arithmetic() if node is last else None,
                 ),
             )
             for node in self.match.nodes
+        )
+
+    def _arithmetic(self) -> Arithmetic | None:
+        """The limits of the row, and the tensors of the match that they are about."""
+        if self.row.limits is None:
+            return None
+        edges: dict[str, list[tuple[Node, Node]]] = {}
+        for producer, user, role in self.match.operands:
+            edges.setdefault(role, []).append((producer, user))
+        return Arithmetic(
+            self.row.limits,
+            tuple(edges.get("input_activation", ())),
+            next(iter(edges.get("weight", ())), None),
+            next(iter(edges.get("bias", ())), None),
         )
 
     def _input_specs(self) -> dict[Node, dict[Node, AnySpec | None]]:

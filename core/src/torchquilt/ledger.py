@@ -159,7 +159,8 @@ class Caution:
 
     Args:
         place: where the tensor is.
-        code: a stable code: ``outlier`` (nearly all values use next to nothing of the range).
+        code: a stable code: ``outlier`` (nearly all values use next to nothing of the range) or
+            ``scale_raised`` (the integers of the kernels need a larger scale than calibration chose).
         text: a sentence for people.
     """
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 import attrs
 
 from torchquilt.allowed import AllowedSpec, SpecsByRole, differences_of
+from torchquilt.arithmetic import ArithmeticLimits
 from torchquilt.capability import Capabilities, Capability
 from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.errors import PatternError
@@ -79,6 +80,7 @@ class SupportRow:
         takes_input_whole: dynamic kernels of the row find one set of parameters for all of the input (a
             convolution). A config's ``per_token`` then means ``per_tensor``: the input is one token.
         worth_alone: whether it is worth converting tensors for it alone, see :mod:`torchquilt.worth`.
+        limits: what the integers of its kernels can hold. Convert raises scales so that they do.
         is_qat: whether the row is for quantization-aware training.
     """
 
@@ -90,6 +92,7 @@ class SupportRow:
     weight_axis: int = 0
     takes_input_whole: bool = attrs.field(default=False, kw_only=True)
     worth_alone: bool = attrs.field(default=True, kw_only=True)
+    limits: ArithmeticLimits | None = attrs.field(default=None, kw_only=True)
     is_qat: bool = False
 
     @property

@@ -76,3 +76,27 @@ def qparams_of_range(low: torch.Tensor, high: torch.Tensor, spec: QuantizationSp
     scale = torch.maximum((high - low) / steps, eps)
     zero_point = spec.quant_min - torch.round(low / scale).to(torch.int64)
     return QParams(scale, zero_point.clamp(spec.quant_min, spec.quant_max))
+
+
+def raised_to(found: QParams, least: torch.Tensor, spec: QuantizationSpec) -> QParams:
+    """Parameters whose scale is nowhere smaller than ``least``, and that begin where the range began.
+
+    Args:
+        found: the parameters as they are, with an integer zero point.
+        least: the smallest scale, of the shape of the scale or a number.
+        spec: what they are for.
+    """
+    scale = torch.maximum(found.scale, _not_below(least).to(found.scale.device))
+    if spec.symmetric:
+        return QParams(scale, found.zero_point)
+    steps = (spec.quant_min - found.zero_point) * (found.scale.double() / scale.double())
+    zero_point = spec.quant_min - torch.round(steps).to(torch.int64)
+    return QParams(scale, zero_point.clamp(spec.quant_min, spec.quant_max))
+
+
+def _not_below(least: torch.Tensor) -> torch.Tensor:
+    """The nearest float32 that is not smaller."""
+    rounded = least.float()
+    return torch.where(
+        rounded.double() < least, torch.nextafter(rounded, torch.full_like(rounded, math.inf)), rounded
+    )

@@ -36,6 +36,7 @@ from torchquilt.pt2e.points import (
     ObservedPoint,
     QuantizationPoint,
 )
+from torchquilt.pt2e.settlement import Settlement, bounded_operators
 from torchquilt.spec import Granularity, dtype_name
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
@@ -92,6 +93,16 @@ class Conversion:
             point: together[point.observer] for point in observed if point.observer in together
         }
         self._stored: dict[tuple[AnyPoint, Node | str], str] = {}
+        bounded = bounded_operators(model, points, self._same, self._constants)
+        settlement = Settlement(bounded, self.qparams)
+        settlement.round_biases(model)
+        # What is derived is derived from what was settled.
+        derived = [point for point in self._qparams if isinstance(point, DerivedPoint)]
+        for point in derived:
+            del self._qparams[point]
+        self._qparams.update(settlement.qparams)
+        #: what to tell of the scales that were raised
+        self.cautions = settlement.cautions(self._is_zero)
 
     def qparams(self, point: AnyPoint) -> QParams:
         """The parameters of a point, computed once, and those that they are derived from before them."""
@@ -107,6 +118,14 @@ class Conversion:
             else:
                 self._qparams[current] = self._find_qparams(current)
         return self._qparams[point]
+
+    def _is_zero(self, point: AnyPoint, channels: torch.Tensor) -> bool:
+        """Whether a point stands at constants that are all zeros in these channels."""
+        axis = point.spec.ch_axis
+        values = self._values.get(point, [])
+        if axis is not None:
+            values = [value.movedim(axis, 0)[channels.to(value.device)] for value in values]
+        return bool(values) and not any(bool(value.any()) for value in values)
 
     def _find_qparams(self, point: AnyPoint) -> QParams:
         if isinstance(point, ConstantPoint):

@@ -14,11 +14,13 @@ from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.storage import compact
+from torchquilt.ledger import Caution
 from torchquilt.pt2e.conversion import Conversion
 from torchquilt.pt2e.garbage_collection import collector_paused
-from torchquilt.pt2e.outliers import note_outliers
+from torchquilt.pt2e.outliers import find_outliers, note_cautions
 from torchquilt.pt2e.points import QuantizationPoint
 from torchquilt.pt2e.reference import to_reference
+from torchquilt.pt2e.settlement import BOUNDED_KEY
 from torchquilt.pt2e.stage import RECORD_KEY, restore_initial_state, set_stage, stage_of
 from torchquilt.pt2e.unseen import leave_or_refuse_unseen
 
@@ -60,13 +62,17 @@ def convert_pt2e(
         model = copy_model(prepared, kept=(*points, prepared.meta[RECORD_KEY]))
         restore_initial_state(model)
         leave_or_refuse_unseen(model, unseen)
-        note_outliers(model)
+        cautions = [*find_outliers(model)]
         passes = (
-            everywhere("replace_points", partial(_replace_points, fold_quantize=fold_quantize)),
+            everywhere(
+                "replace_points",
+                partial(_replace_points, fold_quantize=fold_quantize, cautions=cautions),
+            ),
             Pass("open_bodies", open_bodies),
             Pass("drop_unused", _drop_unused),
         )
         model = run_passes(model, passes)
+        note_cautions(model, cautions)
         set_stage(model, "converted")
         if not use_reference_representation:
             generate_code(model)
@@ -85,16 +91,18 @@ def _check_is_prepared(model: object) -> None:
         )
 
 
-def _replace_points(model: GraphModule, fold_quantize: bool) -> GraphModule:
+def _replace_points(model: GraphModule, fold_quantize: bool, cautions: list[Caution]) -> GraphModule:
     """Quantize and dequantize operators for every point of one region."""
     points = {
         name: module for name, module in model.named_children() if isinstance(module, QuantizationPoint)
     }
     conversion = Conversion(model, points, fold_quantize)
+    cautions += conversion.cautions
     for node in list(model.graph.nodes):
         if node.op == "call_module" and node.target in points:
             conversion.replace(node, points[str(node.target)])
-        node.meta.pop(ANNOTATION_KEY, None)  # it names nodes of the prepared graph
+        for key in (ANNOTATION_KEY, BOUNDED_KEY):  # they name nodes of the prepared graph
+            node.meta.pop(key, None)
     for name in points:
         model.delete_submodule(name)
     if points:

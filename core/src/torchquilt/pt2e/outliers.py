@@ -6,6 +6,7 @@ What they leave to nearly all values is a thousandth of the grid, which is less 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import attrs
 from torch.fx import GraphModule
@@ -26,9 +27,9 @@ def find_outliers(model: GraphModule) -> tuple[Caution, ...]:
     )
 
 
-def note_outliers(model: GraphModule) -> None:
-    """Write them into the ledger of a prepared model; replaces its record."""
-    found = find_outliers(model)
+def note_cautions(model: GraphModule, found: Iterable[Caution]) -> None:
+    """Write warnings into the ledger of a model; replaces its record."""
+    found = tuple(found)
     if found:
         record = model.meta[RECORD_KEY]
         ledger = attrs.evolve(Ledger.from_json(json.dumps(record["ledger"])), warnings=found)

@@ -8,6 +8,7 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from torchquilt.annotation import annotation_of
 from torchquilt.errors import AnnotationError
 from torchquilt.global_state import default_global_state
 from torchquilt.graph.bodies import Region
@@ -31,6 +32,7 @@ from torchquilt.pt2e.points import (
     ObservedPoint,
     QuantizationPoint,
 )
+from torchquilt.pt2e.settlement import BOUNDED_KEY, BoundedOperator
 from torchquilt.pt2e.stage import keep_initial_state, set_stage
 from torchquilt.recipe.quantizers import intent_of
 from torchquilt.spec import (
@@ -145,6 +147,7 @@ def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeO
     own = {place: points[place] for group in groups for place in group.places}
     names = _register(model, own)
     _link_derived(groups, own, names)
+    _note_limits(model, own, names)
     memory = Memory(model.graph)
     at_edge: dict[tuple[Node, str, int], Node] = {}
     edges: dict[Node, list[Node]] = {}
@@ -245,6 +248,23 @@ def _register(model: GraphModule, points: dict[EdgeOrNode, Any]) -> dict[Any, st
             names[point] = f"quantization_point_{len(names)}"
             model.add_module(names[point], point)
     return names
+
+
+def _note_limits(model: GraphModule, points: dict[EdgeOrNode, Any], names: dict[Any, str]) -> None:
+    """Keep the limits of each operator, with the names of the points whose scales they are about."""
+    for node in model.graph.nodes:
+        annotation = annotation_of(node)
+        arithmetic = None if annotation is None else annotation.arithmetic
+        if arithmetic is None or node not in points:
+            continue
+        weight, bias = arithmetic.weight, arithmetic.bias
+        node.meta[BOUNDED_KEY] = BoundedOperator(
+            arithmetic.limits,
+            tuple(names[points[edge]] for edge in arithmetic.inputs if edge in points),
+            names[points[weight]] if weight in points else None,
+            None if bias is None else (bias[0].name, bias[1].name),
+            names[points[node]],
+        )
 
 
 def _link_derived(groups: tuple[Group, ...], points: dict[EdgeOrNode, Any], names: dict[Any, str]) -> None:

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 
 import attrs
 
-from torchquilt import AllowedSpec, Constraint, OperatorPattern, Sharing, SupportRow, SupportTable
+from torchquilt import (
+    AllowedSpec,
+    ArithmeticLimits,
+    Constraint,
+    OperatorPattern,
+    Sharing,
+    SupportRow,
+    SupportTable,
+)
 from torchquilt import operators as ops
 from torchquilt_xnnpack import conditions as when
 from torchquilt_xnnpack.ranges import NO_NORMALIZATION, NOT_A_MASK
@@ -50,6 +58,13 @@ def _int4_groups(size: int) -> AllowedSpec:
 
 _STATIC = {"input_activation": (_ACTIVATION,), "output_activation": (_ACTIVATION,)}
 
+# The kernels of weights are not made for a ratio of 256 and more; those of two tensors are, and compute
+# something else: sums from about 2**15 on, products from 2**20 on. XNNPACK's sources say 2**8 for all of them.
+# A smaller ratio is none too small: what is less than half a step of the output becomes 0.
+_OF_WEIGHTS = ArithmeticLimits(accumulator_bits=32, product_ratio=256)
+_OF_SUMS = ArithmeticLimits(input_ratio=256)
+_OF_PRODUCTS = ArithmeticLimits(product_ratio=256)
+
 
 def _row(
     *operators: ops.Operator,
@@ -60,8 +75,11 @@ def _row(
     lead: int = 0,
     weight_axis: int = 0,
     takes_input_whole: bool = False,
+    limits: ArithmeticLimits | None = None,
 ) -> SupportRow:
     pattern = OperatorPattern.of(*operators, lead=lead)
+    if "weight" in specs and "output_activation" in specs:
+        limits = _OF_WEIGHTS
     return SupportRow(
         attrs.evolve(pattern, name=pattern.name + suffix),
         specs,
@@ -70,6 +88,7 @@ def _row(
         targets=_TARGETS,
         weight_axis=weight_axis,
         takes_input_whole=takes_input_whole,
+        limits=limits,
         worth_alone="weight" in specs,  # what has none costs little more than what converts for it
     )
 
@@ -149,13 +168,13 @@ _DYNAMIC = (
 # behind it; so a relu after these is a row of its own, below.
 _SAFE = (NOT_A_MASK, NO_NORMALIZATION)
 _ELEMENTWISE = (
-    _row(ops.ADD, ops.RELU, constraints=(when.NO_ALPHA, *_SAFE)),
-    _row(ops.ADD, constraints=(when.NO_ALPHA, *_SAFE)),
-    _row(ops.SUB, constraints=(when.NO_ALPHA, *_SAFE)),
-    _row(ops.MUL, constraints=_SAFE),
+    _row(ops.ADD, ops.RELU, limits=_OF_SUMS, constraints=(when.NO_ALPHA, *_SAFE)),
+    _row(ops.ADD, limits=_OF_SUMS, constraints=(when.NO_ALPHA, *_SAFE)),
+    _row(ops.SUB, limits=_OF_SUMS, constraints=(when.NO_ALPHA, *_SAFE)),
+    _row(ops.MUL, limits=_OF_PRODUCTS, constraints=_SAFE),
     # Written as a subtraction the other way round, and as a multiplication.
-    _row(ops.RSUB, constraints=(when.NO_THIRD, *_SAFE)),
-    _row(ops.DIV, constraints=(when.BY_A_NUMBER, *_SAFE)),
+    _row(ops.RSUB, limits=_OF_SUMS, constraints=(when.NO_THIRD, *_SAFE)),
+    _row(ops.DIV, limits=_OF_PRODUCTS, constraints=(when.BY_A_NUMBER, *_SAFE)),
 )
 
 _OTHERS = (

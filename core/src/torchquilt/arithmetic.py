@@ -1,0 +1,60 @@
+"""What the integers of a backend's kernels can hold, and which tensors of an operator it concerns.
+
+A row of a support table states the limits once. Convert sees to it that the scales keep them, whatever was
+calibrated: see :mod:`torchquilt.pt2e.settlement`. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from torchquilt.errors import PatternError
+from torchquilt.spec import EdgeOrNode
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+
+def _is_positive(_: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise PatternError(
+            "A limit of arithmetic is a positive number, or None for no limit.",
+            expected=f"{attribute.name} > 0",
+            got=repr(value),
+        )
+
+
+@attrs.frozen
+class ArithmeticLimits:
+    """Limits of kernels that compute with integers alone. None stands for no limit.
+
+    Args:
+        accumulator_bits: bits of the signed integers in which products are summed up. A bias is such an
+            integer, in steps of input scale times weight scale; it may take up half of their range.
+        product_ratio: the product of the scales of all inputs, the weight's with them, is less than so many
+            output scales.
+        input_ratio: the scale of each input is less than so many output scales.
+    """
+
+    accumulator_bits: int | None = attrs.field(default=None, validator=_is_positive, kw_only=True)
+    product_ratio: float | None = attrs.field(default=None, validator=_is_positive, kw_only=True)
+    input_ratio: float | None = attrs.field(default=None, validator=_is_positive, kw_only=True)
+
+
+@attrs.frozen
+class Arithmetic:
+    """Limits, and the tensors of a match that they are about.
+
+    Args:
+        limits: the limits.
+        inputs: the edges of the quantized activations.
+        weight: the edge of the quantized weight, None where there is none.
+        bias: the node of the float bias and the node that reads it, None where there is none.
+    """
+
+    limits: ArithmeticLimits
+    inputs: tuple[EdgeOrNode, ...]
+    weight: EdgeOrNode | None = None
+    bias: tuple[Node, Node] | None = None
