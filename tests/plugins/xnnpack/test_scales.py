@@ -87,8 +87,7 @@ def test_a_bias_beside_small_scales_fits(scale: float, bias: float) -> None:
     assert quality(model) > 35
 
 
-def test_without_limits_a_bias_does_not_fit() -> None:
-    """The reason for the limits: numbers of a bias that are larger than int32 are cut off."""
+def test_without_limits_a_bias_fits_all_the_same() -> None:
+    """Convert raises the scale of a weight beside which the bias would not fit into int32."""
     model = Model(linear(1.0, 0.0), (X,))
-    assert quality(model) > 35
-    assert quality(model, without_limit(STATIC)) < 10
+    assert quality(model, without_limit(STATIC)) > 35

@@ -95,7 +95,7 @@ class Conversion:
         self._stored: dict[tuple[AnyPoint, Node | str], str] = {}
         bounded = bounded_operators(model, points, self._same, self._constants)
         settlement = Settlement(bounded, self.qparams)
-        settlement.round_biases(model)
+        settlement.write_biases(model)
         # What is derived is derived from what was settled.
         derived = [point for point in self._qparams if isinstance(point, DerivedPoint)]
         for point in derived:

@@ -263,8 +263,17 @@ def _note_limits(model: GraphModule, points: dict[EdgeOrNode, Any], names: dict[
             tuple(names[points[edge]] for edge in arithmetic.inputs if edge in points),
             names[points[weight]] if weight in points else None,
             None if bias is None else (bias[0].name, bias[1].name),
+            _fan_in(weight, bias),
             names[points[node]],
         )
+
+
+def _fan_in(weight: EdgeOrNode | None, bias: tuple[Node, Node] | None) -> int:
+    """How many products of a weight are summed up for an element of the output; 0 where that is of no use."""
+    if weight is None or bias is None:
+        return 0
+    values = producer_of(weight).meta["val"], bias[0].meta["val"]
+    return int(values[0].numel() // max(values[1].numel(), 1))
 
 
 def _link_derived(groups: tuple[Group, ...], points: dict[EdgeOrNode, Any], names: dict[Any, str]) -> None:

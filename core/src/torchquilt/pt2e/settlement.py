@@ -2,10 +2,12 @@
 
 Two things can leave the range of integers. A bias is an integer in steps of input scale times weight scale:
 where these are small, as for a quiet signal or in a pruned channel, it does not fit into the accumulator.
-Then the scale of the weight is raised, of that channel alone if it has one for each: beside a bias of 2**30
-steps the weights add but a small part of a step of the output. And scales of inputs that are much larger than
-that of the output cannot be requantized. Then the scale of the output is raised: one step of the accumulator
-is more than all of the range that calibration saw.
+One that is so large that the output is at an end of its range whatever the weights add is made smaller first,
+which changes no integer of the output. Then the scale of the weight is raised, of that channel alone if it
+has one for each: beside such a bias the weights add but a small part of a step of the output.
+
+And scales of inputs that are much larger than that of the output cannot be requantized. Then the scale of the
+output is raised: one step of the accumulator is more than all of the range that calibration saw.
 
 A scale belongs to a group, so other operators read it, and theirs may have to be raised in turn. Scales are
 only raised, and each no further than a limit asks, so what is found is the same in whatever order operators
@@ -14,6 +16,7 @@ are looked at.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -31,7 +34,7 @@ from torchquilt.ledger import Caution
 from torchquilt.observers import QParams
 from torchquilt.observers.qparams import raised_to
 from torchquilt.pt2e.points import ConstantPoint, DynamicPoint, ObservedPoint, QuantizationPoint
-from torchquilt.spec import QuantizationSpec, ZeroPointDomain
+from torchquilt.spec import OwnSpec, QuantizationSpec, ZeroPointDomain
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
 
@@ -39,6 +42,7 @@ AnyPoint: TypeAlias = QuantizationPoint[Any]
 BOUNDED_KEY = "torchquilt_bounded"
 
 # A bias has half of the range of an accumulator, and so have the products: 33,000 of the largest of 8 bits.
+# Kernels have the accumulator in steps of the output as an integer, too; there a bias has the same share.
 _SHARE_OF_BIAS = 0.5
 # The kernels check their limits in float32, whose rounding must not decide.
 _MARGIN = 1 - 2.0**-10
@@ -57,6 +61,7 @@ class BoundedOperator:
         inputs: points of the activations that it reads.
         weight: the point of its weight, None where there is none.
         bias: the constant that is its bias and the node that reads it, None where there is none.
+        fan_in: how many products are summed up for an element of the output.
         output: the point of its output.
     """
 
@@ -64,6 +69,7 @@ class BoundedOperator:
     inputs: tuple[str, ...]
     weight: str | None
     bias: tuple[str, str] | None
+    fan_in: int
     output: str
 
 
@@ -78,7 +84,8 @@ class Bounded:
         weight: the point of the weight.
         output: the point of the output.
         bias: the value of the bias, one element for each output channel or one in all.
-        reader: the node that reads the bias, and its node.
+        reader: the node of the bias, and the node that reads it.
+        fan_in: how many products are summed up for an element of the output.
     """
 
     node: str
@@ -88,6 +95,7 @@ class Bounded:
     output: AnyPoint
     bias: torch.Tensor | None
     reader: tuple[Node, Node] | None
+    fan_in: int
 
     @property
     def points(self) -> tuple[AnyPoint, ...]:
@@ -101,13 +109,38 @@ class Bounded:
             step = step * qparams[point].scale.double().cpu()
         return step
 
+    @property
+    def most_steps(self) -> float:
+        """How many steps of the accumulator, or of the output, a bias may have."""
+        assert self.limits.accumulator_bits is not None
+        return _SHARE_OF_BIAS * 2.0 ** (self.limits.accumulator_bits - 1)
+
+    @property
+    def _share_of_products(self) -> float:
+        """How large all products together are at most, in :attr:`most_steps`; no more than half."""
+        assert self.weight is not None
+        of_input = math.prod(_span(point.spec) for point in self.inputs)
+        return min(self.fan_in * of_input * _span(self.weight.spec) / self.most_steps, 0.5)
+
+    def largest_bias(self, qparams: Mapping[AnyPoint, QParams]) -> torch.Tensor:
+        """The bias, for each channel, from which on the output is at an end of its range."""
+        output = qparams[self.output].scale.double().cpu()
+        products = self._share_of_products * self.most_steps * self.step(qparams)
+        return torch.minimum(output * _span(self.output.spec) + products, output * self.most_steps)
+
+    def _least_step(self, qparams: Mapping[AnyPoint, QParams]) -> torch.Tensor:
+        """The smallest step of the accumulator for which the bias fits, as large as it has to be."""
+        assert self.bias is not None
+        output = qparams[self.output].scale.double().cpu()
+        largest = output * min(_span(self.output.spec) / (1 - self._share_of_products), self.most_steps)
+        return torch.minimum(self.bias.abs(), largest) / self.most_steps
+
     def demands(self, qparams: Mapping[AnyPoint, QParams]) -> Iterable[tuple[AnyPoint, torch.Tensor, str]]:
         """The smallest scale that each point may have as the others are, and what for."""
         limits = self.limits
         if self.bias is not None and self.weight is not None and limits.accumulator_bits is not None:
-            most = _SHARE_OF_BIAS * 2.0 ** (limits.accumulator_bits - 1)
             weight = qparams[self.weight].scale
-            least = self.bias.abs() / most / self.step(qparams) * weight.double().cpu()
+            least = self._least_step(qparams) / self.step(qparams) * weight.double().cpu()
             least = least.amax() if weight.dim() == 0 else least.expand(weight.shape)
             yield self.weight, least, f"the bias of {self.node} fits into {limits.accumulator_bits} bits"
         text = f"that of {self.node} can be computed from its inputs"
@@ -117,6 +150,11 @@ class Bounded:
             largest = max(float(qparams[point].scale.amax()) for point in self.inputs)
             least = torch.tensor(largest, dtype=torch.float64) / (limits.input_ratio * _MARGIN)
             yield self.output, least, text
+
+
+def _span(spec: OwnSpec) -> int:
+    """How far the integers of a spec are apart at most, zero among them."""
+    return max(spec.quant_max, 0) - min(spec.quant_min, 0)
 
 
 def bounded_operators(
@@ -151,7 +189,8 @@ def bounded_operators(
         bias = None
         if reader is not None and reader[0] in constants:
             bias = constant_value(model, reader[0], points).double().cpu().reshape(-1)
-        yield Bounded(node.name, found.limits, tuple(inputs), weight, output, bias, reader)
+        name = node.name if found.bias is None else found.bias[1]
+        yield Bounded(name, found.limits, tuple(inputs), weight, output, bias, reader, found.fan_in)
 
 
 class Settlement:
@@ -233,29 +272,33 @@ class Settlement:
             found.append(Caution(", ".join(point.places), "scale_raised", text))
         return tuple(found)
 
-    def round_biases(self, model: GraphModule) -> None:
-        """Store each bias as the integers of the runtime stand for it, where their step can be seen.
+    def write_biases(self, model: GraphModule) -> None:
+        """Store each bias as the integers of the runtime stand for it, where that can be seen.
 
-        Q/DQ adds the bias in float, and the runtime as an integer. Where the step of the accumulator is not
-        much smaller than that of the output, the two would differ by more than rounding.
+        Q/DQ adds the bias in float, and the runtime as an integer. One that the runtime could not hold is
+        made smaller. And where the step of the accumulator is not much smaller than that of the output, Q/DQ
+        and runtime would differ by more than rounding.
         """
         for one in self._operators:
             if one.bias is None or one.reader is None or one.limits.accumulator_bits is None:
                 continue
             step, output = one.step(self.qparams), self.qparams[one.output].scale.double().cpu()
-            if bool((step <= _SMALL_STEP * output).all()):
-                continue
-            bias, user = one.reader
-            value = bias.meta["val"]
-            rounded = (
-                (torch.round(one.bias / step) * step).to(value.dtype).expand(step.shape or one.bias.shape)
-            )
-            name = free_name(model, f"{bias.target if bias.op == 'get_attr' else bias.name}_rounded")
-            store_tensor(
-                model, name, rounded.reshape(value.shape if rounded.numel() == value.numel() else (-1,))
-            )
-            with model.graph.inserting_before(user):
-                read = model.graph.get_attr(name)
-            take_origin(read, user)
-            read.meta["val"] = fake_like(bias, rounded)
-            user.replace_input_with(bias, read)
+            most = one.most_steps * torch.minimum(step, output)
+            largest = one.largest_bias(self.qparams)
+            settled = torch.where(one.bias.abs() > most, one.bias.clamp(-largest, largest), one.bias)
+            if bool((step > _SMALL_STEP * output).any()):
+                settled = torch.round(settled / step) * step
+            if not torch.equal(settled, one.bias.expand_as(settled)):
+                self._store_bias(model, *one.reader, settled)
+
+    def _store_bias(self, model: GraphModule, bias: Node, user: Node, settled: torch.Tensor) -> None:
+        value = bias.meta["val"]
+        shape = value.shape if settled.numel() == value.numel() else settled.shape
+        stored = settled.to(value.dtype).to(value.device).reshape(shape)
+        name = free_name(model, f"{bias.target if bias.op == 'get_attr' else bias.name}_settled")
+        store_tensor(model, name, stored)
+        with model.graph.inserting_before(user):
+            read = model.graph.get_attr(name)
+        take_origin(read, user)
+        read.meta["val"] = fake_like(bias, stored)
+        user.replace_input_with(bias, read)

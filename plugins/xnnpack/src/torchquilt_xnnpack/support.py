@@ -58,9 +58,9 @@ def _int4_groups(size: int) -> AllowedSpec:
 
 _STATIC = {"input_activation": (_ACTIVATION,), "output_activation": (_ACTIVATION,)}
 
-# The kernels of weights are not made for a ratio of 256 and more; those of two tensors are, and compute
-# something else: sums from about 2**15 on, products from 2**20 on. XNNPACK's sources say 2**8 for all of them.
-# A smaller ratio is none too small: what is less than half a step of the output becomes 0.
+# Kernels with weights are not made for a ratio of 256 and more, so the program does not load. Those of two
+# tensors are made, and come out wrong from somewhere between 2**18 and 2**20 on; XNNPACK's sources promise
+# less than 2**8. No ratio is too small: what is less than half a step of the output becomes 0.
 _OF_WEIGHTS = ArithmeticLimits(accumulator_bits=32, product_ratio=256)
 _OF_SUMS = ArithmeticLimits(input_ratio=256)
 _OF_PRODUCTS = ArithmeticLimits(product_ratio=256)
