@@ -50,6 +50,7 @@ _MARGIN = 1 - 2.0**-10
 _SMALL_STEP = 1 / 8
 # A scale that is raised so often belongs to a circle of operators, each of which asks for more than the last.
 _MOST_RAISES = 64
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @attrs.frozen
@@ -143,7 +144,7 @@ class Bounded:
             least = self._least_step(qparams) / self.step(qparams) * weight.double().cpu()
             least = least.amax() if weight.dim() == 0 else least.expand(weight.shape)
             yield self.weight, least, f"the bias of {self.node} fits into {limits.accumulator_bits} bits"
-        text = f"that of {self.node} can be computed from its inputs"
+        text = f"the integers of {self.node} can be computed from those of its inputs"
         if limits.product_ratio is not None:
             yield self.output, self.step(qparams).amax() / (limits.product_ratio * _MARGIN), text
         if limits.input_ratio is not None:
@@ -226,7 +227,13 @@ class Settlement:
                 if not bool((least > self.qparams[point].scale.cpu()).any()):
                     continue
                 raises[point] = raises.get(point, 0) + 1
-                self._raise(point, least, why, operator, is_last=raises[point] >= _MOST_RAISES)
+                self._raise(
+                    point,
+                    least,
+                    why,
+                    operator,
+                    is_last=raises[point] >= _MOST_RAISES or bool((least > _LARGEST).any()),
+                )
                 for reader in readers[point]:
                     if id(reader) not in waiting:
                         waiting.add(id(reader))
