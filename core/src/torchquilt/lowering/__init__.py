@@ -3,12 +3,14 @@
 ``contract`` is what a lowering target has and what a backend gives to it: all that an author of either reads.
 ``values`` and ``program`` are what a user gets, ``report`` writes that as JSON, ``calling`` checks inputs;
 ``sources`` finds the program, ledger and backends of a model, ``decisions`` marks what stays in float,
-``border`` takes quantize and dequantize off inputs and outputs, ``joining`` joins the ledger with what runs
-where, ``verifying`` compares; ``flow`` puts these together. Importing this package does not import torch.
+``border`` takes quantize and dequantize off inputs and outputs, ``slots`` says of these what the stored
+program does, ``joining`` joins the ledger with what runs where, ``verifying`` compares; ``flow`` puts these
+together. Importing this package does not import torch.
 """
 
 from torchquilt.lowering.contract import (
     Arithmetic,
+    Constant,
     Contribution,
     Conversion,
     Kernel,
@@ -27,6 +29,7 @@ from torchquilt.lowering.values import Agreement, Dimension, Leftover, Placed, P
 __all__ = [
     "Agreement",
     "Arithmetic",
+    "Constant",
     "Contribution",
     "Conversion",
     "Dimension",

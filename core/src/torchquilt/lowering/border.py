@@ -14,15 +14,15 @@ import attrs
 
 from torchquilt.errors import LoweringError
 from torchquilt.graph.values import arguments_of, overload_name
-from torchquilt.lowering.values import Dimension, Port, Ports
+from torchquilt.lowering.values import LARGEST, Dimension, Port, Ports
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-#: No dimension is larger: the runtime counts in 32 bits.
-_LARGEST = 2**31 - 1
+    from torchquilt.lowering.contract import Constant
+
 _QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
 _DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
 
@@ -64,25 +64,48 @@ def quantized_border(
 
 def output_grids(program: ExportedProgram) -> tuple[float | None, ...]:
     """The scale of each output, None for one that is not dequantized right before it is returned."""
-    grids = (_dequantized(node) if node is not None else None for node in _outputs(program).values())
+    nodes = _outputs(program).values()
+    grids = (None if isinstance(node, _Fixed) else _dequantized(node) for node in nodes)
     return tuple(None if grid is None else grid.scale for grid in grids)
 
 
+@attrs.frozen
+class _Fixed:
+    """In the place of a node: what export made a constant of."""
+
+    value: Constant
+
+
 def _inputs(program: ExportedProgram) -> dict[str, Any]:
-    """Name of each input → its node."""
+    """Name of each input → its node, or the constant that export made of it."""
+    from torch.export.graph_signature import ConstantArgument, InputKind
+
     nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
-    return {name: nodes[name] for name in program.graph_signature.user_inputs if name in nodes}
+    specs = (spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT)
+    arguments = (spec.arg for spec in specs)
+    return {
+        one.name: _Fixed(one.value) if isinstance(one, ConstantArgument) else nodes[one.name]
+        for one in arguments
+    }
 
 
-def _outputs(program: ExportedProgram) -> dict[str, Node | None]:
-    """``output_0``, ``output_1`` … → the node of each output that a caller sees, None for a constant."""
+def _outputs(program: ExportedProgram) -> dict[str, Any]:
+    """``output_0``, ``output_1`` … → the node of each output of a call, or the constant that it is."""
     from torch.export.graph_signature import OutputKind
     from torch.fx import Node
 
     (values,) = program.graph.output_node().args
     pairs = zip(program.graph_signature.output_specs, values, strict=True)
     seen = [value for spec, value in pairs if spec.kind is OutputKind.USER_OUTPUT]
-    return {f"output_{n}": value if isinstance(value, Node) else None for n, value in enumerate(seen)}
+    found = (value if isinstance(value, Node) else _Fixed(value) for value in seen)
+    return {f"output_{number}": value for number, value in enumerate(found)}
+
+
+def _arguments(program: ExportedProgram) -> tuple[str, ...]:
+    """The names of the arguments of a call, those by position first; empty where export kept none."""
+    signature = program.module_call_graph[0].signature if program.module_call_graph else None
+    names = getattr(signature, "forward_arg_names", None)
+    return tuple(names or ())
 
 
 def _asked(io_dtype: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, torch.dtype]:
@@ -104,7 +127,7 @@ def _asked(io_dtype: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any])
 def _is_float(node: Any) -> bool:
     import torch
 
-    value = None if node is None else node.meta.get("val")
+    value = None if isinstance(node, _Fixed) else node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
@@ -202,6 +225,9 @@ def _ports(
     grids: Mapping[str, _Grid],
 ) -> Ports:
     def port(name: str, node: Any) -> Port:
+        if isinstance(node, _Fixed):
+            dtype = type(node.value).__name__ if isinstance(node.value, (bool, int, float)) else ""
+            return Port(name, dtype, (), is_constant=True, constant=node.value)
         grid = grids.get(name)
         parameters = attrs.asdict(grid) if grid is not None else {}
         parameters.pop("dtype", None)
@@ -210,13 +236,14 @@ def _ports(
     return Ports(
         tuple(port(name, node) for name, node in inputs.items()),
         tuple(port(name, node) for name, node in outputs.items()),
+        _arguments(program),
     )
 
 
 def _dtype_and_shape(node: Any, program: ExportedProgram) -> tuple[str, tuple[Dimension, ...]]:
     import torch
 
-    value = None if node is None else node.meta.get("val")
+    value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         shape = tuple(_dimension(size, program) for size in value.shape)
         return str(value.dtype).removeprefix("torch."), shape
@@ -230,4 +257,4 @@ def _dimension(size: Any, program: ExportedProgram) -> Dimension:
     from torch.utils._sympy.value_ranges import bound_sympy
 
     found = bound_sympy(size.node.expr, program.range_constraints)
-    return Dimension(int(found.lower), int(min(found.upper, _LARGEST)), str(size))
+    return Dimension(int(found.lower), int(min(found.upper, LARGEST)), str(size))

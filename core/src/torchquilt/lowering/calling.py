@@ -8,15 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from torchquilt.errors import ProgramInputError
-from torchquilt.lowering.values import Port
+from torchquilt.lowering.values import Port, Ports
 
 
-def flat_inputs(structure: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+def flat_inputs(structure: str, ports: Ports, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     """The arguments of a call as the runtime takes them: one after the other.
+
+    What the model takes by position may be named where the names are known, and what export made constants
+    of may be left out.
 
     Args:
         structure: that of ``(args, kwargs)`` as pytree writes it; empty where it is not known.
+        ports: what the program takes.
         args: of the call, those by position.
         kwargs: likewise, those by name.
 
@@ -28,20 +34,70 @@ def flat_inputs(structure: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     if not structure:
         return pytree.tree_leaves((args, dict(kwargs)))
     expected = pytree.treespec_loads(structure)
-    names = expected.child(1).context if expected.num_children == 2 else None
-    # Keyword arguments count in the order in which the model was exported.
-    ordered = dict(kwargs)
-    if names is not None and set(names) == set(kwargs):
-        ordered = {name: kwargs[name] for name in names}
-    leaves, found = pytree.tree_flatten((args, ordered))
-    if found != expected:
+    arguments = _arguments(expected, ports)
+    leaves = _leaves(arguments, args, kwargs)
+    if leaves is None:
+        _, found = pytree.tree_flatten((args, dict(kwargs)))
         raise ProgramInputError(
             "The inputs do not have the structure of those that the model was exported with.",
             expected=_structure_text(expected),
             got=_structure_text(found),
-            remedy="pass what the model takes, in the same structure",
+            remedy="pass what the model takes, in the same structure; constants may be left out",
         )
     return leaves
+
+
+@attrs.frozen
+class _Argument:
+    """An argument of a call: its name (empty where it is not known), its structure, and what is in it."""
+
+    name: str
+    structure: Any
+    ports: tuple[Port, ...]
+
+    @property
+    def may_be_left_out(self) -> bool:
+        return all(port.is_constant for port in self.ports)
+
+
+def _arguments(expected: Any, ports: Ports) -> list[_Argument]:
+    """The arguments that a program takes, those by position first."""
+    positional, named = expected.children()
+    structures = [*positional.children(), *named.children()]
+    names = [*[""] * positional.num_children, *named.context]
+    if len(ports.arguments) == len(structures):
+        names = [*ports.arguments]
+    found, first = [], 0
+    for name, structure in zip(names, structures, strict=True):
+        end = first + structure.num_leaves
+        found.append(_Argument(name, structure, ports.inputs[first:end]))
+        first = end
+    return found
+
+
+def _leaves(
+    arguments: Sequence[_Argument], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Any] | None:
+    """What is in the arguments of a call, one after the other; None where one does not fit."""
+    from torch.utils import _pytree as pytree
+
+    rest = dict(kwargs)
+    leaves: list[Any] = []
+    for number, one in enumerate(arguments):
+        if number < len(args):
+            given = args[number]
+        elif one.name in rest:
+            given = rest.pop(one.name)
+        elif one.may_be_left_out:
+            leaves += [port.constant for port in one.ports]
+            continue
+        else:
+            return None
+        values, structure = pytree.tree_flatten(given)
+        if structure != one.structure:
+            return None
+        leaves += values
+    return None if rest or len(args) > len(arguments) else leaves
 
 
 def _structure_text(structure: Any) -> str:
@@ -58,10 +114,13 @@ class _Leaf:
         return "·"
 
 
-def arrange_outputs(outputs: list[Any], structure: str) -> Any:
+def arrange_outputs(outputs: list[Any], structure: str, ports: Ports) -> Any:
     """What a program returned, in the structure that pytree wrote; as a list where it is not known."""
     from torch.utils import _pytree as pytree
 
+    if len(outputs) == len(ports.outputs):  # a text is not stored, and comes out as None
+        pairs = zip(ports.outputs, outputs, strict=True)
+        outputs = [port.constant if port.is_constant else value for port, value in pairs]
     if not structure:
         return outputs
     expected = pytree.treespec_loads(structure)
@@ -96,9 +155,12 @@ def check_inputs(ports: Sequence[Port], inputs: Sequence[Any]) -> None:
 
 
 def _check_input(port: Port, value: Any) -> None:
-    """Refuse what is of another dtype or shape, or not in the memory of the CPU."""
+    """Refuse what is of another dtype or shape, or not in the memory of the CPU, and other constants."""
     import torch
 
+    if port.is_constant:
+        _check_constant(port, value)
+        return
     fits = True
     if isinstance(value, torch.Tensor):
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
@@ -116,4 +178,18 @@ def _check_input(port: Port, value: Any) -> None:
             expected=str(port),
             got=got,
             remedy=f"pass a tensor of that dtype and shape, on the CPU{hint}",
+        )
+
+
+def _check_constant(port: Port, value: Any) -> None:
+    """Refuse another value than that of the export, which is all that the program can compute with."""
+    same = type(value) is type(port.constant) and (
+        value == port.constant or (value != value and port.constant != port.constant)  # NaN
+    )
+    if not same:
+        raise ProgramInputError(
+            f"The input {port.name!r} was made a constant when the model was exported.",
+            expected=f"{port.constant!r}, or nothing",
+            got=repr(value) if not hasattr(value, "shape") else f"a tensor {[*value.shape]}",
+            remedy=f"leave it out, or export the model with the {port.name} that is wanted, and lower that",
         )

@@ -23,6 +23,9 @@ Pass: TypeAlias = "Callable[[ExportedProgram], ExportedProgram]"
 #: In what an operator computes. What only moves numbers is what it moves.
 Arithmetic: TypeAlias = Literal["integer", "float"]
 
+#: An input that export made a constant of, or an output that is one.
+Constant: TypeAlias = bool | int | float | str | None
+
 
 # attrs' support in type checkers takes the type of an argument from its converter, which may not be generic.
 def _names(values: Iterable[str]) -> tuple[str, ...]:
@@ -152,6 +155,9 @@ class Lowered:
         delegates: the id of each delegate in the order in which they are called.
         kernels: what delegates run, as far as there are readers for them.
         operators: the kernels of the runtime that the program calls (``aten::mean.out``).
+        smallest_sizes: of each input, the smallest size of each dimension; empty where that is not known.
+            (The largest ones are in the stored program.)
+        narrowed_by: why it takes fewer sizes than the model, a sentence for each reason, without its end.
     """
 
     buffer: bytes
@@ -160,6 +166,8 @@ class Lowered:
     delegates: tuple[str, ...]
     kernels: tuple[Kernel, ...]
     operators: tuple[str, ...]
+    smallest_sizes: tuple[tuple[int, ...], ...] = ()
+    narrowed_by: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -170,11 +178,19 @@ class Slot:
         dtype: ``"float32"``; ``"int"``, ``"float"`` or ``"bool"`` for a number; empty where it is anything.
         shape: its sizes; the largest ones where they are dynamic.
         is_dynamic: whether smaller sizes are taken, too.
+        dim_order: its dimensions from the one that lies farthest apart in memory to the one whose elements
+            are neighbors, ``(0, 2, 3, 1)`` for channels_last; empty where it is not known.
+        is_constant: whether it is no tensor and has one value. Of an output that is a number this is not
+            known, and False.
+        constant: that value; None also for a text, which programs do not keep.
     """
 
     dtype: str
     shape: tuple[int, ...]
     is_dynamic: bool
+    dim_order: tuple[int, ...] = ()
+    is_constant: bool = False
+    constant: Constant = None
 
 
 class Runner(Protocol):
@@ -201,7 +217,7 @@ class Runner(Protocol):
         """The structures of inputs and outputs as pytree writes them, empty where they are not stored."""
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
-        """Run it on inputs that have been checked.
+        """Run it on inputs that have been checked, however they lie in memory. Threads may call it at once.
 
         Raises:
             ProgramError: it cannot be loaded into the runtime, or fails there.

@@ -12,10 +12,10 @@ import attrs
 
 from torchquilt.errors import LoweringError, PluginLoadError, ProgramError
 from torchquilt.global_state import default_global_state
-from torchquilt.lowering.contract import Contribution, Runner, Slot, Target
+from torchquilt.lowering.contract import Contribution, Runner, Target
 from torchquilt.lowering.program import LoweredProgram, report_path
+from torchquilt.lowering.slots import as_stored, narrowed, ports_of
 from torchquilt.lowering.sources import Source, source_of
-from torchquilt.lowering.values import Dimension, Port, Ports
 from torchquilt.plugins import registry
 
 if TYPE_CHECKING:
@@ -79,11 +79,13 @@ def lower(
     joint = Joint(program, source.ledger)
     lowered = runtime.lower(with_decisions(program, joint.left_in_float()), contributions)
     libraries = _libraries(contributions.values())
+    runner = runtime.open(lowered.buffer, libraries)
+    stored = as_stored(ports, runner, lowered)
     made = LoweredProgram(
         target=target,
         backends=tuple(contributions),
         buffer=lowered.buffer,
-        io=ports,
+        io=stored,
         delegates=lowered.delegates,
         operators=lowered.operators,
         ledger=None if source.ledger is None else joined(source.ledger, joint, lowered),
@@ -91,8 +93,9 @@ def lower(
         kernels=lowered.kernels,
         leftovers=tuple(map(joint.leftover, lowered.conversions)),
         float_islands=float_islands(lowered.operations, joint),
-        runner=runtime.open(lowered.buffer, libraries),
+        runner=runner,
     )
+    _warn_of_sizes(narrowed(ports, stored), lowered.narrowed_by)
     if verify is False:
         return made
     # Run by itself, so that the state of the program that is returned is what it starts with.
@@ -132,13 +135,25 @@ def load(path: str | os.PathLike[str], target: str = "executorch") -> LoweredPro
         target=target,
         backends=(),
         buffer=buffer,
-        io=Ports(_ports("input", runner.inputs), _ports("output", runner.outputs)),
+        io=ports_of(runner),
         delegates=runner.delegates,
         operators=runner.operators,
         runner=runner,
     )
     report = report_path(path)
     return with_report(found, report.read_text(encoding="utf-8")) if report.is_file() else found
+
+
+def _warn_of_sizes(dimensions: list[str], reasons: tuple[str, ...]) -> None:
+    """Tell of sizes that the model takes and the program does not."""
+    if dimensions:
+        sentences = ["", *reasons] if reasons else ["", "What fixes them is not known"]
+        warnings.warn(
+            f"The program takes fewer sizes than the model: {'; '.join(dimensions)}{'. '.join(sentences)}. "
+            "LoweredProgram.io has what it takes.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _contributions(source: Source, target: str, backends: Iterable[str] | None) -> dict[str, Contribution]:
@@ -201,15 +216,3 @@ def _listed() -> registry.Backends:
 
 def _libraries(contributions: Iterable[Contribution]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(library for given in contributions for library in given.libraries))
-
-
-def _ports(kind: str, slots: Iterable[Slot]) -> tuple[Port, ...]:
-    """Inputs or outputs of a program that says nothing of their names, nor of the smallest sizes."""
-    return tuple(
-        Port(
-            f"{kind}_{number}",
-            slot.dtype,
-            tuple(Dimension(0 if slot.is_dynamic else size, size) for size in slot.shape),
-        )
-        for number, slot in enumerate(slots)
-    )

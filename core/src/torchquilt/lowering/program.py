@@ -75,10 +75,12 @@ class LoweredProgram:
         """Run it, in this process.
 
         The kernels that it needs are loaded if an installed plugin has them. Inputs are checked before the
-        runtime sees them.
+        runtime sees them. Threads may run one program; one of them computes at a time.
 
         Args:
-            *args: as for the model. Of a program with quantized inputs: these integers.
+            *args: as for the model, in any layout. Of a program with quantized inputs: these integers. What
+                export made constants of (None, numbers, texts) may be left out, and is refused with another
+                value.
             **kwargs: likewise.
 
         Returns:
@@ -90,14 +92,14 @@ class LoweredProgram:
         """
         if self._runner is None:
             raise ProgramError("This program was made without a runtime.", got=self.target)
-        inputs = flat_inputs(self._runner.structure[0], args, kwargs)
+        inputs = flat_inputs(self._runner.structure[0], self.io, args, kwargs)
         check_inputs(self.io.inputs, inputs)
         try:
             outputs = self._runner.run(inputs)
         except ProgramError as error:
             error.node = error.node or self._about(error)
             raise
-        return arrange_outputs(outputs, self._runner.structure[1])
+        return arrange_outputs(outputs, self._runner.structure[1], self.io)
 
     def _about(self, error: ProgramError) -> str | None:
         """The operators of the model that an error of the runtime is about, as far as it says."""

@@ -136,7 +136,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         "backends": tuple(data["backends"]),
         "delegates": tuple(data["delegates"]),
         "operators": tuple(data["operators"]),
-        "io": Ports(*(tuple(map(_read_port, data["io"][name])) for name in ("inputs", "outputs"))),
+        "io": _read_ports(data["io"]),
         "operations": tuple(Placed(**one) for one in data["operations"]),
         "kernels": tuple(
             Kernel(**{**one, "reads": tuple(one["reads"]), "writes": tuple(one["writes"])})
@@ -151,8 +151,14 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _read_ports(data: dict[str, Any]) -> Ports:
+    inputs, outputs = (tuple(map(_read_port, data[name])) for name in ("inputs", "outputs"))
+    return Ports(inputs, outputs, tuple(data["arguments"]))
+
+
 def _read_port(data: dict[str, Any]) -> Port:
-    return Port(**{**data, "shape": tuple(Dimension(**size) for size in data["shape"])})
+    shape = tuple(Dimension(**size) for size in data["shape"])
+    return Port(**{**data, "shape": shape, "dim_order": tuple(data["dim_order"])})
 
 
 def _read_agreement(data: dict[str, Any]) -> Agreement:

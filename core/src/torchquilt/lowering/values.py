@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import attrs
 
-from torchquilt.lowering.contract import Arithmetic
+from torchquilt.lowering.contract import Arithmetic, Constant
+
+#: Orders of dimensions in memory that have a name.
+_ORDERS: dict[tuple[int, ...], str] = {(0, 2, 3, 1): "channels_last"}
+#: No dimension is larger: runtimes count in 32 bits.
+LARGEST = 2**31 - 1
 
 
 @attrs.frozen
@@ -43,6 +48,11 @@ class Port:
         shape: each dimension.
         scale, zero_point: where it is quantized, ``x = (q - zero_point) * scale``; None where it is not.
         quant_min, quant_max: the numbers that are used, likewise.
+        dim_order: its dimensions from the one that lies farthest apart in memory to the one whose elements
+            are neighbors, ``(0, 2, 3, 1)`` for channels_last; empty for a contiguous tensor.
+            :meth:`LoweredProgram.run` arranges what it is given, on a device the application has to.
+        is_constant: whether export made a constant of it: the program takes, or returns, this value alone.
+        constant: that value.
     """
 
     name: str
@@ -52,6 +62,9 @@ class Port:
     zero_point: int | None = None
     quant_min: int | None = None
     quant_max: int | None = None
+    dim_order: tuple[int, ...] = ()
+    is_constant: bool = False
+    constant: Constant = None
 
     @property
     def is_quantized(self) -> bool:
@@ -59,17 +72,34 @@ class Port:
         return self.scale is not None
 
     def __str__(self) -> str:
+        if self.is_constant:
+            return f"{self.name}: {self.constant!r}, a constant"
         sizes = ", ".join(map(str, self.shape))
         grid = "" if self.scale is None else f", scale {self.scale:.6g}, zero point {self.zero_point}"
-        return f"{self.name}: {self.dtype or 'any'}[{sizes}]{grid}"
+        return f"{self.name}: {self.dtype or 'any'}[{sizes}]{self._order}{grid}"
+
+    @property
+    def _order(self) -> str:
+        if not self.dim_order:
+            return ""
+        name = _ORDERS.get(self.dim_order)
+        return f", {name}" if name else f", dimensions in memory: {', '.join(map(str, self.dim_order))}"
 
 
 @attrs.frozen
 class Ports:
-    """What a program takes and returns, in order. Prints a line for each."""
+    """What a program takes and returns, in order. Prints a line for each.
+
+    Args:
+        inputs: with tensors in lists and dicts one after the other, as the runtime takes them.
+        outputs: likewise.
+        arguments: the names of the arguments of a call, those by position first; empty where they are not
+            known.
+    """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    arguments: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(

@@ -111,6 +111,11 @@ def _as_port(port: Port, value: Any) -> Any:
 def _agreement(port: Port, step: float | None, expected: Any, found: Any) -> Agreement:
     import torch
 
+    if expected is None or isinstance(expected, str):
+        is_same = type(expected) is type(found) and expected == found
+        return Agreement(port.name, math.inf if is_same else -math.inf, 0.0 if is_same else math.inf, step)
+    if found is None or isinstance(found, str):
+        return Agreement(port.name, -math.inf, math.inf, step)
     one = torch.as_tensor(expected).double()
     other = torch.as_tensor(found).double()
     if port.scale is not None and port.zero_point is not None:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import re
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,12 @@ from torchquilt_executorch.known_noise import without_known_lines, without_known
 from torchquilt_executorch.stored import StoredProgram
 
 _METHOD = "forward"
+#: The only dimension order beside the contiguous one that the runtime's Python binding takes.
+_CHANNELS_LAST = (0, 2, 3, 1)
+#: Held while the runtime loads or runs something, in the whole process. Its binding sends what the runtime
+#: prints to Python's streams, for which it lets go of the interpreter in the middle; a second thread that
+#: enters then waits forever. It keeps the interpreter for the rest of the call, so the lock takes no time.
+_RUNTIME = threading.RLock()
 _MOST_REASONS = 3
 #: The names of executorch/runtime/core/error.h.
 _ERRORS = {
@@ -39,7 +46,9 @@ _ERRORS = {
 
 
 class ExecuTorchRunner:
-    """A stored program and, once it runs, what the runtime made of it.
+    """A stored program and, once it runs, what the runtime made of it. Threads may share it.
+
+    A copy, or one that was pickled, is the same program in its first state.
 
     Args:
         buffer: the program.
@@ -55,6 +64,9 @@ class ExecuTorchRunner:
         self._libraries = tuple(libraries)
         self._stored = StoredProgram.of(buffer)
         self._method: Any = None
+
+    def __reduce__(self) -> tuple[type[ExecuTorchRunner], tuple[bytes, tuple[str, ...]]]:
+        return type(self), (self._buffer, self._libraries)
 
     @property
     def inputs(self) -> tuple[Slot, ...]:
@@ -83,17 +95,16 @@ class ExecuTorchRunner:
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the program; see :class:`torchquilt.lowering.Runner`."""
-        import torch
-
-        if self._method is None:
-            self._method = self._load()
-        given = [one.detach().contiguous() if isinstance(one, torch.Tensor) else one for one in inputs]
-        try:
-            return list(self._method.execute(given))
-        except Exception as error:  # the runtime raises RuntimeError with a number
+        given = [_as_stored(value, slot) for value, slot in zip(inputs, self.inputs, strict=True)]
+        with _RUNTIME:
+            if self._method is None:
+                self._method = self._load()
             method = self._method
-            told = _told_by(lambda: method.execute(given))
-            raise self._failed("The program failed in the runtime.", error, told) from error
+            try:
+                return list(method.execute(given))
+            except Exception as error:  # the runtime raises RuntimeError with a number
+                told = _told_by(lambda: method.execute(given))
+                raise self._failed("The program failed in the runtime.", error, told) from error
 
     def _load(self) -> Any:
         """The method that runs, in a runtime that has what it needs."""
@@ -171,6 +182,19 @@ class ExecuTorchRunner:
             got="; ".join([f"{text} ({name})" if name else text, *reasons[:_MOST_REASONS]]),
             remedy="lower it again with the ExecuTorch that is installed here, without what fails",
         )
+
+
+def _as_stored(value: Any, slot: Slot) -> Any:
+    """An input in the order in memory that the program has it in: the runtime reads it as it lies there."""
+    import torch
+
+    if slot.is_constant:
+        return slot.constant  # a text has been checked, and is None here
+    if not isinstance(value, torch.Tensor):
+        return value
+    is_channels_last = slot.dim_order == _CHANNELS_LAST
+    layout = torch.channels_last if is_channels_last else torch.contiguous_format
+    return value.detach().contiguous(memory_format=layout)
 
 
 def _told_by(action: Callable[[], object]) -> str:

@@ -53,8 +53,8 @@ class StoredProgram:
             plan = next(plan for plan in program.execution_plan if plan.name == _METHOD)
             called = plan.container_meta_type
             return cls(
-                inputs=tuple(_slot(plan.values[index].val) for index in plan.inputs),
-                outputs=tuple(_slot(plan.values[index].val) for index in plan.outputs),
+                inputs=tuple(_slot(plan.values[index].val, is_input=True) for index in plan.inputs),
+                outputs=tuple(_slot(plan.values[index].val, is_input=False) for index in plan.outputs),
                 operators=tuple(dict.fromkeys(map(_operator, plan.operators))),
                 delegates=tuple(delegate.id for delegate in plan.delegates),
                 structure=(called.encoded_inp_str, called.encoded_out_str),
@@ -117,12 +117,29 @@ def _operator(operator: Any) -> str:
     return f"{operator.name}.{operator.overload}" if operator.overload else str(operator.name)
 
 
-def _slot(value: Any) -> Slot:
-    if type(value).__name__ != "Tensor":
+#: Values that are no tensors → their dtype, and where the value is.
+_NUMBERS = {"Int": ("int", "int_val"), "Double": ("float", "double_val"), "Bool": ("bool", "bool_val")}
+
+
+def _slot(value: Any, *, is_input: bool) -> Slot:
+    kind = type(value).__name__
+    if kind == "Tensor":
         return Slot(
-            {"Int": "int", "Double": "float", "Bool": "bool"}.get(type(value).__name__, ""), (), False
+            dtype_of(value.scalar_type),
+            tuple(value.sizes),
+            value.shape_dynamism.name != "STATIC",
+            tuple(value.dim_order),
         )
-    return Slot(dtype_of(value.scalar_type), tuple(value.sizes), value.shape_dynamism.name != "STATIC")
+    # An output may be computed: a number is stored in its place all the same.
+    dtype, field = _NUMBERS.get(kind, ("", ""))
+    is_constant = kind == "Null" or (is_input and bool(field))
+    constant = getattr(value, field) if is_constant and field else None
+    return Slot(dtype, (), False, is_constant=is_constant, constant=_number(constant))
+
+
+def _number(value: Any) -> Any:
+    """A number of the file, in which those that JSON has no word for are texts."""
+    return float(value) if isinstance(value, str) else value
 
 
 def dtype_of(scalar_type: Any) -> str:

@@ -33,6 +33,8 @@ class ExecuTorchTarget:
         from torchquilt_executorch.delegation import Delegation
         from torchquilt_executorch.opened import Opened
         from torchquilt_executorch.origins import Origins
+        from torchquilt_executorch.signature import with_plain_signature
+        from torchquilt_executorch.sizes import kept, narrowed_by, smallest_sizes
         from torchquilt_executorch.stored import StoredProgram
 
         with without_known_records():
@@ -44,10 +46,11 @@ class ExecuTorchTarget:
             for transform in given.passes:
                 with step(f"A pass of the backend {backend!r} failed.", program, backend):
                     program = transform(program)
+        program = with_plain_signature(program)
         origins = Origins.of_program(program)
         readers = {name: read for one in contributions.values() for name, read in one.readers.items()}
         # Passes of ExecuTorch run the graph, in which writing to a buffer is no matter for gradients.
-        with without_known_records(), torch.no_grad():
+        with without_known_records(), torch.no_grad(), kept():
             edge, withheld = Delegation(program, contributions, origins).to_edge()
             opened = Opened(edge.exported_program(), origins, readers)
             manager = _to_executorch(edge, program, contributions)
@@ -55,6 +58,9 @@ class ExecuTorchTarget:
         buffer = bytes(manager.buffer)
         stored = StoredProgram.of(buffer)
         stored.check_is_harmless()
+        smallest = smallest_sizes(edge.exported_program())
+        with without_known_records():
+            reasons = narrowed_by(program, stored, smallest)
         return Lowered(
             buffer=buffer,
             operations=opened.operations(withheld),
@@ -62,6 +68,8 @@ class ExecuTorchTarget:
             delegates=stored.delegates,
             kernels=tuple(opened.kernels),
             operators=stored.operators,
+            smallest_sizes=smallest,
+            narrowed_by=reasons,
         )
 
     def open(self, buffer: bytes, libraries: Sequence[str]) -> ExecuTorchRunner:
