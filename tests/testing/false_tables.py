@@ -87,6 +87,60 @@ class FalseConstraint(tq.PatternQuantizer):
     )
 
 
+class EmptyConstraint(tq.PatternQuantizer):
+    """Has a constraint of its own that holds for everything, and so says nothing."""
+
+    TABLE = tq.SupportTable(
+        "empty_constraint",
+        (row(ops.LINEAR, constraints=(tq.Constraint("short", "rows are short", lambda _: True), FLOAT32)),),
+    )
+
+
+class ExemptConstraint(EmptyConstraint):
+    """The same, with the reason why no model breaks it."""
+
+    conformance_exemptions = {"constraint:short": "no tensor is that long"}  # noqa: RUF012
+
+
+class ClaimsNowhere(tq.PatternQuantizer):
+    """Claims a target that nobody lowers to."""
+
+    TABLE = tq.SupportTable("nowhere", (row(ops.LINEAR, targets=("toy", "nowhere")),))
+
+
+class SaysWhyNowhere(ClaimsNowhere):
+    """The same, with the reason."""
+
+    conformance_exemptions = {"target:nowhere": "there is no such device yet"}  # noqa: RUF012
+
+
+class Cheap(tq.PatternQuantizer):
+    """Rows that are cheap: beside float operators, as those of the kit's models, they would stay in float."""
+
+    TABLE = tq.SupportTable(
+        "cheap", (row(ops.RELU, specs=STATIC, constraints=(FLOAT32,), worth_alone=False),)
+    )
+
+
+class Pool(tq.PatternQuantizer):
+    """A pool that shares its input's parameters, tried with normal numbers."""
+
+    TABLE = tq.SupportTable(
+        "pool",
+        (
+            row(
+                ops.ADAPTIVE_AVG_POOL2D,
+                specs=STATIC,
+                constraints=(FLOAT32,),
+                sharing=tq.Sharing.OUTPUT_AS_INPUT,
+            ),
+        ),
+    )
+    conformance_examples = {  # noqa: RUF012
+        "adaptive_avg_pool2d": lambda: (torch.nn.AdaptiveAvgPool2d(1), (torch.randn(2, 3, 8, 8),))
+    }
+
+
 class Thief(tq.PatternQuantizer):
     """Takes what others have taken."""
 

@@ -83,6 +83,46 @@ def test_a_constraint_that_does_not_mean_what_it_says_is_caught(run: Run) -> Non
     assert "says that the input has 2 dimensions" in run.text
 
 
+@on("EmptyConstraint", "-k", "limits")
+def test_a_constraint_that_is_always_true_is_caught(run: Run) -> None:
+    """A constraint that no model breaks fails, and the message says what to supply."""
+    assert run.failed == {"test_the_limits_of_a_row_are_true[linear-static]"}
+    assert "No model breaks the constraint 'short' of linear" in run.text
+
+
+@on("ExemptConstraint", "-k", "limits")
+def test_a_constraint_that_no_model_can_break_is_exempt_with_a_reason(run: Run) -> None:
+    """The author names it and says why; nothing fails then."""
+    assert run.code == 0, run.text
+
+
+@on("ClaimsNowhere", "-k", "target or lowers")
+def test_a_target_that_nobody_lowers_to_is_caught(run: Run) -> None:
+    """A claim about it fails, once for the table, and the other target's does not."""
+    assert run.failed == {"test_a_target_is_lowered_to[nowhere]"}
+    assert "nothing here lowers to it" in run.text
+    assert run.line("linear-static")[-1] == "toy: yes, nowhere: not checked"
+
+
+@on("SaysWhyNowhere", "-k", "target or lowers")
+def test_a_target_that_cannot_be_lowered_to_is_exempt_with_a_reason(run: Run) -> None:
+    """The author says why there is nothing to lower with; nothing fails then."""
+    assert run.code == 0, run.text
+
+
+@on("Cheap")
+def test_a_cheap_row_is_tested_whatever_stands_beside_it(run: Run) -> None:
+    """Profitability does not keep the kit from a row: each of its models is claimed."""
+    assert run.code == 0, run.text
+    assert run.line("relu-static")[1:3] == ["yes", "yes"]
+
+
+@on("Pool")
+def test_a_bound_fits_the_data_that_is_supplied(run: Run) -> None:
+    """A mean of normal numbers on the range of its input has few steps, and no row can change that."""
+    assert run.code == 0, run.text
+
+
 @on("Thief")
 def test_a_quantizer_that_takes_what_is_taken_is_caught(run: Run) -> None:
     """Changing what a foreign quantizer decided fails the composition, though the row itself is fine."""

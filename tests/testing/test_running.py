@@ -15,7 +15,8 @@ def test_it_has_to_be_told_what_to_test(tmp_path: Path) -> None:
     """Without a backend nothing is collected, and the error names the option."""
     run = run_kit(tmp_path)
     assert run.code != 0
-    assert "--torchquilt-backend=NAME" in run.text
+    assert run.text.count("E   _pytest.outcomes.Exit: Say what to test: --torchquilt-backend=NAME") == 1
+    assert run.text.count("ERROR  ") == 1
 
 
 def test_a_backend_that_is_not_installed_is_named(tmp_path: Path) -> None:

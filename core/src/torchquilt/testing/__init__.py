@@ -21,13 +21,17 @@ file           what is in it
 ``trials``     one model through the flow, and what is asked of the result
 ``bench``      the backend with a model for each of its rows
 ``limits``     a model held against the constraints of a row
+``graphs``     small graphs of all rows together
+``drawing``    hypothesis strategies for such graphs, and how one is tried
+``process``    another process, which may die of what it runs
 ``specs``      the spec that an annotation comes down to
 ``coverage``   the table that is printed
 ``test_*``     what has to hold
 =============  ====================================================================================
 
-Two things can be supplied. A class may have ``conformance_examples``: the name of a pattern → a function that
-returns ``(module, inputs)``, or a tuple of such functions; it is needed for operators that the kit cannot
-call by itself. And a pytest plugin may implement the hook ``pytest_torchquilt_lowering``, see
-:mod:`torchquilt.testing.plugin`; without it, lowering is reported as not checked.
+Three things can be supplied. A class may have ``conformance_examples``: the name of a pattern → a function
+that returns ``(module, inputs)``, or a tuple of such functions; it is needed for operators that the kit
+cannot call by itself, and for constraints that none of its models breaks. A pytest plugin may implement the
+hook ``pytest_torchquilt_lowering``, see :mod:`torchquilt.testing.plugin`. And a class may have
+``conformance_exemptions``: what cannot be tested (``target:NAME``, ``constraint:CODE``) → the reason.
 """

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import attrs
 import pytest
+import torch
 from torch.fx import GraphModule
 
 from torchquilt.claims import Claim
 from torchquilt.config import QuantizationConfig
-from torchquilt.support import Sharing, SupportRow
+from torchquilt.support import Constraint, Sharing, SupportRow
 from torchquilt.testing.configs import configs_of, group_size
 from torchquilt.testing.examples import Example, examples_of
 from torchquilt.testing.operators import Sizes
@@ -28,6 +29,7 @@ class Bench:
 
     subject: Subject
     _exported: dict[str, list[tuple[Example, GraphModule]]] = attrs.field(factory=dict, init=False)
+    _broken: dict[Constraint, bool] = attrs.field(factory=dict, init=False)
     _trials: dict[tuple[SupportRow, QuantizationConfig], Trial] = attrs.field(factory=dict, init=False)
 
     def trial(self, row: SupportRow, example: Example, config: QuantizationConfig) -> Trial:
@@ -43,9 +45,23 @@ class Bench:
         for example, model in self._exported[key]:
             yield Trial(row, config, self.subject.cls, example, model)
 
+    def is_broken_somewhere(self, constraint: Constraint) -> bool:
+        """Whether some model of any row that has the constraint breaks it; rows of a table share them."""
+        if constraint not in self._broken:
+            rows = [row for row in self.subject.rows if constraint in row.constraints]
+            self._broken[constraint] = any(
+                match is not None and not constraint.holds(match)
+                for row in rows
+                for config in configs_of(row)[:1]
+                for match in (trial.judged()[0] for trial in self.surveyed(row, config))
+            )
+        return self._broken[constraint]
+
     def _examples(self, row: SupportRow, config: QuantizationConfig) -> Iterator[Example]:
         for number, build in enumerate(self.subject.supplied(row.pattern.name)):
-            module, inputs = build()
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(0)  # what an author draws is the same in every run
+                module, inputs = build()
             yield Example(f"{row.pattern.name}, supplied model {number}", module.eval(), inputs)
         sizes = Sizes(group=group_size(config))
         yield from examples_of(row.pattern, sizes, in_front=row.sharing is Sharing.PASSED_ON)

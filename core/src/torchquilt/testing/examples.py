@@ -101,11 +101,13 @@ def examples_of(pattern: OperatorPattern, sizes: Sizes, in_front: bool = False) 
         in_front: as for :class:`Chain`.
     """
     activations = activations_of(pattern.operators[0], sizes)
+    fitting = []
     for activation in activations:
         plain = _example(pattern, activation, sizes, in_front)
         if plain is not None:
+            fitting.append(activation)
             yield plain
-    for activation in activations[:1]:
+    for activation in fitting[:1]:
         for position in range(len(pattern.operators)):
             for choice in range(1, _MOST_WAYS):
                 found = _example(pattern, activation, sizes, in_front, {position: choice})
@@ -116,7 +118,7 @@ def examples_of(pattern: OperatorPattern, sizes: Sizes, in_front: bool = False) 
             if example is not None:
                 yield _in_dtype(example, dtype)
         # Longer chains begin with an operator that computes; ways to call it hardly depend on its shape.
-        for choice in (0, 1) if len(pattern.operators) == 1 else (0,):
+        for choice in (0, 1, -1) if len(pattern.operators) == 1 else (0,):
             example = _example(pattern, activation, sizes, in_front, {0: choice})
             if example is not None:
                 yield attrs.evolve(example, label=f"{example.label}, dynamic shapes", is_dynamic=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from torchquilt.annotation import annotation_of
 from torchquilt.claims import Claim
 from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, input_rank
 from torchquilt.errors import TorchquiltError
-from torchquilt.support import Constraint
+from torchquilt.support import Constraint, SupportRow
+from torchquilt.testing.bench import Bench
 from torchquilt.testing.examples import Example
 from torchquilt.testing.trials import Trial, has_quantized_tensors
 
@@ -74,6 +75,27 @@ def check_limits(trial: Trial, reached: dict[str, set[bool]]) -> None:
         _check_works(trial)
     else:
         _check_refused(trial, verdict.code, [f"constraint:{constraint.code}" for constraint in broken])
+
+
+def check_can_break(row: SupportRow, bench: Bench, reached: Mapping[str, set[bool]]) -> None:
+    """Refuse a constraint that held for every model: it says nothing, or nothing shows what it says.
+
+    Args:
+        row: the row.
+        bench: with the models of the other rows that have the constraint.
+        reached: as for :func:`check_limits`.
+    """
+    for constraint in row.constraints:
+        is_exempt = bench.subject.exemptions.get(f"constraint:{constraint.code}")
+        if False in reached[constraint.code] or is_exempt or bench.is_broken_somewhere(constraint):
+            continue
+        pytest.fail(
+            f"No model breaks the constraint {constraint.code!r} of {row.pattern.name} ({row.mode}): "
+            f"{constraint.text}.\nEither it is always true, or a model that breaks it has to be supplied as "
+            f"one of conformance_examples[{row.pattern.name!r}]. Where none can be made, say why: "
+            f"conformance_exemptions = {{'constraint:{constraint.code}': 'the reason'}}.",
+            pytrace=False,
+        )
 
 
 def _check_meaning(trial: Trial, constraint: Constraint, holds: bool) -> None:

@@ -87,7 +87,12 @@ def activations_of(operator: Operator, sizes: Sizes) -> list[torch.Tensor]:
 
 def _rows(sizes: Sizes) -> list[torch.Tensor]:
     batch, features = sizes.between(4, 7), sizes.features()
-    return [uniform(batch, features), uniform(2, batch, features), uniform(features)]
+    return [
+        uniform(batch, features),
+        uniform(2, batch, features),
+        uniform(features),
+        uniform(batch, features + 1),
+    ]
 
 
 def _signals(sizes: Sizes) -> list[torch.Tensor]:
@@ -134,6 +139,7 @@ def _linear(x: torch.Tensor, sizes: Sizes) -> list[Call]:
     return [
         Call("", _filled(nn.Linear(features, outputs))),
         Call("no bias", _filled(nn.Linear(features, outputs, bias=False))),
+        Call("weight of one dimension", _Product(F.linear, uniform(features, seed=1))),
         Call(
             "weight is an input", F.linear, (uniform(outputs, features, seed=1),), has_constant_weight=False
         ),
@@ -151,6 +157,10 @@ def _convolution(
             Call("strided, padded, no bias", _filled(layer(channels, outputs, 3, 2, 1, bias=False))),
             Call("depthwise", _filled(layer(channels, 2 * channels, 3, groups=channels))),
             Call("padding='same'", _filled(layer(channels, outputs, 3, padding="same"))),
+            Call(
+                "padding='same', even kernel",
+                _filled(layer(channels, outputs, 2, padding="same", bias=False)),
+            ),
             Call("weight is an input", function, (weight,), has_constant_weight=False),
         ]
 

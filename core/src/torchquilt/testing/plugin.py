@@ -15,17 +15,18 @@ import pytest
 from torchquilt.errors import TorchquiltError
 
 if TYPE_CHECKING:
-    import torch
     from torch.fx import GraphModule
 
     from torchquilt.testing.subject import Subject
 
-#: Lowers a quantized model, runs it, and returns its output. Raises where a part does not run as integers.
-Lowering: TypeAlias = "Callable[[GraphModule, tuple[Any, ...]], torch.Tensor]"
+#: Lowers a quantized model, runs it, and returns what that does. Raises where a part does not run as integers.
+Lowering: TypeAlias = "Callable[[GraphModule, tuple[Any, ...]], Any]"
 
 # Set where the kit is asked for, so that its conftest finds it.
 SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()
 LOWERINGS: pytest.StashKey[dict[str, Lowering]] = pytest.StashKey()
+#: Those of them that come from a hook, and not from installed plugins.
+GIVEN_LOWERINGS: pytest.StashKey[dict[str, Lowering]] = pytest.StashKey()
 
 
 class LoweringHooks:
@@ -42,8 +43,9 @@ class LoweringHooks:
 
         Returns:
             Name of a target, as in the rows of support tables → function that takes the converted model and
-            its inputs, lowers the model, runs it and returns its output. It raises an exception of any kind
-            where a part of the model that is quantized would not run as integers.
+            its inputs, lowers the model, runs it and returns its output (all of them, as the model does).
+            A model in float may be given as well, to see whether the target runs it at all. It raises an
+            exception of any kind where a part of the model that is quantized would not run as integers.
         """
         raise NotImplementedError  # pluggy reads only the signature
 
@@ -63,6 +65,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=5,
         help="how many shapes are drawn for the limits of each row (default: 5)",
+    )
+    group.addoption(
+        "--torchquilt-graphs",
+        metavar="N",
+        type=int,
+        default=20,
+        help="how many graphs are drawn of all rows together (default: 20)",
+    )
+    group.addoption(
+        "--torchquilt-seed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="the first seed that graphs are drawn with (default: 0)",
     )
 
 
@@ -85,10 +101,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[SUBJECT] = subject.installed(backend) if backend else subject.named(reference)
     except TorchquiltError as error:
         raise pytest.UsageError(str(error)) from error
-    found = installed_lowerings(config.stash[SUBJECT])
-    for lowerings in config.hook.pytest_torchquilt_lowering():
-        found.update(lowerings)
-    config.stash[LOWERINGS] = found
+    given = {name: one for many in config.hook.pytest_torchquilt_lowering() for name, one in many.items()}
+    config.stash[GIVEN_LOWERINGS] = given
+    config.stash[LOWERINGS] = {**installed_lowerings(config.stash[SUBJECT]), **given}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import attrs
@@ -43,6 +43,12 @@ class Subject:
         """What the author supplies to try a pattern with."""
         found = getattr(self.cls, "conformance_examples", {}).get(pattern, ())
         return (found,) if callable(found) else tuple(found)
+
+    @property
+    def exemptions(self) -> Mapping[str, str]:
+        """What the author says cannot be tested here (``target:NAME``, ``constraint:CODE``) → the reason."""
+        found: Mapping[str, str] = getattr(self.cls, "conformance_exemptions", {})
+        return found
 
 
 def row_id(row: SupportRow) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from torchquilt.lowering import LoweredProgram, lower
+from torchquilt.operators import OPERATORS
 from torchquilt.plugins.registry import targets
 from torchquilt.testing.plugin import Lowering
 from torchquilt.testing.subject import Subject
@@ -33,13 +32,36 @@ def installed_lowerings(subject: Subject) -> dict[str, Lowering]:
 
 
 def _lowering(target: str, subject: Subject) -> Lowering:
-    def run(quantized: GraphModule, inputs: tuple[Any, ...]) -> torch.Tensor:
+    def run(quantized: GraphModule, inputs: tuple[Any, ...]) -> Any:
         program = lower(quantized, inputs, target, backends=[subject.name])
         _check_runs_as_integers(program, subject.cls.__name__)
-        output: torch.Tensor = pytree.tree_leaves(program.run(*inputs))[0]
-        return output
+        _check_ledger(program)
+        return program.run(*inputs)
 
     return run
+
+
+def _check_ledger(program: LoweredProgram) -> None:
+    """Refuse a ledger that the kernels contradict: each operator with a weight is one kernel of its own.
+
+    What is computed within the kernel of another operator (a relu) counts for none.
+    """
+    rows = program.ledger.rows if program.ledger is not None else ()
+    as_integers = [
+        row.node
+        for row in rows
+        if row.lowered is not None and row.lowered.code == "delegated_as_integers" and _has_weight(row.op)
+    ]
+    kernels = [str(kernel) for kernel in program.kernels if kernel.arithmetic == "integer"]
+    if len(as_integers) > len(kernels) and program.kernels:
+        raise AssertionError(
+            f"The ledger says that {', '.join(as_integers)} run as integers, and of the kernels only "
+            f"{', '.join(kernels) or 'none'} do: {', '.join(map(str, program.kernels))}"
+        )
+
+
+def _has_weight(overload: str) -> bool:
+    return any(overload in known.overloads and "weight" in known.roles for known in OPERATORS)
 
 
 def _check_runs_as_integers(program: LoweredProgram, quantizer: str) -> None:

@@ -21,7 +21,7 @@ from torchquilt.testing.bench import Bench
 from torchquilt.testing.configs import configs_of, group_size, near_misses
 from torchquilt.testing.conftest import NoteDown
 from torchquilt.testing.examples import examples_of
-from torchquilt.testing.limits import check_limits, describe
+from torchquilt.testing.limits import check_can_break, check_limits, describe
 from torchquilt.testing.operators import Sizes
 from torchquilt.testing.specs import own_spec, takes
 from torchquilt.testing.subject import Subject
@@ -147,6 +147,7 @@ def test_the_limits_of_a_row_are_true(
     with_drawn_shapes()
     both = sum(sides == {True, False} for sides in reached.values())
     note("limits", f"{both} of {len(reached)}")
+    check_can_break(row, bench, reached)
 
 
 def test_annotation_is_deterministic(row: SupportRow, bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -101,8 +102,16 @@ class Trial:
     model: GraphModule
 
     def quantizer(self) -> PatternQuantizer:
-        """The backend's own quantizer, asked for the config everywhere."""
-        return self.cls().set_global(self.config)
+        """The backend's own quantizer, asked for the config everywhere.
+
+        A cheap operator is also asked for by its name: whether it is profitable beside what the kit puts
+        around it is a question of the core, and not of the row.
+        """
+        quantizer = self.cls().set_global(self.config)
+        if not self.row.worth_alone and not self.row.differences(self.config):
+            for overload in self.row.pattern.operators[0].overloads:
+                quantizer.set_object_type(overload, self.config)
+        return quantizer
 
     def neighbour(self) -> tuple[Quantizer, ...]:
         """For a row that only passes on what it gets: who quantizes the operator in front of it."""
@@ -161,12 +170,27 @@ class Trial:
         return sqnr(self.run(self.example.module), self.run(quantized))
 
     def least_sqnr(self) -> float:
-        """The ratio that it has to reach."""
-        return least_sqnr(self.row, self.config, self.example.dtypes)
+        """The ratio that it has to reach with this data.
+
+        Where the output has the parameters of the input, it has the ratio that its own size allows: the mean
+        of an image is small beside the range of its pixels.
+        """
+        bound = least_sqnr(self.row, self.config, self.example.dtypes)
+        if self.row.sharing is Sharing.NONE:
+            return bound
+        return min(bound, bound + _lost_by_sharing(self.example.inputs, self.run(self.example.module)))
 
     def broken(self, match: Match) -> tuple[Constraint, ...]:
         """The constraints of the row that do not hold."""
         return tuple(constraint for constraint in self.row.constraints if not constraint.holds(match))
+
+
+def _lost_by_sharing(inputs: Iterable[Any], output: torch.Tensor) -> float:
+    """How much smaller an output is than what fills the range of the inputs evenly, in dB."""
+    floats = [one.double() for one in inputs if isinstance(one, torch.Tensor) and one.is_floating_point()]
+    high, low = (max(0.0, *(float((sign * one).max()) for one in floats)) for sign in (1, -1))
+    even, size = (high + low) / math.sqrt(12), float(output.double().square().mean().sqrt())
+    return 20 * math.log10(size / even) if size and even else 0.0
 
 
 def export(example: Example) -> GraphModule:
