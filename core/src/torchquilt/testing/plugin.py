@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torchquilt.testing.subject import Subject
 
-#: Lowers a quantized model, runs it, and returns what that does. Raises where a part does not run as integers.
+#: Lowers a quantized model, runs it, and returns its outputs. Raises where a part does not run as integers.
 Lowering: TypeAlias = "Callable[[GraphModule, tuple[Any, ...]], Any]"
 
 # Set where the kit is asked for, so that its conftest finds it.
