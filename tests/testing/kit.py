@@ -41,11 +41,13 @@ def run_kit(folder: Path, *arguments: str, path: tuple[Path, ...] = ()) -> Run:
 
     Args:
         folder: where to run it.
-        arguments: for pytest.
+        arguments: for pytest. Graphs of all rows are drawn only if they say how many.
         path: where Python finds more packages, besides those beside this file.
     """
     # The option -p does nothing where the entry point is known; a source tree may be installed without it.
     command = [sys.executable, "-m", "pytest", "-p", "torchquilt.testing.plugin", "-p", "no:cacheprovider"]
+    if not any(one.startswith("--torchquilt-graphs") for one in arguments):
+        arguments = ("--torchquilt-graphs=0", *arguments)
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     env["PYTHONPATH"] = os.pathsep.join([*map(str, path), str(HERE), env.get("PYTHONPATH", "")])
     done = subprocess.run(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -24,7 +24,7 @@ from torchquilt.pt2e.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.testing.configs import configs_of
-from torchquilt.testing.graphs import AGAIN, OTHERS, Graph, Plan, Step, patterns_of
+from torchquilt.testing.graphs import AGAIN, OTHERS, Graph, Graphs, Plan, Step, patterns_of
 from torchquilt.testing.plugin import Lowering
 from torchquilt.testing.subject import Subject, installed, named, row_id
 from torchquilt.testing.targets import installed_lowerings
@@ -63,7 +63,8 @@ def plans(
     # Rows are what is tested; what stands between them is there for their sake.
     name = st.one_of(*[st.sampled_from(patterns)] * 3, *[st.sampled_from([*sorted(OTHERS), AGAIN])] * 2)
     way, back = st.just(0) | st.integers(0, 6), st.just(0) | st.integers(0, 4)
-    step = st.builds(Step, name, way, st.tuples(back, back, back), st.integers(0, 2))
+    first = st.sampled_from([0, 0, 0, 0, 1, 2, 3, -1])
+    step = st.builds(Step, name, way, st.tuples(first, back, back), st.integers(0, 2))
     one = st.tuples(st.sampled_from(names))
     several = st.tuples(st.sampled_from(names), *[st.sampled_from(["", *names])] * 2)
     return st.builds(
@@ -92,100 +93,133 @@ class Outcome:
 NOT_TRIED = Outcome(is_tried=False)
 
 
-def tried(plan: Plan, name: str, is_installed: bool, given: Mapping[str, Lowering]) -> Outcome:
-    """Try a plan in this process, for a backend that is named; this can be called in another process.
+def tried(
+    plans: Sequence[Plan], name: str, is_installed: bool, given: Mapping[str, Lowering]
+) -> tuple[Outcome, ...]:
+    """Try plans together in one program, in this process; this can be called in another process.
+
+    Where that fails as a whole, they are tried by halves.
 
     Args:
-        plan: the graph, and how it is asked for.
+        plans: the graphs, and how they are asked for; their first asks are the same.
         name: of the backend, or ``package.module:Class``.
         is_installed: which of the two.
         given: lowerings that are not those of installed plugins.
     """
     subject = installed(name) if is_installed else named(name)
-    graph = Graph(plan, patterns_of(subject.table))
-    inputs = tuple(graph.inputs)
-    if not graph.steps or not all(torch.isfinite(one).all() for one in _floats(graph(*inputs))):
-        return NOT_TRIED
+    patterns = patterns_of(subject.table)
+    graphs = [Graph(plan, patterns) for plan in plans]
+    fit = [graph for graph in graphs if graph.steps and _is_finite(graph)]
+    lowerings = {**installed_lowerings(subject), **given}
+    found = dict(zip(map(id, fit), _tried(fit, subject, lowerings), strict=True))
+    return tuple(found.get(id(graph), NOT_TRIED) for graph in graphs)
+
+
+def _is_finite(graph: Graph) -> bool:
+    return all(torch.isfinite(one).all() for one in _floats(graph(*graph.inputs)))
+
+
+def _tried(graphs: list[Graph], subject: Subject, lowerings: Mapping[str, Lowering]) -> list[Outcome]:
+    if not graphs:
+        return []
+    inputs = tuple(value for graph in graphs for value in graph.inputs)
     try:
-        exported = torch.export.export(graph, inputs)
-    except Exception:  # torch raises what it likes for what it cannot export
-        return NOT_TRIED
-    converted = _converted(exported, graph, subject)
-    return _compared(graph, exported, converted, {**installed_lowerings(subject), **given})
+        exported = torch.export.export(Graphs(graphs), inputs)
+        converted = _converted(exported, graphs, subject)
+        programs = {target: lowering(converted, inputs) for target, lowering in lowerings.items()}
+    except Exception as error:  # torch and runtimes raise what they like
+        if len(graphs) > 1:
+            half = len(graphs) // 2
+            return [
+                *_tried(graphs[:half], subject, lowerings),
+                *_tried(graphs[half:], subject, lowerings),
+            ]
+        text = f"{type(error).__name__}: {error}"
+        return [Outcome((text,)) if _runs_in_float(graphs[0], lowerings) else NOT_TRIED]
+    with torch.no_grad():
+        expected = converted(*inputs)
+    return [
+        Outcome(
+            (
+                *_noise(graph, expected[number], converted),
+                *(
+                    f"{target}, {text}"
+                    for target, found in programs.items()
+                    for text in _differences(
+                        expected[number], found[number], _steps(converted, expected, number)
+                    )
+                ),
+            )
+        )
+        for number, graph in enumerate(graphs)
+    ]
 
 
-def _converted(exported: ExportedProgram, graph: Graph, subject: Subject) -> GraphModule:
+def _converted(exported: ExportedProgram, graphs: Sequence[Graph], subject: Subject) -> GraphModule:
     configs = {**configs_by_name(subject), "": None}
-    quantizer = subject.cls().set_global(configs[graph.plan.asks[0]])
-    for module, ask in graph.asked():
-        quantizer.set_module_name(module, configs[ask])
+    quantizer = subject.cls().set_global(configs[graphs[0].plan.asks[0]])
+    for number, graph in enumerate(graphs):
+        for module, ask in graph.asked():
+            quantizer.set_module_name(f"graphs.{number}.{module}", configs[ask])
+    inputs = tuple(value for graph in graphs for value in graph.inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # nothing may come of a rule
         prepared = prepare_pt2e(exported, quantizer, activation_observer="minmax", strict=False)
-    return convert_pt2e(calibrate(prepared, [tuple(graph.inputs)]))
+    return convert_pt2e(calibrate(prepared, [inputs]))
 
 
-def _compared(
-    graph: Graph, exported: ExportedProgram, converted: GraphModule, lowerings: Mapping[str, Lowering]
-) -> Outcome:
+def _noise(graph: Graph, expected: Any, converted: GraphModule) -> Iterator[str]:
+    """Where the converted model is far from the one in float, by more than a step of rounding."""
+    pairs = zip(_floats(graph(*graph.inputs)), _floats(expected), strict=True)
+    for number, (one, other) in enumerate(pairs):
+        ratio = sqnr(one, other)
+        if ratio < LEAST_SQNR and _largest(one, other) > 1.001 * _largest_step(converted):
+            yield f"output {number}: {ratio:.1f} dB between the converted model and the one in float"
+
+
+def _runs_in_float(graph: Graph, lowerings: Mapping[str, Lowering]) -> bool:
+    """Whether torch exports a graph, and each target runs it as it is."""
     inputs = tuple(graph.inputs)
-    with torch.no_grad():
-        reference, expected = _floats(graph(*inputs)), _floats(converted(*inputs))
-    problems = [
-        f"output {number}: {ratio:.1f} dB between the converted model and the one in float"
-        for number, (one, other) in enumerate(zip(reference, expected, strict=True))
-        if (ratio := sqnr(one, other)) < LEAST_SQNR and _largest(one, other) > _largest_step(converted)
-    ]
-    for target, lowering in lowerings.items():
-        try:
-            found = _floats(lowering(converted, inputs))
-        except Exception as error:  # whatever a runtime raises
-            if not _runs_in_float(exported, lowering, inputs):
-                return NOT_TRIED
-            problems.append(f"{target}: {type(error).__name__}: {error}")
-            continue
-        problems += [f"{target}, {text}" for text in _differences(expected, found, converted)]
-    return Outcome(tuple(problems))
-
-
-def _runs_in_float(exported: ExportedProgram, lowering: Lowering, inputs: tuple[Any, ...]) -> bool:
-    module = exported.module()
-    assert isinstance(module, GraphModule)
     try:
-        lowering(module, inputs)
-    except Exception:  # whatever a runtime raises
+        module = torch.export.export(Graphs([graph]), inputs).module()
+        assert isinstance(module, GraphModule)
+        for lowering in lowerings.values():
+            lowering(module, inputs)
+    except Exception:  # torch and runtimes raise what they like
         return False
     return True
 
 
-def _differences(
-    expected: list[torch.Tensor], found: list[torch.Tensor], converted: GraphModule
-) -> list[str]:
+def _differences(expected: Any, found: Any, steps: Mapping[int, float]) -> Iterator[str]:
     """Where a program computes something else than the converted model, beyond one step of rounding."""
-    if [one.shape for one in expected] != [one.shape for one in found]:
-        return [f"shapes: {[[*one.shape] for one in found]} for {[[*one.shape] for one in expected]}"]
-    steps = _steps_of_outputs(converted)
-    texts = []
-    for number, (one, other) in enumerate(zip(expected, found, strict=True)):
+    pairs = zip(_floats(expected), _floats(found), strict=True)
+    for number, (one, other) in enumerate(pairs):
+        if one.shape != other.shape:
+            yield f"output {number}: shape {[*other.shape]} instead of {[*one.shape]}"
+            continue
         ratio, largest = sqnr(one, other), _largest(one, other)
-        allowed = max(_NOTHING, 1.001 * steps.get(number, 0.0))
-        if ratio < LEAST_AGREEMENT and not largest <= allowed:
-            texts.append(
-                f"output {number}: {ratio:.1f} dB between program and converted model, largest difference "
-                f"{largest:.3g}" + (f", of steps of {steps[number]:.3g}" if number in steps else "")
-            )
-    return texts
+        if ratio >= LEAST_AGREEMENT or largest <= max(_NOTHING, 1.001 * steps.get(number, 0.0)):
+            continue
+        text = f"output {number}: {ratio:.1f} dB between program and converted model, by up to {largest:.3g}"
+        yield text + (f", of steps of {steps[number]:.3g}" if number in steps else "")
 
 
-def _steps_of_outputs(converted: GraphModule) -> dict[int, float]:
-    """Number of an output, of those in floating point → its scale, where it is dequantized last."""
-    outputs = pytree.tree_leaves(converted.graph.output_node().args)
+def _steps(converted: GraphModule, expected: Sequence[Any], graph: int) -> dict[int, float]:
+    """Number of a graph's output in floating point → its scale, where it is dequantized last.
+
+    Args:
+        converted: the model of all graphs.
+        expected: what it returns.
+        graph: the number of the graph.
+    """
+    begin, end = (sum(len(pytree.tree_leaves(one)) for one in expected[:last]) for last in (graph, graph + 1))
+    outputs = pytree.tree_leaves(converted.graph.output_node().args)[begin:end]
     floats = [one for one in outputs if _is_float_node(one)]
-    return {
-        number: float(node.args[1])
-        for number, node in enumerate(floats)
-        if overload_name(node) == "quantized_decomposed.dequantize_per_tensor.default"
-    }
+    return {number: node.args[1] for number, node in enumerate(floats) if _is_dequantize(node)}
+
+
+def _is_dequantize(node: Any) -> bool:
+    return overload_name(node) == "quantized_decomposed.dequantize_per_tensor.default"
 
 
 def _is_float_node(node: Any) -> bool:
@@ -195,11 +229,7 @@ def _is_float_node(node: Any) -> bool:
 
 def _largest_step(converted: GraphModule) -> float:
     """The largest scale of an activation: what is smaller than that has no numbers to be right in."""
-    steps = [
-        float(node.args[1])
-        for node in converted.graph.nodes
-        if overload_name(node) == "quantized_decomposed.dequantize_per_tensor.default"
-    ]
+    steps = [float(node.args[1]) for node in converted.graph.nodes if _is_dequantize(node)]
     return max(steps, default=_NOTHING)
 
 

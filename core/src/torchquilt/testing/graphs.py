@@ -7,7 +7,7 @@ that there are is left out. That makes plans that shrink well, and that can be w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from torchquilt.operators import Operator
 from torchquilt.support import SupportTable
-from torchquilt.testing.operators import Call, Sizes, calls_of
+from torchquilt.testing.operators import Call, Sizes, activations_of, calls_of
 
 #: What a call may raise that does not fit the values that it is given.
 DOES_NOT_FIT = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
@@ -33,7 +33,8 @@ class Step:
     Args:
         name: of a pattern of the table, or of one of :data:`OTHERS`.
         way: which of the ways to call it; counted around.
-        back: how many values back its inputs are, the first one first; counted around.
+        back: how many values back its inputs are, the first one first; counted around. With -1 the first one
+            is a new input, as the operator likes it best.
         ask: how it is asked for: 0 as everything is, else another choice of the plan's ``asks``.
     """
 
@@ -138,9 +139,10 @@ class Graph(nn.Module):
     ) -> None:
         """Add a step if it fits, and what it returns to the values."""
         back, *more = step.back
-        x = values[-1 - back % len(values)]
         state = generator.get_state()
         try:
+            new = _new_input(step, patterns) if back < 0 else None
+            x = values[-1 - back % len(values)] if new is None else new
             layer, number = self._layer(step, x, patterns, generator)
             extras = [_like(extra, values, more, n) for n, extra in enumerate(layer.extras)]
             given = [values[extra] if isinstance(extra, int) else extra for extra in extras]
@@ -155,16 +157,20 @@ class Graph(nn.Module):
         reads = [len(values) - 1 - back % len(values)]
         if number == len(self.layers):
             self.layers.append(layer)
+        if new is not None:
+            reads = [self._add_input(new, values)]
         for extra in extras:
-            if not isinstance(extra, int):
-                self.inputs.append(extra)
-                values.append(extra)
-                self._origins.append(("input", len(self.inputs) - 1))
-                extra = len(values) - 1
-            reads.append(extra)
+            reads.append(extra if isinstance(extra, int) else self._add_input(extra, values))
         self._placed.append(_Placed(step, number, tuple(reads)))
         values += outputs
         self._origins += [("step", len(self._placed) - 1)] * len(outputs)
+
+    def _add_input(self, tensor: torch.Tensor, values: list[torch.Tensor]) -> int:
+        """One more input; its number among the values."""
+        self.inputs.append(tensor)
+        values.append(tensor)
+        self._origins.append(("input", len(self.inputs) - 1))
+        return len(values) - 1
 
     def _layer(
         self,
@@ -225,6 +231,27 @@ class Graph(nn.Module):
         return tuple(placed.step for placed in self._placed)
 
 
+class Graphs(nn.Module):
+    """Several graphs as one model, each with its own inputs and outputs.
+
+    Args:
+        graphs: the graphs.
+    """
+
+    def __init__(self, graphs: Sequence[Graph]) -> None:
+        super().__init__()
+        self.graphs = nn.ModuleList(graphs)
+        self.counts = [len(graph.inputs) for graph in graphs]
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+        """Run all of them."""
+        outputs = []
+        for graph, count in zip(self.graphs, self.counts, strict=True):
+            outputs.append(graph(*inputs[:count]))
+            inputs = inputs[count:]
+        return tuple(outputs)
+
+
 def patterns_of(table: SupportTable) -> dict[str, tuple[Operator, ...]]:
     """Name → operators, for each chain that a table has rows for, once."""
     found: dict[tuple[Operator, ...], str] = {}
@@ -243,6 +270,15 @@ def _chain(operators: tuple[Operator, ...], x: torch.Tensor, way: int) -> Iterat
         with torch.no_grad():
             x = call.function(x, *call.extras)
         yield call
+
+
+def _new_input(step: Step, patterns: Mapping[str, tuple[Operator, ...]]) -> torch.Tensor:
+    if step.name not in patterns:
+        raise ValueError(f"nothing is known of what {step.name} likes")
+    found = activations_of(patterns[step.name][0], Sizes())
+    if not found:
+        raise ValueError(f"nothing is known of what {step.name} likes")
+    return found[step.way % len(found)]
 
 
 def _like(extra: torch.Tensor, values: list[torch.Tensor], more: list[int], n: int) -> int | torch.Tensor:
@@ -358,6 +394,9 @@ OTHERS: dict[str, Callable[[torch.Tensor], nn.Module]] = {
     "depthwise": _image(lambda c: nn.Conv2d(c, c, 3, padding=1, groups=c)),
     "pointwise": _image(lambda c: nn.Conv2d(c, c, 1)),
     "squeeze_excite": _image(_SqueezeExcite),
+    "as_rows": _function(lambda x: x.reshape(-1, x.shape[-1])),
+    "as_signal": _function(lambda x: x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(0)),
+    "as_image": _function(lambda x: x.reshape([1] * (4 - x.dim()) + [*x.shape])),
     "square_linear": lambda x: nn.Linear(x.shape[-1], x.shape[-1]),
     "layer_norm": lambda x: nn.LayerNorm(x.shape[-1], elementwise_affine=False),
     "attention": lambda x: _Attention(x.shape[-1]),

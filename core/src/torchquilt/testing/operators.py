@@ -364,7 +364,7 @@ _KNOWN: dict[str, tuple[Activations, Calls]] = {
     "aten.conv2d.default": (_images, _convolution(nn.Conv2d, F.conv2d, 2)),
     "aten.conv_transpose1d.default": (_signals, _transposed(nn.ConvTranspose1d, F.conv_transpose1d, 1)),
     "aten.conv_transpose2d.input": (_images, _transposed(nn.ConvTranspose2d, F.conv_transpose2d, 2)),
-    "aten.addmm.default": (lambda sizes: _rows(sizes)[:1], _addmm),
+    "aten.addmm.default": (lambda sizes: _rows(sizes)[::3], _addmm),
     "aten.matmul.default": (_rows, _matmul),
     "aten.sub.Tensor": (_anything, _binary(torch.sub)),
     "aten.rsub.Scalar": (

@@ -38,7 +38,8 @@ def test_graphs_compute_what_they_were_converted_to(
     )
     @given(plans(subject, [*configs_by_name(subject)]))
     def try_one(plan: Plan) -> None:
-        outcome = process.call(tried, plan, subject.name, subject.backend is not None, given_lowerings)
+        is_installed = subject.backend is not None
+        (outcome,) = process.call(tried, [plan], subject.name, is_installed, given_lowerings)
         event("not tried" if outcome == NOT_TRIED else "tried")
         assert not outcome.problems, "\n".join(
             [f"{subject.name} does not do what it converts:", *outcome.problems]

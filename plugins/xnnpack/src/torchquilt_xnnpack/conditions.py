@@ -212,7 +212,7 @@ EVEN_PADDING = Constraint("even_padding", "it is padded by as much on either sid
 
 def _input_features(match: Match) -> int:
     (weight,) = match.inputs("weight")
-    axis = 0 if match.pattern.working.name in ("addmm", "matmul") else 1
+    axis = 0 if match.pattern.working.name in ("addmm", "matmul") else -1  # also of what is no matrix
     features: int = weight.meta["val"].shape[axis]
     return features
 
