@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import torch
 from torch.fx import GraphModule
 
@@ -29,6 +30,23 @@ class Honest(tq.PatternQuantizer):
     """Claims nothing that is not so."""
 
     TABLE = tq.SupportTable("honest", (row(ops.LINEAR, targets=("toy",)), row(ops.ADD, specs=STATIC)))
+
+
+class RightAlone(tq.PatternQuantizer):
+    """Quantizes each layer rightly, and the second of two layers in a row with a tenth of its range."""
+
+    TABLE = Honest.TABLE
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate, and forget how large the outputs of a second layer are."""
+        wrong = tq.FixedQParamsQuantizationSpec(
+            "int8", scale=1e-3, zero_point=0, quant_min=-128, quant_max=127
+        )
+        for node in super().annotate(model).graph.nodes:
+            annotation = tq.annotation_of(node)
+            if annotation and any(tq.annotation_of(source) for source in node.all_input_nodes):
+                node.meta[ANNOTATION_KEY] = attrs.evolve(annotation, output_qspec=wrong)
+        return model
 
 
 class Shadowed(tq.PatternQuantizer):

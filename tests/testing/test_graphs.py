@@ -1,4 +1,4 @@
-"""Graphs of all rows together: how they are drawn and tried, and that the kit finds what lies between rows."""
+"""Graphs of all rows together: how they are drawn and tried, and that the kit finds what they show."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
 
 from testing.kit import run_kit
 from torchquilt import PatternQuantizer
-from torchquilt.testing.drawing import configs_by_name, plans
+from torchquilt.testing.drawing import batches, configs_by_name, smallest
 from torchquilt.testing.graphs import Graph, Graphs, Plan, Step, patterns_of
 from torchquilt.testing.pairs import kinds_of, pairs_of
 from torchquilt.testing.process import Process
@@ -24,14 +23,31 @@ SUBJECT = Subject("xnnpack", XNNPACKQuantizer, TABLE, None)
 PATTERNS = patterns_of(TABLE)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(plans(SUBJECT, [*configs_by_name(SUBJECT)]))
-def test_a_plan_is_the_same_model_each_time(plan: Plan) -> None:
+DRAWN = [*batches(SUBJECT, [*configs_by_name(SUBJECT)], seed=1, count=40)]
+
+
+def test_a_seed_draws_the_same_plans() -> None:
+    """As many as are asked for, those of a batch with the same first ask."""
+    assert [*batches(SUBJECT, [*configs_by_name(SUBJECT)], seed=1, count=40)] == DRAWN
+    assert sum(map(len, DRAWN)) == 40
+    assert all(len({plan.asks[0] for plan in batch}) == 1 for batch in DRAWN)
+
+
+def test_a_plan_is_the_same_model_each_time() -> None:
     """What is printed can be run again: weights, inputs and results are the same bits."""
-    first, second = Graph(plan, PATTERNS), Graph(eval(repr(plan)), PATTERNS)  # noqa: S307
-    assert first.steps == second.steps
-    for one, other in zip(first(*first.inputs), second(*second.inputs), strict=True):
-        assert torch.equal(one, other)
+    for plan in (plan for batch in DRAWN for plan in batch):
+        first, second = Graph(plan, PATTERNS), Graph(eval(repr(plan)), PATTERNS)
+        assert first.steps == second.steps
+        for one, other in zip(first(*first.inputs), second(*second.inputs), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_what_fails_is_made_smaller() -> None:
+    """Until no step can be taken away, and nothing of the steps that are left."""
+    plan = Plan((4, 8), (Step("tanh"), Step("linear", 2), Step("neg"), Step("add", 1, (0, 3, 2))), ("a", "b"))
+    needed = {"linear", "add"}
+    found = smallest(plan, lambda other: needed <= {step.name for step in other.steps})
+    assert found == Plan((4, 8), (Step("linear"), Step("add")), ("a",))
 
 
 def test_a_step_that_does_not_fit_is_left_out() -> None:
@@ -108,8 +124,7 @@ def test_what_lies_between_rows_is_caught(tmp_path: Path, name: str) -> None:
         return
     assert run.code == 1, run.text
     assert "seed 3" in run.text
-    assert "Falsifying example" in run.text
-    assert run.text.count("Step(") >= 2
+    assert "Plan(" in run.text
 
 
 def test_the_toy_is_a_pattern_quantizer() -> None:

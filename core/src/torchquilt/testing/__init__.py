@@ -22,7 +22,8 @@ file           what is in it
 ``bench``      the backend with a model for each of its rows
 ``limits``     a model held against the constraints of a row
 ``graphs``     small graphs of all rows together
-``drawing``    hypothesis strategies for such graphs, and how one is tried
+``drawing``    drawing such graphs, trying them, and making those that fail smaller
+``pairs``      graphs of two rows each
 ``process``    another process, which may die of what it runs
 ``specs``      the spec that an annotation comes down to
 ``coverage``   the table that is printed

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from random import Random
 from typing import Any
 
 import attrs
 import torch
-from hypothesis import strategies as st
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
@@ -26,6 +26,7 @@ from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.testing.configs import configs_of
 from torchquilt.testing.graphs import AGAIN, OTHERS, Graph, Graphs, Plan, Step, patterns_of
 from torchquilt.testing.plugin import Lowering
+from torchquilt.testing.process import Process
 from torchquilt.testing.subject import Subject, installed, named, row_id
 from torchquilt.testing.targets import installed_lowerings
 from torchquilt.testing.trials import sqnr
@@ -39,6 +40,8 @@ _NOTHING = 1e-4
 
 _SHAPES = ((1, 4, 6, 6), (2, 4, 6, 6), (1, 8, 5, 5), (2, 5, 8), (1, 5, 8), (4, 8), (1, 8))
 _MOST_STEPS = 5
+#: How many graphs are one program: to lower one costs a second, and more than ten cost more than each alone.
+_BATCH = 8
 
 
 def configs_by_name(subject: Subject) -> dict[str, QuantizationConfig]:
@@ -48,33 +51,74 @@ def configs_by_name(subject: Subject) -> dict[str, QuantizationConfig]:
     return {row_id(row): config for row in subject.rows for config in configs_of(row)[:1]}
 
 
-def plans(
-    subject: Subject, names: Sequence[str], *, mixed: bool | None = None, most_steps: int = _MOST_STEPS
-) -> st.SearchStrategy[Plan]:
-    """Plans of graphs.
+def batches(
+    subject: Subject, names: Sequence[str], seed: int, count: int, *, mixed: bool | None = None
+) -> Iterator[list[Plan]]:
+    """Plans of graphs, in batches that can be one program: the first ask of each is the same.
 
     Args:
         subject: the backend.
         names: of the configs that are asked for, as in :func:`configs_by_name`.
+        seed: the same seed draws the same plans.
+        count: how many plans in all.
         mixed: whether single steps are asked for otherwise; None for both.
-        most_steps: how many steps a graph has at most.
     """
-    patterns = sorted(patterns_of(subject.table))
-    # Rows are what is tested; what stands between them is there for their sake.
-    name = st.one_of(*[st.sampled_from(patterns)] * 3, *[st.sampled_from([*sorted(OTHERS), AGAIN])] * 2)
-    way, back = st.just(0) | st.integers(0, 6), st.just(0) | st.integers(0, 4)
-    first = st.sampled_from([0, 0, 0, 0, 1, 2, 3, -1])
-    step = st.builds(Step, name, way, st.tuples(first, back, back), st.integers(0, 2))
-    one = st.tuples(st.sampled_from(names))
-    several = st.tuples(st.sampled_from(names), *[st.sampled_from(["", *names])] * 2)
-    return st.builds(
-        Plan,
-        shape=st.sampled_from(_SHAPES),
-        steps=st.lists(step, min_size=1, max_size=most_steps).map(tuple),
-        asks=one if mixed is False else several if mixed else st.one_of(one, several),
-        channels_last=st.booleans(),
-        seed=st.integers(0, 2**16),
+    drawn = Random(seed)
+    while count > 0:
+        ask = drawn.choice(names)
+        yield [_plan(subject, names, ask, mixed, drawn) for _ in range(min(count, _BATCH))]
+        count -= _BATCH
+
+
+def _plan(subject: Subject, names: Sequence[str], ask: str, mixed: bool | None, drawn: Random) -> Plan:
+    others = () if mixed is False or (mixed is None and drawn.random() < 0.5) else ("", *names)
+    return Plan(
+        shape=drawn.choice(_SHAPES),
+        steps=tuple(_step(subject, drawn) for _ in range(drawn.randint(1, _MOST_STEPS))),
+        asks=(ask, *(drawn.choice(others) for _ in range(2) if others)),
+        channels_last=drawn.random() < 0.25,
+        seed=drawn.randrange(2**16),
     )
+
+
+def _step(subject: Subject, drawn: Random) -> Step:
+    # Rows are what is tested; what stands between them is there for their sake.
+    names = sorted(patterns_of(subject.table)) if drawn.random() < 0.6 else [*sorted(OTHERS), AGAIN]
+    first = drawn.choice([0, 0, 0, 0, 1, 2, 3, -1])
+    return Step(
+        drawn.choice(names),
+        way=drawn.choice([0, drawn.randint(0, 6)]),
+        back=(first, drawn.randint(0, 4), drawn.randint(0, 4)),
+        ask=drawn.randint(0, 2),
+    )
+
+
+def smallest(plan: Plan, fails: Callable[[Plan], bool]) -> Plan:
+    """A plan that fails as well, of which nothing more can be taken away.
+
+    Args:
+        plan: it fails.
+        fails: whether another one does.
+    """
+    for smaller in _smaller(plan):
+        if fails(smaller):
+            return smallest(smaller, fails)
+    return plan
+
+
+def _smaller(plan: Plan) -> Iterator[Plan]:
+    """Plans that are a bit simpler, those that take away most first."""
+    steps = plan.steps
+    for number in range(len(steps)):
+        if len(steps) > 1:
+            yield attrs.evolve(plan, steps=steps[:number] + steps[number + 1 :])
+    simpler = [attrs.evolve(plan, asks=plan.asks[:1]), attrs.evolve(plan, channels_last=False)]
+    for number, step in enumerate(steps):
+        plainer = attrs.evolve(step, way=0), attrs.evolve(step, back=(0, 0, 0))
+        simpler += [
+            attrs.evolve(plan, steps=(*steps[:number], other, *steps[number + 1 :])) for other in plainer
+        ]
+    yield from (other for other in simpler if other != plan)
 
 
 @attrs.frozen
@@ -242,3 +286,44 @@ def _largest(one: torch.Tensor, other: torch.Tensor) -> float:
 def _floats(outputs: Any) -> list[torch.Tensor]:
     leaves = pytree.tree_leaves(outputs)
     return [one.detach() for one in leaves if isinstance(one, torch.Tensor) and one.is_floating_point()]
+
+
+def failures(
+    plans: Sequence[Plan],
+    subject: Subject,
+    process: Process,
+    given: Mapping[str, Lowering],
+    *,
+    shrink: bool = True,
+) -> list[str]:
+    """Try plans in another process. A text for each that fails, with the smallest plan that does.
+
+    Args:
+        plans: as for :func:`tried`.
+        subject: the backend.
+        process: the process.
+        given: lowerings that are not those of installed plugins.
+        shrink: make smaller what fails.
+    """
+
+    def outcome(*some: Plan) -> tuple[Outcome, ...]:
+        try:
+            found: tuple[Outcome, ...] = process.call(
+                tried, some, subject.name, subject.backend is not None, given
+            )
+        except AssertionError as error:  # the process ended, which says nothing of which of them is why
+            return (
+                tuple(one for plan in some for one in outcome(plan))
+                if len(some) > 1
+                else (Outcome((str(error),)),)
+            )
+        return found
+
+    texts = []
+    for plan, found in zip(plans, outcome(*plans), strict=True):
+        if found.problems:
+            # A plan may fail beside others alone; then that is what is told.
+            least = smallest(plan, lambda other: bool(outcome(other)[0].problems)) if shrink else plan
+            problems = outcome(least)[0].problems or found.problems
+            texts.append("\n".join([repr(least), *problems]))
+    return texts
