@@ -32,6 +32,7 @@ _PUBLIC = {
         "IntentError",
         "LedgerError",
         "LoweringError",
+        "MissingRuntimeError",
         "ModelError",
         "PatternError",
         "PluginConflictError",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from torchquilt.errors import IntentError as IntentError
     from torchquilt.errors import LedgerError as LedgerError
     from torchquilt.errors import LoweringError as LoweringError
+    from torchquilt.errors import MissingRuntimeError as MissingRuntimeError
     from torchquilt.errors import ModelError as ModelError
     from torchquilt.errors import PatternError as PatternError
     from torchquilt.errors import PluginConflictError as PluginConflictError

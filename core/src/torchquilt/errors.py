@@ -189,6 +189,10 @@ class ProgramInputError(ProgramError, ValueError):
     """Inputs that a lowered program does not take: their number, a dtype, a shape."""
 
 
+class MissingRuntimeError(ProgramError):
+    """A lowered program that cannot run here, since the runtime, a delegate or kernels are missing."""
+
+
 class VerificationError(LoweringError):
     """A lowered program that does not compute what the model computes.
 

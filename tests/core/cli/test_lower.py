@@ -55,6 +55,14 @@ def test_the_program_that_is_written_runs(program: Path, quantized: Path) -> Non
     assert (expected - found).abs().max() < 1e-4
 
 
+def test_a_program_is_compared_unless_that_is_left_out(run: Run, quantized: Path, tmp_path: Path) -> None:
+    """On the example inputs in the model; --no-verify leaves nothing of it in the report."""
+    out = tmp_path / "model.pte"
+    told = json.loads(run("lower", quantized, "-o", out, "--json").out)
+    assert [output["output"] for output in told["verification"]["outputs"]] == ["output_0"]
+    assert json.loads(run("lower", quantized, "-o", out, "--no-verify", "--json").out)["verification"] is None
+
+
 def test_inspect_shows_the_report_of_a_program(run: Run, program: Path) -> None:
     """As text what ``lower`` printed, and as JSON the report itself."""
     answer = run("inspect", program)
@@ -106,8 +114,8 @@ def test_the_json_is_the_report(run: Run, quantized: Path, files: Files, tmp_pat
 @pytest.mark.parametrize(
     ("options", "code", "error"),
     [
-        (("--data", "{data}"), 2, "--data is about --verify"),
-        (("--least-sqnr", "30"), 2, "--least-sqnr is about --verify"),
+        (("--no-verify", "--data", "{data}"), 2, "--data is about comparing"),
+        (("--no-verify", "--least-sqnr", "30"), 2, "--least-sqnr is about comparing"),
         (("--io-dtype", "int4"), 2, "int4"),
         (("--target", "executroch"), 3, "did you mean 'executorch'"),
         (("--backend", "xnpack"), 3, "did you mean 'xnnpack'"),

@@ -17,6 +17,7 @@ from plugins.executorch.models import TOKENS, Encoder, composed, converted, xnnp
 from strategies import Fn, export, normal, prepare
 from torchquilt.lowering import Contribution
 from torchquilt_executorch import ExecuTorchTarget
+from torchquilt_executorch.failures import step
 
 LIBRARY = torch.library.Library("torchquilt_tests", "DEF")
 LIBRARY.define("twist(Tensor x) -> Tensor")
@@ -90,6 +91,50 @@ def test_an_unsupported_operator_is_named(function: Any, node: str) -> None:
     assert error.node is not None
     assert error.node.startswith(node)
     assert "\n" not in str(error.got)
+
+
+def test_an_operator_that_is_named_behind_the_first_line_is_found() -> None:
+    """ExecuTorch says in its second line which operator reads what; the dtypes are told, too."""
+    error = refused(lambda x: torch.fft.fft(x).abs())
+    assert str(error.node).startswith("abs_1 (aten.abs.default, module rest, ")
+    assert "reads torch.complex64 and returns torch.float32" in str(error.node)
+    assert __file__ in str(error.node)
+    assert "dtypes" in error.problem
+
+
+def test_an_operator_in_a_branch_is_named() -> None:
+    """With the branch that it is in."""
+
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda a: torch.lgamma(a), lambda a: a * 2, (m.fc(x),))
+
+    prepared = tq.prepare_pt2e(export(Fn(run, fc=nn.Linear(8, 8)), normal(3, 8)), xnnpack(), strict=False)
+    prepared(normal(3, 8))
+    model = tq.convert_pt2e(prepared, unseen="float")
+    with pytest.raises(tq.LoweringError) as caught:
+        tq.lower(model, (normal(3, 8),))
+    assert str(caught.value.node).startswith("true_graph_0.lgamma (aten.lgamma.default")
+
+
+def test_the_cause_of_a_cause_is_searched() -> None:
+    """The outermost message that names an operator counts, wherever in the chain it is."""
+    program = export(Fn(lambda m, x: m.fc(x).tanh(), fc=nn.Linear(8, 8)), normal(3, 8))
+    error = RuntimeError("A pass failed.\nSee above.")
+    error.__cause__ = KeyError("nothing")
+    error.__cause__.__context__ = ValueError("line one\nno kernel for aten::tanh; aten::linear has one")
+    with pytest.raises(tq.LoweringError) as caught, step("It failed.", program):
+        raise error
+    assert "tanh (aten.tanh.default" in str(caught.value.node)
+    assert "A pass failed.; no kernel for aten::tanh" in str(caught.value.got)
+
+
+def test_a_dtype_that_is_not_taken_is_named() -> None:
+    """Where the message names no operator, those of the dtype that it names are told."""
+    program = export(Fn(lambda m, x: m.fc(x).double() * 2, fc=nn.Linear(8, 8)), normal(3, 8))
+    with pytest.raises(tq.LoweringError) as caught, step("It failed.", program):
+        raise KeyError(torch.float64)
+    assert "to (aten.to.dtype" in str(caught.value.node)
+    assert "returns torch.float64" in str(caught.value.node)
 
 
 def test_what_a_partitioner_leaves_in_a_body_is_named() -> None:
@@ -207,7 +252,7 @@ def test_what_a_backend_gives_that_does_not_work_names_it(
 def test_partitioners_that_cannot_be_made_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The original error is the cause."""
     monkeypatch.setattr(xnnpack_lowering, "CONTRIBUTION", Contribution(partitioners=broken))
-    with pytest.raises(tq.LoweringError, match="be delegated") as caught:
+    with pytest.raises(tq.LoweringError, match="partitioners of the backend 'xnnpack'") as caught:
         lowered(nn.Linear(8, 4), normal(3, 8))
     assert "no partitioner today" in str(caught.value.got)
 
@@ -237,7 +282,7 @@ def test_a_kernel_that_the_runtime_lacks_names_the_operator_of_the_model() -> No
 
 def test_a_kernel_that_fails_names_the_operator_of_the_model(capfd: pytest.CaptureFixture[str]) -> None:
     """What the runtime only writes to standard error, operator and reason, is in the error."""
-    program = lowered(Behind(lambda x: torch.fft.fft(x).real), normal(8, 8))
+    program = lowered(Behind(lambda x: torch.fft.fft(x).real), normal(8, 8), verify=False)
     with pytest.raises(tq.ProgramError, match="failed in the runtime") as caught:
         program.run(normal(8, 8))
     assert str(caught.value.node).startswith("fft_fft (aten._fft_r2c.default, module rest, ")

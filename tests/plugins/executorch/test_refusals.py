@@ -13,6 +13,7 @@ from torch import nn
 import torchquilt as tq
 import torchquilt_executorch.delegation as delegation
 import torchquilt_executorch.refusals as refusals
+import torchquilt_executorch.withholding as withholding
 import torchquilt_xnnpack.lowering as xnnpack_lowering
 from plugins.executorch.models import converted, xnnpack
 from strategies import Fn, normal
@@ -78,7 +79,7 @@ def two_partitioners() -> list[Any]:
 
 
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("kept_out", ["first", "right", "last"])
+@pytest.mark.parametrize("kept_out", ["first", "left", "right", "last"])
 def test_an_operator_is_kept_out_wherever_it_stands(
     state: Callable[..., None], kept_out: str, is_dynamic: bool
 ) -> None:
@@ -172,6 +173,44 @@ class Cascade(nn.Module):
         hidden = self.pool(self.prelu2(self.conv2(hidden))).permute(0, 3, 2, 1).contiguous()
         hidden = self.prelu3(self.dense(hidden.view(hidden.shape[0], -1)))
         return self.boxes(hidden), torch.softmax(self.scores(hidden), 1)
+
+
+def test_what_is_quantized_with_it_is_kept_out_with_it(state: Callable[..., None]) -> None:
+    """A layer and its relu are one kernel: neither computes with integers without the other."""
+    state(lambda overload, _: "we said so" if overload == "aten.relu.default" else "")
+    model, x = converted(Diamond(), xnnpack(), normal(3, 8)), normal(3, 8)
+    program = tq.lower(model, (x,), verify=True)
+    found = codes(program)
+    assert {found[name] for name in ("relu", "linear", "relu_1")} == {"refused_by_delegate"}
+    assert program.ledger["linear"].lowered.text == "it is computed with aten.relu.default: we said so"
+    assert {found["linear_1"], found["add"]} == {"delegated_as_integers"}
+
+
+def test_what_the_runtime_refuses_is_left_out_when_the_program_was_run(
+    state: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relu of floats that returns integers compiles and does not load; it is found by loading its part."""
+    monkeypatch.setattr(withholding, "_are_quantized_together", lambda *_: False)
+    state(lambda overload, node: "we said so" if "right" in str(node.meta.get("nn_module_stack")) else "")
+    model, x = converted(Diamond(), xnnpack(), normal(3, 8)), normal(3, 8)
+    with pytest.raises(tq.ProgramError, match="cannot load"):
+        tq.lower(model, (x,), strict=False, verify=False).run(x)
+    program = tq.lower(model, (x,))
+    assert program.verification.outputs
+    assert "XNN" in program.ledger["relu_1"].lowered.text
+    found = codes(program)
+    assert {name for name, code in found.items() if code == "refused_by_delegate"} == {"linear_3", "relu_1"}
+
+
+def test_strict_refuses_what_a_delegate_refuses() -> None:
+    """The error names the operator with its module and line, and has the words of the delegate."""
+    module = nn.Sequential(nn.Linear(8, 16), nn.PReLU(16), nn.Linear(16, 4))
+    with pytest.raises(tq.LoweringError, match="delegate refuses") as caught:
+        tq.lower(converted(module, xnnpack(), normal(2, 8)), (normal(2, 8),), strict=True)
+    assert str(caught.value.node).startswith("prelu (")
+    assert "module 1" in str(caught.value.node)
+    assert "four dimensions" in str(caught.value.got)
+    assert "strict=False" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize("batch", [1, 20])

@@ -13,8 +13,10 @@ from torch import nn
 import torchquilt as tq
 import torchquilt_xnnpack.lowering as xnnpack_lowering
 from plugins.executorch.models import TOKENS, Encoder, composed, converted, xnnpack
-from strategies import Fn, normal
-from torchquilt.lowering import Agreement, Verification
+from strategies import Fn, export, normal
+from torchquilt.lowering import Agreement, Port, Verification
+from torchquilt.lowering.verifying import _agreement, _random_operators
+from torchquilt_executorch.runner import ExecuTorchRunner
 
 
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
@@ -30,7 +32,7 @@ def test_how_each_output_agrees_is_kept(is_dynamic: bool) -> None:
 def test_without_it_nothing_is_run() -> None:
     """The program says nothing of how it compares."""
     model = converted(nn.Linear(8, 4), xnnpack(), normal(3, 8))
-    assert tq.lower(model, (normal(3, 8),)).verification is None
+    assert tq.lower(model, (normal(3, 8),), verify=False).verification is None
 
 
 def test_examples_are_needed() -> None:
@@ -98,3 +100,76 @@ def test_masked_values_that_are_equal_do_not_spoil_the_ratio() -> None:
     module = Fn(lambda m, x: m.fc(x).masked_fill(x > 0, -math.inf), fc=nn.Linear(8, 8))
     found = tq.lower(converted(module, xnnpack(), normal(3, 8)), (normal(3, 8),), verify=True)
     assert found.verification
+
+
+# --- What is done without being asked -----------------------------------------------------------------------
+
+
+def test_a_program_is_compared_without_being_asked(wrong: torch.fx.GraphModule) -> None:
+    """What computes something else is an error, as when it is asked for."""
+    with pytest.raises(tq.VerificationError):
+        tq.lower(wrong, (normal(3, 8),))
+
+
+def test_the_examples_of_the_export_are_taken_where_none_are_given() -> None:
+    """An exported program has those that it was exported with; without them, that is told."""
+    model = torch.export.export(converted(nn.Linear(8, 4), xnnpack(), normal(3, 8)), (normal(3, 8),))
+    assert len(tq.lower(model, backends=["xnnpack"]).verification.outputs) == 1
+    model.example_inputs = None
+    found = tq.lower(model, backends=["xnnpack"]).verification
+    assert found.outputs == ()
+    assert found.skipped == "there are no example inputs"
+    assert str(found) == "not compared: there are no example inputs"
+
+
+def test_a_model_that_draws_random_numbers_is_run_and_not_compared() -> None:
+    """Its outputs differ from call to call."""
+    module = Fn(lambda m, x: m.fc(x) + torch.rand_like(x), fc=nn.Linear(8, 8))
+    with pytest.raises(tq.LoweringError):  # the runtime has no kernel that draws
+        tq.lower(converted(module, xnnpack(), normal(3, 8)), (normal(3, 8),))
+    assert [*_random_operators(export(module, normal(3, 8)))] == ["aten.rand_like.default"]
+    quiet = Fn(lambda m, x: torch.nn.functional.dropout(m.fc(x), 0.5, training=False), fc=nn.Linear(8, 8))
+    assert [*_random_operators(export(quiet, normal(3, 8)))] == []
+
+
+@pytest.mark.parametrize("lacks", ["delegate", "kernel"])
+def test_a_program_that_cannot_run_here_is_not_compared(monkeypatch: pytest.MonkeyPatch, lacks: str) -> None:
+    """A delegate of a device, or kernels, may be missing here; asked for, it is an error."""
+
+    def missing(*_: object) -> None:
+        raise tq.MissingRuntimeError(f"The runtime here has no {lacks}.")
+
+    monkeypatch.setattr(ExecuTorchRunner, "_check_delegates", missing)
+    model, x = converted(nn.Linear(8, 4), xnnpack(), normal(3, 8)), normal(3, 8)
+    found = tq.lower(model, (x,)).verification
+    assert found.skipped == f"it does not run here: The runtime here has no {lacks}."
+    with pytest.raises(tq.MissingRuntimeError):
+        tq.lower(model, (x,), verify=True)
+
+
+def agreement(expected: torch.Tensor, found: torch.Tensor, excuses: bool = True) -> Agreement:
+    """How two outputs agree."""
+    dtype = str(expected.dtype).removeprefix("torch.")
+    return _agreement(Port("y", dtype, ()), None, expected, found, excuses)
+
+
+def test_nan_where_the_model_has_it_is_no_difference() -> None:
+    """NaN is compared with NaN; where the program has a number instead, it is told, and the rest counts."""
+    nan = torch.tensor([1.0, math.nan, 3.0])
+    assert agreement(nan, nan).sqnr == math.inf
+    number = agreement(nan, torch.tensor([1.0, 2.0, 3.0]))
+    assert number.is_within(40)
+    assert "NaN" in number.note
+    assert not agreement(nan, torch.tensor([1.0, 2.0, 4.0])).is_within(40)
+    assert not agreement(torch.ones(3), nan).is_within(40)
+    assert not agreement(nan, torch.tensor([1.0, 2.0, 3.0]), excuses=False).is_within(40)
+
+
+def test_a_tie_may_fall_another_way() -> None:
+    """One of up to ten indices may differ where nobody asked; more are wrong, and asked for each one is."""
+    one, tie = torch.zeros(10, dtype=torch.int64), torch.eye(10, dtype=torch.int64)[0] * 7
+    assert agreement(one, tie).is_within(40)
+    assert "tie" in str(agreement(one, tie))
+    assert not agreement(one, tie, excuses=False).is_within(40)
+    assert not agreement(one, one + 1).is_within(40)
+    assert not agreement(one.float(), tie.float()).is_within(40)

@@ -44,7 +44,9 @@ def export_again(
     args, kwargs = call_arguments(model, example_inputs)
     try:
         shapes = _kept_shapes(model, args, kwargs) if dynamic_shapes is None else dynamic_shapes
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+        # Where gradients are off already, export drops the regions under no_grad, which the ledger names.
+        with torch.enable_grad():
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except ArtifactError:
         raise
     except Exception as error:  # torch raises what it likes for inputs that do not fit

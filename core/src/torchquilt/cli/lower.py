@@ -28,14 +28,15 @@ class Request:
     backends: tuple[str, ...]
     data: Path | None
     io_dtype: str | None
-    verify: bool
+    verify: bool | None
+    strict: bool
     least_sqnr: float | None
     as_json: bool
 
     def __attrs_post_init__(self) -> None:
         for option, value in (("data", self.data), ("least-sqnr", self.least_sqnr)):
-            if value is not None and not self.verify:
-                raise click.UsageError(f"--{option} is about --verify, which is not given.")
+            if value is not None and self.verify is False:
+                raise click.UsageError(f"--{option} is about comparing, which --no-verify leaves out.")
         check_is_writable("output", self.output, [path for path in (self.model, self.data) if path])
 
 
@@ -68,7 +69,17 @@ class Request:
     type=click.Choice(["int8", "uint8", "int16"]),
     help="Have the program take and return integers, where all inputs and outputs are quantized to them.",
 )
-@click.option("--verify", is_flag=True, help="Run the program, and compare it with the quantized model.")
+@click.option(
+    "--verify/--no-verify",
+    default=None,
+    help="Run the program, and compare it with the quantized model, or do not. By default that is done where "
+    "the program can run here, and said where it cannot.",
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse what a delegate refuses, instead of leaving it to the kernels of the runtime.",
+)
 @click.option(
     "--least-sqnr",
     type=float,
@@ -92,14 +103,14 @@ def lower(**options: Any) -> int:
     from torchquilt.lowering.flow import lower as lowered_by
 
     model = load(request.model)
-    least = 40.0 if request.least_sqnr is None else request.least_sqnr
     program = lowered_by(
         model,
         _example(model, request),
         request.target,
         backends=request.backends or None,
         io_dtype=_dtype(request.io_dtype),
-        verify=least if request.verify else False,
+        verify=_asked(request),
+        strict=request.strict,
     )
     program.save(request.output)
     if request.as_json:
@@ -107,6 +118,13 @@ def lower(**options: Any) -> int:
     else:
         show_program(request.output, program)
     return OK
+
+
+def _asked(request: Request) -> Any:
+    """What is asked of comparing, as :func:`torchquilt.lower` takes it."""
+    if request.least_sqnr is not None:
+        return request.least_sqnr
+    return "auto" if request.verify is None else request.verify
 
 
 def _dtype(name: str | None) -> Any:
@@ -119,7 +137,7 @@ def _example(model: Artifact, request: Request) -> object | None:
     """What the program is compared on."""
     from torchquilt.data import ModelInputs, open_batches
 
-    if not request.verify:
+    if request.verify is False:
         return None
     if request.data is not None:
         return next(iter(open_batches(request.data, model.program, limit=1)))

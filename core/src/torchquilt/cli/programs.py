@@ -39,5 +39,5 @@ def show_program(file: Path, program: LoweredProgram) -> None:
             fates = [(code, str(len(rows))) for code, rows in sorted(program.ledger.fates.items())]
             write_table([("lowered", "operators"), *fates])
     if program.verification is not None:
-        for output in program.verification.outputs:
-            write(f"against the quantized model: {output}")
+        for line in str(program.verification).splitlines():
+            write(f"against the quantized model: {line}")

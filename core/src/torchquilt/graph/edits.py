@@ -73,11 +73,17 @@ def copied_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
 
 
 def with_graph(
-    program: ExportedProgram, graph: Graph, signature: ExportGraphSignature | None = None
+    program: ExportedProgram,
+    graph: Graph,
+    signature: ExportGraphSignature | None = None,
+    root: GraphModule | None = None,
 ) -> ExportedProgram:
-    """An exported program with another graph, and maybe another signature. Tensors are shared."""
+    """An exported program with another graph, maybe another signature and other subgraphs, those of ``root``.
+
+    Tensors are shared.
+    """
     return ExportedProgram(
-        root=program.graph_module,
+        root=root or program.graph_module,
         graph=graph,
         graph_signature=signature or copy.deepcopy(program.graph_signature),
         state_dict=program.state_dict,

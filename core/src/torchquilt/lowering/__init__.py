@@ -19,6 +19,7 @@ from torchquilt.lowering.contract import (
     Runner,
     Slot,
     Target,
+    TryingTarget,
 )
 from torchquilt.lowering.decisions import stays_in_float
 from torchquilt.lowering.flow import load, lower
@@ -44,6 +45,7 @@ __all__ = [
     "Runner",
     "Slot",
     "Target",
+    "TryingTarget",
     "Verification",
     "load",
     "lower",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
@@ -86,8 +86,9 @@ class Contribution:
             that it runs. Without one, what a delegate computes in is concluded from the graph.
         withholds: why the delegate of this backend must not be given an operator that its partitioners would
             take, or ``""``. It is asked with the overload (``aten.prelu.default``) and the node, of every
-            operator, before and after it is brought to the runtime's dialect. What an operator is decomposed
-            into is withheld with it.
+            operator but those that quantize and dequantize, before and after it is brought to the runtime's
+            dialect. What an operator is decomposed into is withheld with it, and so is what is quantized
+            together with it, without quantize and dequantize between.
     """
 
     passes: tuple[Pass, ...] = attrs.field(default=(), converter=_passes)
@@ -247,4 +248,18 @@ class Target(Protocol):
 
         Raises:
             ProgramError: it is damaged, or something else.
+        """
+
+
+@runtime_checkable
+class TryingTarget(Target, Protocol):
+    """A target that can find out what its runtime refuses when it loads or runs a program."""
+
+    def lower_what_runs(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
+        """Make a program as ``lower`` does, and leave to the runtime what a delegate here refuses to run.
+
+        It is asked for when the program that ``lower`` made cannot be loaded or run.
+
+        Raises:
+            LoweringError: as for ``lower``.
         """

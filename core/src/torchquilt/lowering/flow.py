@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from torchquilt.errors import LoweringError, PluginLoadError, ProgramError
+from torchquilt.errors import (
+    LoweringError,
+    MissingRuntimeError,
+    PluginLoadError,
+    ProgramError,
+    ProgramInputError,
+)
 from torchquilt.global_state import default_global_state
-from torchquilt.lowering.contract import Contribution, Runner, Target
+from torchquilt.lowering.contract import Contribution, Lowered, Runner, Target, TryingTarget
 from torchquilt.lowering.program import LoweredProgram, report_path
 from torchquilt.lowering.slots import as_stored, narrowed, ports_of
 from torchquilt.lowering.sources import Source, source_of
+from torchquilt.lowering.values import Verification
 from torchquilt.plugins import registry
 
 if TYPE_CHECKING:
@@ -24,6 +31,11 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from torchquilt.artifact.loading import Artifact
+    from torchquilt.lowering.joining import Joint
+
+
+#: Errors of running a program that say nothing of what a delegate takes.
+_NOT_REFUSED = (MissingRuntimeError, ProgramInputError)
 
 
 @default_global_state()
@@ -35,7 +47,8 @@ def lower(
     dynamic_shapes: Any = None,
     backends: Iterable[str] | None = None,
     io_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
-    verify: bool | float = False,
+    verify: bool | float | Literal["auto"] = "auto",
+    strict: bool = False,
 ) -> LoweredProgram:
     """Make a program for a runtime of a quantized model.
 
@@ -55,53 +68,101 @@ def lower(
             points are is in :attr:`LoweredProgram.io`.
         verify: run the program on the example inputs and compare it with the quantized model. A number is the
             SQNR in dB that each output has to have, unless it is within one step of its grid; ``True`` stands
-            for 40.
+            for 40. ``"auto"`` does so where example inputs are at hand (those that are given, or those that
+            the model was exported with) and the program can run here, and says in
+            :attr:`LoweredProgram.verification` what was done, or why not. ``False`` leaves it out.
+        strict: refuse what a delegate refuses, instead of leaving it to the kernels of the runtime.
 
     Returns:
         The program, with the ledger of the model joined with what runs where.
 
     Raises:
         ModelError: the model is not one that can be lowered.
-        LoweringError: it cannot be lowered; says which operator is why.
+        LoweringError: it cannot be lowered, with ``strict`` not as it was meant; says which operator is why.
         VerificationError: the program computes something else.
         PluginNotFoundError, PluginLoadError, PluginConflictError: the target, or what a backend gives to it,
             is not installed or does not load.
     """
     from torchquilt.lowering.border import quantized_border
     from torchquilt.lowering.decisions import with_decisions
+    from torchquilt.lowering.inlining import inlined
     from torchquilt.lowering.joining import Joint, float_islands, joined
-    from torchquilt.lowering.verifying import LEAST_SQNR, verified
 
     runtime: Target = registry.target(target)
     source = source_of(quantized, example_inputs, dynamic_shapes)
     contributions = _contributions(source, target, backends)
-    program, ports = quantized_border(source.program, io_dtype)
-    joint = Joint(program, source.ledger)
-    lowered = runtime.lower(with_decisions(program, joint.left_in_float()), contributions)
+    flat = inlined(source.program)
+    program, ports = quantized_border(flat.program, io_dtype)
+    joint = Joint(program, source.ledger, flat.earlier)
+    marked = with_decisions(program, joint.left_in_float())
     libraries = _libraries(contributions.values())
-    runner = runtime.open(lowered.buffer, libraries)
-    stored = as_stored(ports, runner, lowered)
-    made = LoweredProgram(
-        target=target,
-        backends=tuple(contributions),
-        buffer=lowered.buffer,
-        io=stored,
-        delegates=lowered.delegates,
-        operators=lowered.operators,
-        ledger=None if source.ledger is None else joined(source.ledger, joint, lowered),
-        operations=tuple(map(joint.placed, lowered.operations)),
-        kernels=lowered.kernels,
-        leftovers=tuple(map(joint.leftover, lowered.conversions)),
-        float_islands=float_islands(lowered.operations, joint),
-        runner=runner,
-    )
-    _warn_of_sizes(narrowed(ports, stored), lowered.narrowed_by)
+
+    def made_by(lower_it: Callable[..., Lowered]) -> LoweredProgram:
+        lowered = lower_it(marked, contributions)
+        if strict:
+            _check_is_taken(lowered, joint)
+        runner = runtime.open(lowered.buffer, libraries)
+        stored = as_stored(ports, runner, lowered)
+        made = LoweredProgram(
+            target=target,
+            backends=tuple(contributions),
+            buffer=lowered.buffer,
+            io=stored,
+            delegates=lowered.delegates,
+            operators=lowered.operators,
+            ledger=None if source.ledger is None else joined(source.ledger, joint, lowered),
+            operations=tuple(map(joint.placed, lowered.operations)),
+            kernels=lowered.kernels,
+            leftovers=tuple(map(joint.leftover, lowered.conversions)),
+            float_islands=float_islands(lowered.operations, joint),
+            runner=runner,
+        )
+        _warn_of_sizes(narrowed(ports, stored), lowered.narrowed_by)
+        # Run by itself, so that the state of the program that is returned is what it starts with.
+        tried = attrs.evolve(made, runner=runtime.open(lowered.buffer, libraries))
+        return attrs.evolve(made, verification=_verification(tried, source.program, example_inputs, verify))
+
+    try:
+        return made_by(runtime.lower)
+    except ProgramError as error:
+        is_refused = error.backend is not None and not isinstance(error, _NOT_REFUSED)
+        if strict or not is_refused or not isinstance(runtime, TryingTarget):
+            raise
+        failed = error
+    try:
+        return made_by(runtime.lower_what_runs)
+    except ProgramError as error:
+        raise failed from error  # nothing was found that could be left out
+
+
+def _verification(
+    tried: LoweredProgram, model: ExportedProgram, example_inputs: object, verify: bool | float | str
+) -> Verification | None:
+    """How a program compares with the model, as far as that was asked for."""
+    from torchquilt.lowering.verifying import LEAST_SQNR, verified, verified_if_possible
+
     if verify is False:
-        return made
-    # Run by itself, so that the state of the program that is returned is what it starts with.
-    tried = attrs.evolve(made, runner=runtime.open(lowered.buffer, libraries))
-    least = LEAST_SQNR if verify is True else float(verify)
-    return attrs.evolve(made, verification=verified(tried, source.program, example_inputs, least))
+        return None
+    if verify == "auto":
+        return verified_if_possible(tried, model, example_inputs)
+    return verified(tried, model, example_inputs, LEAST_SQNR if verify is True else float(verify))
+
+
+def _check_is_taken(lowered: Lowered, joint: Joint) -> None:
+    """Refuse a program of which a delegate refuses an operator.
+
+    Raises:
+        LoweringError: it does.
+    """
+    refused = [one for one in lowered.operations if one.refused]
+    if refused:
+        raise LoweringError(
+            "A delegate refuses operators of the model.",
+            node="; ".join(dict.fromkeys(str(joint.placed(one)) for one in refused)),
+            expected="operators that the delegates of their backends take, with strict=True",
+            got="; ".join(dict.fromkeys(one.refused for one in refused)),
+            remedy="lower(..., strict=False) leaves them to the kernels of the runtime itself",
+        )
 
 
 @default_global_state()
@@ -152,7 +213,7 @@ def _warn_of_sizes(dimensions: list[str], reasons: tuple[str, ...]) -> None:
             f"The program takes fewer sizes than the model: {'; '.join(dimensions)}{'. '.join(sentences)}. "
             "LoweredProgram.io has what it takes.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import attrs
 
 from torchquilt.fate import Fate
-from torchquilt.graph.bodies import regions
+from torchquilt.graph.bodies import Region, regions
 from torchquilt.graph.scope import module_path
 from torchquilt.graph.values import overload_name
 from torchquilt.ledger import Ledger, Row
@@ -42,28 +42,56 @@ class Joint:
     Args:
         program: what is lowered.
         ledger: of the model that it was exported from, None where there is none.
+        names: name of a node of the program → the name that it had in the model, for those whose region was
+            written into the graph around it.
     """
 
-    def __init__(self, program: ExportedProgram, ledger: Ledger | None) -> None:
+    def __init__(
+        self, program: ExportedProgram, ledger: Ledger | None, names: Mapping[str, str] | None = None
+    ) -> None:
+        names = names or {}
         self._nodes: dict[str, Node] = {}
         self._rows: dict[str, Row] = {}
         self._made_for: dict[str, str] = {}
+        #: Name of a call of a region → the rows in it, in order, for those that torch writes into the graph.
+        self._within: dict[str, list[Row]] = defaultdict(list)
         rows = {} if ledger is None else {form: row for row in ledger.rows for form in row.forms}
         for region in regions(program.graph_module):
-            prefix = f"{region.path}." if region.path else ""
             for node in region.module.graph.nodes:
                 name = region.name_of(node)
                 self._nodes[name] = node
+                before = names.get(name, name)
+                prefix = before.removesuffix(before.rpartition(".")[2])
                 earlier = _earlier_names(node)
-                fitting = [(prefix + one, overload_name(node)) for one in (*earlier[:1], node.name)]
+                # What is in a region has the origin of the call, which says nothing of the operator.
+                last = () if prefix else earlier[:1]
+                told = [prefix + one for one in (*last, node.name)]
+                fitting = [(one, overload_name(node)) for one in (before, *told)]
                 row = next((rows[one] for one in fitting if one in rows), None)
                 if row is not None:
                     self._rows[name] = row
+                    self._within[_call_of(region)].append(row)
                     self._made_for.setdefault(prefix + (earlier or (node.name,))[-1], name)
 
     def row(self, source: str) -> Row | None:
         """The row that a node of the program stands for."""
         return self._rows.get(source)
+
+    def rows(self, operations: Iterable[Operation]) -> Iterator[tuple[Operation, Row]]:
+        """Each operation with the row that it comes from, as far as that is known.
+
+        What torch wrote into the graph around a region comes from the call. Then the operators and their
+        order tell.
+        """
+        waiting = {call: [*rows] for call, rows in self._within.items() if call}
+        for operation in operations:
+            row = self.row(operation.source)
+            if row is None:
+                rest = waiting.get(operation.source, [])
+                row = next((one for one in rest if one.op == operation.op), None)
+                waiting[operation.source] = rest[rest.index(row) + 1 :] if row is not None else rest
+            if row is not None:
+                yield operation, row
 
     def left_in_float(self) -> Iterator[str]:
         """The nodes of the program that stand for rows of operators that nobody took."""
@@ -102,13 +130,18 @@ class Joint:
         )
 
 
+def _call_of(region: Region) -> str:
+    """The name of the call that runs a region which torch may write into the graph around it, or empty."""
+    if region.caller is None or not str(region.caller.target).startswith("wrap_with_"):
+        return ""
+    return region.path.removesuffix(region.path.rpartition(".")[2]) + region.caller.name
+
+
 def joined(ledger: Ledger, joint: Joint, lowered: Lowered) -> Ledger:
     """The ledger with what came of each row."""
     found: dict[str, list[Operation]] = defaultdict(list)
-    for operation in lowered.operations:
-        row = joint.row(operation.source)
-        if row is not None:
-            found[row.node].append(operation)
+    for operation, row in joint.rows(lowered.operations):
+        found[row.node].append(operation)
     rows = (attrs.evolve(row, lowered=_fate(row, found.get(row.node, []))) for row in ledger.rows)
     return attrs.evolve(ledger, rows=tuple(rows))
 

@@ -106,7 +106,8 @@ class LoweredProgram:
         kernels = {name.partition(".")[0].replace("::", ".") for name in error.operators}
         found = [one for one in self.operations if not one.place and one.op.rpartition(".")[0] in kernels]
         if not found and error.backend:
-            found = [one for one in self.operations if one.place.partition(" ")[0] in error.backend]
+            delegated = [one for one in self.operations if one.place]
+            found = [one for one in delegated if one.place.partition(" ")[0] in error.backend]
         places = [*dict.fromkeys(map(str, found))]
         return "; ".join([*places[:_MOST_PLACES], *(["…"] if places[_MOST_PLACES:] else [])]) or None
 

@@ -55,6 +55,7 @@ def plain_verification(verification: Verification) -> dict[str, Any]:
     """How a program compares, for JSON, which has no infinite numbers: a ratio without noise is null."""
     return {
         "least_sqnr": verification.least_sqnr,
+        "skipped": verification.skipped,
         "outputs": [
             {**attrs.asdict(output), "sqnr": output.sqnr if math.isfinite(output.sqnr) else None}
             for output in verification.outputs
@@ -124,7 +125,8 @@ def summary(program: LoweredProgram) -> list[str]:
     if program.ledger is not None:
         lines.append(str(program.ledger))
     if program.verification is not None:
-        lines += ["against the quantized model:", *(f"  {one}" for one in program.verification.outputs)]
+        told = str(program.verification).splitlines()
+        lines += ["against the quantized model:", *(f"  {line}" for line in told)]
     return lines
 
 
@@ -146,7 +148,9 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         "float_islands": tuple(map(tuple, data["float_islands"])),
         "verification": None
         if checked is None
-        else Verification(tuple(map(_read_agreement, checked["outputs"])), checked["least_sqnr"]),
+        else Verification(
+            tuple(map(_read_agreement, checked["outputs"])), checked["least_sqnr"], checked.get("skipped", "")
+        ),
         "ledger": None if data["ledger"] is None else Ledger.from_json(json.dumps(data["ledger"])),
     }
 

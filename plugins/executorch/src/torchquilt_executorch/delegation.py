@@ -14,7 +14,7 @@ from torchquilt.lowering import Contribution
 from torchquilt_executorch.failures import step
 from torchquilt_executorch.options import merged
 from torchquilt_executorch.origins import Origins
-from torchquilt_executorch.refusals import refused
+from torchquilt_executorch.refusals import Run, compiled_in, refused
 from torchquilt_executorch.withholding import Withheld, WithholdingPartitioner
 
 if TYPE_CHECKING:
@@ -27,14 +27,26 @@ class Delegation:
     """Bringing a program to ExecuTorch's dialect, with the parts of the delegates cut out.
 
     Where a delegate refuses an operator, the program is brought there again, with that operator withheld.
+
+    Args:
+        program: what is lowered, in ATen's dialect.
+        contributions: what backends give.
+        origins: of its nodes.
+        run: runs what a delegate compiled, by itself, to find what is refused when it runs; None leaves
+            that out.
     """
 
     def __init__(
-        self, program: ExportedProgram, contributions: Mapping[str, Contribution], origins: Origins
+        self,
+        program: ExportedProgram,
+        contributions: Mapping[str, Contribution],
+        origins: Origins,
+        run: Run | None = None,
     ) -> None:
         self._program = program
         self._contributions = contributions
         self._origins = origins
+        self._run = run
         #: Backend and number of a partitioner of it → key of an operator → the words of its delegate.
         self._refused: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
 
@@ -51,12 +63,13 @@ class Delegation:
                 edge = self._attempt([*partitioners.values()])
             except LoweringError as error:
                 failed = error
-            if failed is None:
+            has_learned = (failed is not None or self._run is not None) and self._learn(partitioners)
+            if failed is not None and not has_learned:
+                raise failed
+            if not has_learned:
                 reasons = (one.withheld.reasons for one in partitioners.values())
                 return edge, {key: reason for of_one in reasons for key, reason in of_one.items()}
-            if not self._learn(partitioners):
-                raise failed
-            _LOG.info("Lowered again, since a delegate refuses operators: %s", failed.got)
+            _LOG.info("Lowered again, since a delegate refuses operators.")
 
     def _partitioners(self) -> dict[tuple[str, int], WithholdingPartitioner]:
         found = {}
@@ -83,11 +96,19 @@ class Delegation:
     def _learn(self, partitioners: Mapping[tuple[str, int], WithholdingPartitioner]) -> bool:
         """Find out what a delegate refuses; returns whether that is more than was known."""
         is_new = False
+        known: set[str] = set()
         for (backend, number), partitioner in partitioners.items():
-            found = refused(partitioner, self._maker(backend, number))
+            compiled = {} if partitioner.divided is None else compiled_in(partitioner.divided)
+            own = [one for name, one in compiled.items() if name not in known] if self._run else []
+            known |= compiled.keys()
+            found = refused(partitioner, self._maker(backend, number), own, self._run or _run_nothing)
             is_new = is_new or bool(found.keys() - self._refused[backend, number].keys())
             self._refused[backend, number].update(found)
         return is_new
 
     def _maker(self, backend: str, number: int) -> Callable[[], Any]:
         return lambda: self._contributions[backend].partitioners()[number]
+
+
+def _run_nothing(_compiled: object) -> None:
+    """Leave out running."""

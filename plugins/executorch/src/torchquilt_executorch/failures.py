@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
+from torch.fx import GraphModule
+
 from torchquilt import LoweringError
-from torchquilt.graph.bodies import nodes_of, regions
 from torchquilt.lowering import place_of
 from torchquilt_executorch.origins import Origins
 
@@ -22,6 +26,8 @@ _KNOWN = {
     "(a missing out variant).",
     "is not in Core ATen opset": "ExecuTorch does not take an operator.",
     "is not Aten Canonical": "ExecuTorch does not take an operator.",
+    "Tensor inputs with mismatched dtypes": "ExecuTorch does not take an operator with "
+    "tensors of these dtypes.",
     "was not decomposed or delegated": "A partitioner had ExecuTorch keep an operator whole for its "
     "delegate, and left one. They do not look into the bodies of control flow.",
 }
@@ -35,6 +41,7 @@ _REMEDIES = {
     "partitioner: lower(..., backends=[...]); the body then runs in float",
 }
 _MOST_PLACES = 3
+_Named = list[tuple[str, "Node"]]
 
 
 @contextlib.contextmanager
@@ -45,47 +52,118 @@ def step(problem: str, program: ExportedProgram, backend: str | None = None) -> 
     except LoweringError:
         raise
     except Exception as error:  # ExecuTorch raises RuntimeError, InternalError, ExportError, ...
-        first = (str(error).strip() or repr(error)).partition("\n")[0]
-        places = [*dict.fromkeys(place_of(node, name) for name, node in _named_in(first, program))]
-        remedy = next((told for part, told in _REMEDIES.items() if part in first), _REMEDY)
+        lines = [*_lines(error)]
+        line, named = _Told(program).about(lines)
+        places = [*dict.fromkeys(place_of(node, name) + _dtypes(node, lines) for name, node in named)]
+        said = "; ".join(dict.fromkeys(filter(None, (lines[0], line))))
+        known = "\n".join(lines)
+        remedy = next((told for part, told in _REMEDIES.items() if part in known), _REMEDY)
         raise LoweringError(
-            next((told for part, told in _KNOWN.items() if part in first), problem),
+            next((told for part, told in _KNOWN.items() if part in known), problem),
             backend=backend,
             node="; ".join([*places[:_MOST_PLACES], *(["…"] if places[_MOST_PLACES:] else [])]) or None,
             expected="operators that ExecuTorch, or a delegate, has kernels for" if places else None,
-            got=f"{type(error).__name__}: {first}",
+            got=f"{type(error).__name__}: {said}",
             remedy=remedy if places else "see the cause above",
         ) from error
 
 
-def _named_in(message: str, program: ExportedProgram) -> list[tuple[str, Node]]:
-    """The nodes of a program whose operator a message of ExecuTorch names, each with its name in the program.
-
-    It may be one that another operator is decomposed into; then the node is that of the other one.
-    """
-    nodes = {
-        region.name_of(node): node
-        for region in regions(program.graph_module)
-        for node in region.module.graph.nodes
-    }
-    named = [(name, node) for name, node in nodes.items() if _is_named(node, message)]
-    if named:
-        return named
-    origins = Origins.of_program(program)
-    try:
-        decomposed = program.run_decompositions()
-    except Exception:  # then it cannot be said
-        return []
-    later = (node for node in nodes_of(decomposed.graph_module) if _is_named(node, message))
-    return [(name, nodes[name]) for name in map(origins.of, later) if name]
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those that it was raised for, the outermost first."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
-def _is_named(node: Node, message: str) -> bool:
-    """Whether a message has the operator that a node calls, as ``aten.sort`` or ``aten::sort``."""
-    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
-    if schema is None:
-        return False
-    name = re.escape(schema.name).replace("::", "(::|[.]|_)")
-    overload = schema.overload_name or "default"
-    # aten::sort, aten.sort, or the name that a node has in ExecuTorch's dialect: aten_sort_default_1.
-    return re.search(rf"(?<!\w){name}(_{overload}(_\d+)?)?(?!\w)", message, re.IGNORECASE) is not None
+def _lines(error: BaseException) -> Iterator[str]:
+    """What an exception and its causes say, line by line. Dumps of whole graphs name every operator."""
+    for one in causes(error):
+        for line in (str(one).strip() or repr(one)).splitlines():
+            is_of_a_graph = "call_function[" in line and "While executing" not in line
+            if line.strip() and not is_of_a_graph:
+                yield line.strip()
+
+
+class _Told:
+    """The operators and dtypes of a program, to be found by what ExecuTorch says of them."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
+        self._nodes = dict(_all_nodes(program))
+        self._operators = _by_operator(self._nodes.items())
+
+    def about(self, lines: Sequence[str]) -> tuple[str, _Named]:
+        """The first line that names operators, and those; or else one that names a dtype that is used."""
+        for found_by in (self._by_operator, self._by_dtype):
+            for line in lines:
+                if named := found_by(line):
+                    return line, named
+        return "", []
+
+    def _by_operator(self, line: str) -> _Named:
+        return _matching(self._operators, line) or _matching(self._decomposed, line)
+
+    def _by_dtype(self, line: str) -> _Named:
+        return [
+            (name, node)
+            for name, node in self._nodes.items()
+            if any(re.search(rf"(?<!\w){re.escape(str(dtype))}(?!\w)", line) for dtype in _dtypes_of(node))
+        ]
+
+    @cached_property
+    def _decomposed(self) -> dict[str, _Named]:
+        """Pattern of an operator that others are decomposed into → those others."""
+        origins = Origins.of_program(self._program)
+        try:
+            decomposed = self._program.run_decompositions()
+        except Exception:  # torch raises what it likes; then it cannot be said
+            return {}
+        later = (
+            (origins.of(node, name.removesuffix(node.name)), node) for name, node in _all_nodes(decomposed)
+        )
+        found = _by_operator((name, node) for name, node in later if name in self._nodes)
+        return {key: [(name, self._nodes[name]) for name, _ in named] for key, named in found.items()}
+
+
+def _all_nodes(program: ExportedProgram) -> Iterator[tuple[str, Node]]:
+    """The nodes of a program and of every graph in it, whoever calls that, each with its full name."""
+    for path, module in program.graph_module.named_modules():
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                yield f"{path}.{node.name}" if path else node.name, node
+
+
+def _by_operator(nodes: Iterable[tuple[str, Node]]) -> dict[str, _Named]:
+    """Pattern of how ExecuTorch may write an operator → the nodes that call it."""
+    found: dict[str, _Named] = defaultdict(list)
+    for name, node in nodes:
+        schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+        if schema is not None:
+            operator = re.escape(schema.name).replace("::", "(::|[.]|_)")
+            # aten::sort, aten.sort, or the name that a node has in ExecuTorch's dialect: aten_sort_default_1.
+            found[rf"(?<!\w){operator}(_{schema.overload_name or 'default'}(_\d+)?)?(?!\w)"].append(
+                (name, node)
+            )
+    return found
+
+
+def _matching(operators: dict[str, _Named], line: str) -> _Named:
+    found = (named for pattern, named in operators.items() if re.search(pattern, line, re.IGNORECASE))
+    return [one for named in found for one in named]
+
+
+def _dtypes(node: Node, lines: Sequence[str]) -> str:
+    """The dtypes that a node reads and returns, where the message is about dtypes."""
+    if not any(re.search(r"dtype|scalar ?type|torch[.]\w*\d", line, re.IGNORECASE) for line in lines):
+        return ""
+    reads = {str(dtype) for source in node.all_input_nodes for dtype in _dtypes_of(source)}
+    returns = {str(dtype) for dtype in _dtypes_of(node)}
+    read, returned = (", ".join(sorted(dtypes)) or "no tensor" for dtypes in (reads, returns))
+    return f", which reads {read} and returns {returned}"
+
+
+def _dtypes_of(node: Node) -> set[torch.dtype]:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return {one.dtype for one in values if isinstance(one, torch.Tensor)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -29,6 +29,8 @@ _STEPS = ("quantize_", "dequantize_", "choose_qparams")
 #: The types that tensors are quantized to. Wider integers are numbers of elements, indices and the like.
 _NARROW = frozenset({torch.int8, torch.uint8, torch.int16, torch.uint16})
 _DELEGATE_CALL = "executorch_call_delegate"
+#: Stands for the debug handle of a kernel that has none.
+_NAMELESS = -2
 
 
 def overload(node: Node) -> str:
@@ -163,6 +165,8 @@ class Opened:
             if name in inputs and isinstance(argument, Node)
         }
         kernels = self._kernels_of(lowered)
+        handles = {node.meta.get("debug_handle") for node in program.graph.nodes}
+        nameless = [one for key in (kernels or {}).keys() - handles for one in (kernels or {})[key]]
         for node in program.graph.nodes:
             if node.op != "call_function" or is_step(overload(node)):
                 continue
@@ -170,7 +174,7 @@ class Opened:
                 producers[node] = producers.get(node.args[0])
                 continue
             found = producers[node] = self._operator(node, "", place, producers)
-            found.arithmetic, found.why = _in_delegate(found, kernels)
+            found.arithmetic, found.why = _in_delegate(found, kernels, nameless)
         (outputs,) = program.graph.output_node().args
         return [producers.get(node) for node in outputs]
 
@@ -183,8 +187,8 @@ class Opened:
         self.kernels += kernels
         found: dict[int, list[Kernel]] = defaultdict(list)
         for kernel in kernels:
-            if kernel.arithmetic is not None and kernel.handle is not None:
-                found[kernel.handle].append(kernel)
+            if kernel.arithmetic is not None:
+                found[_NAMELESS if kernel.handle is None else kernel.handle].append(kernel)
         return found
 
     # ------------------------------------------------------------------------------------------------------
@@ -255,8 +259,16 @@ class Opened:
         )
 
 
-def _in_delegate(found: _Found, kernels: Mapping[int, list[Kernel]] | None) -> tuple[Arithmetic, str]:
-    """In what an operator in a delegate computes, and how that is known."""
+def _in_delegate(
+    found: _Found, kernels: Mapping[int, list[Kernel]] | None, nameless: Sequence[Kernel]
+) -> tuple[Arithmetic, str]:
+    """In what an operator in a delegate computes, and how that is known.
+
+    Args:
+        found: the operator.
+        kernels: debug handle → the kernels of the delegate; None where there is no reader for it.
+        nameless: those that name no operator of it.
+    """
     own = (kernels or {}).get(found.node.meta.get("debug_handle", -1), [])
     if own:
         arithmetic: Arithmetic = "float" if any(one.arithmetic == "float" for one in own) else "integer"
@@ -264,6 +276,10 @@ def _in_delegate(found: _Found, kernels: Mapping[int, list[Kernel]] | None) -> t
     if found.reads and (kernels is not None or not found.dequantized):
         first = next((one for one in found.reads if one.arithmetic == "float"), found.reads[0])
         return first.arithmetic, f"it is computed with {first.op}"
+    # It is one of those that name no operator. A kernel that reads one tensor may only move it.
+    computing = [one for one in nameless if one.arithmetic == "float" and len(one.reads) > 1]
+    if computing and not found.reads:
+        return "float", f"the delegate runs {', '.join(map(str, computing))}, which names no operator"
     if found.dequantized and (len(found.dequantized) > 1 or _is_quantized(found.node)):
         return "integer", "what it reads and what it returns, or its weight, is quantized"
     return ("float" if _touches_float(found.node) else "integer"), "nothing but what it reads is quantized"

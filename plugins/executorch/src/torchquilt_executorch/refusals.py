@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from torchquilt_executorch.failures import causes
 from torchquilt_executorch.opened import is_step, overload
 from torchquilt_executorch.withholding import Withheld, WithholdingPartitioner
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 _LOG = logging.getLogger(__name__)
-#: Compiles a part; raises whatever the delegate raises.
-Compile = Callable[["ExportedProgram"], object]
+#: Runs what a delegate compiled, by itself; raises what the runtime raises. Or does nothing.
+Run = Callable[[Any], None]
 
 
 @attrs.frozen(eq=False)
@@ -41,29 +42,43 @@ class _Part:
     delegate: str
     options: Sequence[Any]
 
-    def error(self) -> Exception | None:
-        """What the delegate raises when it compiles the part."""
+    def error(self, run: Run) -> Exception | None:
+        """What the delegate raises when it compiles the part, or the runtime when it runs it."""
         from executorch.exir.backend.backend_api import to_backend
 
-        return _error_of(lambda: to_backend(self.delegate, self.program, self.options))
+        return _error_of(lambda: run(to_backend(self.delegate, self.program, self.options)))
 
 
-def refused(partitioner: WithholdingPartitioner, fresh: Callable[[], Any]) -> dict[str, str]:
-    """The operators that the delegate of a partitioner refuses, as far as it has not compiled its parts.
+def refused(
+    partitioner: WithholdingPartitioner, fresh: Callable[[], Any], compiled: Iterable[Any], run: Run
+) -> dict[str, str]:
+    """The operators that the delegate of a partitioner refuses.
 
     Args:
-        partitioner: the one whose delegate failed.
+        partitioner: the one whose delegate may have failed.
         fresh: makes another partitioner of its kind.
+        compiled: of its parts, those that were compiled, as ExecuTorch has them.
+        run: runs a part that is compiled, by itself.
 
     Returns:
         Key of an operator (see :class:`Withheld`) → the delegate's words; empty where no part fails alone.
     """
     found: dict[str, str] = {}
-    for part in _parts(partitioner):
-        error = part.error()
+    for part in (*_parts(partitioner), *map(_part_of, compiled)):
+        error = part.error(run)
         if error is not None:
-            found |= _Narrowing(part, partitioner.withheld, fresh).refused(error)
+            found |= _Narrowing(part, partitioner.withheld, fresh, run).refused(error)
     return found
+
+
+def _part_of(compiled: Any) -> _Part:
+    return _Part(compiled.original_module, compiled.backend_id, compiled.compile_specs)
+
+
+def compiled_in(program: ExportedProgram) -> dict[str, Any]:
+    """Name of each part of a program that a delegate has compiled → the part, as ExecuTorch has it."""
+    modules = program.graph_module.named_children()
+    return {name: module for name, module in modules if hasattr(module, "processed_bytes")}
 
 
 def words(error: BaseException) -> str:
@@ -74,18 +89,11 @@ def words(error: BaseException) -> str:
     return "; ".join(dict.fromkeys(lines))
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those that it was raised for, the outermost first."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
-
-
 class _Narrowing:
     """Narrows what a delegate refuses of a part."""
 
-    def __init__(self, part: _Part, withheld: Withheld, fresh: Callable[[], Any]) -> None:
+    def __init__(self, part: _Part, withheld: Withheld, fresh: Callable[[], Any], run: Run) -> None:
+        self._run = run
         self._part = part
         self._withheld = withheld
         self._fresh = fresh
@@ -133,7 +141,12 @@ class _Narrowing:
         program = copy.deepcopy(self._part.program)
         for node in program.graph.nodes:
             node.meta.pop("delegation_tag", None)  # of the part, which is divided again
-        return _error_of(lambda: to_backend(program, partitioner))
+
+        def compile_and_run() -> None:
+            for one in compiled_in(to_backend(program, partitioner)).values():
+                self._run(one)
+
+        return _error_of(compile_and_run)
 
     def _words(self, error: Exception) -> str:
         return f"{self._part.delegate} refuses it: {words(error)}"

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torchquilt import ProgramError
+from torchquilt import MissingRuntimeError, ProgramError
 from torchquilt.lowering import Slot
 from torchquilt_executorch.known_noise import without_known_lines, without_known_records
 from torchquilt_executorch.stored import StoredProgram
@@ -128,7 +128,7 @@ class ExecuTorchRunner:
     def _check_delegates(self, present: Sequence[str]) -> None:
         missing = [name for name in dict.fromkeys(self.delegates) if name not in present]
         if missing:
-            raise ProgramError(
+            raise MissingRuntimeError(
                 f"The runtime here has no delegate {missing[0]!r}.",
                 backend=", ".join(missing),
                 expected=f"one of: {', '.join(sorted(present)) or 'none'}",
@@ -155,7 +155,7 @@ class ExecuTorchRunner:
             if not missing:
                 return
         searched = ", ".join(self._libraries) or "none"
-        raise ProgramError(
+        raise MissingRuntimeError(
             f"The runtime here has no kernel for {', '.join(missing)}.",
             expected=f"kernels in the runtime itself or in one of the libraries: {searched}",
             operators=tuple(missing),

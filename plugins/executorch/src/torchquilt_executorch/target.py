@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import LoweringError
@@ -27,6 +27,21 @@ class ExecuTorchTarget:
 
     def lower(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
         """Make a program; see :class:`torchquilt.lowering.Target`."""
+        return self._lowered(program, contributions)
+
+    def lower_what_runs(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
+        """Make a program of which each delegate's part runs here; see ``TryingTarget``."""
+        from torchquilt_executorch.part_runs import run_part
+
+        libraries = [name for given in contributions.values() for name in given.libraries]
+        return self._lowered(program, contributions, lambda part: run_part(part, libraries))
+
+    def _lowered(
+        self,
+        program: ExportedProgram,
+        contributions: Mapping[str, Contribution],
+        run: Callable[[Any], None] | None = None,
+    ) -> Lowered:
         import torch
 
         _require_executorch()
@@ -51,7 +66,7 @@ class ExecuTorchTarget:
         readers = {name: read for one in contributions.values() for name, read in one.readers.items()}
         # Passes of ExecuTorch run the graph, in which writing to a buffer is no matter for gradients.
         with without_known_records(), torch.no_grad(), kept():
-            edge, withheld = Delegation(program, contributions, origins).to_edge()
+            edge, withheld = Delegation(program, contributions, origins, run).to_edge()
             opened = Opened(edge.exported_program(), origins, readers)
             manager = _to_executorch(edge, program, contributions)
             opened.settle(manager.exported_program())

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from executorch.exir.backend.partitioner import Partitioner
 
 from torchquilt.graph.bodies import regions
-from torchquilt_executorch.opened import overload
+from torchquilt.lowering import stays_in_float
+from torchquilt_executorch.opened import is_step, overload
 from torchquilt_executorch.origins import Origins
 
 if TYPE_CHECKING:
@@ -48,15 +49,36 @@ class Withheld:
 
     def state(self, program: ExportedProgram) -> None:
         """Ask the backend about the operators of an exported program, before they are decomposed."""
-        for name, node in calls_of(program):
-            self.reason(node, name.removesuffix(node.name))
+        self.nodes_in(program)
+
+    def nodes_in(self, program: ExportedProgram) -> list[Node]:
+        """The nodes of a program that are withheld.
+
+        What is quantized together is withheld together: operators without quantize and dequantize between
+        them, such as linear and relu, are one kernel as integers, and none of them is by itself.
+        """
+        prefixes = {node: name.removesuffix(node.name) for name, node in calls_of(program)}
+        found = {node: why for node, prefix in prefixes.items() if (why := self.reason(node, prefix))}
+        waiting = list(found)
+        for node in waiting:  # grows while it is walked
+            for other in (*node.all_input_nodes, *node.users):
+                if other in prefixes and other not in found and _are_quantized_together(node, other):
+                    found[other] = f"it is computed with {overload(node)}: {found[node]}"
+                    self._reasons.setdefault(self.key(other, prefixes[other]), found[other])
+                    waiting.append(other)
+        return waiting
 
     def key(self, node: Node, prefix: str = "") -> str:
         """The key of an operator; ``prefix`` as for :meth:`Origins.of`."""
         return self._origins.of(node, prefix) or prefix + node.name
 
     def reason(self, node: Node, prefix: str = "") -> str:
-        """Why an operator is withheld, empty where it is not."""
+        """Why an operator is withheld, empty where it is not.
+
+        What quantizes and dequantizes is never: by it a partitioner sees how its neighbours compute.
+        """
+        if is_step(overload(node)):
+            return ""
         key = self.key(node, prefix)
         if key not in self._reasons and (stated := self._withholds(overload(node), node)):
             self._reasons[key] = stated
@@ -85,7 +107,7 @@ class WithholdingPartitioner(Partitioner):  # type: ignore[misc]  # ExecuTorch h
 
     def partition(self, exported_program: ExportedProgram) -> Any:
         """Tag the nodes of each part; see ExecuTorch's ``Partitioner``."""
-        hidden = [(node, node.target) for node in self._withheld_in(exported_program)]
+        hidden = [(node, node.target) for node in self.withheld.nodes_in(exported_program)]
         for node, _ in hidden:
             node.target = _withheld_operator
         try:
@@ -99,7 +121,7 @@ class WithholdingPartitioner(Partitioner):  # type: ignore[misc]  # ExecuTorch h
     def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[Sequence[Any], Any]:
         """The operators that stay whole, and a filter of their nodes: what is withheld is decomposed."""
         operators, takes = self.inner.ops_to_not_decompose(ep)
-        if not any(True for _ in self._withheld_in(ep)):
+        if not self.withheld.nodes_in(ep):
             return operators, takes
 
         def takes_the_rest(node: Node) -> bool:
@@ -113,11 +135,6 @@ class WithholdingPartitioner(Partitioner):  # type: ignore[misc]  # ExecuTorch h
         transformed: ExportedProgram = self.inner.transform_for_pre_decomposition(exported_program)
         return transformed
 
-    def _withheld_in(self, program: ExportedProgram) -> Iterator[Node]:
-        for name, node in calls_of(program):
-            if self.withheld.reason(node, name.removesuffix(node.name)):
-                yield node
-
 
 def calls_of(program: ExportedProgram) -> Iterator[tuple[str, Node]]:
     """The calls of operators in a program and the bodies in it, each with its name."""
@@ -125,6 +142,15 @@ def calls_of(program: ExportedProgram) -> Iterator[tuple[str, Node]]:
         for node in region.module.graph.nodes:
             if overload(node):
                 yield region.name_of(node), node
+
+
+def _are_quantized_together(node: Node, other: Node) -> bool:
+    """Whether two operators, one of which reads the other, are of one claim of a quantizer."""
+    pair = (node, other)
+    if any(is_step(overload(one)) or stays_in_float(one) for one in pair):
+        return False
+    around = (near for one in pair for near in (*one.all_input_nodes, *one.users))
+    return any(is_step(overload(near)) for near in around)
 
 
 def _withheld_operator(*_: object) -> None:
