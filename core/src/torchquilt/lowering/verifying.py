@@ -46,11 +46,7 @@ def verified_if_possible(
     Raises:
         LoweringError, ProgramError, VerificationError: as :func:`verified` raises them.
     """
-    from torchquilt.data import ModelInputs
-
-    if example_inputs is None:
-        example_inputs = ModelInputs(model).example()
-    if example_inputs is None:
+    if example_inputs is None and model.example_inputs is None:
         return Verification((), LEAST_SQNR, "there are no example inputs")
     try:
         if drawn := next(_random_operators(model), ""):
@@ -86,7 +82,8 @@ def verified(
     Args:
         program: what is compared; it is run.
         model: the quantized model, whose inputs and outputs are floating point. Its state stays as it is.
-        example_inputs: one batch as for :func:`torchquilt.calibrate`.
+        example_inputs: one batch as for :func:`torchquilt.calibrate`. With ``excuses`` None stands for those
+            that the model was exported with.
         least_sqnr: what each output has to have, in dB, unless it is within one step of its grid.
         excuses: let differences pass that may have no fault behind them: a tie that falls another way, and
             where the model returns NaN.
@@ -96,7 +93,7 @@ def verified(
         ProgramError: the program does not run.
         VerificationError: an output differs by more.
     """
-    if example_inputs is None:
+    if example_inputs is None and not excuses:
         raise LoweringError(
             "A program is verified on example inputs.",
             expected="example_inputs",
@@ -132,7 +129,10 @@ def _found(
     """What the model and the program return, in order."""
     from torch.utils import _pytree as pytree
 
-    args, kwargs = call_arguments(model.module(), example_inputs)
+    if example_inputs is None and model.example_inputs is not None:
+        args, kwargs = model.example_inputs
+    else:
+        args, kwargs = call_arguments(model.module(), example_inputs)
     expected = pytree.tree_leaves(_run(model, args, kwargs))
     leaves, structure = pytree.tree_flatten((args, kwargs))
     given = [_as_port(port, value) for port, value in zip(program.io.inputs, leaves, strict=False)]
