@@ -159,8 +159,9 @@ class Caution:
 
     Args:
         place: where the tensor is.
-        code: a stable code: ``outlier`` (nearly all values use next to nothing of the range) or
-            ``scale_raised`` (the integers of the kernels need a larger scale than calibration chose).
+        code: a stable code: ``outlier`` (nearly all values use next to nothing of the range),
+            ``scale_raised`` (the integers of the kernels need a larger scale than calibration chose) or
+            ``cut_off`` (a symmetric range has next to no integers on one side of zero, where values are).
         text: a sentence for people.
     """
 

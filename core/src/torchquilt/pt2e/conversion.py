@@ -8,6 +8,7 @@ are stored as integers; their float values do not stay.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import attrs
@@ -26,7 +27,10 @@ from torchquilt.graph.edits import (
     take_origin,
 )
 from torchquilt.graph.values import constant_nodes
+from torchquilt.ledger import Caution
 from torchquilt.observers import QParams, qparams_together
+from torchquilt.pt2e.cut_off import cut_off, is_lopsided
+from torchquilt.pt2e.finite import check_is_finite
 from torchquilt.pt2e.integers import integers_of, steps_of_quantizing
 from torchquilt.pt2e.points import (
     ConstantPoint,
@@ -80,6 +84,7 @@ class Conversion:
                 values = origins.setdefault(points[str(node.target)], {})
                 values[origin] = constant_value(model, origin, points)
         self._values = {point: list(values.values()) for point, values in origins.items()}
+        self._check_constants(origins)
         # Points that ask for the same numbers of the same constants are one, so that these are stored once.
         first: dict[Any, AnyPoint] = {}
         self._same = {
@@ -102,7 +107,7 @@ class Conversion:
             del self._qparams[point]
         self._qparams.update(settlement.qparams)
         #: what to tell of the scales that were raised
-        self.cautions = settlement.cautions(self._is_zero)
+        self.cautions = (*settlement.cautions(self._is_zero), *self._cut_off())
 
     def qparams(self, point: AnyPoint) -> QParams:
         """The parameters of a point, computed once, and those that they are derived from before them."""
@@ -118,6 +123,34 @@ class Conversion:
             else:
                 self._qparams[current] = self._find_qparams(current)
         return self._qparams[point]
+
+    def _cut_off(self) -> Iterator[Caution]:
+        """A warning for each symmetric range that has too few integers on the side of many values."""
+        for point in self.points.values():
+            values = self._values.get(point, [])
+            is_other = self._same.get(point) not in (None, point)
+            is_idle = isinstance(point, ConstantPoint) and not values
+            if is_other or is_idle or not isinstance(point, (ConstantPoint, ObservedPoint)):
+                continue
+            caution = cut_off(point, self.qparams(point), values) if is_lopsided(point.spec) else None
+            if caution is not None:
+                yield caution
+
+    def _check_constants(self, origins: dict[AnyPoint, dict[Node, torch.Tensor]]) -> None:
+        """Refuse weights, and what stands beside them in float, with elements that are no numbers."""
+        for values in origins.values():
+            for origin, value in values.items():
+                check_is_finite(value, _name_of(origin))
+        for node in self.model.graph.nodes:
+            sources = node.all_input_nodes
+            if node.op != "call_function" or not any(map(self._is_constant_point, sources)):
+                continue
+            for source in sources:
+                if source in self._constants and source.op != "call_module":
+                    check_is_finite(constant_value(self.model, source, self.points), _name_of(source))
+
+    def _is_constant_point(self, node: Node) -> bool:
+        return isinstance(self.points.get(str(node.target)), ConstantPoint)
 
     def _is_zero(self, point: AnyPoint, channels: torch.Tensor) -> bool:
         """Whether a point stands at constants that are all zeros in these channels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 from torch.fx import GraphModule
@@ -53,7 +54,11 @@ def convert_pt2e(
 
     Raises:
         ModelError: the model is not a prepared one.
-        CalibrationError: a tensor saw no data, or a constant cannot be quantized as asked.
+        CalibrationError: a tensor saw no data, a constant cannot be quantized as asked or has elements that
+            are NaN or infinite, or no scale fits into the integers of a kernel.
+
+    Warns:
+        UserWarning: a symmetric range has next to no integers on a side of zero where values are.
     """
     _check_is_prepared(prepared)
     with default_global_state(), collector_paused():
@@ -73,6 +78,9 @@ def convert_pt2e(
         )
         model = run_passes(model, passes)
         note_cautions(model, cautions)
+        for caution in cautions:
+            if caution.code == "cut_off":
+                warnings.warn(str(caution), UserWarning, stacklevel=2)
         set_stage(model, "converted")
         if not use_reference_representation:
             generate_code(model)

@@ -21,6 +21,7 @@ __all__ = [
     "BY_A_NUMBER",
     "CEIL_MODE_IS_STATIC",
     "CONSTANT_WEIGHT",
+    "DIMENSIONS",
     "EVEN_INPUTS",
     "EVEN_PADDING",
     "EVERY_PIXEL",
@@ -62,6 +63,17 @@ SIGNAL = input_rank(3)
 def _rank(match: Match) -> int:
     rank: int = match.inputs("input_activation")[0].meta["val"].dim()
     return rank
+
+
+def _has_dimensions(match: Match) -> bool:
+    """Constants are given dimensions where they have none."""
+    tensors = (*(node for node, _, _ in match.operands if not match.is_constant(node)), match.output)
+    return all(node.meta["val"].dim() > 0 for node in tensors)
+
+
+DIMENSIONS = Constraint(
+    "dimensions", "each tensor that is computed has at least one dimension", _has_dimensions
+)
 
 
 def _has_two_inputs(match: Match) -> bool:

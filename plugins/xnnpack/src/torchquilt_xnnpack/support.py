@@ -84,7 +84,7 @@ def _row(
         attrs.evolve(pattern, name=pattern.name + suffix),
         specs,
         sharing=sharing,
-        constraints=(when.FLOAT32, *constraints),
+        constraints=(when.FLOAT32, when.DIMENSIONS, *constraints),
         targets=_TARGETS,
         weight_axis=weight_axis,
         takes_input_whole=takes_input_whole,
