@@ -160,6 +160,8 @@ class Caution:
     Args:
         place: where the tensor is.
         code: a stable code: ``outlier`` (nearly all values use next to nothing of the range),
+            ``far_apart`` (the range is for some of the values, the others are less than one step of it),
+            ``mask_values`` (the range is that of a mask, or of what became of one),
             ``scale_raised`` (the integers of the kernels need a larger scale than calibration chose) or
             ``cut_off`` (a symmetric range has next to no integers on one side of zero, where values are).
         text: a sentence for people.

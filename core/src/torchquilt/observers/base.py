@@ -80,6 +80,18 @@ class Observer(ABC):
         ratio = self.outlier_ratio()
         return None if ratio is None else ratio > OUTLIER_RATIO
 
+    def largest(self) -> float:
+        """A magnitude that the range does not reach beyond, which costs little."""
+        low, high = self.range()
+        return max(0.0, -float(low.min()), float(high.max()))
+
+    def apart(self) -> tuple[float, float] | None:
+        """The share of values that the range is for, and how far the others reach, all less than one step.
+
+        None where that is not so, or not known.
+        """
+        return None
+
     @property
     def ignored(self) -> Any:
         """How many values were no data: NaN, infinities and mask values."""
@@ -153,6 +165,10 @@ class ExtremesObserver(Observer):
         # Two numbers that are known to lie between low and high: most tensors widen nothing, and to compare
         # numbers costs less than to call an operator.
         self._inside = (math.inf, -math.inf)
+
+    def largest(self) -> float:
+        """The largest magnitude of any ordinary value."""
+        return max(0.0, -float(self.low.min()), float(self.high.max()))
 
     def _take_extremes(self, other: Extremes | Self) -> None:
         ends = other.ends if isinstance(other, Extremes) else None

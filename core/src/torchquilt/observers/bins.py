@@ -24,6 +24,11 @@ MASKED_FROM = 2.0**12
 _MASKED_SHARE = 0.005
 _ALWAYS_MASKED_FROM = 2.0**20
 _MASK_BINS = 8
+#: A number from here on has no square in float32, so no layer computes with it: it is what a mask became.
+NO_DATA_FROM = 2.0**64
+# Between which shares of the values a range is for some of them and not for the others, see Bins.apart.
+_SOME, _MOST = 0.001, 0.9
+_APART_GAP = 5 * PER_OCTAVE
 # What makes values massive ones, see Bins.reach_beside_massive_values.
 _MASSIVE_SHARE = 1e-4
 _MASSIVE_GAP = 3 * PER_OCTAVE
@@ -67,7 +72,8 @@ class Bins:
         (a few activations of a language model are that large, and matter), up to a magnitude of a million;
         beyond that whatever stands so far apart is a mask, if it is negative or there are fewer of it than of
         the others. A number and some scores lie close together: where more than eight bins, or both signs,
-        are filled so far out, they are data.
+        are filled so far out, they are data, up to 2**64. Behind a gap and beyond that nothing is data: what
+        a linear, a sum or a product makes of ``torch.finfo(torch.float32).min`` has any sign and magnitude.
 
         Args:
             counts: as above, possibly of a part of the values.
@@ -85,17 +91,38 @@ class Bins:
 
     def _without_masked_values(self, spec: QuantizationSpec) -> Bins:
         gap, least = max(spec.bits, 8) * PER_OCTAVE, bin_of(MASKED_FROM)
-        # The bins below the smallest normal float hold zeros: they do not make a value to compare with.
-        filled = [i for i in self.counts.sum(dim=0).nonzero().flatten().tolist() if i >= PER_OCTAVE]
-        beyond = (above for below, above in pairwise(filled) if above - below > gap and above >= least)
-        first = next(beyond, None)
-        if first is None:
+        beyond = [above for _, above in self._gaps(gap) if above >= least]
+        if not beyond:
             return self
         counts = self.counts.clone()
-        for side, is_masked in enumerate(self._are_masks(first)):
+        no_data = [above for above in beyond if above >= bin_of(NO_DATA_FROM)]
+        if no_data:
+            counts[:, no_data[0] :] = 0
+        for side, is_masked in enumerate(Bins(counts, self.low, self.high)._are_masks(beyond[0])):
             if is_masked:
-                counts[side, first:] = 0
+                counts[side, beyond[0] :] = 0
         return Bins(counts, max(self.low, -self._top_of(counts[1])), min(self.high, self._top_of(counts[0])))
+
+    def _gaps(self, width: int) -> list[tuple[int, int]]:
+        """The filled bins below and above each gap of more bins than that."""
+        # The bins below the smallest normal float hold zeros: they do not make a value to compare with.
+        filled = [i for i in self.counts.sum(dim=0).nonzero().flatten().tolist() if i >= PER_OCTAVE]
+        return [pair for pair in pairwise(filled) if pair[1] - pair[0] > width]
+
+    def apart(self) -> list[tuple[float, float, float]]:
+        """Where some of the values, but not nearly all, lie far beyond all others.
+
+        Fewer than one in a thousand are outliers, and told as such. Zeros are not counted.
+
+        Returns:
+            For each gap the share of the values beyond it, and the magnitudes that it lies between.
+        """
+        total = max(int(self.counts[:, PER_OCTAVE:].sum()), 1)
+        gaps = (
+            (int(self.counts[:, above:].sum()) / total, float(edges()[below + 1]), float(edges()[above]))
+            for below, above in self._gaps(_APART_GAP)
+        )
+        return [gap for gap in gaps if _SOME <= gap[0] <= _MOST]
 
     def _are_masks(self, first: int) -> tuple[bool, bool]:
         """Whether all from a bin on, which is far from the others, are masks: the positive, and the negative.

@@ -145,6 +145,19 @@ class HistogramObserver(ExtremesObserver):
             return False
         return super().has_outliers()
 
+    def apart(self) -> tuple[float, float] | None:
+        """The share of values that the range is for, and how far the others reach, all less than one step."""
+        if self.largest() < MASKED_FROM:
+            return None
+        bins, levels = self._bins(), 2**self.spec.bits - 1
+        gaps = [gap for gap in bins.apart() if gap[1] < 2 * bins.top / levels]
+        if not gaps:
+            return None  # and no range has to be found
+        low, high = (float(end) for end in self.range())
+        step = (high - low) / levels
+        found = (gap[:2] for gap in gaps if gap[1] < step and gap[2] <= max(-low, high))
+        return next(found, None)
+
     def _bins(self) -> Bins:
         counts = self.counts.cpu()
         sides = torch.stack([counts[:_KEPT], counts[SIDE:]])

@@ -18,7 +18,7 @@ from torchquilt.graph.storage import compact
 from torchquilt.ledger import Caution
 from torchquilt.pt2e.conversion import Conversion
 from torchquilt.pt2e.garbage_collection import collector_paused
-from torchquilt.pt2e.outliers import find_outliers, note_cautions
+from torchquilt.pt2e.outliers import find_outliers, note_cautions, warn_of
 from torchquilt.pt2e.points import QuantizationPoint
 from torchquilt.pt2e.reference import to_reference
 from torchquilt.pt2e.settlement import BOUNDED_KEY
@@ -68,6 +68,7 @@ def convert_pt2e(
         restore_initial_state(model)
         leave_or_refuse_unseen(model, unseen)
         cautions = [*find_outliers(model)]
+        warn_of(tuple(cautions))
         passes = (
             everywhere(
                 "replace_points",
