@@ -1,7 +1,8 @@
 """Rules: a config for a part of a model; and finding those that are about a node.
 
-The most specific rule decides: a module name over an object type over the global config. Among module names
-the one with the most parts, among types an operator over a module class, among module classes the innermost.
+The most specific rule decides: a module name over a module class over an operator over the global config, as
+in PyTorch's own quantizers. Among module names it is the one with the most parts, among module classes the
+innermost.
 
 Importing this module does not import torch.
 """
@@ -111,14 +112,12 @@ class RuleIndex:
         named = self.naming(module_path(node))
         if named:
             return max(named, key=lambda rule: rule.specificity)
-        operators = self._by_overload.get(asked_name(node))
-        if operators:
-            return operators[-1]
         if self._by_class:
             for name in reversed(_class_names(node)):
                 if name in self._by_class:
                     return self._by_class[name]
-        return self._global
+        operators = self._by_overload.get(asked_name(node))
+        return operators[-1] if operators else self._global
 
     def about(self, node: Node) -> tuple[ModuleNameRule | ObjectTypeRule, ...]:
         """Every rule that is about a node, also where another one decides, but for the global one."""

@@ -28,7 +28,7 @@ _MASK_BINS = 8
 NO_DATA_FROM = 2.0**64
 # Between which shares of the values a range is for some of them and not for the others, see Bins.apart.
 _SOME, _MOST = 0.001, 0.9
-_APART_GAP = 5 * PER_OCTAVE
+_APART_GAP, _ENOUGH = 5 * PER_OCTAVE, 256
 # What makes values massive ones, see Bins.reach_beside_massive_values.
 _MASSIVE_SHARE = 1e-4
 _MASSIVE_GAP = 3 * PER_OCTAVE
@@ -112,12 +112,15 @@ class Bins:
     def apart(self) -> list[tuple[float, float, float]]:
         """Where some of the values, but not nearly all, lie far beyond all others.
 
-        Fewer than one in a thousand are outliers, and told as such. Zeros are not counted.
+        Fewer than one in a thousand are outliers, and told as such. Zeros are not counted, and of few values
+        nothing is said.
 
         Returns:
             For each gap the share of the values beyond it, and the magnitudes that it lies between.
         """
-        total = max(int(self.counts[:, PER_OCTAVE:].sum()), 1)
+        total = int(self.counts[:, PER_OCTAVE:].sum())
+        if total < _ENOUGH:
+            return []
         gaps = (
             (int(self.counts[:, above:].sum()) / total, float(edges()[below + 1]), float(edges()[above]))
             for below, above in self._gaps(_APART_GAP)
