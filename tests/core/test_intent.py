@@ -122,7 +122,7 @@ def test_the_longest_module_name_wins(exported: torch.export.ExportedProgram) ->
 
 
 def test_a_name_beats_a_type_beats_global(exported: torch.export.ExportedProgram) -> None:
-    """Module name > operator type > innermost module class > everywhere."""
+    """Module name > innermost module class > operator > everywhere."""
     quantizer = (
         xnnpack()
         .set_module_name("layer.0.fc", DYNAMIC)
@@ -149,12 +149,13 @@ def test_a_class_of_ones_own_is_all_that_is_inside(exported: torch.export.Export
     assert "head" not in found
 
 
-def test_an_operator_beats_a_module_class(exported: torch.export.ExportedProgram) -> None:
-    """A rule about the operator decides over one about the class of the module around it."""
+def test_a_module_class_beats_an_operator(exported: torch.export.ExportedProgram) -> None:
+    """As in PyTorch's own quantizers: in a Block its rule decides, elsewhere the one about the operator."""
     quantizer = xnnpack().set_object_type(functional.linear, CHANNELS).set_object_type(Block, STATIC)
-    found = annotated(prepared(quantizer, exported)).values()
-    assert {each.rule for each in found if each.pattern == "linear"} == {"type torch.nn.functional.linear"}
-    assert sum(each.pattern == "add" for each in found) == 12
+    assert linears(quantizer, exported) == {
+        path: "channels" if path == "head" else "static" for path in linears(quantizer, exported)
+    }
+    assert len(linears(quantizer, exported)) == 25
 
 
 @pytest.mark.parametrize(

@@ -285,9 +285,8 @@ def test_what_is_no_type_is_refused(subject: object) -> None:
     [
         xnnpack().set_object_type(Layer, STATIC).set_module_name("encoder", DYNAMIC),
         xnnpack().set_module_name("encoder.layer.*", DYNAMIC).set_module_name("encoder", STATIC),
-        xnnpack().set_object_type(functional.linear, DYNAMIC).set_object_type(FusedLinear, None),
     ],
-    ids=["a type by a name", "a name by a pattern", "a class by an operator"],
+    ids=["a type by a name", "a name by a pattern"],
 )
 def test_a_rule_that_others_shadow_completely_is_refused(
     quantizer: XNNPACKQuantizer, exported: torch.export.ExportedProgram

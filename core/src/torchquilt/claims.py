@@ -310,9 +310,7 @@ class _Decision:
     def _broken_constraint(self, row: SupportRow, match: Match) -> Reject | None:
         for constraint in row.constraints:
             if not constraint.holds(match):
-                return Reject(
-                    f"constraint:{constraint.code}", match.nodes, f"{row.pattern.name}: {constraint.text}"
-                )
+                return Reject(f"constraint:{constraint.code}", match.nodes, constraint.rejection(match))
         return None
 
     def _without_quantized_neighbour(self, row: SupportRow, match: Match) -> Reject | None:
@@ -324,7 +322,7 @@ class _Decision:
             return Reject(
                 "no_quantized_neighbour",
                 match.nodes,
-                f"{producer.name} is not quantized, and {match.anchor.name} only passes on what it gets",
+                f"the output of {producer.name} is float, and {match.anchor.name} shares its parameters",
             )
         allowed = dict(row.specs)["input_activation"]
         gaps = [option.differences(spec) for option in allowed]

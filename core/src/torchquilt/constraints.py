@@ -35,7 +35,13 @@ def _is_of_float32(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and dtype.itemsize == 4
 
 
-FLOAT32 = Constraint("float32", "all tensors are float32", _is_float32)
+def _other_dtypes(match: Match) -> str:
+    tensors = [tensor_of(node) for node in (*(node for node, _, _ in match.operands), match.output)]
+    others = {str(tensor.dtype) for tensor in tensors if tensor is not None}
+    return f"there is {', '.join(sorted(others - {'torch.float32'}))}"
+
+
+FLOAT32 = Constraint("float32", "all tensors are float32", _is_float32, _other_dtypes)
 
 
 def argument(match: Match, position: int, keyword: str, default: Any = None) -> Any:
@@ -48,10 +54,21 @@ def argument(match: Match, position: int, keyword: str, default: Any = None) -> 
 
 def keyword_is(keyword: str, value: object, code: str, text: str) -> Constraint:
     """A keyword-only argument of the working operator has this value (or is left at it)."""
-    return Constraint(code, text, lambda match: match.anchor.kwargs.get(keyword, value) == value)
+    return Constraint(
+        code,
+        text,
+        lambda match: match.anchor.kwargs.get(keyword, value) == value,
+        lambda match: f"it is {match.anchor.kwargs.get(keyword)}",
+    )
 
 
 def input_rank(*ranks: int) -> Constraint:
     """The first activation has one of these numbers of dimensions."""
     text = f"the input has {' or '.join(map(str, ranks))} dimensions"
-    return Constraint("rank", text, lambda match: rank(match.inputs("input_activation")[0]) in ranks)
+
+    def found(match: Match) -> int | None:
+        return rank(match.inputs("input_activation")[0])
+
+    return Constraint(
+        "rank", text, lambda match: found(match) in ranks, lambda match: f"it has {found(match)}"
+    )

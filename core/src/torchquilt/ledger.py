@@ -365,7 +365,7 @@ class Ledger:
 
     def __str__(self) -> str:
         """The shares, then what stays in float and why, the same reasons together."""
-        lines = [_share_text(share) for share in (self.share(), *self.by_quantizer())]
+        lines = [_share_text(share) for share in self._shares_told()]
         left = self._left_alike()
         if left:
             lines.append("left in float:")
@@ -386,7 +386,7 @@ class Ledger:
             ("", "operators", "multiply-adds", "parameter bytes"),
             [
                 (share.name, _part(share.nodes), _part(share.macs), _part(share.parameter_bytes))
-                for share in (self.share(), *self.by_quantizer())
+                for share in self._shares_told()
             ],
         )
         left = html_table(
@@ -410,6 +410,11 @@ class Ledger:
                 html_folded(counted(len(self.rows), "operator"), rows),
             ]
         )
+
+    def _shares_told(self) -> tuple[Share, ...]:
+        """How much is quantized in all, and by each quantizer; of one that is alone that is said once."""
+        by_quantizer = self.by_quantizer()
+        return by_quantizer if len(by_quantizer) == 1 else (self.share(), *by_quantizer)
 
     def _left_alike(self) -> tuple[list[Row], ...]:
         """What stays in float, the same operators with the same reasons together."""

@@ -31,13 +31,21 @@ class Constraint:
 
     Args:
         code: stable code; a match that fails is rejected with ``constraint:<code>``.
-        text: one sentence that says what must hold, shown in tables and in rejections.
+        text: what must hold, as it reads behind "only if": ``the batch has one sample``. It is shown in tables
+            and, with "only if", in rejections.
         holds: the condition. It reads the match and must not write.
+        found: what a match that fails has instead, as it reads behind a semicolon: ``it has 16``.
     """
 
     code: str
     text: str
     holds: Callable[[Match], bool]
+    found: Callable[[Match], str] | None = None
+
+    def rejection(self, match: Match) -> str:
+        """Say of a match that fails what would have to hold, and what it has instead."""
+        found = self.found(match) if self.found is not None else ""
+        return f"{match.pattern.name}: only if {self.text}" + (f"; {found}" if found else "")
 
 
 class Sharing(str, enum.Enum):

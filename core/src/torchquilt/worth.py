@@ -79,11 +79,11 @@ def not_worth_it(claims: Iterable[Claim]) -> dict[Node, Reject]:
         for claim in island:
             name = claim.match.anchor.name
             text = (
-                f"{name} is one of {computing} cheap operators that hang together"
+                f"{name} and {computing - 1} other cheap operators would take"
                 if computing > 1
-                else f"{name} is cheap"
+                else f"{name} is cheap, and would take"
             )
-            text += f", with {conversions} conversions between it and float operators"
+            text += f" {conversions} conversions to and from float operators as integers, and none in float"
             found[claim.match.anchor] = Reject("not_worth_it", claim.match.nodes, text)
     return found | _Borders(kept).left
 
@@ -220,7 +220,7 @@ class _Borders:
         if not quantized or in_float > quantized or any(map(_is_asked_for_by_name, group)):
             return []
         name = claim.match.anchor.name
-        text = f"{name} is cheap, and takes {quantized} conversions as integers, {in_float} in float"
+        text = f"{name} is cheap, and would take {quantized} conversions as integers, {in_float} in float"
         changed: list[_Tensor] = []
         for each in group:
             passes = "" if each is claim else f"{each.match.anchor.name} passes it on; "

@@ -7,7 +7,7 @@ other points. One module stands at all places of a group.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch._subclasses import FakeTensor
@@ -72,6 +72,30 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
         if is_new:
             self.observer.update(tensor)
         return tensor
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the observer saw, for ``state_dict()`` of the prepared model."""
+        return {"observer": self._kind(), "state": self.observer.state()}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Go on where the observer of another prepared model was: ``load_state_dict()``.
+
+        Raises:
+            CalibrationError: it was another kind of observer, or one for another spec.
+        """
+        if state["observer"] != self._kind():
+            raise CalibrationError(
+                "This state was seen by another observer.",
+                node=", ".join(self.places),
+                expected=self._kind(),
+                got=state["observer"],
+                remedy="load the state of a model that was prepared with the same quantizer and observers",
+            )
+        self.observer = type(self.observer).from_state(self.observer.spec, state["state"])
+
+    def _kind(self) -> str:
+        seen = self.observer
+        return f"{type(seen).__qualname__} {seen.settings()} for {seen.spec}"
 
     def qparams(self) -> QParams:
         """The parameters for what was observed.

@@ -26,11 +26,17 @@ MATRIX = Constraint("matrix", "the embedding table has two dimensions", _is_matr
 
 
 def _width_divides(size: int, code: str) -> Constraint:
-    def divides(match: Match) -> bool:
+    def width(match: Match) -> int:
         (weight,) = match.inputs("weight")
-        return bool(weight.meta["val"].shape[-1] % size == 0)
+        found: int = weight.meta["val"].shape[-1]
+        return found
 
-    return Constraint(code, f"a row has a multiple of {size} numbers", divides)
+    return Constraint(
+        code,
+        f"the width of a row is a multiple of {size}",
+        lambda match: width(match) % size == 0,
+        lambda match: f"it is {width(match)}",
+    )
 
 
 def _row(bits: int, group_size: int | None) -> SupportRow:

@@ -88,7 +88,12 @@ def _pools_to_one_pixel(match: Match) -> bool:
     return list(size) in ([1], [1, 1])
 
 
-POOLS_TO_ONE_PIXEL = Constraint("output_size", "the output size is 1 x 1", _pools_to_one_pixel)
+POOLS_TO_ONE_PIXEL = Constraint(
+    "output_size",
+    "the output size is 1 x 1",
+    _pools_to_one_pixel,
+    lambda match: f"it is {argument(match, 1, 'output_size')}",
+)
 
 
 def _is_mean_over_image(match: Match) -> bool:
@@ -123,14 +128,20 @@ def _has_step_of_one(match: Match) -> bool:
     return bool(argument(match, 4, "step", 1) == 1)
 
 
-STEP_OF_ONE = Constraint("step", "the step is 1", _has_step_of_one)
+STEP_OF_ONE = Constraint(
+    "step", "the step is 1", _has_step_of_one, lambda match: f"it is {argument(match, 4, 'step', 1)}"
+)
 
 
 def _is_static(match: Match) -> bool:
     return all(isinstance(size, int) for size in match.output.meta["val"].shape)
 
 
-STATIC_SHAPE = Constraint("static_shape", "the shape is static", _is_static)
+def _shape_found(match: Match) -> str:
+    return f"it is {list(match.output.meta['val'].shape)}"
+
+
+STATIC_SHAPE = Constraint("static_shape", "the shape of the result is static", _is_static, _shape_found)
 
 
 def _has_one_unknown(match: Match) -> bool:
@@ -138,7 +149,10 @@ def _has_one_unknown(match: Match) -> bool:
 
 
 ONE_UNKNOWN = Constraint(
-    "one_unknown", "at most one dimension of the result is not known ahead", _has_one_unknown
+    "one_unknown",
+    "at most one dimension of the result is not known ahead",
+    _has_one_unknown,
+    lambda match: f"its shape is {list(match.output.meta['val'].shape)}",
 )
 
 
@@ -188,8 +202,14 @@ def _groups(match: Match) -> int:
     return groups
 
 
-ONE_GROUP = Constraint("one_group", "groups is 1", lambda match: _groups(match) == 1)
-SEVERAL_GROUPS = Constraint("several_groups", "groups is larger than 1", lambda match: _groups(match) > 1)
+def _groups_found(match: Match) -> str:
+    return f"it is {_groups(match)}"
+
+
+ONE_GROUP = Constraint("one_group", "groups is 1", lambda match: _groups(match) == 1, _groups_found)
+SEVERAL_GROUPS = Constraint(
+    "several_groups", "groups is larger than 1", lambda match: _groups(match) > 1, _groups_found
+)
 
 
 def _has_inputs_in_groups(match: Match) -> bool:
@@ -202,12 +222,18 @@ NOT_DEPTHWISE = Constraint(
 )
 
 
+def _samples(match: Match) -> Any:
+    return match.inputs("input_activation")[0].meta["val"].shape[0]
+
+
 def _has_one_sample(match: Match) -> bool:
-    return bool(match.inputs("input_activation")[0].meta["val"].shape[0] == 1)
+    return bool(_samples(match) == 1)
 
 
 # The delegate finds parameters for each sample, and a dynamic quantize operator for the whole tensor.
-ONE_SAMPLE = Constraint("one_sample", "the batch is of one sample", _has_one_sample)
+ONE_SAMPLE = Constraint(
+    "one_sample", "the batch has one sample", _has_one_sample, lambda match: f"it has {_samples(match)}"
+)
 
 
 def _is_padded_evenly(match: Match) -> bool:
@@ -230,14 +256,21 @@ def _input_features(match: Match) -> int:
 
 
 EVEN_INPUTS = Constraint(
-    "even_inputs", "the number of input features is even", lambda match: _input_features(match) % 2 == 0
+    "even_inputs",
+    "the number of input features is even",
+    lambda match: _input_features(match) % 2 == 0,
+    lambda match: f"it is {_input_features(match)}",
 )
 
 
 def divides_into_groups(size: int) -> Constraint:
     """The input features of a weight are a multiple of the size of its groups."""
-    text = f"the input features are a multiple of {size}"
-    return Constraint("groups", text, lambda match: _input_features(match) % size == 0)
+    return Constraint(
+        "groups",
+        f"the number of input features is a multiple of {size}",
+        lambda match: _input_features(match) % size == 0,
+        lambda match: f"it is {_input_features(match)}",
+    )
 
 
 # --- Numbers and padding ------------------------------------------------------------------------------------
