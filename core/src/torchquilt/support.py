@@ -31,8 +31,8 @@ class Constraint:
 
     Args:
         code: stable code; a match that fails is rejected with ``constraint:<code>``.
-        text: what must hold, as it reads behind "only if": ``the batch has one sample``. It is shown in tables
-            and, with "only if", in rejections.
+        text: what must hold, as it reads behind "only if": ``the batch has one sample``. It is shown in
+            tables and, with "only if", in rejections.
         holds: the condition. It reads the match and must not write.
         found: what a match that fails has instead, as it reads behind a semicolon: ``it has 16``.
     """

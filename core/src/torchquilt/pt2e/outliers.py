@@ -7,8 +7,8 @@ does what became of a mask, and so do two kinds of values that lie that far apar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 import warnings
+from collections.abc import Iterable
 
 import attrs
 from torch.fx import GraphModule
