@@ -336,11 +336,11 @@ def test_the_prepared_model_can_be_used_again(asked: dict[str, bool]) -> None:
     """After convert the prepared model is as it was: it computes floats, and goes on calibrating."""
     model = mlp()
     prepared = tq.calibrate(prepare(model, xnnpack(**asked), X), [(X,)])
-    code, state = prepared.code, {name: id(t) for name, t in prepared.state_dict(keep_vars=True).items()}
+    code, state = prepared.code, {name: id(t) for name, t in prepared.named_parameters()}
     first = tq.convert_pt2e(prepared)
     expected = first(X)
     assert prepared.code == code
-    assert {name: id(t) for name, t in prepared.state_dict(keep_vars=True).items()} == state
+    assert {name: id(t) for name, t in prepared.named_parameters()} == state
     assert torch.equal(prepared(X), model(X))
     wide = X * 50
     second = tq.convert_pt2e(tq.calibrate(prepared, [(wide,)]))
