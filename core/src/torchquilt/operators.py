@@ -195,7 +195,12 @@ PAD = Operator(
 PERMUTE = Operator("permute", ("aten.permute.default",), _UNARY, ("torch.permute",))
 TRANSPOSE = Operator("transpose", ("aten.transpose.int",), _UNARY, ("torch.transpose",))
 SLICE = Operator("slice", ("aten.slice.Tensor",), _UNARY)
-SQUEEZE = Operator("squeeze", ("aten.squeeze.dim", "aten.squeeze.dims"), _UNARY, ("torch.squeeze",))
+SQUEEZE = Operator(
+    "squeeze",
+    ("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default"),
+    _UNARY,
+    ("torch.squeeze",),
+)
 UNSQUEEZE = Operator("unsqueeze", ("aten.unsqueeze.default",), _UNARY, ("torch.unsqueeze",))
 DROPOUT = Operator(
     "dropout",

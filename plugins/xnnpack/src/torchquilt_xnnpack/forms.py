@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.graph.values import overload_name, tensor_of
-from torchquilt_xnnpack.conditions import bounds, is_split, padding_of, pads_with_zeros, split_dimension
+from torchquilt_xnnpack.conditions import bounds, is_split, padding_of, split_dimension
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:
-    """Write each claim in the form that the delegate takes, and each pad that is in none so that it loads."""
-    claimed = {node for claim in claims for node in claim.match.nodes}
-    for node in model.graph.nodes:
-        if pads_with_zeros(node) and node not in claimed:
-            _write_float_pad(node)
+    """Write each claim in the form that the delegate takes. What is in none stays as it is."""
     for claim in claims:
         for name, write in _FORMS.items():
             if name in (claim.match.pattern.working.name, claim.match.pattern.operators[-1].name):
@@ -36,7 +32,7 @@ def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:
 
 
 def may_need_other_forms(model: GraphModule, table: SupportTable) -> bool:
-    """Whether anything in a graph could be in a form that the delegate does not take, claimed or not.
+    """Whether anything that could be claimed in a graph is in a form that the delegate does not take.
 
     In many models nothing is, and then nobody has to decide beforehand what will be claimed.
     """
@@ -50,7 +46,6 @@ def may_need_other_forms(model: GraphModule, table: SupportTable) -> bool:
             found += (operand for operand in operator.operands if operand.role == "bias")
     return any(
         (name := overload_name(node)) in written
-        or pads_with_zeros(node)  # one in float is written whatever the table says
         or any(_may_need_another_bias(node, operand) for operand in biases.get(name, ()))
         for node in model.graph.nodes
     )
@@ -255,16 +250,6 @@ def _write_pad(model: GraphModule, claim: Claim) -> None:
         parts = [*before, data, *after]
         data = call_before(model, node, _aten().cat.default, parts, dim)
     write_as(node, _aten().reshape.default, data, _new_shape(node))
-
-
-def _write_float_pad(node: Node) -> None:
-    """The delegate takes any pad with zeros behind something quantized for one of integers.
-
-    Where it is not, the program does not load. With the smallest number beside zero it stays in float.
-    """
-    from torchquilt.graph.edits import write_as
-
-    write_as(node, _aten().constant_pad_nd.default, _arguments(node)[0], _arguments(node)[1], 2.0**-149)
 
 
 def _zeros(model: GraphModule, node: Node, data: Node, dim: int, size: int) -> list[Node]:

@@ -6,6 +6,7 @@ Nothing of ExecuTorch is imported before a model is lowered. Importing this modu
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -146,7 +147,7 @@ def _graph_of(payload: bytes) -> dict[str, Any]:
 
 
 def _edge_passes() -> list[Any]:
-    return [_write_as_view]
+    return [_write_as_view, _keep_pads_in_float]
 
 
 def _write_as_view(model: Any) -> Any:
@@ -160,13 +161,61 @@ def _write_as_view(model: Any) -> Any:
 
     changed = False
     for node in model.graph.nodes:
-        if getattr(node.target, "__name__", "").startswith(_MOVES) and _is_between_conversions(node):
-            node.target = ops.edge.aten.view_copy.default
-            node.args, node.kwargs = (node.args[0], list(node.meta["val"].shape)), {}
+        if not (getattr(node.target, "__name__", "").startswith(_MOVES) and _is_between_conversions(node)):
+            continue
+        sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+        if sizes.count(-1) <= 1:  # a view infers one of them
+            node.target, node.args, node.kwargs = ops.edge.aten.view_copy.default, (node.args[0], sizes), {}
             changed = True
     if changed:
         model.recompile()
     return PassResult(model, changed)
+
+
+def _keep_pads_in_float(model: Any) -> Any:
+    """Put a clamp without bounds between dequantize and a padding with zeros that is computed in float.
+
+    A pass of the delegate takes a padding right behind a dequantize for one of integers, and the program
+    does not load where it is none. The clamp changes no number.
+    """
+    from executorch.exir.dialects._ops import ops
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    changed = False
+    for node in model.graph.nodes:
+        if not _is_taken_for_integers(node):
+            continue
+        with model.graph.inserting_before(node):
+            clamp = model.graph.call_function(
+                ops.edge.aten.hardtanh.default, (node.args[0], -math.inf, math.inf)
+            )
+        clamp.meta = {**node.meta, "val": node.args[0].meta["val"]}
+        node.replace_input_with(node.args[0], clamp)
+        changed = True
+    if changed:
+        model.recompile()
+    return PassResult(model, changed)
+
+
+def _is_taken_for_integers(node: Any) -> bool:
+    """Whether a node is a float padding that the delegate would pad integers for."""
+    if getattr(node.target, "__name__", "") != "aten.constant_pad_nd.default":
+        return False
+    value = node.args[2] if len(node.args) > 2 else 0
+    if value != 0 or not _calls(node.args[0], ".dequantize_per_tensor.default"):
+        return False
+    users = list(node.users)
+    if any(_calls(user, ".quantize_per") for user in users):
+        return False
+    # In front of a convolution with a weight of integers it is meant for one of integers.
+    return not (
+        len(users) == 1 and _calls(users[0], "aten.convolution.default") and _calls(users[0].args[1], ".dequ")
+    )
+
+
+def _calls(node: Any, part: str) -> bool:
+    """Whether a node calls an operator with this part in its name."""
+    return part in getattr(node.target, "__name__", "")
 
 
 def _is_between_conversions(node: Any) -> bool:
