@@ -156,14 +156,13 @@ def test_whatever_would_be_written_is_written(model: RandomModel) -> None:
         assert graph_of(model, model.example) == found
 
 
-def test_a_pad_in_float_is_written_whatever_the_table_says() -> None:
-    """The delegate would take it for one of integers, also where the quantizer has no row for pads."""
-    rows = (row for row in SUPPORT.rows if all(one.name != "pad" for one in row.pattern.operators))
-    asked = XNNPACKQuantizer(attrs.evolve(SUPPORT, rows=tuple(rows))).set_global(STATIC)
+def test_a_pad_that_nobody_asks_for_is_left_alone() -> None:
+    """What the delegate would make of it is settled in lowering."""
     model = Fn(lambda m, x: functional.pad(m.conv(x), (1, 1)), conv=conv())
-    prepared = tq.prepare_pt2e(export(model, IMAGE), asked)
-    (pad,) = (node for node in prepared.graph.nodes if "pad" in str(node.target))
-    assert pad.args[2] > 0
+    asked = XNNPACKQuantizer().set_module_name("conv", STATIC)
+    (before,) = (n for n in export(model, IMAGE).graph.nodes if "pad" in str(n.target))
+    (after,) = (n for n in tq.prepare_pt2e(export(model, IMAGE), asked).graph.nodes if "pad" in str(n.target))
+    assert (after.target, after.args[1:], after.kwargs) == (before.target, before.args[1:], before.kwargs)
 
 
 def test_each_form_is_that_of_an_operator_of_the_table() -> None:

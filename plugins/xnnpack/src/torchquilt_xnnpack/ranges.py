@@ -34,7 +34,8 @@ _ONLY_SHAPES = frozenset(
         "_to_copy.default", "clone.default", "contiguous.default", "dropout.default", "expand.default",
         "flatten.using_ints", "permute.default", "reshape.default", "select.int", "slice.Tensor",
         "squeeze.default", "squeeze.dim", "squeeze.dims", "to.device", "to.dtype", "to.dtype_layout",
-        "transpose.int", "tril.default", "triu.default", "type_as.default", "unsqueeze.default", "view.default",
+        "transpose.int", "tril.default", "triu.default", "type_as.default", "unsqueeze.default",
+        "view.default",
     )
 )  # fmt: skip
 # Between the sum and softmax there may be a temperature, or a bound on the scores.
