@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-import attrs
 import pytest
 import torch
 from hypothesis import given, settings
