@@ -46,6 +46,11 @@ class ComposableQuantizer(Quantizer):
     def __init__(self, quantizers: Iterable[object]) -> None:
         self.quantizers: tuple[Quantizer, ...] = tuple(as_quantizer(quantizer) for quantizer in quantizers)
 
+    def folds(self, batch_norm: Node, operator: Node) -> bool | None:
+        """Whether some quantizer asks for it, or else whether some asks that it is not done."""
+        answers = {quantizer.folds(batch_norm, operator) for quantizer in self.quantizers}
+        return next((answer for answer in (True, False) if answer in answers), None)
+
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Let each quantizer transform the model, in order.
 

@@ -22,7 +22,8 @@ from torchquilt.claims import Claim, decide
 from torchquilt.errors import IntentError
 from torchquilt.graph.bodies import nodes_of, regions
 from torchquilt.graph.decomposition import decomposed_from, explanation
-from torchquilt.graph.values import overload_name
+from torchquilt.graph.scope import module_path
+from torchquilt.graph.values import FOLDED, overload_name
 from torchquilt.intent import Intent
 from torchquilt.pattern import Reject
 from torchquilt.rules import GlobalRule, Rule
@@ -113,12 +114,35 @@ def unmet_rules(
         for rule, about in deciding.items()
         if own.isdisjoint(about)
     ]
+    found += _folded_away(intent, outcome.nodes, own, quantizer)
     asks_everywhere = intent.global_rule is not None and intent.global_rule.config is not None
     if not own and (asks_everywhere or not found):
         lost = outcome.lost()
         if lost or all(annotation_of(node) is None for node in outcome.nodes):
             found.append(outcome.problem("in this model", lost or outcome.nodes))
     return tuple(found)
+
+
+def _folded_away(intent: Intent, nodes: list[Node], own: set[Node], quantizer: str) -> Iterator[IntentError]:
+    """An error for each rule that asks for something of a BatchNorm alone that has been folded."""
+    deciding = {intent.rule_for(node) for node in nodes}
+    for node in nodes:
+        for norm in node.meta.get(FOLDED, ()):
+            rule, before = intent.rule_for(norm), intent.rule_for(node)
+            if rule in deciding or rule is None or rule.config is None:
+                continue
+            if node in own and before is not None and before.config == rule.config:
+                continue
+            deciding.add(rule)
+            into = f"{overload_name(node).split('.')[1]} ({module_path(node) or node.name})"
+            yield IntentError(
+                f"The rule for {rule} has no effect: {norm.name} is folded into {into}.",
+                node=node,
+                quantizer=quantizer,
+                expected="a rule about an operator that is there once BatchNorm is folded",
+                got=f"{norm.name}, which is a part of {node.name}",
+                remedy=f"give the rule for module {module_path(node)}, or ask for None, which keeps it apart",
+            )
 
 
 class _Outcome:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchquilt.annotation import annotate_node, annotation_of
@@ -258,6 +259,19 @@ class PatternQuantizer(Quantizer):
             return False
         about = (other.type for other in self.intent.type_rules if other.type.kind != "module")
         return any(set(capability.overloads) <= set(kind.overloads) for kind in about)
+
+    def folds(self, batch_norm: Node, operator: Node) -> bool | None:
+        """Not where a rule leaves the BatchNorm in float; yes where one asks for what stands before it."""
+        rule, before = self.intent.rule_for(batch_norm), self.intent.rule_for(operator)
+        if rule is not None and rule.config is None and not isinstance(rule, GlobalRule):
+            return False
+        is_asked = before is not None and before.config is not None
+        return True if is_asked and overload_name(operator) in self._worked_on else None
+
+    @cached_property
+    def _worked_on(self) -> frozenset[str]:
+        """The overloads of the operators that the rows of the table are about."""
+        return frozenset(name for row in self.table.rows for name in row.pattern.working.overloads)
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Turn Python numbers into constant tensors where the operator is going to be quantized."""

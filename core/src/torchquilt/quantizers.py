@@ -44,6 +44,13 @@ class Quantizer:
         """
         return model
 
+    def folds(self, batch_norm: Node, operator: Node) -> bool | None:
+        """Whether a BatchNorm is to be folded into the operator before it; None where nothing is asked.
+
+        It is folded unless a quantizer says False and none says True.
+        """
+        return None
+
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write a :class:`torchquilt.QuantizationAnnotation` on each node that is to be quantized.
 
@@ -152,6 +159,10 @@ class _Adapted(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         found: GraphModule = self.subject.annotate(model)
+        return found
+
+    def folds(self, batch_norm: Node, operator: Node) -> bool | None:
+        found: bool | None = self._call("folds", super().folds, batch_norm, operator)
         return found
 
     def annotate_rest(self, model: GraphModule) -> None:

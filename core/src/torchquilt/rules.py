@@ -97,7 +97,9 @@ class RuleIndex:
         for about in type_rules:
             if about.type.kind == "module":
                 self._by_class[about.type.name] = about
-            for overload in about.type.overloads:
+            # Whether it works in place is not asked: a graph has it in the other form once that is the same.
+            overloads = (form for overload in about.type.overloads for form in _forms(overload))
+            for overload in dict.fromkeys(overloads):
                 self._by_overload.setdefault(overload, []).append(about)
         self._position = {rule: number for number, rule in enumerate(name_rules)}
         names = _Names()
@@ -178,6 +180,13 @@ class _Names:
         for pattern, names in self._patterns.items():
             if fnmatchcase(part, pattern):
                 yield names
+
+
+def _forms(overload: str) -> tuple[str, str]:
+    """An overload as it computes a new tensor, and as it works in place."""
+    packet, _, name = overload.rpartition(".")
+    plain = packet.removesuffix("_")
+    return f"{plain}.{name}", f"{plain}_.{name}"
 
 
 def _closed(places: Iterable[_Names]) -> tuple[_Names, ...]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torchquilt.graph.code import outdate
 from torchquilt.graph.constants import constant_value
 from torchquilt.graph.edits import drop_unused_tensors, erase_unused, free_name, read_tensor
 from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import argument_of, constant_nodes, overload_name, rank
+from torchquilt.graph.values import FOLDED, argument_of, constant_nodes, overload_name, rank
 
 # Overload → the rank of the output at which dimension 1 is the output channel (that is: with a batch).
 _CONVOLUTIONS = {f"aten.conv{n}d.{form}": n + 2 for n in (1, 2, 3) for form in ("default", "padding")}
@@ -36,12 +37,18 @@ _TRANSPOSED = {
 _FOLDS_INTO = {**_CONVOLUTIONS, **_TRANSPOSED, "aten.linear.default": 2}
 
 
-def fold_batch_norm(model: GraphModule) -> GraphModule:
+def fold_batch_norm(
+    model: GraphModule, may_fold: Callable[[Node, Node], bool] = lambda batch_norm, operator: True
+) -> GraphModule:
     """Fold each BatchNorm that can be into the convolution or linear before it; changes ``model``.
 
     A weight that somebody else reads, too, is left alone: the folded one gets a name of its own.
+
+    Args:
+        model: the model.
+        may_fold: whether a BatchNorm may be folded into an operator, asked for each pair that can be.
     """
-    folding = _Folding(model)
+    folding = _Folding(model, may_fold)
     for node in list(model.graph.nodes):
         while folding.fold_into(node):
             pass  # conv → bn → bn: the next one now stands behind the convolution
@@ -54,8 +61,9 @@ def fold_batch_norm(model: GraphModule) -> GraphModule:
 class _Folding:
     """One pass over a graph, and what it has to know about all of it."""
 
-    def __init__(self, model: GraphModule) -> None:
+    def __init__(self, model: GraphModule, may_fold: Callable[[Node, Node], bool]) -> None:
         self.model = model
+        self._may_fold = may_fold
         self.is_any_folded = False
         self._constants = set(constant_nodes(model.graph))
         self._reads = Counter(str(node.target) for node in model.graph.nodes if node.op == "get_attr")
@@ -63,6 +71,8 @@ class _Folding:
     def fold_into(self, node: Node) -> bool:
         """Fold the BatchNorm behind ``node``; answers whether there was one that can be folded."""
         batch_norm = self._batch_norm_behind(node)
+        if batch_norm is not None and not self._may_fold(batch_norm, node):
+            return False
         values = None if batch_norm is None else self._folded(node, batch_norm)
         if batch_norm is None or values is None:
             return False
@@ -71,6 +81,7 @@ class _Folding:
         node.args = (argument_of(node, "input"), *new, *node.args[3:])
         node.kwargs = {key: v for key, v in node.kwargs.items() if key not in ("input", "weight", "bias")}
         batch_norm.replace_all_uses_with(node)
+        node.meta[FOLDED] = (*node.meta.get(FOLDED, ()), batch_norm)
         sources = [source for source in batch_norm.all_input_nodes if source is not node]
         self.model.graph.erase_node(batch_norm)
         for source in (*sources, *replaced):

@@ -48,6 +48,10 @@ def call_name(node: Node) -> str:
     return f"{module.lstrip('_')}.{getattr(node.target, '__name__', str(node.target))}"
 
 
+#: ``node.meta`` of an operator into which BatchNorms were folded has the nodes here that they were.
+FOLDED = "torchquilt_folded"
+
+
 def asked_name(node: Node) -> str:
     """The overload that a rule about this node names: what the model had before a backend rewrote it."""
     written_for: str = node.meta.get(WRITTEN_FOR, "")

@@ -48,7 +48,6 @@ _SIMPLIFY = (
     everywhere("drop_dead_nodes", drop_dead_nodes),
     everywhere("make_functional", make_functional),
     everywhere("simplify_constants", simplify_constants),
-    everywhere("fold_batch_norm", fold_batch_norm),
 )
 
 
@@ -95,7 +94,11 @@ def annotate_copy(
     problems = [*_random_problems(copy), *signed.rule_problems(copy)]
     _complain(problems, strict)
 
+    def fold(region: GraphModule) -> GraphModule:
+        return fold_batch_norm(region, lambda norm, operator: signed.folds(norm, operator) is not False)
+
     deciding = (
+        everywhere("fold_batch_norm", fold),
         everywhere("transform_for_annotation", signed.transform_for_annotation),
         everywhere("annotate", signed.annotate),
     )
