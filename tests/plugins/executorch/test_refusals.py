@@ -12,11 +12,13 @@ from torch import nn
 
 import torchquilt as tq
 import torchquilt_executorch.delegation as delegation
+import torchquilt_executorch.opened as opened
+import torchquilt_executorch.part_runs as part_runs
 import torchquilt_executorch.refusals as refusals
-import torchquilt_executorch.withholding as withholding
 import torchquilt_xnnpack.lowering as xnnpack_lowering
 from plugins.executorch.models import converted, xnnpack
 from strategies import Fn, normal
+from torchquilt_executorch.runner import ExecuTorchRunner
 
 
 class Diamond(nn.Module):
@@ -187,19 +189,46 @@ def test_what_is_quantized_with_it_is_kept_out_with_it(state: Callable[..., None
 
 
 def test_what_the_runtime_refuses_is_left_out_when_the_program_was_run(
-    state: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A relu of floats that returns integers compiles and does not load; it is found by loading its part."""
-    monkeypatch.setattr(withholding, "_are_quantized_together", lambda *_: False)
-    state(lambda overload, node: "we said so" if "right" in str(node.meta.get("nn_module_stack")) else "")
-    model, x = converted(Diamond(), xnnpack(), normal(3, 8)), normal(3, 8)
-    with pytest.raises(tq.ProgramError, match="cannot load"):
-        tq.lower(model, (x,), strict=False, verify=False).run(x)
-    program = tq.lower(model, (x,))
+    """The parts are run one by one; the operator without which they run is left to the runtime."""
+
+    def refuse(why: str) -> tq.ProgramError:
+        return tq.ProgramError("The runtime cannot load the program.", backend="XnnpackBackend", got=why)
+
+    def run_part(part: Any, _: object) -> None:
+        names = {kernel.name for kernel in xnnpack_lowering.kernels_of(bytes(part.processed_bytes))}
+        if "Softmax" in names:
+            raise refuse("no softmax today")
+
+    run, refusals_left = ExecuTorchRunner.run, [refuse("number 1")]
+
+    def run_once_in_vain(self: ExecuTorchRunner, inputs: Any) -> Any:
+        if refusals_left:
+            raise refusals_left.pop()
+        return run(self, inputs)
+
+    monkeypatch.setattr(part_runs, "run_part", run_part)
+    monkeypatch.setattr(ExecuTorchRunner, "run", run_once_in_vain)
+    module = Fn(lambda m, x: m.b(m.a(x).softmax(-1)), a=nn.Linear(8, 8), b=nn.Linear(8, 8))
+    program = tq.lower(converted(module, xnnpack(), normal(3, 8)), (normal(3, 8),))
     assert program.verification.outputs
-    assert "XNN" in program.ledger["relu_1"].lowered.text
-    found = codes(program)
-    assert {name for name, code in found.items() if code == "refused_by_delegate"} == {"linear_3", "relu_1"}
+    assert codes(program) == {
+        "linear": "delegated_as_integers",
+        "softmax": "refused_by_delegate",
+        "linear_1": "delegated_as_integers",
+    }
+    assert "no softmax today" in program.ledger["softmax"].lowered.text
+
+
+def test_a_part_of_a_delegate_runs_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its weights, on numbers of its own."""
+    parts = []
+    monkeypatch.setattr(opened.Opened, "_kernels_of", lambda _, part: parts.append(part))
+    model = converted(Diamond(), xnnpack(), normal(3, 8))
+    tq.lower(model, (normal(3, 8),), verify=False)
+    assert len(parts) == 1
+    part_runs.run_part(parts[0], ())
 
 
 def test_strict_refuses_what_a_delegate_refuses() -> None:

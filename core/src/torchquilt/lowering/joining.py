@@ -81,15 +81,20 @@ class Joint:
         """Each operation with the row that it comes from, as far as that is known.
 
         What torch wrote into the graph around a region comes from the call. Then the operators and their
-        order tell.
+        order tell; what is no operator of the region is what the next one of it was decomposed into.
         """
+        operations = tuple(operations)
         waiting = {call: [*rows] for call, rows in self._within.items() if call}
+        present = {(one.source, one.op) for one in operations}
         for operation in operations:
-            row = self.row(operation.source)
+            source = operation.source
+            row, rest = self.row(source), waiting.get(source, [])
             if row is None:
-                rest = waiting.get(operation.source, [])
                 row = next((one for one in rest if one.op == operation.op), None)
-                waiting[operation.source] = rest[rest.index(row) + 1 :] if row is not None else rest
+                if row is not None:
+                    waiting[source] = rest[rest.index(row) + 1 :]
+                elif rest and (source, rest[0].op) not in present:
+                    row = rest[0]
             if row is not None:
                 yield operation, row
 
