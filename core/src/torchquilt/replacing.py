@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
+
+#: What else a name may stand for, by the format in its mode.
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_is_replaceable(path: str | os.PathLike[str]) -> None:
+    """Refuse to replace what is no regular file; to be called before work whose result is written there.
+
+    A FIFO or a device would not be written to: a file would take its place, which as root goes through.
+
+    Raises:
+        OSError: something else has that name.
+    """
+    try:
+        mode = Path(path).resolve().stat().st_mode
+    except OSError:
+        return  # nothing is there; what is wrong with the folder, writing says
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, f"This is {kind} and no regular file", os.fspath(path))
 
 
 @contextlib.contextmanager
@@ -17,9 +46,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     It lies in the same folder and is on the disk, whole, before it takes the name. Whatever happens before
     that (an exception, a full disk, the end of the process or of the machine) leaves what was there as it
-    was. Where the system can (Linux, most file systems) the file has no name until then, so that even a
-    process that is killed leaves nothing behind.
+    was. What is no regular file (a FIFO, a device, a folder) is refused. Where the system can (Linux, most
+    file systems) the file has no name until then, so even a process that is killed leaves nothing.
     """
+    check_is_replaceable(path)
     target = Path(path).resolve()
     temporary = target.with_name(f".torchquilt-{secrets.token_hex(8)}.tmp")
     file, is_named = _open(temporary)
@@ -32,6 +62,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if not is_named:
             _give_name(file, temporary)
         file.close()
+        check_is_replaceable(target)
         temporary.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):

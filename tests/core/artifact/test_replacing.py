@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,9 @@ from torch.fx import GraphModule
 
 import torchquilt as tq
 from artifacts import LOCK, X, entries_of, in_fresh_python
+from torchquilt.artifact import saving
+from torchquilt.pt2e import checkpoint
+from torchquilt.replacing import replacing
 
 # ----------------------------------------------------------------------------------------------------------
 # Whole or not at all
@@ -89,8 +93,6 @@ def test_an_interruption_leaves_the_old_file(
     saved: Path, linear: GraphModule, monkeypatch: pytest.MonkeyPatch, nameless: bool
 ) -> None:
     """Ctrl-C in the midst of writing comes out as such, also where files have names from the start."""
-    from torchquilt.artifact import saving
-
     if not nameless:
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     before = saved.read_bytes()
@@ -143,3 +145,58 @@ def test_a_folder_that_is_not_there_is_an_error_of_ours(linear: GraphModule, tmp
     with pytest.raises(tq.ArtifactError, match="could not be written") as caught:
         tq.save(linear, tmp_path / "nowhere/model.pt2", X)
     assert caught.value.path == str(tmp_path / "nowhere/model.pt2")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What is no regular file
+# ----------------------------------------------------------------------------------------------------------
+
+
+def special(kind: str, path: Path) -> Path:
+    """Something else than a file, under a name in a folder of its own."""
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(path))
+    else:
+        os.mkfifo(path.with_name("target"))
+        path.symlink_to(path.with_name("target"))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "socket", "link to a FIFO"])
+def test_what_is_no_file_is_refused_before_work_begins(
+    linear: GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """By all that writes: models, checkpoints, recipes, and the writing of files itself. It stays there."""
+    monkeypatch.chdir(tmp_path)  # the name of a socket may not be long
+    path = special(kind, Path("here"))
+    before = path.stat().st_mode
+    monkeypatch.setattr(saving, "_program", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr(checkpoint, "identity_of", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises(tq.ArtifactError, match="could not be written") as caught:
+        tq.save(linear, path, X)
+    assert "no regular file" in str(caught.value.got)
+    with pytest.raises(OSError, match="no regular file"):
+        checkpoint.Checkpoint(linear, path)
+    with pytest.raises(tq.RecipeError, match="cannot be written"):
+        tq.Recipe.of(tq.quantizer("xnnpack", "dynamic_int8")).save(path)
+    with pytest.raises(OSError, match="no regular file"), replacing(path):
+        pytest.fail("it has been opened")
+    assert path.stat().st_mode == before
+    assert {one.name for one in tmp_path.iterdir()} <= {"here", "target"}
+
+
+def test_a_file_that_becomes_something_else_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """It is looked at again before the new file takes its name."""
+    path = tmp_path / "file"
+    block = replacing(path)
+    block.__enter__().write(b"content")
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="no regular file"):
+        block.__exit__(None, None, None)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert [*tmp_path.iterdir()] == [path]

@@ -140,6 +140,24 @@ def test_what_cannot_be_done_is_told_and_nothing_is_written(
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize("name", ["model.pte", "model.pte.json"])
+def test_a_fifo_in_the_place_of_the_program_or_its_report_is_refused(
+    run: Run, quantized: Path, tmp_path: Path, name: str
+) -> None:
+    """Before anything is loaded, and it stays."""
+    os.mkfifo(tmp_path / name)
+    answer = run("lower", quantized, "-o", tmp_path / "model.pte")
+    assert (answer.code, "no regular file" in answer.err) == (2, True)
+    assert (tmp_path / name).is_fifo()
+
+
+def test_inspect_says_why_a_small_model_became_larger(run: Run, quantized: Path) -> None:
+    """What is beside the tensors takes more than quantizing them saves."""
+    told = " ".join(run("inspect", quantized).out.split())
+    assert "larger than the tensors were in float" in told
+    assert "the lock with the ledger" in told
+
+
 def test_the_model_is_not_overwritten(run: Run, quantized: Path) -> None:
     """An output that is the input is refused."""
     before = quantized.read_bytes()

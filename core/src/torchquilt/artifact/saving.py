@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib
@@ -18,10 +19,11 @@ from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY
 from torchquilt.artifact.lock import Entry, Lock, Plugin
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.artifact.reexport import export_again
+from torchquilt.artifact.repeatable import numbered_graphs, without_unused_memory
 from torchquilt.errors import ArtifactError, ModelError
 from torchquilt.global_state import default_global_state
 from torchquilt.plugins.registry import backends
-from torchquilt.replacing import replacing
+from torchquilt.replacing import check_is_replaceable, replacing
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -61,19 +63,34 @@ def save(
         UserWarning: the example inputs of an ExportedProgram are objects that would have to be pickled; they
             are left out.
     """
+    with _telling_of_files(path):
+        check_is_replaceable(path)
     program = _program(quantized, example_inputs, dynamic_shapes)
     record = _record(quantized) or _record(program.graph_module)
-    program = _with_plain_inputs(program)
     # Refuse what cannot be saved, before anything is written.
     stored_tensors(program, {})
     _check_outputs(program)
-    try:
-        with replacing(path) as file:
+    program = _with_plain_inputs(without_unused_memory(program))
+    with _telling_of_files(path), replacing(path) as file:
+        with numbered_graphs(program):
             _write_program(program, file)
-            lock = _lock(program, record, file)
-            with zipfile.ZipFile(file, "a") as archive:
-                root = archive.namelist()[0].partition("/")[0]
-                archive.writestr(f"{root}/{LOCK_ENTRY}", lock.to_json())
+        lock = _lock(program, record, file)
+        with zipfile.ZipFile(file, "a") as archive:
+            root = archive.namelist()[0].partition("/")[0]
+            # Made without the time of day, which would make two files of one model differ.
+            archive.writestr(zipfile.ZipInfo(f"{root}/{LOCK_ENTRY}"), lock.to_json())
+    return lock
+
+
+@contextlib.contextmanager
+def _telling_of_files(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make an error of ours of what goes wrong with a file.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         raise ArtifactError(
             f"{path} could not be written; what was there before is untouched.",
@@ -81,7 +98,6 @@ def save(
             got=str(error),
             remedy="make room, or save to another place",
         ) from error
-    return lock
 
 
 def _record(model: object) -> Mapping[str, Any]:

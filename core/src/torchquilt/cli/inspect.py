@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ from torchquilt.cli.programs import show_program
 
 if TYPE_CHECKING:
     from torchquilt.artifact.lock import Lock, QuantizedTensor
+
+#: Bytes of a float32.
+_FLOAT = 4
 
 
 @click.command(cls=Command, short_help="Show what is in a saved model or a lowered program.")
@@ -66,6 +70,8 @@ def _show(file: Path, lock: Lock) -> None:
     for plugin in lock.plugins:
         write(f"backend: {plugin.backend} ({plugin.distribution or 'no package'} {plugin.version or ''})")
     write(f"quantizer: {lock.quantizer or 'not known'}")
+    if why := _why_larger(size, lock):
+        write(why)
     sizes = [*lock.bytes_by_dtype.items()]
     sizes.append(("program and lock", size - sum(lock.bytes_by_dtype.values())))
     write_table([("bytes of", "", ""), *((n, f"{b:,}", f"{b / size:.0%}") for n, b in sizes)])
@@ -79,6 +85,37 @@ def _show(file: Path, lock: Lock) -> None:
     computed = [(t.name, t.kind, _quantized(t)) for t in lock.quantized if t.kind != "constant"]
     if computed:
         write_table([("activation", "parameters", "quantized"), *computed], "activations")
+
+
+def _why_larger(size: int, lock: Lock) -> str:
+    """Say what a file is larger for than the float tensors that it stands for; empty where it is smaller."""
+    entries = {entry.name: entry.nbytes for entry in lock.entries}
+    constants = {tensor.name: tensor for tensor in lock.quantized if tensor.kind == "constant"}
+    parameters = {
+        name for one in constants.values() for name in (one.scale, one.zero_point) if isinstance(name, str)
+    }
+    held: dict[str, tuple[int, int]] = {}  # entry → its bytes in float, and those of scales and zero points
+    for tensor in lock.tensors:
+        stored = entries.get(tensor.entry, 0)
+        if tensor.name in parameters:
+            held[tensor.entry] = (0, stored)
+        else:
+            in_float = _FLOAT * math.prod(tensor.shape) if tensor.name in constants else stored
+            held[tensor.entry] = (in_float, 0)
+    in_float = sum(one for one, _ in held.values())
+    if not constants or size <= in_float:
+        return ""
+    parts = {
+        "the program": entries.get("models/model.json", 0),
+        "the lock with the ledger": size - sum(entries.values()),
+        "example inputs": sum(n for name, n in entries.items() if name.startswith("data/sample_inputs/")),
+        "scales and zero points": sum(one for _, one in held.values()),
+    }
+    largest = sorted(parts.items(), key=lambda part: -part[1])
+    told = ", ".join(f"{what} {nbytes:,}" for what, nbytes in largest if nbytes)
+    return (
+        f"larger than the tensors were in float ({in_float:,} bytes), because of what is beside them: {told}"
+    )
 
 
 def _quantized(tensor: QuantizedTensor | None) -> str:

@@ -9,6 +9,7 @@ import attrs
 import click
 
 from torchquilt.cli.output import write
+from torchquilt.replacing import check_is_replaceable
 
 #: Version of the JSON that commands print of their own; that of the library has versions of its own.
 JSON_SCHEMA = 1
@@ -92,5 +93,9 @@ def check_is_writable(option: str, path: Path, others: list[Path]) -> None:
     hint = f"'--{option}'"
     if not path.parent.is_dir():
         raise click.BadParameter(f"There is no folder {str(path.parent)!r}.", param_hint=hint)
+    try:
+        check_is_replaceable(path)
+    except OSError as error:
+        raise click.BadParameter(f"{error.strerror}: {path}", param_hint=hint) from error
     if path.resolve() in [other.resolve() for other in others]:
         raise click.BadParameter("Another option names the same file.", param_hint=hint)

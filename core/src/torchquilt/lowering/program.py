@@ -17,7 +17,7 @@ from torchquilt.ledger import Ledger
 from torchquilt.lowering.calling import arrange_outputs, check_inputs, flat_inputs
 from torchquilt.lowering.contract import Kernel, Runner
 from torchquilt.lowering.values import Leftover, Placed, Ports, Verification
-from torchquilt.replacing import replacing
+from torchquilt.replacing import check_is_replaceable, replacing
 
 #: What is added to the name of a program for the file beside it that says what is in it.
 REPORT_SUFFIX = ".json"
@@ -123,6 +123,8 @@ class LoweredProgram:
         """
         path = Path(path)
         try:
+            for one in (report_path(path), path):
+                check_is_replaceable(one)
             with replacing(report_path(path)) as file:
                 file.write(self.to_json().encode())
             with replacing(path) as file:

@@ -28,7 +28,7 @@ from torchquilt.graph.values import attribute
 from torchquilt.pt2e.points import ObservedPoint, observed_points
 from torchquilt.pt2e.progress import Progress, progress_of, set_progress
 from torchquilt.pt2e.stage import RECORD_KEY, initial_state
-from torchquilt.replacing import replacing
+from torchquilt.replacing import check_is_replaceable, replacing
 
 #: Version of the layout of the file.
 SCHEMA = 2
@@ -64,9 +64,13 @@ class Checkpoint:
     Args:
         prepared: what :func:`torchquilt.prepare_pt2e` returned. All of its weights are read once.
         path: the file; it need not be there yet.
+
+    Raises:
+        OSError: something else than a file has that name.
     """
 
     def __init__(self, prepared: GraphModule, path: str | os.PathLike[str]) -> None:
+        check_is_replaceable(path)
         self.path = Path(path)
         self._prepared = prepared
         self._points = observed_points(prepared)
