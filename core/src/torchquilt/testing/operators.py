@@ -346,7 +346,11 @@ def _mean(x: torch.Tensor, _: Sizes) -> list[Call]:
 
 def _squeeze(x: torch.Tensor, _: Sizes) -> list[Call]:
     one = list(x.shape).index(1) if 1 in x.shape else 0
-    return [Call("", lambda x: x.squeeze(one)), Call("a tuple", lambda x: x.squeeze((one,)))]
+    return [
+        Call("", lambda x: x.squeeze(one)),
+        Call("a tuple", lambda x: x.squeeze((one,))),
+        Call("no dimension named", lambda x: x.squeeze()),
+    ]
 
 
 def _unsqueeze(x: torch.Tensor, _: Sizes) -> list[Call]:
