@@ -20,7 +20,7 @@ from torchquilt.errors import IntentError
 from torchquilt.graph.bodies import nodes_of
 from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.scope import module_paths, scopes_of
-from torchquilt.graph.values import overload_name
+from torchquilt.graph.values import WRITTEN_FOR, overload_name
 from torchquilt.operators import ObjectType, class_called
 from torchquilt.rules import GlobalRule, ModuleNameRule, ObjectTypeRule, Rule, RuleIndex
 
@@ -76,10 +76,13 @@ class Intent:
     def passes_filter(self, node: Node) -> bool:
         """Whether the filter lets the node through.
 
+        A filter is asked of the model as its author wrote it. What a backend wrote in another form stands for
+        what the filter let through before.
+
         Raises:
             IntentError: the filter function itself failed; its exception is the cause.
         """
-        if self.filter_function is None:
+        if self.filter_function is None or WRITTEN_FOR in node.meta:
             return True
         try:
             return bool(self.filter_function(node))

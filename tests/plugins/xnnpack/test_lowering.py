@@ -140,6 +140,7 @@ MODELS: dict[tuple[str, str], Callable[[], Model]] = {
         for size in GROUP_SIZES
     },
     ("conv2d", "dynamic"): dynamic(lambda: nn.Conv2d(4, 6, 3, 2, 1), ONE_IMAGE),
+    ("conv2d_pointwise", "dynamic"): dynamic(lambda: nn.Conv2d(4, 6, 1), IMAGE),
     ("conv_transpose2d", "dynamic"): dynamic(lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1), ONE_IMAGE),
     ("add", "static"): of_pair(torch.add),
     ("add_relu", "static"): of_pair(lambda x, y: (x + y).relu()),

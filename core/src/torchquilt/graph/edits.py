@@ -215,15 +215,40 @@ def write_as(node: Node, target: Any, *args: Any) -> None:
 def call_before(model: GraphModule, node: Node, target: Any, *args: Any) -> Node:
     """A new node that calls an operator right before another node, in its service."""
     with model.graph.inserting_before(node):
-        new = model.graph.call_function(target, args)
-    take_origin(new, node)
-    new.meta.setdefault(WRITTEN_FOR, overload_name(node))
-    new.meta[HELPS] = node.name
+        return _call_for(model, node, target, args)
+
+
+def call_behind(model: GraphModule, node: Node, target: Any, *args: Any) -> Node:
+    """A new node that calls an operator right behind another node, in its service; its readers read this."""
+    readers = list(node.users)
+    with model.graph.inserting_after(node):
+        new = _call_for(model, node, target, (node, *args))
+    for reader in readers:
+        reader.replace_input_with(node, new)
+    return new
+
+
+def _call_for(model: GraphModule, served: Node, target: Any, args: tuple[Any, ...]) -> Node:
+    new = model.graph.call_function(target, args)
+    take_origin(new, served)
+    new.meta.setdefault(WRITTEN_FOR, overload_name(served))
+    new.meta[HELPS] = served.name
+    new.meta["val"] = _value_of(target, args)
+    return new
+
+
+def write_as_another_shape(node: Node, target: Any, *args: Any) -> None:
+    """As :func:`write_as`, for an operator that returns a tensor of another shape."""
+    write_as(node, target, *args)
+    node.meta["val"] = _value_of(target, args)
+
+
+def _value_of(target: Any, args: tuple[Any, ...]) -> Any:
+    """The fake tensor that an operator returns for those of its arguments."""
     values = torch.fx.map_arg(args, lambda source: source.meta["val"])
     fake = next(value for value in pytree.tree_leaves(values) if isinstance(value, FakeTensor))
     with fake.fake_mode:
-        new.meta["val"] = target(*values)
-    return new
+        return target(*values)
 
 
 def own_copy(model: GraphModule, user: Node, source: Node) -> None:

@@ -30,12 +30,14 @@ __all__ = [
     "MATRIX",
     "MEAN_OVER_IMAGE",
     "NOT_DEPTHWISE",
+    "NOT_POINTWISE",
     "NO_ALPHA",
     "NO_THIRD",
     "ONE_GROUP",
     "ONE_SAMPLE",
     "ONE_UNKNOWN",
     "PADS_IMAGE",
+    "POINTWISE",
     "POOLS_TO_ONE_PIXEL",
     "SEVERAL_GROUPS",
     "SIGNAL",
@@ -48,6 +50,7 @@ __all__ = [
     "ZEROS",
     "bounds",
     "divides_into_groups",
+    "is_pointwise",
     "is_split",
     "padding_of",
     "pads_with_zeros",
@@ -233,6 +236,34 @@ def _has_one_sample(match: Match) -> bool:
 # The delegate finds parameters for each sample, and a dynamic quantize operator for the whole tensor.
 ONE_SAMPLE = Constraint(
     "one_sample", "the batch has one sample", _has_one_sample, lambda match: f"it has {_samples(match)}"
+)
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether a convolution computes each pixel from that pixel alone, all channels together.
+
+    XNNPACK runs such a one as a matrix product over pixels. Its dynamic kernel then finds parameters for each
+    pixel, whatever the other kernels do that read the same quantized tensor.
+    """
+    named = arguments_of(node)
+    padding = named["padding"]
+    return (
+        tuple(named["weight"].meta["val"].shape[2:]) == (1, 1)
+        and set(named["stride"]) == {1}
+        and (isinstance(padding, str) or set(padding) == {0})
+        and named["groups"] == 1
+    )
+
+
+POINTWISE = Constraint(
+    "pointwise",
+    "the kernel is of one pixel, with a stride of 1, in one group, without padding",
+    lambda match: is_pointwise(match.anchor),
+)
+NOT_POINTWISE = Constraint(
+    "not_pointwise",
+    "it is not pointwise (a kernel of one pixel, with a stride of 1, in one group, without padding)",
+    lambda match: not is_pointwise(match.anchor),
 )
 
 

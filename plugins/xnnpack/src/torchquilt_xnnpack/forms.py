@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.graph.values import overload_name, tensor_of
-from torchquilt_xnnpack.conditions import bounds, is_split, padding_of, split_dimension
+from torchquilt_xnnpack.conditions import bounds, is_pointwise, is_split, padding_of, split_dimension
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
+    from torchquilt import QuantizationConfig
     from torchquilt.claims import Claim
     from torchquilt.intent import Intent
     from torchquilt.operators import Operand
@@ -31,16 +32,18 @@ def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:
             _write_bias(model, claim, bias)
 
 
-def may_need_other_forms(model: GraphModule, table: SupportTable) -> bool:
+def may_need_other_forms(model: GraphModule, table: SupportTable, intent: Intent) -> bool:
     """Whether anything that could be claimed in a graph is in a form that the delegate does not take.
 
     In many models nothing is, and then nobody has to decide beforehand what will be claimed.
     """
+    is_dynamic = any(rule.config is not None and _is_dynamic(rule.config) for rule in intent.rules)
     operators = {id(operator): operator for row in table.rows for operator in row.pattern.operators}
     written: set[str] = set()
     biases: dict[str, list[Operand]] = {}
     for operator in operators.values():
-        written.update(operator.overloads if operator.name in _FORMS else ())
+        if operator.name in _FORMS and (is_dynamic or operator.name not in _DYNAMIC_FORMS):
+            written.update(operator.overloads)
         for overload in operator.overloads:
             found = biases.setdefault(overload, [])
             found += (operand for operand in operator.operands if operand.role == "bias")
@@ -49,6 +52,11 @@ def may_need_other_forms(model: GraphModule, table: SupportTable) -> bool:
         or any(_may_need_another_bias(node, operand) for operand in biases.get(name, ()))
         for node in model.graph.nodes
     )
+
+
+def _is_dynamic(config: QuantizationConfig) -> bool:
+    activation = config.input_activation
+    return activation is not None and activation.is_dynamic
 
 
 def _may_need_another_bias(node: Node, operand: Operand) -> bool:
@@ -146,6 +154,23 @@ def _write_product(model: GraphModule, claim: Claim) -> None:
     (data,), (weight,) = claim.match.inputs("input_activation"), claim.match.inputs("weight")
     turned = call_before(model, node, _aten().permute.default, weight, [1, 0])
     write_as(node, _aten().linear.default, data, turned, *claim.match.inputs("bias"))
+
+
+def _write_pointwise(model: GraphModule, claim: Claim) -> None:
+    """A dynamic pointwise convolution is a linear over channels, with parameters for each pixel.
+
+    That is how the delegate runs it, whatever it is told.
+    """
+    from torchquilt.graph.edits import call_before, call_behind, write_as_another_shape
+
+    node = claim.match.anchor
+    if claim.row.mode != "dynamic" or not is_pointwise(node):
+        return
+    (data,), (weight,) = claim.match.inputs("input_activation"), claim.match.inputs("weight")
+    pixels = call_before(model, node, _aten().permute.default, data, [0, 2, 3, 1])
+    matrix = call_before(model, node, _aten().reshape.default, weight, _shape(weight)[:2])
+    write_as_another_shape(node, _aten().linear.default, pixels, matrix, *claim.match.inputs("bias"))
+    call_behind(model, node, _aten().permute.default, [0, 3, 1, 2])
 
 
 def _write_bias(model: GraphModule, claim: Claim, bias: Node) -> None:
@@ -268,6 +293,7 @@ def _zeros(model: GraphModule, node: Node, data: Node, dim: int, size: int) -> l
 _FORMS: dict[str, Callable[[GraphModule, Claim], None]] = {
     "addmm": _write_product,
     "clamp": _write_clamp,
+    "conv2d": _write_pointwise,
     "div": _write_quotient,
     "flatten": _write_plain_reshape,
     "reshape": _write_plain_reshape,
@@ -281,3 +307,5 @@ _FORMS: dict[str, Callable[[GraphModule, Claim], None]] = {
     "stack": _write_stack,
     "unsqueeze": _write_reshape,
 }
+#: Of these, the operators that are written in another form only where they are dynamic.
+_DYNAMIC_FORMS = ("conv2d",)

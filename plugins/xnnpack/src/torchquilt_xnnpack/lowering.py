@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torchquilt.lowering import Arithmetic, Contribution, Kernel, stays_in_float
+from torchquilt_xnnpack.layout import copies_around, is_dynamic_convolution, say_layouts, says_layout
 
 #: Where a kernel has its inputs, in the order in which they are told.
 _INPUTS = (
@@ -55,18 +56,30 @@ def _configs() -> list[Any]:
     By themselves they take whatever is between dequantize and quantize.
     """
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.config.gemm_configs import ConvolutionConfig
     from executorch.backends.xnnpack.partition.config.generic_node_configs import GenericNodePartitionerConfig
 
-    return [
-        _as_decided(config) if issubclass(config, GenericNodePartitionerConfig) else config
-        for config in ALL_PARTITIONER_CONFIGS
-    ]
+    def ours(config: Any) -> Any:
+        if issubclass(config, ConvolutionConfig):
+            return _with_layout(config)
+        return _as_decided(config) if issubclass(config, GenericNodePartitionerConfig) else config
+
+    return [ours(config) for config in ALL_PARTITIONER_CONFIGS]
+
+
+def _with_layout(config: Any) -> Any:
+    class WithLayout(config):  # type: ignore[misc]
+        def get_node_and_deps(self, node: Any, ep: Any) -> list[Any]:
+            found: list[Any] = super().get_node_and_deps(node, ep)
+            return [*found, *(copies_around(node) if is_dynamic_convolution(node) else ())]
+
+    return WithLayout
 
 
 def _as_decided(config: Any) -> Any:
     class AsDecided(config):  # type: ignore[misc]
         def get_node_and_deps(self, node: Any, ep: Any) -> list[Any]:
-            if stays_in_float(node) or not _has_fitting_parameters(node):
+            if stays_in_float(node) or says_layout(node) or not _has_fitting_parameters(node):
                 return [node]  # without the conversions around it, which makes it a float operator
             found: list[Any] = super().get_node_and_deps(node, ep)
             return found
@@ -147,7 +160,7 @@ def _graph_of(payload: bytes) -> dict[str, Any]:
 
 
 def _edge_passes() -> list[Any]:
-    return [_write_as_view, _keep_pads_in_float]
+    return [_write_as_view, _keep_pads_in_float, say_layouts]
 
 
 def _write_as_view(model: Any) -> Any:

@@ -37,7 +37,7 @@ class XNNPACKQuantizer(PatternQuantizer):
         What is written computes the same; :mod:`torchquilt_xnnpack.forms` has all of it.
         """
         write_parts(model, self.intent)
-        if may_need_other_forms(model, self.table):
+        if may_need_other_forms(model, self.table, self.intent):
             computing = [claim for claim in self.claims(model) if claim.row.sharing is not Sharing.PASSED_ON]
             passing = self.claims(model, wherever_passed_on=True)
             passing_on = [claim for claim in passing if claim.row.sharing is Sharing.PASSED_ON]

@@ -154,12 +154,16 @@ _DYNAMIC = (
             ),
         )
     ),
+    # Written as a linear over channels: it has parameters for each pixel, in as many samples as there are.
+    _row(ops.CONV2D, specs={"input_activation": (_TOKENS,), "weight": (_CHANNELS,)}, suffix="_pointwise",
+         constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.POINTWISE)),
     *(
         _row(operator, specs={"input_activation": (_INPUT,), "weight": (_CHANNELS,)}, weight_axis=axis,
              takes_input_whole=True,
-             constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.ONE_SAMPLE, when.NOT_DEPTHWISE, condition))
-        for operator, axis, condition in (
-            (ops.CONV2D, 0, when.EVEN_PADDING), (ops.CONV_TRANSPOSE2D, 1, when.ONE_GROUP)
+             constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.ONE_SAMPLE, when.NOT_DEPTHWISE, *conditions))
+        for operator, axis, conditions in (
+            (ops.CONV2D, 0, (when.NOT_POINTWISE, when.EVEN_PADDING)),
+            (ops.CONV_TRANSPOSE2D, 1, (when.ONE_GROUP,)),
         )
     ),
 )  # fmt: skip

@@ -1,0 +1,142 @@
+"""The memory layout of images around dynamic kernels, said to the delegate.
+
+Convolutions of XNNPACK read and write images channels last; a pass of ExecuTorch puts transpositions in. In
+front of a dynamic quantize it goes back through all that computes the tensor, to the first input, and turns
+the layout of that; whatever else reads it, and every operator between, then gets an image of another layout.
+Where the tensor that is quantized has the layout already, the pass leaves it alone. So each dynamic quantize
+of an image gets a copy that says the layout: channels last for a convolution, as it is for a linear. Copies
+that change nothing are dropped by the delegate.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+_IMAGE = 4
+_CHANNELS_LAST = (0, 2, 3, 1)
+_CONTIGUOUS = (0, 1, 2, 3)
+#: ``node.meta`` of a copy that says a layout.
+_SAYS_LAYOUT = "torchquilt_xnnpack_says_layout"
+_CONVOLUTION = "aten.convolution.default"
+_DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
+_PER_TENSOR = "quantized_decomposed.quantize_per_tensor.tensor"
+_PER_TOKEN = "quantized_decomposed.quantize_per_token.default"
+#: What the delegate computes in the kernel of the convolution before it.
+_FUSED = ("aten.relu.default", "aten.hardtanh.default")
+
+
+def say_layouts(model: Any) -> Any:
+    """Put a copy that says the layout in front of each dynamic quantize of an image, and behind convolutions.
+
+    Args:
+        model: the program's graph in ExecuTorch's dialect.
+    """
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    quantized = [node for node in model.graph.nodes if _is_dynamic_quantize(node)]
+    convolutions = [node for node in model.graph.nodes if is_dynamic_convolution(node)]
+    images = {node.args[0].args[0] for node in convolutions}
+    for node in quantized:
+        if node in images or _name(node) == _PER_TOKEN:
+            _say_before(node, _CHANNELS_LAST if node in images else _CONTIGUOUS)
+    for node in convolutions:
+        _say_behind(_with_what_is_fused(node)[-1])
+    if quantized:
+        model.recompile()
+    return PassResult(model, bool(quantized))
+
+
+def is_dynamic_convolution(node: Any) -> bool:
+    """Whether a node is a convolution of an image quantized when it runs, as the delegate takes it."""
+    if _name(node) != _CONVOLUTION:
+        return False
+    dequantize, weight, groups, is_transposed = node.args[0], node.args[1], node.args[8], node.args[6]
+    shape = weight.meta["val"].shape
+    is_depthwise = not is_transposed and groups > 1 and shape[1] == 1
+    source = dequantize.args[0] if dequantize.args else None
+    return len(shape) == _IMAGE and not is_depthwise and _is_dynamic_quantize(source)
+
+
+def copies_around(convolution: Any) -> Iterator[Any]:
+    """The copies that say the layout around a dynamic convolution, and what stands between it and them.
+
+    They are to be in one part of the program with it: outside of the delegate images keep their layout.
+    """
+    copy = convolution.args[0].args[0].args[0]
+    if says_layout(copy):
+        yield copy
+    *between, last = _with_what_is_fused(convolution)
+    yield from (*between[1:], *((last,) if between else ()))
+    yield from (user for user in last.users if says_layout(user))
+
+
+def says_layout(node: Any) -> bool:
+    """Whether a node is a copy that says a layout: one of floats, whatever is quantized around it."""
+    return bool(node.meta.get(_SAYS_LAYOUT))
+
+
+def _name(node: Any) -> str:
+    return str(getattr(getattr(node, "target", None), "__name__", ""))
+
+
+def _is_dynamic_quantize(node: Any) -> bool:
+    """Whether a node quantizes an image with parameters that are found when it runs."""
+    if _name(node) not in (_PER_TENSOR, _PER_TOKEN) or node.args[0].meta["val"].dim() != _IMAGE:
+        return False
+    return "choose_qparams" in _name(next(iter(getattr(node.args[1], "all_input_nodes", ())), None))
+
+
+def _with_what_is_fused(convolution: Any) -> tuple[Any, ...]:
+    readers = list(convolution.users)
+    if len(readers) == 1 and _name(readers[0]) in _FUSED:
+        return convolution, readers[0]
+    return (convolution,)
+
+
+def _say_before(quantize: Any, order: tuple[int, ...]) -> None:
+    image, choose = quantize.args[0], quantize.args[1].args[0]
+    with quantize.graph.inserting_before(choose):
+        copy = _copy(_apart_from_integers(image), order)
+    choose.replace_input_with(image, copy)
+    quantize.replace_input_with(image, copy)
+
+
+def _apart_from_integers(image: Any) -> Any:
+    """An image, or the same one behind an operator of floats where it comes from integers.
+
+    ExecuTorch does not drop a copy right behind a dequantize, and transposes what has its layout already.
+    """
+    import torch
+    from executorch.exir.dialects._ops import ops
+
+    if _DEQUANTIZE not in _name(image):
+        return image
+    largest = torch.finfo(torch.float32).max
+    same = image.graph.call_function(ops.edge.aten.hardtanh.default, (image, -largest, largest))
+    same.meta = {**image.meta, _SAYS_LAYOUT: True}
+    return same
+
+
+def _say_behind(node: Any) -> None:
+    readers = list(node.users)
+    with node.graph.inserting_after(node):
+        copy = _copy(node, _CONTIGUOUS)
+    for reader in readers:
+        reader.replace_input_with(node, copy)
+
+
+def _copy(image: Any, order: tuple[int, ...]) -> Any:
+    import torch
+    from executorch.exir.dialects._ops import ops
+
+    target = ops.edge.dim_order_ops._to_dim_order_copy.default
+    copy = image.graph.call_function(target, (image,), {"dim_order": list(order)})
+    copy.meta = {**image.meta, _SAYS_LAYOUT: True}
+    layout = torch.channels_last if order == _CHANNELS_LAST else torch.contiguous_format
+    value = image.meta["val"]
+    with value.fake_mode:
+        copy.meta["val"] = value.clone(memory_format=layout)
+    return copy
