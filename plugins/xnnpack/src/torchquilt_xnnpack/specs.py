@@ -12,12 +12,13 @@ import attrs
 
 from torchquilt import QuantizationConfig, QuantizationSpec, UnsupportedConfigError
 
-# The runtime takes scales far below these (tests/plugins/xnnpack/test_scales.py runs some). They keep in
-# bounds the bias of a static operator, whose numbers are bias / (input scale * weight scale) and have to fit
-# into int32: up to 8 beside inputs of the smallest scale and weights of 2**-10, up to 32 in a channel without
-# weights beside inputs of 2**-10. ExecuTorch's own configs take 2**-12 for both.
+# The runtime takes scales far below these (tests/plugins/xnnpack/test_scales.py runs some), and convert sees to
+# it that a bias fits beside small ones. ExecuTorch's own configs take 2**-12 for all of them.
 #: Calibration chooses no scale of activations below this one.
 SMALLEST_ACTIVATION_SCALE = 2.0**-18
+#: Nor does a convolution whose scales are chosen when it runs. The runtime has no such limit; for a linear the
+#: operator that chooses a scale for each token has one of its own, 2**-23.
+SMALLEST_DYNAMIC_SCALE = 2.0**-60
 #: Weights of static operators have no scale below this one.
 SMALLEST_WEIGHT_SCALE = 2.0**-16
 
@@ -59,8 +60,9 @@ def get_symmetric_quantization_config(
             remedy="use post-training quantization: leave is_qat out",
         )
     granularity = "per_token" if is_dynamic else "per_tensor"
+    smallest = SMALLEST_DYNAMIC_SCALE if is_dynamic else SMALLEST_ACTIVATION_SCALE
     activation = QuantizationSpec(
-        "int8", act_qmin, act_qmax, granularity, is_dynamic=is_dynamic, eps=SMALLEST_ACTIVATION_SCALE
+        "int8", act_qmin, act_qmax, granularity, is_dynamic=is_dynamic, eps=smallest
     )
     weight = QuantizationSpec(
         "int8",
