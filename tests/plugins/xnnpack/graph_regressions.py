@@ -1,0 +1,26 @@
+"""Graphs that were wrong once, as small as they still were: a name, and the plan that was printed."""
+
+from __future__ import annotations
+
+from torchquilt.testing.graphs import Plan, Step
+
+_STATIC = ("static_int8_per_channel",)
+_DYNAMIC = ("dynamic_int8_per_channel",)
+
+REGRESSIONS: dict[str, Plan] = {
+    "a cast behind a product": Plan((2, 5, 8), (Step("matmul"), Step("cast")), ("static_int8",)),
+    "a cast before a convolution": Plan(
+        (2, 6, 7, 7), (Step("square_linear"), Step("to"), Step("conv2d_relu6")), _STATIC
+    ),
+    "a cast before a reshape": Plan(
+        (2, 6, 7, 7), (Step("square_linear"), Step("to"), Step("reshape")), _STATIC
+    ),
+    "a dynamic convolution behind zeros": Plan((1, 8, 5, 5), (Step("pad_conv2d_relu6"),), _DYNAMIC),
+    "an image in channels_last": Plan((2, 4, 6, 6), (Step("tanh"),), _DYNAMIC, channels_last=True),
+    "a padded image in channels_last": Plan(
+        (1, 8, 5, 5), (Step("pad_conv2d_relu6"),), _STATIC, channels_last=True
+    ),
+    "two dynamic convolutions of one tensor": Plan(
+        (1, 8, 5, 5), (Step("pointwise"), Step("conv_same", back=(1, 0, 0)), Step("add")), _DYNAMIC
+    ),
+}
