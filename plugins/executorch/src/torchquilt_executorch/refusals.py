@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from torchquilt import ProgramError
 from torchquilt_executorch.failures import causes
 from torchquilt_executorch.opened import is_step, overload
 from torchquilt_executorch.withholding import Withheld, WithholdingPartitioner
@@ -83,10 +84,13 @@ def compiled_in(program: ExportedProgram) -> dict[str, Any]:
 
 def words(error: BaseException) -> str:
     """What an exception and its causes say, each in its first line, the outermost first."""
-    lines = (
-        f"{type(one).__name__}: {str(one).strip()}".partition("\n")[0].rstrip(": ") for one in causes(error)
-    )
-    return "; ".join(dict.fromkeys(lines))
+    return "; ".join(dict.fromkeys(map(_said, causes(error))))
+
+
+def _said(error: BaseException) -> str:
+    # What the runtime says stands in an error of ours behind what we say of it.
+    said = error.got if isinstance(error, ProgramError) and error.got else error
+    return f"{type(error).__name__}: {str(said).strip()}".partition("\n")[0].rstrip(": ")
 
 
 class _Narrowing:
