@@ -157,6 +157,7 @@ def _convolution(
             Call("strided, padded, no bias", _filled(layer(channels, outputs, 3, 2, 1, bias=False))),
             Call("depthwise", _filled(layer(channels, 2 * channels, 3, groups=channels))),
             Call("padding='same'", _filled(layer(channels, outputs, 3, padding="same"))),
+            Call("pointwise", _filled(layer(channels, outputs, 1))),
             Call(
                 "padding='same', even kernel",
                 _filled(layer(channels, outputs, 2, padding="same", bias=False)),
