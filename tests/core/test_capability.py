@@ -340,6 +340,27 @@ PARTICULAR: dict[str, tuple[Callable[..., Any], dict[str, Any], torch.Tensor]] =
     "grouped matmul": (lambda m, x: x @ m.w, {"w": normal(256, 8)}, WIDE),
 }
 
+MOVES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "view_as": lambda x: x.view_as(x.t()),
+    "unflatten": lambda x: x.unflatten(0, (2, 2)),
+    "atleast": torch.atleast_3d,
+    "swapaxes": lambda x: x.swapaxes(0, 1),
+    "movedim": lambda x: x.movedim(0, 1),
+    "matrix_transpose": lambda x: x.mT,
+    "narrow": lambda x: x.narrow(0, 1, 2),
+    "detach": torch.detach,
+    "expand": lambda x: x.expand(1, 4, 8),
+    "repeat": lambda x: x.repeat(1, 1, 1),
+}
+JOINS = {
+    "hstack": torch.hstack, "vstack": torch.vstack, "dstack": torch.dstack, "column_stack": torch.column_stack
+}  # fmt: skip
+SHUFFLES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "pixel_shuffle": lambda x: functional.pixel_shuffle(x, 2),
+    "pixel_unshuffle": lambda x: functional.pixel_unshuffle(x, 2),
+    "channel_shuffle": lambda x: torch.channel_shuffle(x, 2),
+}
+
 # For each operator that can stand first in a row: an expression over x (behind something quantized where
 # the operator only passes on), the parts that it needs, and an input.
 FIRST: dict[str, tuple[Callable[..., Any], dict[str, Any], torch.Tensor]] = {
@@ -384,6 +405,18 @@ FIRST: dict[str, tuple[Callable[..., Any], dict[str, Any], torch.Tensor]] = {
     "slice": (lambda m, x: m.fc(x)[1:3], {"fc": nn.Linear(8, 8)}, MATRIX),
     "squeeze": (lambda m, x: m.fc(x).squeeze(0), {"fc": nn.Linear(8, 8)}, MATRIX[:1]),
     "unsqueeze": (lambda m, x: m.fc(x).unsqueeze(-1), {"fc": nn.Linear(8, 8)}, MATRIX),
+    **{
+        name: (lambda m, x, move=move: move(m.fc(x)), {"fc": nn.Linear(8, 8)}, MATRIX)
+        for name, move in MOVES.items()
+    },
+    **{
+        name: (lambda m, x, join=join: join([x, m.c]), {"c": normal(4, 8, seed=1)}, MATRIX)
+        for name, join in JOINS.items()
+    },
+    **{
+        name: (lambda m, x, move=move: move(m.conv(x)), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE)
+        for name, move in SHUFFLES.items()
+    },
     "dropout": (lambda m, x: functional.dropout(m.fc(x), 0.5, m.training), {"fc": nn.Linear(8, 8)}, MATRIX),
 }
 AFTER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

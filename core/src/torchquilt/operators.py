@@ -45,6 +45,8 @@ class Operator:
         operands: the arguments that may be quantized; others (strides, indices) are left out.
         functionals: full names of the Python functions that become it.
         modules: full names of the module classes that become it.
+        moves_data: each element of its result is an element of a tensor that it reads. Dropout is among them:
+            a model that still drops something is refused before anything is prepared.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Operator:
     operands: tuple[Operand, ...]
     functionals: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    moves_data: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         for overload in self.overloads:
@@ -72,12 +75,31 @@ _INPUT = Operand("input_activation", 0, "input")
 _UNARY = (Operand("input_activation", 0, "self"),)
 _BINARY = (Operand("input_activation", 0, "self"), Operand("input_activation", 1, "other"))
 _WEIGHTED = (_INPUT, Operand("weight", 1, "weight"), Operand("bias", 2, "bias"))
+_MANY = (Operand("input_activation", 0, "tensors", many=True),)
 _F = "torch.nn.functional"
 _NN = "torch.nn.modules"
 
 
 def _in_place_too(name: str, overload: str = "default") -> tuple[str, str]:
     return f"aten.{name}.{overload}", f"aten.{name}_.{overload}"
+
+
+def _moving(
+    name: str,
+    overloads: str,
+    functionals: str = "",
+    modules: tuple[str, ...] = (),
+    operands: tuple[Operand, ...] = _UNARY,
+) -> Operator:
+    """An operator that moves data. Overloads of ``aten`` and functions of ``torch`` in one text each."""
+    return Operator(
+        name,
+        tuple(f"aten.{overload}" for overload in overloads.split()),
+        operands,
+        tuple(f"torch.{functional}" for functional in functionals.split()),
+        modules,
+        moves_data=True,
+    )
 
 
 LINEAR = Operator("linear", ("aten.linear.default",), _WEIGHTED, (f"{_F}.linear",), (f"{_NN}.linear.Linear",))
@@ -133,16 +155,40 @@ EMBEDDING = Operator(
     (f"{_NN}.sparse.Embedding",),
 )
 ADD = Operator("add", _in_place_too("add", "Tensor"), _BINARY, ("torch.add", "operator.add"))
-SUB = Operator("sub", _in_place_too("sub", "Tensor"), _BINARY, ("torch.sub", "operator.sub"))
-RSUB = Operator("rsub", ("aten.rsub.Scalar",), _BINARY, ("torch.rsub",))
-DIV = Operator("div", _in_place_too("div", "Tensor"), _BINARY, ("torch.div", "operator.truediv"))
-MUL = Operator("mul", _in_place_too("mul", "Tensor"), _BINARY, ("torch.mul", "operator.mul"))
-CAT = Operator(
-    "cat",
-    ("aten.cat.default", "aten.concat.default", "aten.concatenate.default"),
-    (Operand("input_activation", 0, "tensors", many=True),),
-    ("torch.cat", "torch.concat", "torch.concatenate"),
+SUB = Operator(
+    "sub",
+    (*_in_place_too("sub", "Tensor"), *_in_place_too("subtract", "Tensor")),
+    _BINARY,
+    ("torch.sub", "torch.subtract", "operator.sub"),
 )
+RSUB = Operator("rsub", ("aten.rsub.Scalar", "aten.rsub.Tensor"), _BINARY, ("torch.rsub",))
+DIV = Operator(
+    "div",
+    (
+        *_in_place_too("div", "Tensor"),
+        *_in_place_too("divide", "Tensor"),
+        *_in_place_too("true_divide", "Tensor"),
+    ),
+    _BINARY,
+    ("torch.div", "torch.divide", "torch.true_divide", "operator.truediv"),
+)
+MUL = Operator(
+    "mul",
+    (*_in_place_too("mul", "Tensor"), *_in_place_too("multiply", "Tensor")),
+    _BINARY,
+    ("torch.mul", "torch.multiply", "operator.mul"),
+)
+CAT = _moving(
+    "cat",
+    "cat.default concat.default concatenate.default",
+    "cat concat concatenate",
+    operands=_MANY,
+)
+STACK = _moving("stack", "stack.default", "stack", operands=_MANY)
+HSTACK = _moving("hstack", "hstack.default", "hstack", operands=_MANY)
+VSTACK = _moving("vstack", "vstack.default row_stack.default", "vstack row_stack", operands=_MANY)
+DSTACK = _moving("dstack", "dstack.default", "dstack", operands=_MANY)
+COLUMN_STACK = _moving("column_stack", "column_stack.default", "column_stack", operands=_MANY)
 RELU = Operator(
     "relu", _in_place_too("relu"), _UNARY, (f"{_F}.relu", "torch.relu"), (f"{_NN}.activation.ReLU",)
 )
@@ -151,10 +197,23 @@ HARDTANH = Operator(
     "hardtanh", _in_place_too("hardtanh"), _UNARY, (f"{_F}.hardtanh",), (f"{_NN}.activation.Hardtanh",)
 )
 CLAMP = Operator(
-    "clamp", (*_in_place_too("clamp"), *_in_place_too("clip")), _UNARY, ("torch.clamp", "torch.clip")
+    "clamp",
+    (
+        *_in_place_too("clamp"),
+        *_in_place_too("clip"),
+        *_in_place_too("clamp_min"),
+        *_in_place_too("clamp_max"),
+    ),
+    _UNARY,
+    ("torch.clamp", "torch.clip", "torch.clamp_min", "torch.clamp_max"),
 )
 MAX_POOL2D = Operator(
-    "max_pool2d", ("aten.max_pool2d.default",), _UNARY, (f"{_F}.max_pool2d",), (f"{_NN}.pooling.MaxPool2d",)
+    "max_pool2d",
+    ("aten.max_pool2d.default",),
+    _UNARY,
+    (f"{_F}.max_pool2d",),
+    (f"{_NN}.pooling.MaxPool2d",),
+    moves_data=True,
 )
 ADAPTIVE_AVG_POOL2D = Operator(
     "adaptive_avg_pool2d",
@@ -164,27 +223,6 @@ ADAPTIVE_AVG_POOL2D = Operator(
     (f"{_NN}.pooling.AdaptiveAvgPool2d",),
 )
 MEAN = Operator("mean", ("aten.mean.dim",), _UNARY, ("torch.mean",))
-VIEW = Operator("view", ("aten.view.default",), _UNARY)
-RESHAPE = Operator("reshape", ("aten.reshape.default",), _UNARY, ("torch.reshape",))
-FLATTEN = Operator(
-    "flatten", ("aten.flatten.using_ints",), _UNARY, ("torch.flatten",), (f"{_NN}.flatten.Flatten",)
-)
-CONTIGUOUS = Operator(
-    "contiguous", ("aten.contiguous.default", "aten.clone.default"), _UNARY, ("torch.clone",)
-)
-TO = Operator(
-    "to",
-    ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.to.other", "aten.type_as.default"),
-    _UNARY,
-)
-T = Operator("t", ("aten.t.default",), _UNARY, ("torch.t",))
-SELECT = Operator("select", ("aten.select.int",), _UNARY, ("torch.select",))
-STACK = Operator(
-    "stack",
-    ("aten.stack.default",),
-    (Operand("input_activation", 0, "tensors", many=True),),
-    ("torch.stack",),
-)
 PAD = Operator(
     "pad",
     ("aten.pad.default", "aten.constant_pad_nd.default"),
@@ -192,29 +230,99 @@ PAD = Operator(
     (f"{_F}.pad",),
     (f"{_NN}.padding.ZeroPad2d",),
 )
-PERMUTE = Operator("permute", ("aten.permute.default",), _UNARY, ("torch.permute",))
-TRANSPOSE = Operator("transpose", ("aten.transpose.int",), _UNARY, ("torch.transpose",))
-SLICE = Operator("slice", ("aten.slice.Tensor",), _UNARY)
-SQUEEZE = Operator(
-    "squeeze",
-    ("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default"),
+TO = Operator(
+    "to",
+    ("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.to.other", "aten.type_as.default"),
     _UNARY,
-    ("torch.squeeze",),
 )
-UNSQUEEZE = Operator("unsqueeze", ("aten.unsqueeze.default",), _UNARY, ("torch.unsqueeze",))
 DROPOUT = Operator(
     "dropout",
     _in_place_too("dropout"),
     (Operand("input_activation", 0, "input"),),
     (f"{_F}.dropout",),
     (f"{_NN}.dropout.Dropout",),
+    moves_data=True,
 )
+
+# The shape alone.
+VIEW = _moving("view", "view.default view_copy.default _unsafe_view.default", "view_copy")
+RESHAPE = _moving("reshape", "reshape.default", "reshape")
+VIEW_AS = _moving("view_as", "view_as.default reshape_as.default")
+FLATTEN = _moving("flatten", "flatten.using_ints ravel.default", "flatten ravel", (f"{_NN}.flatten.Flatten",))
+UNFLATTEN = _moving("unflatten", "unflatten.int", "unflatten", (f"{_NN}.flatten.Unflatten",))
+SQUEEZE = _moving(
+    "squeeze",
+    "squeeze.dim squeeze.dims squeeze.default squeeze_copy.dim squeeze_copy.dims squeeze_copy.default",
+    "squeeze squeeze_copy",
+)
+UNSQUEEZE = _moving("unsqueeze", "unsqueeze.default unsqueeze_copy.default", "unsqueeze unsqueeze_copy")
+ATLEAST = _moving(
+    "atleast",
+    "atleast_1d.default atleast_2d.default atleast_3d.default",
+    "atleast_1d atleast_2d atleast_3d",
+)
+# The order of dimensions.
+PERMUTE = _moving("permute", "permute.default permute_copy.default", "permute permute_copy")
+TRANSPOSE = _moving("transpose", "transpose.int", "transpose")
+T = _moving("t", "t.default", "t")
+SWAPAXES = _moving(
+    "swapaxes",
+    "swapaxes.default swapdims.default transpose_copy.int",
+    "swapaxes swapdims transpose_copy",
+)
+MOVEDIM = _moving("movedim", "movedim.int movedim.intlist moveaxis.int moveaxis.intlist", "movedim moveaxis")
+MATRIX_TRANSPOSE = _moving(
+    "matrix_transpose",
+    "mT.default numpy_T.default mH.default matrix_H.default adjoint.default t_copy.default",
+    "adjoint t_copy",
+)
+# A part.
+SLICE = _moving("slice", "slice.Tensor slice_copy.Tensor", "slice_copy")
+NARROW = _moving("narrow", "narrow.default narrow_copy.default", "narrow narrow_copy")
+SELECT = _moving("select", "select.int select_copy.int", "select select_copy")
+# All of it, as it is or in another layout.
+CONTIGUOUS = _moving("contiguous", "contiguous.default clone.default", "clone")
+DETACH = _moving(
+    "detach",
+    "detach.default alias.default detach_copy.default alias_copy.default lift_fresh_copy.default",
+    "detach detach_copy alias_copy",
+)
+# Elements in another order, and more than once.
+PIXEL_SHUFFLE = _moving(
+    "pixel_shuffle",
+    "pixel_shuffle.default",
+    "pixel_shuffle",
+    (f"{_NN}.pixelshuffle.PixelShuffle",),
+)
+PIXEL_UNSHUFFLE = _moving(
+    "pixel_unshuffle",
+    "pixel_unshuffle.default",
+    "pixel_unshuffle",
+    (f"{_NN}.pixelshuffle.PixelUnshuffle",),
+)
+CHANNEL_SHUFFLE = _moving(
+    "channel_shuffle",
+    "channel_shuffle.default",
+    "channel_shuffle",
+    (f"{_NN}.channelshuffle.ChannelShuffle",),
+)
+FLIP = _moving("flip", "flip.default fliplr.default flipud.default", "flip fliplr flipud")
+ROLL = _moving("roll", "roll.default", "roll")
+INDEX_SELECT = _moving("index_select", "index_select.default", "index_select")
+EXPAND = _moving(
+    "expand",
+    "expand.default expand_as.default expand_copy.default broadcast_to.default",
+    "broadcast_to expand_copy",
+)
+REPEAT = _moving("repeat", "repeat.default tile.default", "tile")
 
 #: Every operator that torchquilt knows by name. A backend may use others of its own.
 OPERATORS: tuple[Operator, ...] = (
     LINEAR, ADDMM, MATMUL, CONV1D, CONV2D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, EMBEDDING, ADD, SUB, RSUB, MUL,
-    DIV, CAT, STACK, RELU, RELU6, HARDTANH, CLAMP, MAX_POOL2D, ADAPTIVE_AVG_POOL2D, MEAN, VIEW, RESHAPE,
-    FLATTEN, CONTIGUOUS, TO, PERMUTE, TRANSPOSE, T, SLICE, SELECT, SQUEEZE, UNSQUEEZE, PAD, DROPOUT,
+    DIV, CAT, STACK, HSTACK, VSTACK, DSTACK, COLUMN_STACK, RELU, RELU6, HARDTANH, CLAMP, MAX_POOL2D,
+    ADAPTIVE_AVG_POOL2D, MEAN, VIEW, RESHAPE, VIEW_AS, FLATTEN, UNFLATTEN, CONTIGUOUS, DETACH, TO, PERMUTE,
+    TRANSPOSE, T, SWAPAXES, MOVEDIM, MATRIX_TRANSPOSE, SLICE, NARROW, SELECT, SQUEEZE, UNSQUEEZE, ATLEAST,
+    PAD, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE, CHANNEL_SHUFFLE, FLIP, ROLL, INDEX_SELECT, EXPAND, REPEAT, DROPOUT,
 )  # fmt: skip
 
 

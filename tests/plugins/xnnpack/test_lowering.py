@@ -93,6 +93,19 @@ MOVES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "t": lambda x: x.flatten(1).t(),
     "select": lambda x: x[:, -1],
     "pad": lambda x: functional.pad(x, (1, 0, 0, 2)),
+    "view_as": lambda x: x.view_as(x.transpose(1, 2).reshape(2, 12, 4)),
+    "unflatten": lambda x: x.unflatten(-1, (2, 2)),
+    "atleast": lambda x: torch.atleast_3d(x.flatten(1)),
+    "swapaxes": lambda x: x.swapaxes(1, 3),
+    "movedim": lambda x: x.movedim((0, 1), (2, 0)),
+    "matrix_transpose": lambda x: x.mT,
+    "narrow": lambda x: x.narrow(-1, -3, 2),
+    "detach": lambda x: x.detach().flatten(1),
+    "expand": lambda x: x.expand(1, *x.shape),
+    "repeat": lambda x: x.repeat(1, 1, 1, 1, 1),
+    "pixel_shuffle": lambda x: functional.pixel_shuffle(x.transpose(1, 2), 2),
+    "pixel_unshuffle": lambda x: functional.pixel_unshuffle(x, 2),
+    "channel_shuffle": lambda x: torch.channel_shuffle(x.transpose(1, 2), 2),
 }
 
 
@@ -151,6 +164,10 @@ MODELS: dict[tuple[str, str], Callable[[], Model]] = {
     ("mul_relu", "static"): of_pair(lambda x, y: (x * y).relu()),
     ("cat", "static"): of_pair(lambda x, y: torch.cat([x, y], 1)),
     ("stack", "static"): of_pair(lambda x, y: torch.stack([x, y], 1)),
+    ("hstack", "static"): of_pair(lambda x, y: torch.hstack([x, y])),
+    ("vstack", "static"): of_pair(lambda x, y: torch.vstack([x, y])),
+    ("dstack", "static"): of_pair(lambda x, y: torch.dstack([x, y])),
+    ("column_stack", "static"): of_pair(lambda x, y: torch.column_stack([x, y])),
     ("adaptive_avg_pool2d", "static"): lambda: Model(nn.AdaptiveAvgPool2d(1), IMAGE),
     ("relu", "static"): of_pair(lambda x, y: torch.cat([x, y], 1).relu()),  # behind an add it is fused
     **{(name, "static"): behind_an_add(f) for name, f in ACTIVATIONS.items() if name != "relu"},

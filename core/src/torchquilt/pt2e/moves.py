@@ -1,4 +1,4 @@
-"""Operators that only move numbers: each element that they return is one that they were given.
+"""Data-movement operators: each element that they return is one that they were given.
 
 What such an operator returns has nothing new for an observer that saw all that it was given. Dropout is among
 them where it drops nothing.
@@ -10,49 +10,18 @@ from torch.fx import Node
 
 from torchquilt.graph.training import is_random
 from torchquilt.graph.values import UNDECLARED_VIEWS, overload_name
+from torchquilt.operators import OPERATORS
 
-#: By their overloads, since another overload of the same name may compute (``aten.max.other``).
+# By their overloads, since another overload of the same name may compute (``aten.max.other``). Pooling of
+# signals and volumes has no name that a rule is given.
 _MOVES = frozenset(
-    f"aten.{name}"
-    for name in (
-        "alias.default",
-        "cat.default",
-        "clone.default",
-        "concat.default",
-        "concatenate.default",
-        "contiguous.default",
-        "detach.default",
-        "expand.default",
-        "flatten.using_ints",
-        "flip.default",
-        "index_select.default",
-        "lift_fresh_copy.default",
-        "max_pool1d.default",
-        "max_pool2d.default",
-        "max_pool3d.default",
-        "movedim.int",
-        "narrow.default",
-        "permute.default",
-        "pixel_shuffle.default",
-        "pixel_unshuffle.default",
-        "repeat.default",
-        "reshape.default",
-        "roll.default",
-        "select.int",
-        "slice.Tensor",
-        "squeeze.default",
-        "squeeze.dim",
-        "squeeze.dims",
-        "stack.default",
-        "swapaxes.default",
-        "swapdims.default",
-        "t.default",
-        "transpose.int",
-        "unflatten.int",
-        "unsqueeze.default",
-        "view.default",
+    (
+        *(overload for operator in OPERATORS if operator.moves_data for overload in operator.overloads),
+        "aten.max_pool1d.default",
+        "aten.max_pool3d.default",
+        *UNDECLARED_VIEWS,
     )
-).union(UNDECLARED_VIEWS)
+)
 
 
 def only_moves(node: Node) -> bool:

@@ -263,6 +263,7 @@ def _cat(x: torch.Tensor, _: Sizes) -> list[Call]:
         Call("", lambda x, y: torch.cat([x, y]), (other,)),
         Call("three, last dimension", lambda x, y, z: torch.cat([x, y, z], -1), (other, other + 0.25)),
         Call("with itself", lambda x: torch.cat([x, x])),
+        Call("beside one without elements", lambda x, y: torch.cat([x[:0], x, y]), (other,)),
     ]
 
 
@@ -288,6 +289,20 @@ def _stack(x: torch.Tensor, _: Sizes) -> list[Call]:
         Call("last dimension", lambda x, y: torch.stack([x, y], -1), (other,)),
         Call("with itself", lambda x: torch.stack([x, x])),
     ]
+
+
+def _joining(function: Callable[..., torch.Tensor]) -> Calls:
+    def calls(x: torch.Tensor, _: Sizes) -> list[Call]:
+        other = uniform(*x.shape, seed=1)
+        return [
+            Call("", lambda x, y: function([x, y]), (other,)),
+            Call("three", lambda x, y, z: function([x, y, z]), (other, other + 0.25)),
+            Call("vectors", lambda x, y: function([x.flatten(), y.flatten()]), (other,)),
+            Call("of different ranks", lambda x, y: function([x.flatten(1), y.flatten(1)[:, 0]]), (other,)),
+            Call("with itself", lambda x: function([x, x])),
+        ]
+
+    return calls
 
 
 def _pad(x: torch.Tensor, _: Sizes) -> list[Call]:
@@ -426,4 +441,75 @@ _KNOWN: dict[str, tuple[Activations, Calls]] = {
     "aten.squeeze.dim": (_with_a_one, _squeeze),
     "aten.unsqueeze.default": (_anything, _unsqueeze),
     "aten.dropout.default": (_anything, _one(nn.Dropout(0.5))),
+    "aten.hstack.default": (_anything, _joining(torch.hstack)),
+    "aten.vstack.default": (_anything, _joining(torch.vstack)),
+    "aten.dstack.default": (_anything, _joining(torch.dstack)),
+    "aten.column_stack.default": (_anything, _joining(torch.column_stack)),
+    "aten.view_as.default": (
+        _anything, _one(lambda x: x.view_as(x), reshape_as=lambda x: x.reshape_as(x.flatten()))
+    ),
+    "aten.unflatten.int": (
+        _anything, _one(lambda x: x.unflatten(0, (1, -1)), last=lambda x: x.unflatten(-1, (-1, 1)))
+    ),
+    "aten.atleast_1d.default": (
+        _anything, _one(torch.atleast_1d, two=torch.atleast_2d, three=torch.atleast_3d)
+    ),
+    "aten.swapaxes.default": (
+        _anything,
+        _one(
+            lambda x: x.swapaxes(0, 1),
+            swapdims=lambda x: x.swapdims(0, -1),
+            copied=lambda x: torch.transpose_copy(x, 0, 1),
+        ),
+    ),
+    "aten.movedim.int": (
+        _anything,
+        _one(
+            lambda x: x.movedim(0, -1),
+            two=lambda x: x.movedim((0, 1), (1, 0)),
+            moveaxis=lambda x: x.moveaxis(0, 1),
+        ),
+    ),
+    "aten.mT.default": (
+        _anything, _one(lambda x: x.mT, mH=lambda x: x.mH, adjoint=torch.adjoint, T=lambda x: x.flatten(1).T)
+    ),
+    "aten.narrow.default": (
+        _anything,
+        _one(
+            lambda x: x.narrow(0, 1, 1),
+            counted_from_the_end=lambda x: x.narrow(-1, -2, 2),
+            copied=lambda x: torch.narrow_copy(x, 0, 0, 2),
+        ),
+    ),
+    "aten.detach.default": (
+        _anything, _one(torch.detach, alias=torch.ops.aten.alias.default, copied=torch.detach_copy)
+    ),
+    "aten.pixel_shuffle.default": (
+        _images, _one(lambda x: F.pixel_shuffle(torch.cat([x, x + 1], 1), 2))
+    ),
+    "aten.pixel_unshuffle.default": (
+        _images, _one(lambda x: F.pixel_unshuffle(x[..., :4, :4], 2))
+    ),
+    "aten.channel_shuffle.default": (_images, _one(lambda x: torch.channel_shuffle(x, 2))),
+    "aten.flip.default": (_anything, _one(lambda x: x.flip(0))),
+    "aten.roll.default": (_anything, _one(lambda x: x.roll(1, 0))),
+    "aten.index_select.default": (
+        _anything, _one(lambda x: torch.index_select(x, 0, torch.arange(2, device=x.device)))
+    ),
+    "aten.expand.default": (
+        _anything,
+        _one(
+            lambda x: x.expand(1, *x.shape),
+            as_itself=lambda x: x.expand_as(x),
+            twice=lambda x: x.expand(2, *x.shape),
+        ),
+    ),
+    "aten.repeat.default": (
+        _anything,
+        _one(
+            lambda x: x.repeat(*[1] * x.dim()),
+            twice=lambda x: x.repeat(2, *[1] * x.dim()),
+            tile=lambda x: x.tile(1),
+        ),
+    ),
 }  # fmt: skip

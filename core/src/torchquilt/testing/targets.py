@@ -14,7 +14,7 @@ from torchquilt.testing.plugin import Lowering
 from torchquilt.testing.subject import Subject
 
 #: What has to become of a quantized operator: the target runs it as integers, or it is not there any more.
-_AS_CLAIMED = frozenset({"delegated_as_integers", "portable_integer_kernel", "removed"})
+AS_CLAIMED = frozenset({"delegated_as_integers", "portable_integer_kernel", "removed"})
 
 
 def installed_lowerings(subject: Subject) -> dict[str, Lowering]:
@@ -91,7 +91,7 @@ def _check_runs_as_integers(program: LoweredProgram, quantizer: str) -> None:
         if row.quantizer == quantizer
         and row.is_quantized
         and row.lowered is not None
-        and row.lowered.code not in _AS_CLAIMED
+        and row.lowered.code not in AS_CLAIMED
     ]
     if strays:
         raise AssertionError(f"{program.target} does not run as integers: {'; '.join(strays)}")

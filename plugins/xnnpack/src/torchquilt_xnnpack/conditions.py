@@ -35,14 +35,17 @@ __all__ = [
     "NO_THIRD",
     "ONE_GROUP",
     "ONE_SAMPLE",
+    "ONE_RANK",
     "ONE_UNKNOWN",
     "PADS_IMAGE",
     "POINTWISE",
     "POOLS_TO_ONE_PIXEL",
+    "REPEATS_NOTHING",
     "SEVERAL_GROUPS",
     "SIGNAL",
     "STATIC_INDEX",
     "STATIC_SHAPE",
+    "STATIC_START",
     "STEP_OF_ONE",
     "TWO_BOUNDS",
     "TWO_OR_MORE",
@@ -83,6 +86,12 @@ def _has_two_inputs(match: Match) -> bool:
     return len(match.anchor.all_input_nodes) >= 2
 
 
+def _have_one_rank(match: Match) -> bool:
+    ranks = {tensor.meta["val"].dim() for tensor in match.inputs("input_activation")}
+    return len(ranks) == 1 and 0 not in ranks
+
+
+ONE_RANK = Constraint("one_rank", "all tensors have as many dimensions, one at least", _have_one_rank)
 TWO_OR_MORE = Constraint("two_inputs", "two or more different tensors are joined", _has_two_inputs)
 
 
@@ -166,6 +175,29 @@ def _is_one_static_index(match: Match) -> bool:
 
 
 STATIC_INDEX = Constraint("static_index", "the shape and the index are static", _is_one_static_index)
+
+
+def _starts_at_a_number(match: Match) -> bool:
+    data = match.inputs("input_activation")[0].meta["val"]
+    start = argument(match, 2, "start")
+    return isinstance(start, int) and all(isinstance(size, int) for size in data.shape)
+
+
+STATIC_START = Constraint("static_start", "the shape and the start are static", _starts_at_a_number)
+
+
+def _repeats_nothing(match: Match) -> bool:
+    read, returned = (
+        [size for size in node.meta["val"].shape if not isinstance(size, int) or size != 1]
+        for node in (match.inputs("input_activation")[0], match.output)
+    )
+    # Sizes that are not known ahead are compared as they are written: to compare them decides them.
+    return [str(size) for size in read] == [str(size) for size in returned]
+
+
+REPEATS_NOTHING = Constraint(
+    "repeats", "no element is repeated, for which the delegate has no kernel", _repeats_nothing
+)
 
 
 # --- Weights and biases -------------------------------------------------------------------------------------
@@ -357,33 +389,47 @@ def _pads_image(match: Match) -> bool:
 
 PADS_IMAGE = Constraint("pads_image", "neither samples nor channels are added", _pads_image)
 
+# Operators that return a tensor in parts → where their dimension stands, or the dimension itself.
 _SPLITS = {
     "aten.chunk.default": 2,
     "aten.split.Tensor": 2,
     "aten.split.sizes": 2,
+    "aten.split_copy.Tensor": 2,
     "aten.split_with_sizes.default": 2,
+    "aten.split_with_sizes_copy.default": 2,
+    "aten.tensor_split.indices": 2,
     "aten.tensor_split.sections": 2,
+    "aten.unbind.int": 1,
+    "aten.unbind_copy.int": 1,
+    "aten.unsafe_chunk.default": 2,
+    "aten.unsafe_split.Tensor": 2,
+    "aten.unsafe_split_with_sizes.default": 2,
 }
+_SPLITS_AT = {"aten.hsplit": 1, "aten.vsplit": 0, "aten.dsplit": 2}
 
 
 def is_split(node: Node) -> bool:
     """Whether a node returns a tensor in parts along one of its dimensions."""
-    return overload_name(node) in _SPLITS
+    name = overload_name(node)
+    return name in _SPLITS or name.rpartition(".")[0] in _SPLITS_AT
 
 
 def split_dimension(node: Node) -> int:
     """The dimension along which :func:`is_split` holds."""
-    position = _SPLITS[str(node.target)]
+    data: Any = node.args[0]
+    rank: int = data.meta["val"].dim()
+    name = overload_name(node)
+    if name not in _SPLITS:
+        return min(_SPLITS_AT[name.rpartition(".")[0]], rank - 1)
+    position = _SPLITS[name]
     dim: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
-    rank: int = node.meta["val"][0].dim()
     return int(dim) % rank
 
 
 def bounds(clamp: Node) -> tuple[Any, Any]:
     """The lower and upper bound of a ``clamp``, each a number or None."""
-    low = clamp.args[1] if len(clamp.args) > 1 else clamp.kwargs.get("min")
-    high = clamp.args[2] if len(clamp.args) > 2 else clamp.kwargs.get("max")
-    return low, high
+    named = arguments_of(clamp)
+    return named.get("min"), named.get("max")
 
 
 def _has_two_bounds(match: Match) -> bool:

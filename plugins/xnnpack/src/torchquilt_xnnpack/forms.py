@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.graph.values import overload_name, tensor_of
+from torchquilt.graph.values import arguments_of, is_empty, overload_name, tensor_of
+from torchquilt.operators import CAT
 from torchquilt_xnnpack.conditions import bounds, is_pointwise, is_split, padding_of, split_dimension
 
 if TYPE_CHECKING:
@@ -97,28 +98,60 @@ def _new_shape(node: Node) -> list[int]:
 
 
 def write_parts(model: GraphModule, intent: Intent) -> None:
-    """Write each part of a tensor that is split or chunked as a slice of it, where something is asked.
+    """Write what is split as slices, and what joins without its empty tensors, where something is asked.
 
-    The delegate slices, also integers, and splits nothing.
+    The delegate slices, also integers, and splits nothing; it takes no empty tensor.
     """
+    for node in list(model.graph.nodes):
+        write = _write_slices if is_split(node) else _write_without_empty if _joins_empty(node) else None
+        rule = None if write is None else intent.rule_for(node)
+        if write and rule is not None and rule.config is not None and intent.passes_filter(node):
+            write(model, node)
+
+
+def _write_slices(model: GraphModule, node: Node) -> None:
     import operator
 
-    from torchquilt.graph.edits import erase_unused, write_as
+    from torchquilt.graph.edits import call_before, erase_unused, write_as
 
-    for node in list(model.graph.nodes):
-        if not is_split(node) or any(user.target is not operator.getitem for user in node.users):
-            continue
-        rule = intent.rule_for(node)
-        if rule is None or rule.config is None or not intent.passes_filter(node):
-            continue
-        data, dim = _arguments(node)[0], split_dimension(node)
-        sizes = [part.shape[dim] for part in node.meta["val"]]
-        if not all(isinstance(size, int) for size in (*sizes, *_shape(data))):
-            continue
-        for user in list(node.users):
-            start = sum(sizes[: _arguments(user)[1]])
-            write_as(user, _aten().slice.Tensor, data, dim, start, start + sizes[_arguments(user)[1]])
-        erase_unused(node)
+    data, dim = _arguments(node)[0], split_dimension(node)
+    parts = node.meta["val"]
+    if any(user.target is not operator.getitem for user in node.users):
+        return
+    sizes = [part.shape[dim] if part.dim() == len(_shape(data)) else 1 for part in parts]
+    if not all(isinstance(size, int) for size in (*sizes, *_shape(data))):
+        return
+    for user in list(node.users):
+        index = _arguments(user)[1]
+        start = sum(sizes[:index])
+        bounds_of_part = (data, dim, start, start + sizes[index])
+        if parts[index].dim() == len(_shape(data)):
+            write_as(user, _aten().slice.Tensor, *bounds_of_part)
+        else:  # unbind returns its parts without the dimension
+            part = call_before(model, user, _aten().slice.Tensor, *bounds_of_part)
+            write_as(user, _aten().reshape.default, part, _shape(user))
+    erase_unused(node)
+
+
+def _joins_empty(node: Node) -> bool:
+    """Whether a node joins tensors some of which never have an element, and others may."""
+    if overload_name(node) not in CAT.overloads:
+        return False
+    empty = [is_empty(tensor) for tensor in _arguments(node)[0]]
+    return any(empty) and not all(empty)
+
+
+def _write_without_empty(_: GraphModule, node: Node) -> None:
+    from torchquilt.graph.edits import write_as
+
+    tensors = [tensor for tensor in _arguments(node)[0] if not is_empty(tensor)]
+    dtype = node.meta["val"].dtype
+    if any(tensor.meta["val"].dtype != dtype for tensor in tensors):
+        return
+    if len(tensors) == 1:
+        write_as(node, _aten().clone.default, tensors[0])
+    else:
+        write_as(node, _aten().cat.default, tensors, arguments_of(node)["dim"])
 
 
 def _write_clamp(_: GraphModule, claim: Claim) -> None:
@@ -135,6 +168,68 @@ def _write_reshape(_: GraphModule, claim: Claim) -> None:
 
     node = claim.match.anchor
     write_as(node, _aten().reshape.default, _arguments(node)[0], _new_shape(node))
+
+
+def _write_permute(_: GraphModule, claim: Claim) -> None:
+    """The order of dimensions is found by turning a tensor whose sizes are all different."""
+    import torch
+
+    from torchquilt.graph.edits import write_as
+
+    node = claim.match.anchor
+    data, *options = _arguments(node)
+    turned: Any = node.target
+    sizes = [*range(2, 2 + len(_shape(data)))]
+    result = turned(torch.empty(sizes, device="meta"), *options, **node.kwargs)
+    write_as(node, _aten().permute.default, data, [size - 2 for size in result.shape])
+
+
+def _write_clone(_: GraphModule, claim: Claim) -> None:
+    from torchquilt.graph.edits import write_as
+
+    node = claim.match.anchor
+    write_as(node, _aten().clone.default, _arguments(node)[0])
+
+
+def _write_slice(_: GraphModule, claim: Claim) -> None:
+    from torchquilt.graph.edits import write_as
+
+    node = claim.match.anchor
+    named = arguments_of(node)
+    data, dim, start = _arguments(node)[0], named["dim"], named["start"]
+    start += _shape(data)[dim] if start < 0 else 0
+    write_as(node, _aten().slice.Tensor, data, dim, start, start + named["length"])
+
+
+def _write_shuffle(model: GraphModule, claim: Claim) -> None:
+    """Dimensions are taken apart, put in another order, and put together."""
+    from torchquilt.graph.edits import call_before, write_as
+
+    node = claim.match.anchor
+    data, factor = _arguments(node)
+    apart, order = _SHUFFLES[claim.match.pattern.working.name](*_shape(data), factor)
+    parts = call_before(model, node, _aten().reshape.default, data, apart)
+    turned = call_before(model, node, _aten().permute.default, parts, order)
+    write_as(node, _aten().reshape.default, turned, _shape(node))
+
+
+def _apart_for_pixels(n: int, c: int, h: int, w: int, r: int) -> tuple[list[int], list[int]]:
+    return [n, c // (r * r), r, r, h, w], [0, 1, 4, 2, 5, 3]
+
+
+def _apart_for_channels(n: int, c: int, h: int, w: int, r: int) -> tuple[list[int], list[int]]:
+    return [n, c, h // r, r, w // r, r], [0, 1, 3, 5, 2, 4]
+
+
+def _apart_for_groups(n: int, c: int, h: int, w: int, groups: int) -> tuple[list[int], list[int]]:
+    return [n, groups, c // groups, h, w], [0, 2, 1, 3, 4]
+
+
+_SHUFFLES: dict[str, Callable[..., tuple[list[int], list[int]]]] = {
+    "pixel_shuffle": _apart_for_pixels,
+    "pixel_unshuffle": _apart_for_channels,
+    "channel_shuffle": _apart_for_groups,
+}
 
 
 def _write_plain_reshape(model: GraphModule, claim: Claim) -> None:
@@ -246,19 +341,46 @@ def _write_stack(model: GraphModule, claim: Claim) -> None:
 
     Where no dimension is behind it, along the first one; then the new one is moved to the end.
     """
+    node = claim.match.anchor
+    dim = arguments_of(node)["dim"] % len(_shape(node))
+    _write_along_new_dimension(model, node, dim)
+
+
+def _write_along_new_dimension(model: GraphModule, node: Node, dim: int) -> None:
     from torchquilt.graph.edits import call_before, write_as
+
+    tensors = list(_arguments(node)[0])
+    if dim < len(_shape(tensors[0])):
+        joined = call_before(model, node, _aten().cat.default, tensors, dim)
+        write_as(node, _aten().reshape.default, joined, _new_shape(node))
+        return
+    joined = call_before(model, node, _aten().cat.default, tensors, 0)
+    shape = [len(tensors), *_new_shape(tensors[0])]
+    rows = call_before(model, node, _aten().reshape.default, joined, shape)
+    order = [*range(1, len(shape)), 0]
+    if len(_shape(node)) == len(shape):
+        write_as(node, _aten().permute.default, rows, order)
+    else:
+        turned = call_before(model, node, _aten().permute.default, rows, order)
+        write_as(node, _aten().reshape.default, turned, _new_shape(node))
+
+
+def _write_joined(model: GraphModule, claim: Claim) -> None:
+    """Tensors are joined along a dimension that they have, or else along a new one behind theirs."""
+    from torchquilt.graph.edits import write_as
 
     node = claim.match.anchor
     tensors = list(_arguments(node)[0])
-    dim = (_arguments(node)[1] if len(_arguments(node)) > 1 else 0) % len(_shape(node))
-    if dim == len(_shape(tensors[0])):
-        joined = call_before(model, node, _aten().cat.default, tensors, 0)
-        shape = [len(tensors), *_new_shape(tensors[0])]
-        rows = call_before(model, node, _aten().reshape.default, joined, shape)
-        write_as(node, _aten().permute.default, rows, [*range(1, len(shape)), 0])
-        return
-    joined = call_before(model, node, _aten().cat.default, tensors, dim)
-    write_as(node, _aten().reshape.default, joined, _new_shape(node))
+    rank = len(_shape(tensors[0]))
+    dim = {"hstack": min(rank - 1, 1), "vstack": 0, "dstack": 2, "column_stack": 1}[
+        claim.match.pattern.working.name
+    ]
+    if claim.match.pattern.working.name == "vstack" and rank == 1:
+        _write_along_new_dimension(model, node, 0)
+    elif dim < rank:
+        write_as(node, _aten().cat.default, tensors, dim)
+    else:
+        _write_along_new_dimension(model, node, rank)
 
 
 def _write_pad(model: GraphModule, claim: Claim) -> None:
@@ -292,20 +414,37 @@ def _zeros(model: GraphModule, node: Node, data: Node, dim: int, size: int) -> l
 
 _FORMS: dict[str, Callable[[GraphModule, Claim], None]] = {
     "addmm": _write_product,
+    "atleast": _write_reshape,
+    "channel_shuffle": _write_shuffle,
     "clamp": _write_clamp,
+    "column_stack": _write_joined,
     "conv2d": _write_pointwise,
+    "detach": _write_clone,
     "div": _write_quotient,
+    "dstack": _write_joined,
+    "expand": _write_reshape,
     "flatten": _write_plain_reshape,
-    "reshape": _write_plain_reshape,
-    "view": _write_plain_reshape,
+    "hstack": _write_joined,
     "matmul": _write_product,
+    "matrix_transpose": _write_permute,
     "mean": _write_mean,
+    "movedim": _write_permute,
+    "narrow": _write_slice,
     "pad": _write_pad,
+    "pixel_shuffle": _write_shuffle,
+    "pixel_unshuffle": _write_shuffle,
+    "repeat": _write_reshape,
+    "reshape": _write_plain_reshape,
     "rsub": _write_difference,
     "select": _write_select,
     "squeeze": _write_reshape,
     "stack": _write_stack,
+    "swapaxes": _write_permute,
+    "unflatten": _write_reshape,
     "unsqueeze": _write_reshape,
+    "view": _write_plain_reshape,
+    "view_as": _write_reshape,
+    "vstack": _write_joined,
 }
 #: Of these, the operators that are written in another form only where they are dynamic.
 _DYNAMIC_FORMS = ("conv2d",)

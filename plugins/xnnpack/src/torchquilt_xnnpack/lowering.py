@@ -39,6 +39,9 @@ _KEEPS_PARAMETERS = (
     "aten.view_copy.",
 )
 _CONVERTING = ("quantized_decomposed.quantize_per_tensor.", "quantized_decomposed.dequantize_per_tensor.")
+#: The delegate's mark of a conversion that is done within the kernel of the operator beside it.
+_OWN_CONVERSION = "IS_IMPLICIT_Q_DQ_TAG"
+_COPIES = ("aten.clone.", "dim_order_ops._clone_dim_order.")
 #: Operators of ExecuTorch's dialect that change the shape by dimensions of one element.
 _MOVES = ("aten.squeeze_copy", "aten.unsqueeze_copy")
 
@@ -60,9 +63,8 @@ def _configs() -> list[Any]:
     from executorch.backends.xnnpack.partition.config.generic_node_configs import GenericNodePartitionerConfig
 
     def ours(config: Any) -> Any:
-        if issubclass(config, ConvolutionConfig):
-            return _with_layout(config)
-        return _as_decided(config) if issubclass(config, GenericNodePartitionerConfig) else config
+        decided = _as_decided(config, is_generic=issubclass(config, GenericNodePartitionerConfig))
+        return _with_layout(decided) if issubclass(config, ConvolutionConfig) else decided
 
     return [ours(config) for config in ALL_PARTITIONER_CONFIGS]
 
@@ -76,10 +78,21 @@ def _with_layout(config: Any) -> Any:
     return WithLayout
 
 
-def _as_decided(config: Any) -> Any:
+def _as_decided(config: Any, *, is_generic: bool) -> Any:
     class AsDecided(config):  # type: ignore[misc]
+        def check_constraints(self, node: Any, ep: Any) -> bool:
+            # What is asked of a product marks the conversions around it as its own, also where it is refused;
+            # then they are done by nobody.
+            marked = {one: one.meta.get(_OWN_CONVERSION) for one in _around(node)}
+            is_taken = bool(super().check_constraints(node, ep))
+            for one, mark in marked.items():
+                if not is_taken and one.meta.get(_OWN_CONVERSION) != mark:
+                    del one.meta[_OWN_CONVERSION]
+            return is_taken
+
         def get_node_and_deps(self, node: Any, ep: Any) -> list[Any]:
-            if stays_in_float(node) or says_layout(node) or not _has_fitting_parameters(node):
+            in_float = stays_in_float(node) or says_layout(node) or not _has_fitting_parameters(node)
+            if is_generic and in_float:
                 return [node]  # without the conversions around it, which makes it a float operator
             found: list[Any] = super().get_node_and_deps(node, ep)
             return found
@@ -87,14 +100,19 @@ def _as_decided(config: Any) -> Any:
     return AsDecided
 
 
+def _around(node: Any) -> Iterator[Any]:
+    """The nodes two steps before and behind a node."""
+    for first in (*node.all_input_nodes, *node.users):
+        yield first
+        yield from (*first.all_input_nodes, *first.users)
+
+
 def _has_fitting_parameters(node: Any) -> bool:
     """Whether an operator that moves data reads and returns tensors with one set of parameters."""
-    if not getattr(node.target, "__name__", "").startswith(_KEEPS_PARAMETERS):
+    if not _name(node).startswith(_KEEPS_PARAMETERS):
         return True
     around = {
-        one.args[1:]
-        for one in (*node.all_input_nodes, *node.users)
-        if getattr(one.target, "__name__", "").startswith(_CONVERTING)
+        one.args[1:] for one in (*node.all_input_nodes, *node.users) if _name(one).startswith(_CONVERTING)
     }
     return len(around) <= 1
 
@@ -160,7 +178,55 @@ def _graph_of(payload: bytes) -> dict[str, Any]:
 
 
 def _edge_passes() -> list[Any]:
-    return [_write_as_view, _keep_pads_in_float, say_layouts]
+    return [_drop_copies, _write_as_view, _keep_pads_in_float, say_layouts]
+
+
+def _drop_copies(model: Any) -> Any:
+    """Drop copies in the same dimension order behind a dequantize, and conversions of one tensor and back.
+
+    Such a copy is left of ``contiguous``, and of a reshape of something transposed. The delegate copies in
+    float, and takes no operator that reads a copy as one of integers.
+    """
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    graph = model.graph
+    found = [node for node in graph.nodes if _name(node).startswith(_COPIES) and _is_redundant(node)]
+    for node in found:
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    for node in list(graph.nodes):
+        if _converts_back(node):
+            source = node.args[0]
+            node.replace_all_uses_with(source.args[0])
+            found.append(node)
+            graph.erase_node(node)
+            if not source.users:
+                graph.erase_node(source)
+    if found:
+        model.recompile()
+    return PassResult(model, bool(found))
+
+
+def _converts_back(node: Any) -> bool:
+    """Whether a node quantizes what was dequantized with the same parameters, and is no output."""
+    if _name(node) != f"{_CONVERTING[0]}default" or any(user.op == "output" for user in node.users):
+        return False
+    source = node.args[0]
+    return bool(_name(source) == f"{_CONVERTING[1]}default" and source.args[1:] == node.args[1:])
+
+
+def _is_redundant(copy: Any) -> bool:
+    """Whether a copy of dequantized data is laid out like it."""
+    source = copy.args[0]
+    if _name(source) != f"{_CONVERTING[1]}default":
+        return False
+    read, returned = source.meta["val"], copy.meta["val"]
+    return bool(read.dim_order() == returned.dim_order() and read.dtype == returned.dtype)
+
+
+def _name(node: Any) -> str:
+    """The operator of ExecuTorch's dialect that a node calls, as text."""
+    return str(getattr(node.target, "__name__", ""))
 
 
 def _write_as_view(model: Any) -> Any:
@@ -174,7 +240,7 @@ def _write_as_view(model: Any) -> Any:
 
     changed = False
     for node in model.graph.nodes:
-        if not (getattr(node.target, "__name__", "").startswith(_MOVES) and _is_between_conversions(node)):
+        if not (_name(node).startswith(_MOVES) and _is_between_conversions(node)):
             continue
         sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
         if sizes.count(-1) <= 1:  # a view infers one of them

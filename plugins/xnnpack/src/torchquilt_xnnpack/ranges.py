@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
 from torchquilt.graph.values import overload_name
+from torchquilt.operators import OPERATORS, TO
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -27,17 +28,16 @@ _FILLING = frozenset(
         "where.Scalar", "where.ScalarOther", "where.ScalarSelf",
     )
 )  # fmt: skip
-# Among these are all that are written as reshape, so that what is asked again afterwards is answered alike.
+# Among these are all that are written as others, so that what is asked again afterwards is answered alike.
 _ONLY_SHAPES = frozenset(
-    f"aten.{name}"
-    for name in (
-        "_to_copy.default", "clone.default", "contiguous.default", "dropout.default", "expand.default",
-        "flatten.using_ints", "permute.default", "reshape.default", "select.int", "slice.Tensor",
-        "squeeze.default", "squeeze.dim", "squeeze.dims", "to.device", "to.dtype", "to.dtype_layout",
-        "transpose.int", "tril.default", "triu.default", "type_as.default", "unsqueeze.default",
-        "view.default",
+    (
+        *(o for op in OPERATORS if op.moves_data and not op.operands[0].many for o in op.overloads),
+        *TO.overloads,
+        "aten._to_copy.default",
+        "aten.tril.default",
+        "aten.triu.default",
     )
-)  # fmt: skip
+)
 # Between the sum and softmax there may be a temperature, or a bound on the scores.
 _KEEP_THE_MASK = _ONLY_SHAPES | {
     "aten.clamp.default", "aten.div.Tensor", "aten.div_.Tensor", "aten.max.other", "aten.maximum.default",

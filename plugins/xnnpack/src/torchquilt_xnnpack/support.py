@@ -15,6 +15,7 @@ from torchquilt import (
     ArithmeticLimits,
     Constraint,
     OperatorPattern,
+    Refusal,
     Sharing,
     SupportRow,
     SupportTable,
@@ -185,6 +186,10 @@ _OTHERS = (
     _row(ops.CAT, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE,)),
     # Written as cat and reshape.
     _row(ops.STACK, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE, when.ONE_UNKNOWN)),
+    *(
+        _row(op, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE, when.ONE_RANK, when.ONE_UNKNOWN))
+        for op in (ops.HSTACK, ops.VSTACK, ops.DSTACK, ops.COLUMN_STACK)
+    ),
     _row(
         ops.ADAPTIVE_AVG_POOL2D,
         sharing=Sharing.OUTPUT_AS_INPUT,
@@ -208,13 +213,49 @@ _PASSING_ON = (
     *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.PERMUTE, ops.TRANSPOSE, ops.T, ops.DROPOUT)),
     *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.CONTIGUOUS, ops.TO)),
     _row(ops.SLICE, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE, when.STEP_OF_ONE)),
+    # Written as permute, and as clone.
+    *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.SWAPAXES, ops.MOVEDIM, ops.MATRIX_TRANSPOSE)),
+    _row(ops.DETACH, sharing=Sharing.PASSED_ON),
+    # Written as slice.
+    _row(ops.NARROW, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE, when.STATIC_START)),
     # Written as reshape, select as a slice before it, and pad as cat with zeros.
     *(
         _row(op, sharing=Sharing.PASSED_ON, constraints=(when.ONE_UNKNOWN,))
-        for op in (ops.VIEW, ops.RESHAPE, ops.FLATTEN, ops.SQUEEZE, ops.UNSQUEEZE)
+        for op in (
+            ops.VIEW,
+            ops.RESHAPE,
+            ops.VIEW_AS,
+            ops.FLATTEN,
+            ops.UNFLATTEN,
+            ops.SQUEEZE,
+            ops.UNSQUEEZE,
+            ops.ATLEAST,
+        )
+    ),
+    *(
+        _row(op, sharing=Sharing.PASSED_ON, constraints=(when.ONE_UNKNOWN, when.REPEATS_NOTHING))
+        for op in (ops.EXPAND, ops.REPEAT)
+    ),
+    # Written as reshape, permute and reshape.
+    *(
+        _row(op, sharing=Sharing.PASSED_ON, constraints=(when.IMAGE, when.STATIC_SHAPE))
+        for op in (ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE, ops.CHANNEL_SHUFFLE)
     ),
     _row(ops.SELECT, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_INDEX,)),
     _row(ops.PAD, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE, when.ZEROS)),
 )
 
-SUPPORT = SupportTable("xnnpack", (*_STATIC_WEIGHTED, *_DYNAMIC, *_ELEMENTWISE, *_OTHERS, *_PASSING_ON))
+_MAXIMUM = ops.Operator("amax", ("aten.amax.default", "aten.amin.default"), (), ("torch.amax", "torch.amin"))
+_MEAN_OF_ALL = ops.Operator("mean_of_all", ("aten.mean.default",), ())
+_REFUSALS = (
+    *(
+        Refusal(op, "the delegate has no kernel that puts elements in another order")
+        for op in (ops.FLIP, ops.ROLL, ops.INDEX_SELECT)
+    ),
+    Refusal(_MAXIMUM, "the delegate has no kernel of integers for it"),
+    Refusal(_MEAN_OF_ALL, "the delegate takes means over height and width of images only"),
+)
+
+SUPPORT = SupportTable(
+    "xnnpack", (*_STATIC_WEIGHTED, *_DYNAMIC, *_ELEMENTWISE, *_OTHERS, *_PASSING_ON), _REFUSALS
+)

@@ -101,7 +101,7 @@ def _bounds(node: Node) -> _Bounds | None:
         return (arguments["min_val"], arguments["max_val"])
     if name in ops.CLAMP.overloads:
         arguments = arguments_of(node)
-        return (arguments["min"], arguments["max"])
+        return (arguments.get("min"), arguments.get("max"))  # clamp_min has no max
     return None
 
 

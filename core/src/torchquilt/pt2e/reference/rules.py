@@ -97,9 +97,8 @@ _CONV_TRANSPOSE2D = Operator("conv_transpose2d", ("aten.conv_transpose2d.input",
 _QUANTIZE = Operator("quantize", ("quantized_decomposed.quantize_per_tensor.default",), _UNARY)
 
 _WEIGHTED_OPERATORS = (ops.LINEAR, ops.CONV1D, ops.CONV2D, _CONV_TRANSPOSE1D, _CONV_TRANSPOSE2D)
-_MOVING_OPERATORS = (
-    *(ops.VIEW, ops.RESHAPE, ops.FLATTEN, ops.PERMUTE, ops.TRANSPOSE),
-    *(ops.SLICE, ops.SQUEEZE, ops.UNSQUEEZE, ops.MAX_POOL2D),
+_MOVING_OPERATORS = tuple(
+    op for op in ops.OPERATORS if op.moves_data and op is not ops.DROPOUT and not op.operands[0].many
 )
 # Dropout does nothing in evaluation mode, and no other model is converted.
 _PASSING_OPERATORS = (*ACTIVATIONS, ops.DROPOUT, _QUANTIZE)
