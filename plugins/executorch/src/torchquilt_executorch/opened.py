@@ -271,7 +271,9 @@ def _in_delegate(
     """
     own = (kernels or {}).get(found.node.meta.get("debug_handle", -1), [])
     if own:
-        arithmetic: Arithmetic = "float" if any(one.arithmetic == "float" for one in own) else "integer"
+        # Beside a kernel with a weight or a second operand, one that reads one tensor changes the layout.
+        deciding = [one for one in own if len(one.reads) > 1] or own
+        arithmetic: Arithmetic = "float" if any(one.arithmetic == "float" for one in deciding) else "integer"
         return arithmetic, f"the delegate runs {', '.join(map(str, own))}"
     if found.reads and (kernels is not None or not found.dequantized):
         first = next((one for one in found.reads if one.arithmetic == "float"), found.reads[0])
