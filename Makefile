@@ -3,6 +3,7 @@
 #   make demo           quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
 #   make test           run all tests but a few that take long                  (TEST_ARGS=...)
 #   make test-long      run those that take long: the demo, the benchmarks, the kit on our own plugins
+#   make test-exhaustive  run 2,000 random graphs and all pairs of rows on the runtime: an hour
 #   make check          ruff, ruff format --check, mypy --strict, import-linter
 #   make bench          what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
 #   make cost           what prepare and convert cost for each node             (COST_ARGS=...)
@@ -34,7 +35,7 @@ PRESETS_ARGS ?=
 RUNTIME_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check bench cost presets runtime-bench clean
+.PHONY: help demo test test-long test-exhaustive check bench cost presets runtime-bench clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -49,6 +50,9 @@ test: $(VENV)/.installed-test
 
 test-long: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 -m long $(TEST_ARGS)
+
+test-exhaustive: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 -m exhaustive $(TEST_ARGS)
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .

@@ -288,7 +288,7 @@ def test_random_networks_of_images_run_as_converted(module: nn.Module) -> None:
     agrees(module)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(networks)

@@ -15,7 +15,7 @@ def test_graphs_run_as_they_were_converted(process: Process) -> None:
     check_drawn(process, (*STATIC, *DYNAMIC), seed=0, count=30, mixed=True)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(1, 15))
 def test_many_graphs_run_as_they_were_converted(process: Process, seed: int) -> None:
     """The same of many more; a seed that fails is printed, with the smallest graph that does."""

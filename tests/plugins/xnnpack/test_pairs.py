@@ -35,7 +35,7 @@ def test_a_sample_of_pairs_is_right_together(process: Process, mode: str) -> Non
     check_plans(process, _pairs(mode)[::_SAMPLE])
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(_PARTS))
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_all_pairs_are_right_together(process: Process, mode: str, part: int) -> None:
