@@ -26,7 +26,7 @@ STATIC = get_symmetric_quantization_config(is_per_channel=True)
 # The rows for tables of 8 bits; there are as many for 4.
 BYTES = [row for row in EMBEDDING.rows if "byte" in row.pattern.name]
 # What takes the dynamic presets with weights of 8 bits.
-IN_DYNAMIC = ("linear", "addmm", "matmul", "conv2d", "conv_transpose2d")
+IN_DYNAMIC = ("linear", "addmm", "matmul", "conv2d", "conv2d_pointwise", "conv_transpose2d")
 DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
 CONFIG = {"static": STATIC, "dynamic": DYNAMIC, "weight_only": get_embedding_byte_config()}
 BOTH = ExecuTorchEmbeddingQuantizer.backend_capabilities() | XNNPACKQuantizer.backend_capabilities()
@@ -333,6 +333,7 @@ PARTICULAR: dict[str, tuple[Callable[..., Any], dict[str, Any], torch.Tensor]] =
         {"conv": nn.ConvTranspose2d(4, 4, 3, groups=2)},
         IMAGE,
     ),
+    "pointwise conv2d": (lambda m, x: m.conv(x), {"conv": nn.Conv2d(4, 4, 1)}, IMAGE),
     "conv2d dynamic": (lambda m, x: m.conv(x), {"conv": nn.Conv2d(4, 4, 3)}, IMAGE[:1]),
     "conv_transpose2d dynamic": (lambda m, x: m.conv(x), {"conv": nn.ConvTranspose2d(4, 4, 3)}, IMAGE[:1]),
     "grouped linear": (lambda m, x: m.fc(x), {"fc": nn.Linear(256, 8)}, WIDE),
@@ -432,6 +433,7 @@ def model_for(row: tq.Capability) -> tuple[nn.Module, torch.Tensor]:
     name = "_".join(row.operators[: row.lead + 1])
     particular = (
         f"{name}_grouped" if "grouped" in row.pattern else "",
+        f"pointwise {name}" if "pointwise" in row.pattern else "",
         f"{name} {row.mode}",
         f"grouped {name}" if "group" in row.pattern else "",
     )
