@@ -11,18 +11,12 @@ from torchquilt.constraints import CONSTANT_WEIGHT
 from torchquilt_executorch_embedding.specs import GROUP_SIZES, RANGES
 
 
-def _is_matrix(match: Match) -> bool:
-    (weight,) = match.inputs("weight")
-    return bool(weight.meta["val"].dim() == 2)
-
-
 def _is_of_the_kernel(match: Match) -> bool:
     (weight,) = match.inputs("weight")
     return str(weight.meta["val"].dtype) in ("torch.float32", "torch.float16")
 
 
 ROWS = Constraint("rows", "the embedding table is float32 or float16", _is_of_the_kernel)
-MATRIX = Constraint("matrix", "the embedding table has two dimensions", _is_matrix)
 
 
 def _width_divides(size: int, code: str) -> Constraint:
@@ -60,7 +54,7 @@ def _row(bits: int, group_size: int | None) -> SupportRow:
     return SupportRow(
         OperatorPattern.of(ops.EMBEDDING, name=kernel + (f"_group{group_size}" if group_size else "")),
         {"weight": (layout,)},
-        constraints=(CONSTANT_WEIGHT, ROWS, MATRIX, *in_bytes, *in_groups),
+        constraints=(CONSTANT_WEIGHT, ROWS, *in_bytes, *in_groups),
         targets=("executorch",),
     )
 
