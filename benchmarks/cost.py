@@ -1,4 +1,4 @@
-"""What prepare and convert cost for each node, in chains of residual blocks of different lengths.
+"""Cost of prepare and convert for each node, in chains of residual blocks of different lengths.
 
     python benchmarks/cost.py [--blocks 100 400 1600] [--runs 5] [--json FILE]
 

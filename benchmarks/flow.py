@@ -1,4 +1,4 @@
-"""What the flow costs and gives: torchquilt beside torchao with ExecuTorch's XNNPACKQuantizer.
+"""Cost and accuracy of the flow: torchquilt beside torchao with ExecuTorch's XNNPACKQuantizer.
 
     python benchmarks/flow.py [--models NAME ...] [--chains 100 400 1600] [--runs 5] [--json FILE]
 
@@ -52,7 +52,7 @@ HELD_OUT = 32
 
 @attrs.frozen
 class Reach:
-    """What a figure has to reach.
+    """Bound that a figure has to reach.
 
     Args:
         title: the figure.
@@ -283,7 +283,7 @@ def print_seconds(rows: list[Measured]) -> None:
 
 
 def ratio_of_chains(rows: list[Measured]) -> float | None:
-    """What a node of the longest chain costs, in nodes of the shortest; None without two chains."""
+    """Cost of a node of the longest chain, in nodes of the shortest; None without two chains."""
     chains = sorted((row for row in rows if row.subject.blocks), key=lambda row: row.subject.blocks or 0)
     return chains[-1].seconds_a_node() / chains[0].seconds_a_node() if len(chains) > 1 else None
 

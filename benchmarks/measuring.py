@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: time, noise, and where and with what the figures were made."""
+"""Measuring for the benchmarks: time, noise, and a description of the machine and the versions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def signal_to_noise(expected: Iterable[torch.Tensor], found: Iterable[torch.Tens
 
 
 def about(*packages: str, **settings: Any) -> dict[str, Any]:
-    """Where and with what the figures are made: the command, versions, the machine, and settings.
+    """Description of how figures are made: the command, versions, the machine, and settings.
 
     Args:
         *packages: whose versions are told, beside those of torch and Python.

@@ -98,7 +98,7 @@ def lowered_by_executorch(model: ExportedProgram) -> bytes:
 
 
 def quantized(model: ExportedProgram, subject: Subject, system: System) -> GraphModule:
-    """What a system makes of a model."""
+    """Quantize a model with a system."""
     prepared = system.prepare(model.module())
     for seed in range(CALIBRATION):
         prepared(*subject.batch(seed))
@@ -130,7 +130,7 @@ def programs_of(subject: Subject) -> dict[str, Made]:
 
 
 def opened(program: bytes) -> Callable[[tuple[torch.Tensor, ...]], list[torch.Tensor]]:
-    """What runs a program. The caller keeps it: the runtime reads from its memory."""
+    """Open a program in the runtime. The caller keeps the result: the runtime reads from its memory."""
     import executorch.kernels.quantized  # noqa: F401  (registers the quantized kernels with the runtime)
     from executorch.runtime import Runtime
 

@@ -193,3 +193,15 @@ def test_every_error_is_public() -> None:
         if inspect.isclass(value) and issubclass(value, Exception) and not name.startswith("_")
     }
     assert defined <= set(torchquilt.__all__)
+
+
+def test_docstrings_begin_with_what_a_thing_is_or_does() -> None:
+    """None begins with "What" or "Where", which makes the reader wait for the subject."""
+    strays = [
+        f"{module}: {text.splitlines()[0]}"
+        for module, path in SHIPPED.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and (text := ast.get_docstring(node) or "").startswith(("What ", "Where "))
+    ]
+    assert strays == []

@@ -52,7 +52,7 @@ class LoadedEncoder:
 
     @property
     def max_tokens(self) -> int:
-        """Where inputs are cut."""
+        """Length at which inputs are cut."""
         return min(TRUNCATE_TOKENS, self.folder.max_seq_length)
 
 

@@ -41,7 +41,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Task:
-    """What to quantize, on which sentences, and where results go."""
+    """Model to quantize, sentences to do it with, and the folder for results."""
 
     folder: ModelFolder
     calibration: Sentences
@@ -128,7 +128,7 @@ def say(step: str) -> None:
 
 
 def next_steps(task: Task) -> str:
-    """What was saved where, and what can be done with it."""
+    """List the saved files, and say what can be done with them."""
     if not task.keeps_output:
         return "The models were saved in a temporary folder, which is removed now. --output DIR keeps them."
     saved = "\n".join(f"  {path}" for path in sorted(task.output.iterdir()))

@@ -1,4 +1,4 @@
-"""What the demo reads: the model folder and the sentences, from installed packages or from the user.
+"""Inputs of the demo: the model folder and the sentences, from installed packages or from the user.
 
 Nothing here imports torch or any package that it looks at, so that bad input is answered at once
 and a missing package is answered with a sentence.
@@ -22,7 +22,7 @@ CALIBRATION_DOCUMENTS = 64
 
 
 class BadInput(Exception):
-    """What was given, or is not installed, keeps the demo from starting; the message is one sentence."""
+    """Input or missing package that keeps the demo from starting; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def require_packages(names: tuple[str, ...]) -> None:
 
 
 def package_folder(name: str) -> Path:
-    """Where the installed package ``name`` lives, found without importing it."""
+    """Folder of the installed package ``name``, found without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise BadInput(f"not installed: {name}; {INSTALL_HINT}")

@@ -20,7 +20,7 @@ TURNS = 5
 
 @dataclass(frozen=True)
 class Ran:
-    """What a program returned, and how long it took.
+    """Outputs of a program, and how long it took.
 
     Args:
         milliseconds: for a batch: the median of all turns.

@@ -1,4 +1,4 @@
-"""What the demo found: the table, the checks that decide its exit status, and both as JSON."""
+"""Results of the demo: the table, the checks that decide its exit status, and both as JSON."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Check:
 
 
 def check_row(row: Row, reference: Row) -> tuple[Check, ...]:
-    """What the composed model has to reach, against the float one."""
+    """Check what the composed model has to reach, against the float one."""
     limit = reference.megabytes * SIZE_RATIO
     checks = [
         Check("coverage", "all linears and embeddings", str(row.coverage), row.coverage.is_complete),
@@ -139,7 +139,7 @@ def check_same_bits(name: str, outputs: list[Tensor], expected: list[Tensor]) ->
 
 
 def check_programs(reference: ProgramRow, composed: ProgramRow) -> tuple[Check, ...]:
-    """What the composed program has to reach, against the float one."""
+    """Check what the composed program has to reach, against the float one."""
     limit = reference.megabytes * PROGRAM_SIZE_RATIO
     return (
         Check(

@@ -61,7 +61,9 @@ class AllowedSpec:
         )
 
     def differences(self, spec: QuantizationSpec) -> tuple[str, ...]:
-        """What of ``spec`` is not as it is here, a short text each; empty where the spec is taken."""
+        """List the fields of ``spec`` that differ from here, a short text each; empty where the spec is
+        taken.
+        """
         found = []
 
         def compare(field: str, expected: object, got: object) -> None:
@@ -118,7 +120,9 @@ def differences_of(
     is_qat: bool,
     config: QuantizationConfig,
 ) -> tuple[str, ...]:
-    """What of a config a row does not take. Nothing that concerns the row's tensors is ignored."""
+    """List the parts of a config that a row does not take. Nothing that concerns the row's tensors is
+    ignored.
+    """
     allowed = dict(specs)
     found = []
     for role in roles:

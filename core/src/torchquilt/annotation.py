@@ -1,4 +1,4 @@
-"""What was decided for one node: the value that quantizers write and that prepare reads.
+"""Decision for one node: the value that quantizers write and that prepare reads.
 
 An annotation is stored in ``node.meta[ANNOTATION_KEY]``. It is frozen: a decision is replaced by
 another one, never edited, so that a composition can see who changed what.

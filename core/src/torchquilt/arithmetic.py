@@ -1,4 +1,4 @@
-"""What the integers of a backend's kernels can hold, and which tensors of an operator it concerns.
+"""Limits of the integers in a backend's kernels, and the tensors of an operator that they concern.
 
 A row of a support table states the limits once. Convert sees to it that the scales keep them, whatever was
 calibrated: see :mod:`torchquilt.pt2e.settlement`. Importing this module does not import torch.

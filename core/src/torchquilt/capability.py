@@ -1,4 +1,4 @@
-"""What is supported, as plain data: the answer to ``quantization_capabilities()``.
+"""Capabilities as plain data: the answer to ``quantization_capabilities()``.
 
 The rows are made from the support tables that annotation is done from (:mod:`torchquilt.support`), so
 that neither can drift from the other.
@@ -80,7 +80,7 @@ class Capability:
         return any(overload in self.overloads for overload in subject.overloads)
 
     def differences(self, config: QuantizationConfig) -> tuple[str, ...]:
-        """What of ``config`` this row does not take; empty where it takes all of it."""
+        """List the parts of ``config`` that this row does not take; empty where it takes all of it."""
         return differences_of(self.specs, self.roles, self.is_qat, config)
 
     def quantizes(self, role: str | None, dtype: str | None, bits: int | None) -> bool:
@@ -96,7 +96,7 @@ class Capability:
 
     @property
     def label(self) -> str:
-        """What the row is about, in a few words."""
+        """Subject of the row, in a few words."""
         mode = f"{self.mode}, qat" if self.is_qat else self.mode
         where = f", {self.scope}" if self.scope else ""
         return f"{self.pattern} ({mode}) of {self.backend}{where}"
@@ -189,7 +189,8 @@ class CapabilityChange:
 
 @attrs.frozen(repr=False)
 class Capabilities:
-    """What one or several backends support, in order of precedence: the first one that takes a thing wins.
+    """Capabilities of one or several backends, in order of precedence: the first one that takes an operator
+    wins.
 
     A sequence of :class:`Capability`. ``a | b`` puts the rows of ``b`` behind those of ``a`` and keeps
     who owns each; it is associative, and a row that is there already is not repeated.
@@ -298,7 +299,7 @@ class Capabilities:
         return attrs.evolve(best, behind=tuple(takers)[1:])
 
     def diff(self, other: Capabilities) -> tuple[CapabilityChange, ...]:
-        """What is otherwise in ``other``; nothing exactly where the two are equal.
+        """List the differences of ``other``; empty exactly where the two are equal.
 
         Rows are the same that have one backend, pattern, mode and scope. A change of the order of rows is
         one, too, since who comes first keeps a node.

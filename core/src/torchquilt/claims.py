@@ -135,7 +135,7 @@ def decide(
 
 
 class _Decision:
-    """What has been decided so far in one pass over a graph."""
+    """Decisions so far in one pass over a graph."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class _Decision:
         return Reject("function_transform", (inside,), f"{inside.name} {UNDER_A_TRANSFORM}")
 
     def _random(self, match: Match) -> Reject | None:
-        """What draws random numbers returns other values than it reads, and others each time."""
+        """Reject an operator that draws random numbers: it returns other values each time."""
         drawing = next((node for node in match.nodes if is_random(node)), None)
         if drawing is None:
             return None

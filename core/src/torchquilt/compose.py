@@ -114,7 +114,7 @@ class ComposableQuantizer(Quantizer):
         )
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
-        """What each quantizer says of the nodes that nobody took, the most telling first."""
+        """Reasons of each quantizer for the nodes that none took, the most telling first."""
         found: dict[Node, tuple[tuple[str, Reject], ...]] = {}
         for quantizer in self.quantizers:
             for node, rejected in quantizer.rejections(model).items():
@@ -122,7 +122,7 @@ class ComposableQuantizer(Quantizer):
         return {node: tuple(sorted(rejected, key=_by_weight)) for node, rejected in found.items()}
 
     def quantization_capabilities(self) -> Capabilities:
-        """What the quantizers would quantize together, and which of them: the first that takes it."""
+        """Capabilities of the composition, and their owners: the first quantizer that takes an operator."""
         return reduce(
             lambda left, right: left | right,
             (quantizer.quantization_capabilities() for quantizer in self.quantizers),

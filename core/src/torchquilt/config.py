@@ -16,7 +16,7 @@ ROLES = ("input_activation", "output_activation", "weight", "bias")
 
 @attrs.frozen(cache_hash=True)
 class QuantizationConfig:
-    """What is asked for an operator. A role that is None stays in float.
+    """Specs for the tensors of an operator, by role. A role that is None stays in float.
 
     Args:
         input_activation: every activation that the operator reads.

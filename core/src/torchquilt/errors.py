@@ -59,7 +59,7 @@ class TorchquiltError(Exception):
         )
 
     def _about(self) -> list[tuple[str, object]]:
-        """What it is about, in the order in which that is printed; None is not known."""
+        """Subjects of the error, in the order in which they are printed; None is not known."""
         return [("node", self.node), ("quantizer", self.quantizer)]
 
     def __reduce__(self) -> tuple[Any, ...]:

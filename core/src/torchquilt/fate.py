@@ -1,4 +1,4 @@
-"""What came of an operator of a quantized model when that was lowered.
+"""Lowering status of an operator.
 
 The codes are stable:
 
@@ -25,7 +25,7 @@ from torchquilt.table import counted
 
 @attrs.frozen
 class Fate:
-    """What came of an operator when the model was lowered.
+    """Lowering status of an operator.
 
     Args:
         code: a stable code, see above.

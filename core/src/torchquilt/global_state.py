@@ -1,4 +1,4 @@
-"""What a program sets for all of torch, switched off while a model goes through the flow.
+"""Global settings of torch, switched off while a model goes through the flow.
 
 Importing this module does not import torch.
 """

@@ -1,4 +1,4 @@
-"""What the user asked for, and where: the rules of one quantizer, and those that cannot take effect.
+"""Intent of the user: the rules of one quantizer, and those that cannot take effect.
 
 A config of None means "leave it in float". A filter function narrows all rules.
 
@@ -148,7 +148,7 @@ def _shadowed(rule: Rule, others: dict[Rule | None, Node]) -> IntentError:
 
 
 class _Known:
-    """What a model has that rules could have meant.
+    """Names in a model that rules could have meant.
 
     Args:
         nodes: its operators.
@@ -217,7 +217,9 @@ class _Known:
         return next((explanation(node) for node in self._nodes if kind.is_of(decomposed_from(node))), "")
 
     def _derived(self, name: str) -> str:
-        """What to do where the model has classes that derive from the one that is meant, if that is known."""
+        """Remedy where the model has classes that derive from the one that is meant; None where it has
+        none.
+        """
         base = class_called(name)
         classes = filter(None, map(class_called, self._classes))
         derived = [cls.__name__ for cls in classes if base is not None and issubclass(cls, base)]

@@ -87,7 +87,7 @@ class Tensor:
 
 @attrs.frozen
 class Row:
-    """What was decided for one operator.
+    """Decision for one operator.
 
     Args:
         node: its name in the graph.
@@ -269,7 +269,7 @@ class Ledger:
         )
 
     def by_quantizer(self) -> tuple[Share, ...]:
-        """What each quantizer took of the whole; the totals are those of the model."""
+        """Share of each quantizer in the whole; the totals are those of the model."""
         whole = self.share()
         found = []
         for name in dict.fromkeys(row.quantizer for row in self.quantized if row.quantizer):
@@ -417,7 +417,7 @@ class Ledger:
         return by_quantizer if len(by_quantizer) == 1 else (self.share(), *by_quantizer)
 
     def _left_alike(self) -> tuple[list[Row], ...]:
-        """What stays in float, the same operators with the same reasons together."""
+        """Rows that stay in float, the same operators with the same reasons together."""
         grouped: dict[tuple[str, str], list[Row]] = {}
         for row in self.left_in_float:
             grouped.setdefault((row.op, row.code), []).append(row)
@@ -458,7 +458,7 @@ def _decision(row: Row | None) -> str:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """What a value of ours holds, by name."""
+    """Fields of a value of ours, by name."""
     return {name: getattr(value, name) for name in _names_of_fields(value.__class__)}
 
 

@@ -328,7 +328,7 @@ OPERATORS: tuple[Operator, ...] = (
 
 @attrs.frozen
 class ObjectType:
-    """What a user means by an object type, as text.
+    """Object type that a user means, as text.
 
     Args:
         kind: ``module`` (a class), ``overload`` (one or more ATen overloads) or ``operator``
@@ -394,7 +394,7 @@ def class_called(name: str) -> type | None:
 
 
 def attribute_at(owner: object, path: list[str]) -> object:
-    """What a path of attributes leads to, or None."""
+    """Follow a path of attributes; None where it ends too early."""
     for name in path:
         owner = getattr(owner, name, None) if name and owner is not None else None
     return owner
@@ -427,7 +427,7 @@ _FUNCTION_NAMESPACES = ("torch", "torch.functional", _F, "torch._C._nn", "torch.
 
 
 def _public_name(function: object) -> str:
-    """Where people import a function of torch from; empty where that is not known."""
+    """Name by which people import a function of torch; empty where that is not known."""
     name = getattr(function, "__name__", "")
     tensor = getattr(sys.modules.get("torch"), "Tensor", None)
     places = {place: sys.modules.get(place) for place in (_F, "torch", "operator")}
@@ -438,7 +438,7 @@ def _public_name(function: object) -> str:
 
 
 def _named_in_torch(text: str) -> ObjectType | None:
-    """What a name that is in no table means in torch: a path, a class of ``nn``, an operator of ATen."""
+    """Look a name that is in no table up in torch: a path, a class of ``nn``, an operator of ATen."""
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError:

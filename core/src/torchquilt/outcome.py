@@ -1,4 +1,4 @@
-"""What came of the rules of a quantizer: the errors for those of which nothing came, with the reasons.
+"""Unmet rules of a quantizer: the errors for them, with the reasons.
 
 A rule that names a module or a type is met once the quantizer has annotated something where it decides. That
 another quantizer did does not meet it: who asks for something that has been taken should know.
@@ -146,7 +146,7 @@ def _folded_away(intent: Intent, nodes: list[Node], own: set[Node], quantizer: s
 
 
 class _Outcome:
-    """What is known of a model in which something did not happen."""
+    """Facts about a model in which a rule is unmet."""
 
     def __init__(self, table: SupportTable, intent: Intent, model: GraphModule, quantizer: str) -> None:
         self.nodes = [node for node in nodes_of(model) if node.op == "call_function"]

@@ -60,7 +60,7 @@ class PatternQuantizer(Quantizer):
 
     @property
     def table(self) -> SupportTable:
-        """What is supported."""
+        """Support table."""
         found = self._own_table or self.TABLE
         assert found is not None
         return found
@@ -309,7 +309,7 @@ class PatternQuantizer(Quantizer):
         self.annotate(model)
 
     def claims(self, model: GraphModule, *, wherever_passed_on: bool = False) -> tuple[Claim, ...]:
-        """What is taken of the model as it is annotated so far. Complete before anything is written.
+        """Claims on the model as it is annotated so far. Complete before anything is written.
 
         Args:
             model: the model.

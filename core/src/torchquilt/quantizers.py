@@ -75,15 +75,15 @@ class Quantizer:
         """Raise an error if the annotated model cannot run on this backend; it reaches the user as it is."""
 
     def quantization_capabilities(self) -> Capabilities:
-        """What this quantizer would quantize, as far as it can tell without a model."""
+        """Capabilities of this quantizer, as far as it can tell without a model."""
         return Capabilities()
 
     def rule_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
-        """What was asked and cannot take effect in this model, seen before anything is transformed."""
+        """Errors for rules that cannot take effect in this model, found before anything is transformed."""
         return ()
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
-        """What was asked and did not happen, seen once all quantizers have annotated the model."""
+        """Errors for unmet rules, found once all quantizers have annotated the model."""
         return ()
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:

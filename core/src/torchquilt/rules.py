@@ -172,7 +172,7 @@ class _Names:
         return children.setdefault(part, _Names())
 
     def following(self, part: str) -> Iterable[_Names]:
-        """Where one more part of a path leads."""
+        """Follow one more part of a path."""
         if self._repeats:
             yield self
         if part in self._plain:

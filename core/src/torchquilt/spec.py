@@ -1,4 +1,4 @@
-"""What the numbers of one tensor are once it is quantized.
+"""Specs: the integers that stand for a tensor.
 
 A spec says the integer type, its range, how parameters are laid out over the tensor and whether they
 are found ahead of time or for each input. It does not say how a range is measured: that is the policy

@@ -114,7 +114,7 @@ class SupportRow:
         return "static"
 
     def differences(self, config: QuantizationConfig) -> tuple[str, ...]:
-        """What of ``config`` this row does not take; empty where it takes all of it."""
+        """List the parts of ``config`` that this row does not take; empty where it takes all of it."""
         return differences_of(self.specs, self.pattern.roles, self.is_qat, config)
 
     def describe(

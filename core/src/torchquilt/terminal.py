@@ -1,4 +1,4 @@
-"""What is seen on a terminal while something takes its time. Importing this does not import torch."""
+"""Progress on a terminal. Importing this does not import torch."""
 
 from __future__ import annotations
 

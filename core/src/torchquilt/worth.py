@@ -1,4 +1,4 @@
-"""What is worth quantizing: cheap operators beside float ones are not, unless that saves conversions.
+"""Profitability: cheap operators beside float ones stay in float, unless quantizing them saves conversions.
 
 Rows of a table that are not ``worth_alone`` (an addition, in contrast to a convolution) are decided over the
 whole graph. Claims that hand each other integers, or read the same ones, make an island. It is quantized
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 
 
 class Claim(Protocol):
-    """What is asked of a claim, see :class:`torchquilt.claims.Claim`."""
+    """Facts that profitability needs of a claim, see :class:`torchquilt.claims.Claim`."""
 
     @property
     def match(self) -> Match:
-        """Where it stands."""
+        """The match."""
 
     @property
     def row(self) -> SupportRow:
-        """What claims it."""
+        """The row that claims it."""
 
     @property
     def rule(self) -> Rule:
@@ -194,7 +194,7 @@ class _Tensor:
 
 
 class _Borders:
-    """Where quantized islands end: the cheap operators there that need no more conversions in float.
+    """Ends of quantized islands: the cheap operators there that need no more conversions in float.
 
     Each is asked once, and again when a neighbour has been left in float. None is taken back, so that ends.
     """
@@ -274,7 +274,7 @@ class _Borders:
 
 
 def _tensors_around(claims: list[Claim]) -> dict[Node, _Tensor]:
-    """What claims read and make, by node."""
+    """Tensors that claims read and make, by node."""
     makers = {claim.match.output: claim for claim in claims if _makes_integers(claim)}
     readers: dict[Node, dict[int, Claim]] = {output: {} for output in makers}
     edges: set[tuple[Node, Node]] = set()

@@ -146,7 +146,7 @@ def _lock_entry(names: list[str]) -> str:
 
 
 def _damaged(file: BinaryIO, error: Exception) -> ArtifactError:
-    """What a file is that is no readable zip archive."""
+    """Describe a file that is no readable zip archive."""
     file.seek(0)
     begin = file.read(4)
     if not begin:

@@ -110,7 +110,7 @@ def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
 
 
 def _record(lock: Lock) -> dict[str, Any]:
-    """What a converted model remembers of how it came about; so it can be saved again and still say it."""
+    """Record of how a converted model came about, so that it can be saved again and still say it."""
     return {
         "quantizer": lock.quantizer,
         "recipe": lock.recipe,
@@ -202,7 +202,7 @@ def _entry_differences(reader: Any, names: list[str], lock: Lock) -> Iterator[Ch
 
 
 def _subject(entry: str, lock: Lock) -> tuple[str, str]:
-    """What an entry is to the reader of an error: the tensors that it holds, or a part of the program."""
+    """Describe an entry to the reader of an error: the tensors that it holds, or a part of the program."""
     tensors = [tensor.name for tensor in lock.tensors if tensor.entry == entry]
     if tensors:
         return "tensor", " = ".join(tensors)

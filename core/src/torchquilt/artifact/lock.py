@@ -119,7 +119,7 @@ class OperatorCount:
 
 @attrs.frozen(repr=False)
 class Lock:
-    """What made a saved model, and what has to be in it.
+    """Origin of a saved model, and its exact contents.
 
     Args:
         torchquilt, torch: the versions that wrote it.
@@ -343,7 +343,7 @@ def _of_texts(subject: str, name: str, before: str | None, after: str | None) ->
 def _of_rows(
     subject: str, before: Mapping[str, Any], after: Mapping[str, Any], ignored: str = ""
 ) -> Iterator[Change]:
-    """What was removed, added and changed among rows of one kind, field by field."""
+    """List the rows of one kind that were removed, added and changed, field by field."""
     for name in dict.fromkeys((*before, *after)):
         old, new = before.get(name), after.get(name)
         if old is None or new is None:

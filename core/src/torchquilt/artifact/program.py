@@ -1,4 +1,4 @@
-"""What a program holds: tensors and their digests, the parameters of what is quantized, operators."""
+"""Contents of a program: tensors and their digests, quantization parameters, operators."""
 
 from __future__ import annotations
 

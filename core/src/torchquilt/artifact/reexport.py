@@ -87,7 +87,7 @@ def _kept_shapes(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _kept_shape(value: Any, sizes: dict[Any, Any]) -> Any:
-    """What to say of one input: a size with its range where that is known, otherwise that it is dynamic."""
+    """Dynamic shape of one input: a size with its range where that is known, otherwise that it is dynamic."""
     import torch
 
     automatic = torch.export.Dim.AUTO

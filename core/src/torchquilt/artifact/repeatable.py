@@ -1,4 +1,4 @@
-"""What of a program depends on the process that saves it, and on memory that nobody reads.
+"""Repeatable programs: without traces of the process that saves them, and of memory that is not theirs.
 
 Importing this module does not import torch.
 """

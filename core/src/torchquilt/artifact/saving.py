@@ -101,7 +101,9 @@ def _telling_of_files(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _record(model: object) -> Mapping[str, Any]:
-    """What the flow noted on a model: the quantizer and its intent, backends, the ledger … or nothing."""
+    """Record that the flow left on a model: the quantizer and its intent, backends, the ledger; or
+    nothing.
+    """
     from torchquilt.pt2e.stage import RECORD_KEY
 
     found = getattr(model, "meta", {}).get(RECORD_KEY)
@@ -222,7 +224,7 @@ def _with_plain_inputs(program: ExportedProgram) -> ExportedProgram:
 
 
 class _Sink(io.RawIOBase):
-    """What torch writes to. It keeps an error for later: torch ends the process when writing fails.
+    """File that torch writes to. It keeps an error for later: torch ends the process when writing fails.
 
     Its writer of archives finishes the archive when it is destroyed, where C++ takes no exception.
     """

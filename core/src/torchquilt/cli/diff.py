@@ -46,7 +46,7 @@ def diff(before: Path, after: Path, as_json: bool) -> int:
 
 
 def _read(path: Path) -> tuple[str, Any]:
-    """What a file is, by what is in it, and the value."""
+    """Read a file; return its kind, told by its content, and its value."""
     from torchquilt.artifact.archive import read_lock
     from torchquilt.artifact.lock import Lock
     from torchquilt.capability import Capabilities

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Request:
-    """What was asked for on the command line, and checked as far as it can be without loading anything."""
+    """Request of a command line, checked as far as possible without loading anything."""
 
     model: Path
     target: str
@@ -124,7 +124,7 @@ def lower(**options: Any) -> int:
 
 
 def _asked(request: Request) -> Any:
-    """What is asked of comparing, as :func:`torchquilt.lower` takes it."""
+    """Value of ``verify``, as :func:`torchquilt.lower` takes it."""
     if request.least_sqnr is not None:
         return request.least_sqnr
     return "auto" if request.verify is None else request.verify
@@ -137,7 +137,7 @@ def _dtype(name: str | None) -> Any:
 
 
 def _example(model: Artifact, request: Request) -> object | None:
-    """What the program is compared on."""
+    """Example inputs for the comparison."""
     from torchquilt.data import ModelInputs, open_batches
 
     if request.verify is False:

@@ -1,4 +1,4 @@
-"""What several commands have in common."""
+"""Options and settings that several commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JSON_SCHEMA = 1
 
 @attrs.define
 class Settings:
-    """What holds for the whole run."""
+    """Settings of the whole run."""
 
     debug: bool = False
 

@@ -1,4 +1,4 @@
-"""What is printed, and where: tables on a terminal, plain text in a pipe, JSON on request.
+"""Output: tables on a terminal, plain text in a pipe, JSON on request.
 
 A terminal gets what rich makes of it, in colors unless ``NO_COLOR`` is set. Whatever is no terminal gets the
 same words without a control character in them. A reader that stops reading is no error: the rest is written

@@ -99,7 +99,7 @@ def _show_backends(backends: Backends) -> None:
 
 
 def _kind(plugin: Backend) -> str:
-    """What a plugin is, as far as that is known."""
+    """Kind of a plugin, as far as that is known."""
     if plugin.manifest is None:
         return ""
     kinds = (("backend", plugin.is_backend), ("target", plugin.is_target))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Request:
-    """What was asked for on the command line, and checked as far as it can be without loading anything."""
+    """Request of a command line, checked as far as possible without loading anything."""
 
     model: Path
     recipe: Path

@@ -43,7 +43,7 @@ class FileBatches:
             yield self._inputs.batch({name: array.read(row) for name, array in arrays.items()})
 
     def place_of(self, index: int) -> str:
-        """Where a batch stands, for errors."""
+        """Position of a batch, for errors."""
         path, row = self._places[index]
         return str(path) if row is None else f"{path}, sample {row}"
 

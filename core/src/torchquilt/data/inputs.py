@@ -1,4 +1,4 @@
-"""What an exported program takes: which inputs are data, and how they make a call."""
+"""Inputs of an exported program: which of them are data, and how they make a call."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What we know and do about fx graphs, with no idea of quantization: reading, editing, folding."""
+"""Reading, editing and folding of fx graphs. Nothing here knows of quantization."""

@@ -109,7 +109,7 @@ def _inputs(graph: Graph) -> list[str]:
 
 
 def _outputs(graph: Graph) -> list[str]:
-    """What a graph returns, one text for each value: a dtype and how many dimensions, as far as known."""
+    """Outputs of a graph, one text for each value: a dtype and the number of dimensions, as far as known."""
     found = []
     for value in pytree.tree_leaves(graph.output_node().args):
         tensor = tensor_of(value) if isinstance(value, Node) else None

@@ -68,7 +68,7 @@ class BodyCall:
 
     @property
     def operands(self) -> tuple[Any, ...]:
-        """What is handed in, one for each placeholder of each body."""
+        """Arguments of the call, one for each placeholder of each subgraph."""
         return tuple(_leaves(self.node.args[self.operator.operands :]))
 
     @property

@@ -60,7 +60,7 @@ _NOT_GENERATED = _NotGenerated()
 
 
 def copy_without_code(model: GraphModule, memo: dict[int, Any]) -> GraphModule:
-    """What ``copy.deepcopy`` makes of a graph module and of those in it, without generating code.
+    """Copy a graph module and those in it as ``copy.deepcopy`` does, without generating code.
 
     Args:
         model: the original.

@@ -1,4 +1,4 @@
-"""What an operator costs: multiply-adds for one call, and the stored float tensors that it reads."""
+"""Cost of an operator: multiply-adds for one call, and the stored float tensors that it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds of every graph between two passes, as a table of rules.
+"""Invariants of every graph between two passes, as a table of rules.
 
 The tests check the table after every pass (:func:`checking_invariants`). A rule that does not hold is a
 mistake of a pass, or of a quantizer that rewrites graphs.

@@ -1,4 +1,4 @@
-"""Where nodes come from, completed: what export left out is filled in from what is around a node.
+"""Provenance of nodes: fill in what export left out from what is around a node.
 
 Everything behind this can rely on it: each node has ``val`` (where it has a value) and ``from_node``; each
 input and each call has ``nn_module_stack`` and ``stack_trace``, in the bodies of control flow as well.

@@ -1,4 +1,4 @@
-"""Where a node comes from: the module path and the module types that export wrote down.
+"""Origin of a node: the module path and the module types that export wrote down.
 
 ``torch.export`` stores in ``node.meta["nn_module_stack"]`` the modules that were active, outermost
 first, as ``key → (path, type)``. Only this is read; ``source_fn_stack`` never is (it differs between

@@ -1,4 +1,4 @@
-"""What a node computes: the fake tensor that export recorded, what it writes to, whether it is constant.
+"""Facts about the value of a node: its fake tensor, the inputs that it writes to, whether it is constant.
 
 The conditions of support tables are made of these functions, and tables are read without torch; so
 importing this module does not import torch. It tells operators and tensors by what they have.
@@ -60,7 +60,7 @@ def asked_name(node: Node) -> str:
 
 @attrs.frozen(eq=False)
 class _Facts:
-    """What is known of an operator. It never changes and is asked for at every node: torch is asked once."""
+    """Facts about an operator. They never change and are needed at every node: torch is asked once."""
 
     operator: Any
     name: str
@@ -148,7 +148,7 @@ def attribute(model: torch.nn.Module, target: str) -> Any:
 
 
 def argument_of(node: Node, name: str) -> Any:
-    """What the call of an operator passes for the argument of this name, or the argument's default."""
+    """Argument of this name in the call of an operator, or its default."""
     return arguments_of(node)[name]
 
 
@@ -196,7 +196,7 @@ _ARITHMETIC = ("_operator", "operator", "math", "builtins")
 
 
 def returns_view(node: Node) -> bool:
-    """Whether what a node returns may share memory with one of its inputs."""
+    """Whether the result of a node may share memory with one of its inputs."""
     facts = _facts_of(node)
     if facts is None:
         return node.op == "call_function"  # getitem and other Python functions: not known

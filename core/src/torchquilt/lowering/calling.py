@@ -78,7 +78,7 @@ def _arguments(expected: Any, ports: Ports) -> list[_Argument]:
 def _leaves(
     arguments: Sequence[_Argument], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[Any] | None:
-    """What is in the arguments of a call, one after the other; None where one does not fit."""
+    """Flatten the arguments of a call; None where one does not fit."""
     from torch.utils import _pytree as pytree
 
     rest = dict(kwargs)
@@ -115,7 +115,9 @@ class _Leaf:
 
 
 def arrange_outputs(outputs: list[Any], structure: str, ports: Ports) -> Any:
-    """What a program returned, in the structure that pytree wrote; as a list where it is not known."""
+    """Arrange the outputs of a program in the structure that pytree wrote; as a list where it is not
+    known.
+    """
     from torch.utils import _pytree as pytree
 
     if len(outputs) == len(ports.outputs):  # a text is not stored, and comes out as None

@@ -1,4 +1,4 @@
-"""What a lowering target has, what a backend gives to it, and what it answers.
+"""Contract of a lowering target: its protocol, the contribution of a backend, and the answer.
 
 A target (``torchquilt-executorch``) knows a runtime. What only a backend knows of that runtime (which
 partitioner takes what it quantized, which options and kernel libraries that needs) is its
@@ -67,7 +67,7 @@ class Kernel:
 
 @attrs.frozen(kw_only=True)
 class Contribution:
-    """What a backend gives to a target, so that what it quantized runs as it promises.
+    """Contribution of a backend to a target, so that what it quantized runs as it promises.
 
     Everything that needs the runtime's own packages is behind a function or a name, so that making a
     contribution imports nothing of them.
@@ -147,7 +147,7 @@ class Conversion:
 
 @attrs.frozen(eq=False)
 class Lowered:
-    """What a target made of a program.
+    """Result of lowering by a target.
 
     Args:
         buffer: the program, as it is stored.
@@ -199,11 +199,11 @@ class Runner(Protocol):
 
     @property
     def inputs(self) -> tuple[Slot, ...]:
-        """What it takes, in order."""
+        """Inputs, in order."""
 
     @property
     def outputs(self) -> tuple[Slot, ...]:
-        """What it returns, in order."""
+        """Outputs, in order."""
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -226,7 +226,7 @@ class Runner(Protocol):
 
 
 class Target(Protocol):
-    """What a lowering target does. A manifest names a class that can be called without arguments."""
+    """Protocol of a lowering target. A manifest names a class that can be called without arguments."""
 
     def lower(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
         """Make a program for the runtime.

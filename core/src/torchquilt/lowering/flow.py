@@ -218,7 +218,7 @@ def _warn_of_sizes(dimensions: list[str], reasons: tuple[str, ...]) -> None:
 
 
 def _contributions(source: Source, target: str, backends: Iterable[str] | None) -> dict[str, Contribution]:
-    """What each backend gives to a target, in their order.
+    """Contributions of the backends to a target, in their order.
 
     Raises:
         LoweringError: it is not known which, or one has nothing for this target.
@@ -258,7 +258,7 @@ def _contribution(backend: str, target: str) -> Contribution:
 
 
 def _installed_contributions(target: str) -> list[Contribution]:
-    """What the installed backends give to a target; those that do not load give nothing."""
+    """Contributions of the installed backends to a target; those that do not load give none."""
     found = []
     for backend in _listed():
         if backend.status == "ok" and backend.manifest and target in backend.manifest.contributions:

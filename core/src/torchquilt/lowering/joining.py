@@ -152,7 +152,7 @@ def joined(ledger: Ledger, joint: Joint, lowered: Lowered) -> Ledger:
 
 
 def _fate(row: Row, operations: list[Operation]) -> Fate:
-    """What came of a row whose operations are these."""
+    """Lowering status of a row whose operations are these."""
     if not operations:
         return Fate("removed", "", "no operator of the program comes from it")
     fates = [Fate(_code(row, one), one.place, one.refused or one.why) for one in operations]

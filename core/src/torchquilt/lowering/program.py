@@ -154,5 +154,5 @@ class LoweredProgram:
 
 
 def report_path(path: Path) -> Path:
-    """Where the report of a program lies."""
+    """Path of the report of a program."""
     return path.with_name(path.name + REPORT_SUFFIX)

@@ -71,7 +71,7 @@ def is_reported(path: Path) -> bool:
 
 
 def read_report(path: Path) -> LoweredProgram:
-    """What the report beside a program says of it; the program cannot be run.
+    """Read the report beside a program into a program that cannot be run.
 
     Raises:
         ModelError: the report is none, or that of another program.
@@ -111,7 +111,7 @@ def with_report(program: LoweredProgram, text: str) -> LoweredProgram:
 
 
 def summary(program: LoweredProgram) -> list[str]:
-    """What a program is, in lines."""
+    """Summary of a program, in lines."""
     lines = [f"{program.target}: {program.size:,} bytes, from {', '.join(program.backends) or 'no backend'}"]
     lines.append(str(program.io))
     if program.operations:

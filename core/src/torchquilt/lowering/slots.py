@@ -19,7 +19,7 @@ def ports_of(runner: Runner) -> Ports:
 
 
 def as_stored(ports: Ports, runner: Runner, lowered: Lowered) -> Ports:
-    """What is known of a model's inputs and outputs, with the sizes and the order that the program has."""
+    """Inputs and outputs of a model, with the sizes and the dim order that the program has."""
     return attrs.evolve(
         ports,
         inputs=_as_stored(ports.inputs, runner.inputs, lowered.smallest_sizes),

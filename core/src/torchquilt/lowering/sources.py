@@ -1,4 +1,4 @@
-"""What is lowered: the exported program of a quantized model, its ledger, and the backends that made it.
+"""Source of lowering: the exported program of a quantized model, its ledger, and the backends that made it.
 
 Importing this module does not import torch.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False)
 class Source:
-    """What is lowered.
+    """Source of lowering.
 
     Args:
         program: the exported program.

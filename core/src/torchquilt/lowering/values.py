@@ -1,4 +1,4 @@
-"""What is told of a lowered program: its inputs and outputs, what runs where, how it compares.
+"""Facts about a lowered program: its inputs and outputs, what runs where, how it compares.
 
 Importing this module does not import torch.
 """
@@ -88,7 +88,7 @@ class Port:
 
 @attrs.frozen
 class Ports:
-    """What a program takes and returns, in order. Prints a line for each.
+    """Inputs and outputs of a program, in order. Prints a line for each.
 
     Args:
         inputs: with tensors in lists and dicts one after the other, as the runtime takes them.

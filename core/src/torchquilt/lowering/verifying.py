@@ -126,7 +126,7 @@ def verified(
 def _found(
     program: LoweredProgram, model: ExportedProgram, example_inputs: object
 ) -> tuple[list[Any], list[Any]]:
-    """What the model and the program return, in order."""
+    """Outputs of the model and of the program, in order."""
     from torch.utils import _pytree as pytree
 
     if example_inputs is None and model.example_inputs is not None:
@@ -141,7 +141,7 @@ def _found(
 
 
 def _run(model: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the model returns. It writes to copies of its buffers."""
+    """Run the model. It writes to copies of its buffers."""
     import torch
 
     from torchquilt.graph.values import is_overwritten

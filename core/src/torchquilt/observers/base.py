@@ -1,4 +1,4 @@
-"""What every observer can do."""
+"""Protocol of observers."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Observer(ABC):
         return bool(self.count > 0)
 
     def settings(self) -> dict[str, Any]:
-        """What this observer was made with beside the spec: keyword arguments of its class."""
+        """Keyword arguments, beside the spec, with which this observer was made."""
         return {}
 
     def fresh(self) -> Self:

@@ -1,4 +1,4 @@
-"""What was counted, as a range is read from it: values by magnitude, masked ones left out."""
+"""Counts of values by magnitude, as a range is read from them; masked ones are left out."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Bins:
         return [pair for pair in pairwise(filled) if pair[1] - pair[0] > width]
 
     def apart(self) -> list[tuple[float, float, float]]:
-        """Where some of the values, but not nearly all, lie far beyond all others.
+        """Gaps beyond which some of the values, but not nearly all, lie far from all others.
 
         Fewer than one in a thousand are outliers, and told as such. Zeros are not counted, and of few values
         nothing is said.

@@ -35,7 +35,7 @@ _EXPECTED = (
 
 
 def observer_factory(choice: str | ObserverFactory) -> ObserverFactory:
-    """What makes the observers for a choice, see :func:`make_observer`.
+    """Factory of the observers for a choice, see :func:`make_observer`.
 
     Raises:
         CalibrationError: the name or the number behind it is not known.

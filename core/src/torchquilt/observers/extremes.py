@@ -35,7 +35,7 @@ def is_data(tensor: torch.Tensor) -> bool:
 
 @attrs.frozen(eq=False)
 class Extremes:
-    """What is known of a tensor after one look at it.
+    """Facts about a tensor after one look at it.
 
     Args:
         low: the smallest ordinary value, float32, in the shape of the parameters; inf where there is none.

@@ -64,7 +64,7 @@ class Finding:
 
 @attrs.frozen
 class Diagnosis:
-    """What was found.
+    """Findings, with the versions and variables that explain them.
 
     Args:
         versions: name → version, None for what is not installed: Python, and the packages that matter.
@@ -172,7 +172,7 @@ def _of_backend(backend: Backend) -> Iterator[Finding]:
 
 
 def _failure(action: Callable[[], object]) -> BaseException | None:
-    """What an action raises, None where it does not."""
+    """Exception that an action raises, None where it raises none."""
     try:
         action()
     except (Exception, SystemExit) as error:

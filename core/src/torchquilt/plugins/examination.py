@@ -118,5 +118,5 @@ def usable(backend: Backend) -> tuple[Backend, Manifest]:
 
 
 def mend(backend: Backend) -> str:
-    """What to do about code of a plugin that does not load."""
+    """Remedy for code of a plugin that does not load."""
     return f"mend what that error names, or reinstall: pip install --force-reinstall {backend.distribution}"

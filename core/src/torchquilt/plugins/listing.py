@@ -1,4 +1,4 @@
-"""What is known of the plugins: those that are published, and a record of each one that is installed.
+"""Listing of the plugins: those that are published, and a record of each one that is installed.
 
 Importing this module does not import torch.
 """
@@ -41,7 +41,7 @@ KNOWN = (
 
 @attrs.frozen
 class Backend:
-    """What is known of one installed plugin.
+    """Record of one installed plugin.
 
     Args:
         name: what :func:`torchquilt.quantizer` or :func:`torchquilt.lower` knows it by.

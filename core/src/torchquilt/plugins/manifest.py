@@ -1,4 +1,4 @@
-"""What a plugin says of itself before any of its real code is loaded.
+"""Manifest of a plugin, read before any of its real code is loaded.
 
 A manifest is plain data and needs no torch, so that every installed backend can be listed at once. The class
 that does the work is named as text and imported when somebody asks for it.
@@ -169,7 +169,7 @@ class PresetInfo:
 
 @attrs.frozen(kw_only=True)
 class Manifest:
-    """What a plugin says of itself: the answer to the hook ``torchquilt_manifest``.
+    """Manifest of a plugin: the answer to the hook ``torchquilt_manifest``.
 
     A plugin is a backend (it has a quantizer), a lowering target, or both.
 

@@ -36,7 +36,7 @@ class Offer:
 
     @property
     def handles(self) -> frozenset[str]:
-        """What the environment variables may call it."""
+        """Names by which environment variables may call it."""
         return frozenset({normal(self.name), normal(self.distribution)})
 
 
@@ -128,6 +128,6 @@ def nearest(word: str, candidates: Iterable[str]) -> list[str]:
 
 
 def installed_names(offers: Sequence[Offer]) -> str:
-    """What is installed, as the end of a sentence."""
+    """Names of the installed plugins, as the end of a sentence."""
     names = sorted({offer.name for offer in offers})
     return f"installed are {', '.join(names)}" if names else "none is installed"

@@ -159,7 +159,7 @@ def target(name: str, *, distribution: str | None = None) -> Any:
 
 
 def contribution(name: str, target: str) -> Any:
-    """What a backend gives to a lowering target, or None where it gives nothing.
+    """Load the contribution of a backend to a lowering target; None where it has none.
 
     Args:
         name: of the backend, as for :func:`quantizer`.

@@ -242,7 +242,7 @@ def _check_tensors(node: Node, annotation: QuantizationAnnotation, memory: Memor
 
 
 def _why_not_quantizable(tensor: Node) -> str:
-    """What keeps a tensor from being quantized, empty where nothing does."""
+    """Reason why a tensor cannot be quantized, empty where it can."""
     value = tensor_of(tensor)
     if value is not None and value.dtype is torch.float64:
         return "the quantized_decomposed operators do not take float64"

@@ -156,7 +156,7 @@ def _steps(
 
 
 def _updates(prepared: GraphModule) -> list[tuple[int, int]]:
-    """What changes when a point is shown something."""
+    """Number that changes when an observer point is shown something."""
     observers = (point.observer for point in observed_points(prepared).values())
     return [(int(observer.count), int(observer.ignored)) for observer in observers]
 
@@ -254,7 +254,7 @@ def _run(prepared: GraphModule, batch: object, number: int) -> None:
 
 
 def _hint(batch: object, names: list[str]) -> str:
-    """What to do about a batch, where labels or the like may be in it."""
+    """Remedy for a batch that may hold labels or the like."""
     more = [key for key in batch if key not in names] if isinstance(batch, Mapping) else []
     if more and all(name in batch for name in names):  # type: ignore[operator]
         return f"leave out {', '.join(map(str, more))}, which the model does not take"

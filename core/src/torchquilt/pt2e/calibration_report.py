@@ -1,4 +1,4 @@
-"""What a calibration saw, as a value that prints: batches, whether they still move ranges, what is odd."""
+"""Report of a calibration, as a value that prints: batches, whether they still move ranges, oddities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchquilt.table import aligned, html_list, html_table
 
 @attrs.frozen
 class ObservedTensor:
-    """What was seen of the tensors of one group, which have one set of parameters.
+    """Statistics of the tensors of one group, which have one set of parameters.
 
     Args:
         places: where they are in the graph.
@@ -46,7 +46,7 @@ class ObservedTensor:
 
 @attrs.frozen
 class CalibrationReport:
-    """What a calibration saw. Made by :func:`calibration_of`.
+    """Report of a calibration. Made by :func:`calibration_of`.
 
     Args:
         batches: how many :func:`torchquilt.calibrate` ran, those of other ranks and shards among them.
@@ -107,7 +107,7 @@ class CalibrationReport:
 
 
 def calibration_of(prepared: GraphModule) -> CalibrationReport:
-    """What a prepared model has seen so far.
+    """Report what a prepared model has seen so far.
 
     Batches that were not run by :func:`torchquilt.calibrate` but by calling the model are in what its tensors
     saw, but nobody counted them.

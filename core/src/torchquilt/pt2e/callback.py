@@ -1,4 +1,4 @@
-"""What ``prepare_obs_or_fq_callback`` may do to the points of a model, and what is refused.
+"""Hook ``prepare_obs_or_fq_callback``: what it may do to observer points, and what is refused.
 
 A quantizer may replace how parameters are found: the observer of a point, or the whole point by one that is
 observed or has known parameters. Which places are quantized, as what, and which of them share parameters is

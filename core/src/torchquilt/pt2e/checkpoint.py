@@ -175,7 +175,7 @@ def check_identity(problem: str, expected: Mapping[str, str], got: Mapping[str, 
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint says.
+    """Read a checkpoint.
 
     Raises:
         CalibrationError: the file is none, or of another version.
@@ -205,7 +205,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def identity_of(prepared: GraphModule) -> dict[str, str]:
-    """What the state of a prepared model depends on besides the data, as texts that are equal where it is."""
+    """Identity of the state of a prepared model: texts that are equal where it depends on the same things."""
     points = observed_points(prepared)
     parts = regions(prepared)
     graph = [f"{part.path}: {node.format_node()}" for part in parts for node in part.module.graph.nodes]

@@ -309,7 +309,7 @@ def _behind_points(node: Node, points: dict[str, AnyPoint]) -> Node:
 
 
 def _fake_run(target: Any, args: tuple[Any, ...]) -> Any:
-    """What an operator returns for the fake tensors of its arguments."""
+    """Run an operator on the fake tensors of its arguments."""
     values = torch.fx.map_arg(args, lambda node: node.meta.get("val"))
     fake = next((value for value in values if isinstance(value, FakeTensor)), None)
     if fake is None:

@@ -68,7 +68,7 @@ def steps_of_quantizing(
 def integers_of(
     value: torch.Tensor, spec: OwnSpec, quantize: Any, arguments: tuple[Any, ...]
 ) -> torch.Tensor:
-    """What the steps of quantizing compute, part by part.
+    """Compute the steps of quantizing, part by part.
 
     Args:
         value: a constant.
@@ -104,7 +104,7 @@ _IN_PLACE = (
 def _quantize_into(
     into: torch.Tensor, value: torch.Tensor, spec: OwnSpec, arguments: tuple[Any, ...], room: torch.Tensor
 ) -> None:
-    """What :data:`_IN_PLACE` compute of float32, operation by operation, in the memory of ``room``.
+    """Compute as :data:`_IN_PLACE` do of float32, operation by operation, in the memory of ``room``.
 
     The operators make a tensor for each of their operations. Those would lie between the weights that are
     kept, and the memory under them would be lost to the process.

@@ -19,7 +19,7 @@ from torchquilt.pt2e.stage import stage_of
 
 @attrs.frozen(repr=False, eq=False)
 class Calibration:
-    """What calibrations of one prepared model saw, apart from it. :func:`torchquilt.calibrate` takes it.
+    """Statistics of calibrations of one prepared model, apart from it. :func:`torchquilt.calibrate` takes it.
 
     Args:
         identity: what model, quantizer and observers it is of, as texts.
@@ -95,7 +95,7 @@ def check_order_does_not_matter(points: dict[str, ObservedPoint]) -> None:
 
 
 def merge_calibration(paths: Iterable[str | os.PathLike[str]]) -> Calibration:
-    """What several calibrations of one prepared model saw, from their checkpoints.
+    """Merge several calibrations of one prepared model, from their checkpoints.
 
     Each of them was written by ``calibrate(prepared, shard, checkpoint=path)``, on whatever machine, and ran
     to its end. To convert what all of them saw, hand the result to :func:`torchquilt.calibrate` in the place

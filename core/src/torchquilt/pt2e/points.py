@@ -44,7 +44,7 @@ class QuantizationPoint(torch.nn.Module, Generic[_S]):
         return tensor
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows of a point."""
+        """Text that ``print(model)`` shows of an observer point."""
         return f"{self.spec} at {', '.join(self.places)}"
 
 
@@ -74,7 +74,7 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
         return tensor
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the observer saw, for ``state_dict()`` of the prepared model."""
+        """State of the observer, for ``state_dict()`` of the prepared model."""
         return {"observer": self._kind(), "state": self.observer.state()}
 
     def set_extra_state(self, state: Any) -> None:

@@ -95,7 +95,7 @@ def prepare_pt2e(
 
 
 def _record(annotated: Annotated) -> dict[str, Any]:
-    """What the model remembers of how it came about, as plain values."""
+    """Record of how the model came about, as plain values."""
     capabilities = annotated.quantizer.quantization_capabilities()
     return {
         "quantizer": repr(annotated.quantizer),

@@ -25,7 +25,7 @@ from torchquilt.pt2e.progress import Progress, progress_of, set_progress
 
 @attrs.define
 class _Shard:
-    """What one rank saw: how many batches, and name of each point → state of its observer."""
+    """Statistics of one rank: number of batches, and name of each observer point → state of its observer."""
 
     batches: int = 0
     states: dict[str, dict[str, Any]] = attrs.field(factory=dict)
@@ -33,7 +33,7 @@ class _Shard:
 
 @attrs.frozen
 class _Report:
-    """What a rank says to the others. ``error`` is what it failed with, in words."""
+    """Message of a rank to the others. ``error`` is what it failed with, in words."""
 
     content: Any
     error: str | None = None

@@ -66,7 +66,7 @@ def _reason_of_itself(node: Node, transformed: frozenset[Node]) -> Reason:
 
 
 class _RegionLedger:
-    """What the ledger says of one region. Groups are numbered through the whole model, from ``first``."""
+    """Ledger of one region. Groups are numbered through the whole model, from ``first``."""
 
     def __init__(self, region: Region, groups: tuple[Group, ...], first: int) -> None:
         self.region = region

@@ -259,7 +259,7 @@ class Settlement:
         self._why.setdefault(point, why)
 
     def cautions(self, loses_nothing: Callable[[AnyPoint, torch.Tensor], bool]) -> tuple[Caution, ...]:
-        """What to tell of each scale that was raised.
+        """Cautions about the scales that were raised.
 
         Args:
             loses_nothing: whether all numbers of these channels of a point are zeros anyway.

@@ -1,4 +1,4 @@
-"""What a model carries through the flow: how far along it is, and the record of what was decided."""
+"""State that a model carries through the flow: its stage, and the record of what was decided."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class RecipeRule:
 
     @property
     def config_place(self) -> Place:
-        """Where the config was read."""
+        """Location from which the config was read."""
         return self.place if self.kind == "global" else self.place.at("config")
 
 

@@ -1,4 +1,4 @@
-"""Where in a text something stands, and the errors that say so. This module does not import torch."""
+"""Locations in a text, and errors that name them. This module does not import torch."""
 
 from __future__ import annotations
 

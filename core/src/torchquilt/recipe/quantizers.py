@@ -82,7 +82,7 @@ def _subject(kind: str, name: str) -> object:
 
 
 def _type(made: PatternQuantizer, subject: object) -> ObjectType:
-    """What the quantizer, which is left as it is, understands a subject to be."""
+    """Object type that the quantizer, which is left as it is, takes a subject for."""
     return copy.copy(made).set_object_type(subject, None).intent.type_rules[-1].type
 
 

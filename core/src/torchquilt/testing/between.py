@@ -323,7 +323,7 @@ def static_config(table: SupportTable) -> QuantizationConfig | None:
 
 
 def differences(subject: Subject, target: str, operators: Operators) -> Iterator[str]:
-    """What is not as the ledger says, in the lowered program of these operators.
+    """Differences between the ledger and the lowered program of these operators.
 
     What the target refuses is no difference: it says so before anything runs. The others are lowered without.
     """
@@ -366,7 +366,7 @@ def _outputs(program: LoweredProgram, inputs: tuple[torch.Tensor, ...]) -> list[
 
 
 def _faults(label: str, exact: torch.Tensor, expected: torch.Tensor, found: torch.Tensor) -> Iterator[str]:
-    """Where float model, quantized model and program differ by more than integers explain."""
+    """Differences between float model, quantized model and program that integers do not explain."""
     if not expected.is_floating_point():
         if not torch.equal(expected, found):
             yield f"{label}: the program returns something else than the quantized model"

@@ -88,7 +88,7 @@ def configs_of(row: SupportRow) -> tuple[QuantizationConfig, ...]:
 
 
 def _agrees(row: SupportRow, config: QuantizationConfig) -> bool:
-    """Whether what shares its parameters is asked for with one spec."""
+    """Whether tensors that share parameters are asked for with one spec."""
     if row.sharing is Sharing.NONE:
         return True
     return config.output_activation in (None, config.input_activation)

@@ -24,7 +24,7 @@ _FAILED = "FAILED"
 
 @attrs.frozen
 class Note:
-    """What a test says of a row.
+    """Note of a test about a row.
 
     Args:
         row: the id of the row.

@@ -45,7 +45,7 @@ _BATCH = 8
 
 
 def configs_by_name(subject: Subject) -> dict[str, QuantizationConfig]:
-    """What can be asked for: the presets of a backend, or else a config that each of its rows takes."""
+    """Configs by name: the presets of a backend, or else a config that each of its rows takes."""
     if subject.cls.PRESETS:
         return {name: make() for name, make in subject.cls.PRESETS.items()}
     return {row_id(row): config for row in subject.rows for config in configs_of(row)[:1]}
@@ -123,7 +123,7 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
 
 @attrs.frozen
 class Outcome:
-    """What came of a graph.
+    """Outcome of trying a graph.
 
     Args:
         problems: what is wrong, one sentence each; empty where it is right.
@@ -213,7 +213,7 @@ def _converted(exported: ExportedProgram, graphs: Sequence[Graph], subject: Subj
 
 
 def _noise(graph: Graph, expected: Any, converted: GraphModule) -> Iterator[str]:
-    """Where the converted model is far from the one in float, by more than a step of rounding."""
+    """Outputs in which the converted model is far from the float model, by more than a step of rounding."""
     pairs = zip(_floats(graph(*graph.inputs)), _floats(expected), strict=True)
     for number, (one, other) in enumerate(pairs):
         ratio = sqnr(one, other)
@@ -235,7 +235,7 @@ def _runs_in_float(graph: Graph, lowerings: Mapping[str, Lowering]) -> bool:
 
 
 def _differences(expected: Any, found: Any, steps: Mapping[int, float]) -> Iterator[str]:
-    """Where a program computes something else than the converted model, beyond one step of rounding."""
+    """Outputs in which a program differs from the converted model, beyond one step of rounding."""
     pairs = zip(_floats(expected), _floats(found), strict=True)
     for number, (one, other) in enumerate(pairs):
         if one.shape != other.shape:

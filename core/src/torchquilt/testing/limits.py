@@ -123,7 +123,7 @@ def _meaning_of_rank(constraint: Constraint) -> _Meaning | None:
 
 
 def _check_works(trial: Trial) -> None:
-    """What is claimed converts and is near the float operator; otherwise the row is too wide."""
+    """Check that a claimed model converts and is near the float operator; otherwise the row is too wide."""
     try:
         trial.run(trial.example.module)
     except (RuntimeError, NotImplementedError):
@@ -148,7 +148,9 @@ def _check_works(trial: Trial) -> None:
 
 
 def _check_refused(trial: Trial, code: str, broken: list[str]) -> None:
-    """What is not claimed says why, a constraint that does not hold if there is one, and is not annotated."""
+    """Check that a refusal has a reason, a constraint that does not hold if there is one, and no
+    annotation.
+    """
     kind = code.partition(":")[0]
     assert kind in _REASONS, f"{describe(trial)}: refused with {code!r}, which says nothing about this model"
     if kind == "constraint":

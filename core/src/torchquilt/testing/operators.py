@@ -26,7 +26,7 @@ def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 class Sizes:
-    """Where the sizes of models come from.
+    """Source of the sizes of models.
 
     Args:
         pick: a whole number between two, both included.

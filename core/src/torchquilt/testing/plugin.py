@@ -1,4 +1,4 @@
-"""What pytest needs of the kit before it has found it: options, a hook, and the table at the end.
+"""Plugin for pytest: options, a hook, and the table at the end.
 
 pytest reads options before it looks for what ``--pyargs`` names, so this module is an entry point of pytest
 and imported in every run of it where torchquilt is installed. It imports neither torch nor anything else of

@@ -1,4 +1,4 @@
-"""What an annotation comes down to: the spec that holds at a place, and whether a row takes it."""
+"""Resolution of annotations: the spec that holds for a tensor, and whether a row takes it."""
 
 from __future__ import annotations
 

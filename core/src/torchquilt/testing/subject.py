@@ -20,7 +20,7 @@ ModelBuilder: TypeAlias = Callable[[], tuple[nn.Module, tuple[Any, ...]]]
 
 @attrs.frozen(eq=False)
 class Subject:
-    """What is tested.
+    """Subject of the tests.
 
     Args:
         name: what the user asked for.
@@ -40,19 +40,19 @@ class Subject:
         return self.table.rows
 
     def supplied(self, pattern: str) -> tuple[ModelBuilder, ...]:
-        """What the author supplies to try a pattern with."""
+        """Example that the author supplies to try a pattern with."""
         found = getattr(self.cls, "conformance_examples", {}).get(pattern, ())
         return (found,) if callable(found) else tuple(found)
 
     @property
     def exemptions(self) -> Mapping[str, str]:
-        """What the author says cannot be tested here (``target:NAME``, ``constraint:CODE``) → the reason."""
+        """Exemptions that the author names (``target:NAME``, ``constraint:CODE``) → the reason."""
         found: Mapping[str, str] = getattr(self.cls, "conformance_exemptions", {})
         return found
 
 
 def row_id(row: SupportRow) -> str:
-    """What tells a row from the others of its table."""
+    """Identity of a row among the others of its table."""
     return f"{row.pattern.name}-{row.mode}{'-qat' if row.is_qat else ''}"
 
 

@@ -50,7 +50,7 @@ def _check_ledger(program: LoweredProgram) -> None:
 
 
 def contradictions(program: LoweredProgram) -> Iterator[str]:
-    """Where the ledger of a program says integers, and the payloads of its delegates float.
+    """Contradictions between the ledger of a program and the payloads of its delegates.
 
     Payloads have what runs. The ledger is joined from them, and from the graph where they are silent.
     """

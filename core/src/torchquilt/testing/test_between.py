@@ -11,7 +11,7 @@ from torchquilt.testing.targets import installed_lowerings
 
 @pytest.mark.parametrize("operators", batches(16), ids=lambda operators: operators.labels[0])
 def test_operators_between_layers_run_as_the_ledger_says(operators: Operators, subject: Subject) -> None:
-    """What the ledger left in float is not run as integers, what is quantized is, and both are right."""
+    """Operators in float run in float, quantized ones as integers, and both are right."""
     targets = installed_lowerings(subject)
     if not targets or static_config(subject.table) is None:
         pytest.skip("there is no installed target, or no static linear, to try operators between layers with")

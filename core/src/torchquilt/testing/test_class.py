@@ -1,4 +1,4 @@
-"""What holds of every quantizer class, whatever its table says: mandatory."""
+"""Requirements on every quantizer class, whatever its table says: mandatory."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_changing_a_copy_leaves_the_original(asked: PatternQuantizer) -> None:
 
 
 def test_the_query_answers_from_the_table(subject: Subject) -> None:
-    """What the backend says that it can do is what its table says, and survives being written as JSON."""
+    """The backend answers from its table, and the answer survives being written as JSON."""
     capabilities = subject.cls.backend_capabilities()
     presets = {name: make() for name, make in subject.cls.PRESETS.items()}
     assert capabilities == subject.table.capabilities(presets)

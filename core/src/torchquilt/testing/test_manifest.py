@@ -1,4 +1,4 @@
-"""What a plugin says of itself: mandatory for every installed backend."""
+"""Requirements on manifests: mandatory for every installed backend."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def backend(subject: Subject) -> Backend:
 
 @pytest.fixture(scope="module")
 def manifest(backend: Backend) -> Manifest:
-    """What it says of itself."""
+    """The manifest under test."""
     assert backend.manifest is not None
     return backend.manifest
 
 
 @pytest.fixture(scope="module")
 def listed(backend: Backend) -> dict[str, Any]:
-    """What a listing finds in a fresh interpreter, with no other plugin allowed."""
+    """Listing of a fresh interpreter, with no other plugin allowed."""
     done = subprocess.run(
         [sys.executable, "-c", _LIST, backend.name],
         env={**os.environ, ALLOW_VARIABLE: backend.name},

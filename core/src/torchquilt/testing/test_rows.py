@@ -1,4 +1,4 @@
-"""What a row claims, it does; what it does not claim, it refuses with a reason. Tested for each row."""
+"""Rows do what they claim, and refuse the rest with a reason. Tested for each row."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _edge(model: GraphModule, source: str, user: str) -> EdgeOrNode:
 
 
 def test_a_row_converts(row: SupportRow, bench: Bench, note: NoteDown) -> None:
-    """What the row claims converts, and stays within its bound of the float operator."""
+    """A claim of the row converts, and stays within its bound of the float operator."""
     note("converts", "")
     worst = math.inf
     for trial in bench.models(row):
@@ -120,7 +120,7 @@ def test_an_operator_without_a_row_stays_in_float(operator: Operator, bench: Ben
 def test_the_limits_of_a_row_are_true(
     row: SupportRow, bench: Bench, note: NoteDown, pytestconfig: pytest.Config
 ) -> None:
-    """Where all constraints hold the row claims and keeps its bound; elsewhere it says which does not."""
+    """The row claims and keeps its bound where all constraints hold, and elsewhere says which does not."""
     note("limits", "")
     config = bench.models(row)[0].config
     reached: dict[str, set[bool]] = {constraint.code: set() for constraint in row.constraints}

@@ -54,7 +54,7 @@ class Outputs(Quantizer):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name of the trial."""
         return self._name
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -125,7 +125,9 @@ class Trial:
         return ComposableQuantizer([*self.neighbour(), *quantizers])
 
     def judged(self) -> tuple[Match | None, Claim | Reject]:
-        """Where the pattern of the row stands in the model, and the claim of the row or why there is none."""
+        """Match of the row's pattern in the model, and the claim of the row or the reason why there is
+        none.
+        """
         model = fold_batch_norm(make_functional(copy_model(self.model)))
         ComposableQuantizer(self.neighbour()).annotate(model)
         quantizer = self.quantizer()
@@ -160,7 +162,7 @@ class Trial:
         return convert_pt2e(calibrate(prepared, [self.example.fresh_inputs()]))
 
     def run(self, model: Any) -> torch.Tensor:
-        """What a model returns for the inputs."""
+        """Run a model on the inputs."""
         with torch.no_grad():
             found: torch.Tensor = model(*self.example.fresh_inputs())
         return found

@@ -1,4 +1,4 @@
-"""What the Acme NPU runs as integers: the one table that is both queried and annotated from."""
+"""Support table of the Acme NPU: the one table that is both queried and annotated from."""
 
 from __future__ import annotations
 

@@ -77,7 +77,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _lines(error: BaseException) -> Iterator[str]:
-    """What an exception and its causes say, line by line. Dumps of whole graphs name every operator."""
+    """Lines of an exception and its causes. Dumps of whole graphs, which name every operator, are left
+    out.
+    """
     for one in causes(error):
         for line in (str(one).strip() or repr(one)).splitlines():
             is_of_a_graph = "call_function[" in line and "While executing" not in line

@@ -1,4 +1,4 @@
-"""What of a program runs where: the graph with its delegates opened.
+"""Graph of a program with its delegates opened: which operator runs where.
 
 A delegate keeps the part of the graph that it took, so the operators in it can be told. In what they compute
 is read from the delegate's payload where the backend gave a reader for it: a kernel has the debug handle of
@@ -81,7 +81,7 @@ class _Heirs:
             self._by_chain[chain(one.node)].append(one)
 
     def ancestor(self, node: Node) -> _Found | None:
-        """What it was, None for what a pass made anew."""
+        """Ancestor of a node, None for one that a pass made anew."""
         steps = chain(node)
         candidates = next(
             (found for index in range(len(steps)) if (found := self._by_chain.get(steps[index:]))), []
@@ -253,7 +253,7 @@ class Opened:
         )
 
     def conversions(self) -> tuple[Conversion, ...]:
-        """What is left of quantize and dequantize outside of delegates."""
+        """Quantize and dequantize operators that are left outside of delegates."""
         return tuple(
             Conversion(one.name, one.op, self._origins.of(one.node, one.prefix)) for one in self._steps
         )

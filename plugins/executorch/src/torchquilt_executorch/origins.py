@@ -64,7 +64,7 @@ class Origins:
         )
 
     def bodies_of(self, node: Node, prefix: str) -> list[str]:
-        """What the names in the bodies begin with that the origin of a node calls, in order."""
+        """Prefixes of the names in the subgraphs that the origin of a node calls, in order."""
         return self._bodies.get(self.of(node, prefix), [])
 
     def of(self, node: Node, prefix: str = "") -> str:

@@ -1,4 +1,4 @@
-"""What a listing says of the target. Imports no torch, since every listing imports this module."""
+"""Manifest of the target. Imports no torch, since every listing imports this module."""
 
 from torchquilt.plugins import Manifest, hookimpl
 

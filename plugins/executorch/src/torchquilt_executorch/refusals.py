@@ -31,7 +31,7 @@ Run = Callable[[Any], None]
 
 @attrs.frozen(eq=False)
 class _Part:
-    """What a partitioner made for a delegate.
+    """Part of a program that a partitioner made for a delegate.
 
     Args:
         program: the part, a program of its own.
@@ -44,7 +44,7 @@ class _Part:
     options: Sequence[Any]
 
     def error(self, run: Run) -> Exception | None:
-        """What the delegate raises when it compiles the part, or the runtime when it runs it."""
+        """Exception of the delegate that compiles the part, or of the runtime that runs it."""
         from executorch.exir.backend.backend_api import to_backend
 
         return _error_of(lambda: run(to_backend(self.delegate, self.program, self.options)))
@@ -83,7 +83,7 @@ def compiled_in(program: ExportedProgram) -> dict[str, Any]:
 
 
 def words(error: BaseException) -> str:
-    """What an exception and its causes say, each in its first line, the outermost first."""
+    """Words of an exception and its causes, each in its first line, the outermost first."""
     return "; ".join(dict.fromkeys(map(_said, causes(error))))
 
 
@@ -137,7 +137,7 @@ class _Narrowing:
         return found
 
     def _error_without(self, keys: Iterable[str]) -> Exception | None:
-        """What the delegate raises for what its partitioner makes of the part without some operators."""
+        """Exception of the delegate for the part without some operators."""
         from executorch.exir.backend.backend_api import to_backend
 
         withheld = self._withheld.beside(dict.fromkeys(keys, "tried without it"))
@@ -175,7 +175,7 @@ def _has_word(text: str, name: str) -> bool:
 
 
 def _error_of(action: Callable[[], object]) -> Exception | None:
-    """What an action raises. A delegate compiles with code of its own, which raises what it likes."""
+    """Exception that an action raises. A delegate compiles with code of its own, which raises anything."""
     try:
         action()
     except Exception as error:

@@ -70,12 +70,12 @@ class ExecuTorchRunner:
 
     @property
     def inputs(self) -> tuple[Slot, ...]:
-        """What it takes, in order."""
+        """Inputs, in order."""
         return self._stored.inputs
 
     @property
     def outputs(self) -> tuple[Slot, ...]:
-        """What it returns, in order."""
+        """Outputs, in order."""
         return self._stored.outputs
 
     @property
@@ -198,7 +198,7 @@ def _as_stored(value: Any, slot: Slot) -> Any:
 
 
 def _told_by(action: Callable[[], object]) -> str:
-    """What the runtime writes to standard error while something fails that has failed before."""
+    """Lines that the runtime writes to standard error while an action fails that has failed before."""
     told = io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.suppress(Exception):
         action()

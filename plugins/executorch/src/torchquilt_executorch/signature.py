@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputSpec
 
 from torchquilt import LoweringError
-from torchquilt.graph.edits import copied_graph
+from torchquilt.graph.edits import copied_graph, with_graph
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,17 +46,7 @@ def with_plain_signature(program: ExportedProgram) -> ExportedProgram:
     signature = copy.deepcopy(program.graph_signature)
     for number in texts:
         _forget_output(graph, signature, number)
-    return ExportedProgram(
-        root=program.graph_module,
-        graph=graph,
-        graph_signature=signature,
-        state_dict=program.state_dict,
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=None,
-        constants=program.constants,
-        verifiers=program.verifiers,
-    )
+    return with_graph(program, graph, signature)
 
 
 def inputs_of(program: ExportedProgram) -> list[Node]:
@@ -99,7 +89,7 @@ def _forget_output(graph: Graph, signature: ExportGraphSignature, number: int) -
 
 
 def _plain(node: Node) -> torch.Tensor | None:
-    """What an input becomes, as a fake tensor; None where it stays as it is."""
+    """Plain form of an input, as a fake tensor; None where it stays as it is."""
     import torch
 
     value = node.meta.get("val")

@@ -21,7 +21,7 @@ _GET_AGAIN = "get the file again from where it was saved"
 
 @attrs.frozen(eq=False)
 class StoredProgram:
-    """What a stored program says of itself.
+    """Facts that a stored program states about itself.
 
     Args:
         inputs, outputs: of its method ``forward``.

@@ -44,7 +44,7 @@ class Withheld:
         self._reasons = dict(reasons)
 
     def beside(self, reasons: Mapping[str, str]) -> Withheld:
-        """What is withheld, and more."""
+        """Withhold more operators beside those that are withheld."""
         return Withheld(self._origins, self._withholds, {**reasons, **self._reasons})
 
     def state(self, program: ExportedProgram) -> None:
@@ -131,7 +131,7 @@ class WithholdingPartitioner(Partitioner):  # type: ignore[misc]  # ExecuTorch h
         return operators, takes_the_rest
 
     def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
-        """What the other one makes of the program before it is decomposed."""
+        """Transform the program as the other partitioner does before it is decomposed."""
         transformed: ExportedProgram = self.inner.transform_for_pre_decomposition(exported_program)
         return transformed
 

@@ -48,7 +48,7 @@ class Table:
 
     @property
     def shift(self) -> int:
-        """What is taken off the numbers and the zero points where they are stored for the kernel."""
+        """Offset that is subtracted from integers and zero points where they are stored for the kernel."""
         return 128 if self.grid == (0, 255) and self.dtype.itemsize == 2 else 0
 
     def packed(self, integers: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What lowering to ExecuTorch needs for its embedding kernels.
+"""Contribution to lowering to ExecuTorch: its embedding kernels.
 
 A pass calls the kernels where rows are looked up, with tables packed as they read them. From dequantized
 bytes ExecuTorch would make ``embedding_byte`` by itself, but from other layouts a program at which the

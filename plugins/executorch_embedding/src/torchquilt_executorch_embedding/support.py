@@ -1,4 +1,4 @@
-"""What ExecuTorch's embedding kernels take: the one table that is both queried and annotated from.
+"""Support table of ExecuTorch's embedding kernels: the one table that is both queried and annotated from.
 
 Importing this module does not import torch.
 """

@@ -1,4 +1,4 @@
-"""What lowering to ExecuTorch needs for XNNPACK: its partitioner, and what its delegate's payload says.
+"""Contribution to lowering to ExecuTorch: XNNPACK's partitioner, and the reader of its delegate's payload.
 
 Nothing of ExecuTorch is imported before a model is lowered. Importing this module does not import torch.
 """

@@ -63,7 +63,7 @@ def _is_huge(value: Any) -> bool:
 
 
 def _behind_shapes(node: Node) -> Node:
-    """What a tensor was before its shape or dtype was changed."""
+    """Tensor before its shape or dtype was changed."""
     for _ in range(_NEARBY):
         if overload_name(node) not in _ONLY_SHAPES:
             break

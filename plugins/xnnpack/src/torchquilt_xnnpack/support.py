@@ -1,4 +1,4 @@
-"""What XNNPACK runs as integers: the one table that is both queried and annotated from.
+"""Support table of XNNPACK: the one table that is both queried and annotated from.
 
 The rows follow ``partition/config`` of ExecuTorch 1.5's XNNPACK delegate. Importing this module does
 not import torch.

@@ -1,4 +1,4 @@
-"""What the rules have in common: taking the zero point off, and coming back to the grid of the output.
+"""Arithmetic that the rules share: take the zero point off, and requantize to the output.
 
 Sums and products are integers. Between them and the output stands one multiplication in float32, the
 "fp32" requantization of XNNPACK's 8-bit kernels: the accumulator times ``input scale * weight scale /

@@ -1,4 +1,4 @@
-"""What moves integers or picks some of them, without computing with them, or only cuts them off."""
+"""Rules for data movement and clamping, which do not compute with the integers."""
 
 from __future__ import annotations
 

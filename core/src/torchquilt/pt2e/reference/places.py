@@ -90,7 +90,7 @@ def check_sources(place: Place) -> Reject | None:
 
 
 def _bounds(node: Node) -> _Bounds | None:
-    """Where an activation cuts off; None for other operators."""
+    """Bounds of an activation; None for other operators."""
     name = overload_name(node)
     if name in ops.RELU.overloads:
         return (0.0, None)

@@ -1,4 +1,4 @@
-"""What quantize and dequantize operators say of a tensor: its integers, its scale, its zero point.
+"""Quantized tensors as quantize and dequantize operators describe them: integers, scale, zero point.
 
 A real number is ``(integer - zero_point) * scale``, as in :class:`torchquilt.QuantizationSpec`.
 """
@@ -32,7 +32,7 @@ class Grid:
 
     @property
     def parameters(self) -> tuple[float, int, int, int, torch.dtype]:
-        """What follows the tensor in the call of an operator that quantizes."""
+        """Arguments that follow the tensor in the call of an operator that quantizes."""
         return (self.scale, self.zero_point, self.low, self.high, self.dtype)
 
     def nearest(self, value: float) -> int:
@@ -95,7 +95,7 @@ Quantized: TypeAlias = PerTensor | PerAxis | Dynamic
 
 
 def dequantized(node: Node) -> Quantized | None:
-    """What a dequantize operator reads, or None: another operator, or a layout that no rule knows."""
+    """Tensor that a dequantize operator reads; None for another operator, or a layout that no rule knows."""
     name = overload_name(node)
     if not name.startswith("quantized_decomposed.dequantize_"):
         return None
