@@ -22,7 +22,7 @@ def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
 
     Their mean is not zero, so that sums do not cancel: an error is measured against a signal.
     """
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 1.5 - 0.5
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 1.5 - 0.5
 
 
 class Sizes:
@@ -108,7 +108,7 @@ def _images(sizes: Sizes) -> list[torch.Tensor]:
 
 def _anything(sizes: Sizes) -> list[torch.Tensor]:
     floats = [*_rows(sizes)[:2], _images(sizes)[0]]
-    return [*floats, torch.arange(12).reshape(3, 4)]
+    return [*floats, torch.arange(12).reshape(3, 4), uniform()]  # the last one has no dimension
 
 
 def _with_a_one(sizes: Sizes) -> list[torch.Tensor]:
@@ -244,7 +244,7 @@ def _binary(function: Callable[..., torch.Tensor]) -> Calls:
         other = uniform(*x.shape, seed=1)
         found = [
             Call("", function, (other,)),
-            Call("broadcast", function, (other[..., :1],)),
+            Call("broadcast", function, (other[..., :1] if x.dim() else other,)),
             Call("with a number", lambda x: function(x, 0.75)),
             Call("with itself", lambda x: function(x, x)),
             Call("with -1e9", lambda x: function(x, -1e9)),
