@@ -290,13 +290,16 @@ def test_compositions_compare_by_value() -> None:
     assert one != "something else"
 
 
+_DYNAMIC_PATTERNS = ("linear", "addmm", "matmul", "conv2d", "conv_transpose2d", "conv2d_pointwise")
+
+
 def test_capabilities_of_a_composition_keep_who_said_what() -> None:
     """The rows of all quantizers in order of precedence, with their backends."""
     composed = tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer(), xnnpack(is_dynamic=True)])
     found = composed.quantization_capabilities()
     assert [(row.backend, row.pattern) for row in found] == [
         ("executorch_embedding", "embedding_byte"),
-        *(("xnnpack", name) for name in ("linear", "addmm", "matmul", "conv2d", "conv_transpose2d")),
+        *(("xnnpack", name) for name in _DYNAMIC_PATTERNS),
     ]
 
 

@@ -142,7 +142,6 @@ def test_a_module_without_operators_may_be_named() -> None:
         (nn.Conv2d, None, "torch.nn.modules.linear.Linear"),
         (functional.conv2d, None, "aten.linear.default"),
         (torch.ops.aten.conv2d.default, STATIC, "aten.linear.default"),
-        (torch.ops.aten.gelu_.default, None, "did you mean aten.gelu.default"),
         (functional.softmax, None, "aten.linear.default"),
         (nn.GELU, None, "torch.nn.modules.linear.Linear"),
     ],

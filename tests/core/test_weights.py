@@ -595,8 +595,8 @@ def test_a_weight_that_is_not_a_number_anywhere_is_refused_in_one_message() -> N
     """The error at convert says which weight, what it is, and one thing to do about it."""
     weight = nn.Parameter(torch.full((8, 8), float("nan")))
     prepared = prepare(Fn(lambda m, x: linear(x, m.w), w=weight), weights_of("linear"), X)
-    with pytest.raises(tq.CalibrationError, match="cannot be quantized as asked") as caught:
+    with pytest.raises(tq.CalibrationError, match="NaN or infinite") as caught:
         tq.convert_pt2e(prepared)
-    assert caught.value.node == "w → linear"
+    assert caught.value.node == "w"
     assert "64 NaN" in str(caught.value.got)
     assert str(caught.value).count("to fix it") == 1

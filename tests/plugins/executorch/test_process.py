@@ -117,7 +117,7 @@ def test_a_program_whose_kernels_are_missing(tmp_path: Path) -> None:
         for _ in range(2):
             print(told(lambda: program.run(torch.ones(3, 8))))
     """
-    assert in_a_process(code, path) == ["ProgramError", "ProgramError"]
+    assert in_a_process(code, path) == ["MissingRuntimeError"] * 2
 
 
 def test_a_program_that_is_cut_off(path: Path) -> None:

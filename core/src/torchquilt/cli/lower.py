@@ -13,7 +13,6 @@ from torchquilt.cli.exits import OK
 from torchquilt.cli.options import Command, check_is_writable, json_option, model_argument
 from torchquilt.cli.output import write_json
 from torchquilt.cli.programs import show_program
-from torchquilt.lowering.program import report_path
 
 if TYPE_CHECKING:
     from torchquilt.artifact.loading import Artifact
@@ -38,6 +37,8 @@ class Request:
         for option, value in (("data", self.data), ("least-sqnr", self.least_sqnr)):
             if value is not None and self.verify is False:
                 raise click.UsageError(f"--{option} is about comparing, which --no-verify leaves out.")
+        from torchquilt.lowering.program import report_path
+
         read = [path for path in (self.model, self.data) if path]
         for path in (self.output, report_path(self.output)):
             check_is_writable("output", path, read)

@@ -16,10 +16,15 @@ _WEIGHT_4 = AllowedSpec("int8", -8, 7, ("per_group",), symmetric=True, group_siz
 
 def _divides_into_groups(match: Match) -> bool:
     (weight,) = match.inputs("weight")
-    return bool(weight.meta["val"].shape[-1] % GROUP == 0)
+    shape = weight.meta["val"].shape
+    return len(shape) == 2 and bool(shape[1] % GROUP == 0)
 
 
-GROUPS = Constraint("groups", f"the input features are a multiple of {GROUP}", _divides_into_groups)
+GROUPS = Constraint(
+    "groups",
+    f"the weight is a matrix, and its input features are a multiple of {GROUP}",
+    _divides_into_groups,
+)
 
 
 def _row(

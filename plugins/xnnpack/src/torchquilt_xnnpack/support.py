@@ -155,9 +155,6 @@ _DYNAMIC = (
             ),
         )
     ),
-    # Written as a linear over channels: it has parameters for each pixel, in as many samples as there are.
-    _row(ops.CONV2D, specs={"input_activation": (_TOKENS,), "weight": (_CHANNELS,)}, suffix="_pointwise",
-         constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.POINTWISE)),
     *(
         _row(operator, specs={"input_activation": (_INPUT,), "weight": (_CHANNELS,)}, weight_axis=axis,
              takes_input_whole=True,
@@ -167,6 +164,9 @@ _DYNAMIC = (
             (ops.CONV_TRANSPOSE2D, 1, (when.ONE_GROUP,)),
         )
     ),
+    # Written as a linear over channels: it has parameters for each pixel, in as many samples as there are.
+    _row(ops.CONV2D, specs={"input_activation": (_TOKENS,), "weight": (_CHANNELS,)}, suffix="_pointwise",
+         constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.POINTWISE)),
 )  # fmt: skip
 
 # The delegate fuses relu into an integer addition, but would multiply and subtract in float with a relu
