@@ -263,7 +263,6 @@ def _cat(x: torch.Tensor, _: Sizes) -> list[Call]:
         Call("", lambda x, y: torch.cat([x, y]), (other,)),
         Call("three, last dimension", lambda x, y, z: torch.cat([x, y, z], -1), (other, other + 0.25)),
         Call("with itself", lambda x: torch.cat([x, x])),
-        Call("beside one without elements", lambda x, y: torch.cat([x[:0], x, y]), (other,)),
     ]
 
 
@@ -367,6 +366,11 @@ def _squeeze(x: torch.Tensor, _: Sizes) -> list[Call]:
         Call("a tuple", lambda x: x.squeeze((one,))),
         Call("no dimension named", lambda x: x.squeeze()),
     ]
+
+
+def _pixel_shuffle(x: torch.Tensor, _: Sizes) -> list[Call]:
+    other = uniform(*x.shape, seed=1)  # so that the channels are a multiple of four
+    return [Call("", lambda x, y: F.pixel_shuffle(torch.cat([x, y], 1), 2), (other,))]
 
 
 def _unsqueeze(x: torch.Tensor, _: Sizes) -> list[Call]:
@@ -485,7 +489,7 @@ _KNOWN: dict[str, tuple[Activations, Calls]] = {
         _anything, _one(torch.detach, alias=torch.ops.aten.alias.default, copied=torch.detach_copy)
     ),
     "aten.pixel_shuffle.default": (
-        _images, _one(lambda x: F.pixel_shuffle(torch.cat([x, x + 1], 1), 2))
+        _images, _pixel_shuffle
     ),
     "aten.pixel_unshuffle.default": (
         _images, _one(lambda x: F.pixel_unshuffle(x[..., :4, :4], 2))

@@ -308,9 +308,14 @@ _PRELU_DIMENSIONS = 4
 
 def _withholds(overload: str, node: Any) -> str:
     """Why the delegate must not be given an operator that its partitioners take."""
-    if overload != "aten.prelu.default" or node.args[0].meta["val"].dim() == _PRELU_DIMENSIONS:
+    if overload != "aten.prelu.default":
         return ""
-    return "XNNPACK's delegate has PReLU for four dimensions only"
+    data, slopes = (one.meta["val"] for one in node.args[:2])
+    if data.dim() != _PRELU_DIMENSIONS:
+        return "XNNPACK's delegate has PReLU for four dimensions only"
+    if slopes.numel() != data.shape[1]:
+        return "XNNPACK's delegate has PReLU with a slope for each channel only"
+    return ""
 
 
 CONTRIBUTION = Contribution(
