@@ -20,6 +20,9 @@ REGRESSIONS: dict[str, Plan] = {
     "a padded image in channels_last": Plan(
         (1, 8, 5, 5), (Step("pad_conv2d_relu6"),), _STATIC, channels_last=True
     ),
+    "a linear of an image in channels_last": Plan(
+        (1, 8, 5, 5), (Step("linear_hardtanh", ask=1),), _STATIC, channels_last=True
+    ),
     "two dynamic convolutions of one tensor": Plan(
         (1, 8, 5, 5), (Step("pointwise"), Step("conv_same", back=(1, 0, 0)), Step("add")), _DYNAMIC
     ),

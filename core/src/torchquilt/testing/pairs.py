@@ -76,7 +76,9 @@ def _fitting(
     first, second = names
     activations = activations_of(patterns[first][0], Sizes(lambda _, high: high))
     # One sample fits every row; several do not fit those that quantize it when they run.
-    shapes = sorted({tuple(one.shape) for one in activations if one.is_floating_point()}, key=_by_samples)
+    shapes = sorted(
+        {tuple(one.shape) for one in activations if one.is_floating_point() and one.dim()}, key=_by_samples
+    )
     for between in _BETWEEN:
         for shape in shapes:
             steps = [Step("square_linear"), Step(first)] if front else [Step(first)]
