@@ -47,7 +47,7 @@ def test_a_few_architectures_run_as_they_were_converted(name: str, is_dynamic: b
     check(_ARCHITECTURES[name], is_dynamic=is_dynamic)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @_both
 @pytest.mark.parametrize("name", MORE)
 def test_architectures_run_as_they_were_converted(name: str, is_dynamic: bool) -> None:

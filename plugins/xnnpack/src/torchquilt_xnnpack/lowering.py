@@ -308,6 +308,8 @@ _PRELU_DIMENSIONS = 4
 
 def _withholds(overload: str, node: Any) -> str:
     """Why the delegate must not be given an operator that its partitioners take."""
+    if overload == "aten.addmm.default" and any(node.kwargs.get(one, 1) != 1 for one in ("alpha", "beta")):
+        return "XNNPACK's delegate computes addmm without alpha and beta"
     if overload != "aten.prelu.default":
         return ""
     data, slopes = (one.meta["val"] for one in node.args[:2])
