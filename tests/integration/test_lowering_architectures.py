@@ -32,7 +32,7 @@ KERNELS = {
 _both = pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 
 
-#: ExecuTorch's partitioner makes a part of it that depends on itself, and of its float program none.
+#: ExecuTorch's partitioner makes a part of its program that depends on itself.
 _OPEN = pytest.mark.xfail(raises=tq.LoweringError, reason="Invalid partition, found dependency cycles")
 _FEW = [
     pytest.param(name, is_dynamic, marks=_OPEN if (name, is_dynamic) == ("llama", True) else ())
