@@ -128,8 +128,12 @@ def outputs(model: nn.Module, *inputs: torch.Tensor) -> list[torch.Tensor]:
 
 
 def edges_asked(region: Region, unreached: set[str]) -> dict[str, list[str]]:
-    """For each operator of a prepared region: what it should read, and as which integers."""
+    """For each operator of a prepared region: what it should read, and as which integers.
+
+    What is computed from stored tensors alone, as a weight in another shape is, counts as stored.
+    """
     found: dict[str, list[str]] = {}
+    constants = constant_nodes(region.module.graph)
     for node in _operators(region):
         annotation = _annotation(node, region, unreached)
         asked = annotation.input_qspec_map if annotation else {}
@@ -138,7 +142,7 @@ def edges_asked(region: Region, unreached: set[str]) -> dict[str, list[str]]:
                 (source,) = source.all_input_nodes
             made = _annotation(source, region, unreached)
             spec = asked.get(source) or (made.output_qspec if made else None)
-            name = "stored" if source.op == "get_attr" else source.name
+            name = "stored" if source in constants else source.name
             found.setdefault(node.name, []).append(name if spec is None else f"{name} as {_grid(spec)}")
     return found
 
@@ -162,18 +166,22 @@ def edges_after(region: Region, inputs: set[str]) -> dict[str, list[str]]:
         inputs: what its inputs were when it was prepared. A body gets others, for what is stored.
     """
     found: dict[str, list[str]] = {}
+    constants = constant_nodes(region.module.graph)
     for node in _operators(region):
         for source in [] if _is_machinery(node) else _tensors(node):
-            grid = None
-            if _is_machinery(source):
-                names = [argument.name for argument in source.target._schema.arguments]  # type: ignore[union-attr]
-                grid = tuple(source.args[names.index(n)] for n in ("dtype", "quant_min", "quant_max"))
+            grid = _grid_of(source) if _is_machinery(source) else None
             while _is_machinery(source):
                 source = source.all_input_nodes[0]
-            is_stored = source.op == "get_attr" or (source.op == "placeholder" and source.name not in inputs)
+            is_stored = source in constants or (source.op == "placeholder" and source.name not in inputs)
             name = "stored" if is_stored else source.name
             found.setdefault(node.name, []).append(name if grid is None else f"{name} as {grid}")
     return found
+
+
+def _grid_of(dequantize: Node) -> tuple[Any, ...]:
+    """The integers that something is dequantized from."""
+    names = [argument.name for argument in dequantize.target._schema.arguments]  # type: ignore[union-attr]
+    return tuple(dequantize.args[names.index(n)] for n in ("dtype", "quant_min", "quant_max"))
 
 
 def inputs_of(region: Region) -> set[str]:
@@ -182,9 +190,17 @@ def inputs_of(region: Region) -> set[str]:
 
 
 def _operators(region: Region) -> list[Node]:
-    """The calls of operators; those that run bodies are left out, since more may be handed into a body."""
+    """The calls of operators, but of those that compute what is stored.
+
+    Those that run bodies are left out, since more may be handed into a body.
+    """
+    constants = constant_nodes(region.module.graph)
     nodes = [node for node in region.module.graph.nodes if node.op == "call_function"]
-    return [node for node in nodes if getattr(node.target, "namespace", "") != "higher_order"]
+    return [
+        node
+        for node in nodes
+        if node not in constants and getattr(node.target, "namespace", "") != "higher_order"
+    ]
 
 
 def _annotation(node: Node, region: Region, unreached: set[str]) -> tq.QuantizationAnnotation | None:

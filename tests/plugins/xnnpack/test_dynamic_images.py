@@ -20,7 +20,7 @@ from torch.nn import functional
 import torchquilt as tq
 from plugins.lowered import Lowered, lower
 from plugins.oracle import outputs_of
-from strategies import Fn, export, normal, quantize, sqnr
+from strategies import Fn, export, name_of, normal, quantize, sqnr
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
@@ -174,6 +174,19 @@ def test_a_pointwise_convolution_has_a_scale_for_each_pixel() -> None:
     with torch.no_grad():
         assert sqnr(module(x), converted(x)) > 40
         assert sqnr(module(x), lowered.run(x)[0]) > 40
+
+
+@pytest.mark.parametrize("behind", [nn.Identity(), nn.ReLU(), nn.BatchNorm2d(6)], ids=name_of)
+def test_pointwise_convolutions_follow_each_other(behind: nn.Module) -> None:
+    """Each is written in another form, which the next one reads: also where it is the same layer again."""
+    torch.manual_seed(0)
+    again, wide = nn.Conv2d(6, 6, 1), nn.Conv2d(4, 6, 1)
+    module = nn.Sequential(wide, behind, again, behind, again, nn.Conv2d(6, 3, 1, bias=False)).eval()
+
+    converted, _ = run_both(module, image(samples=2))
+
+    takers = [row.quantizer for row in tq.ledger_of(converted) if row.op == "aten.conv2d.default"]
+    assert takers == ["XNNPACKQuantizer"] * 4
 
 
 def test_a_pointwise_convolution_is_saved_and_has_a_reference(tmp_path: Path) -> None:

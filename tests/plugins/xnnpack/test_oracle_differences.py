@@ -431,7 +431,7 @@ def test_ours_has_less_kernels() -> None:
 
 
 def test_ours_quantizes_both_calls() -> None:
-    """A conv that is called twice is quantized twice; half quantized it is computed in float, and right."""
+    """A conv that is called twice is quantized twice; the oracle's half is computed in float."""
     _, model = different("conv called twice with a relu between")
     converted = quantized_by_oracle(model, oracle_quantizer())
     theirs = lower(converted, *model.inputs)

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
 
 def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:
-    """Write each claim in the form that the delegate takes. What is in none stays as it is."""
-    for claim in claims:
+    """Write each claim in the form that the delegate takes. What is in none stays as it is.
+
+    From the last operator to the first: a form may put a node behind its operator, and the claims of what
+    reads the operator name the operator itself.
+    """
+    position = {node: number for number, node in enumerate(model.graph.nodes)}
+    for claim in sorted(claims, key=lambda claim: position[claim.match.anchor], reverse=True):
         for name, write in _FORMS.items():
             if name in (claim.match.pattern.working.name, claim.match.pattern.operators[-1].name):
                 write(model, claim)

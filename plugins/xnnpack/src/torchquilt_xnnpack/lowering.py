@@ -320,7 +320,14 @@ def _withholds(overload: str, node: Any) -> str:
     return ""
 
 
+def _own_biases(program: Any) -> Any:
+    from torchquilt_xnnpack.biases import own_biases
+
+    return own_biases(program)
+
+
 CONTRIBUTION = Contribution(
+    passes=(_own_biases,),
     partitioners=_partitioners,
     edge_passes=_edge_passes,
     readers={"XnnpackBackend": kernels_of},
