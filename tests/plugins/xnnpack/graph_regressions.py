@@ -16,6 +16,9 @@ REGRESSIONS: dict[str, Plan] = {
         (2, 6, 7, 7), (Step("square_linear"), Step("to"), Step("reshape")), _STATIC
     ),
     "a scaled product": Plan((4, 8), (Step("addmm_clamp", way=3),), _DYNAMIC),
+    "a product and its copy": Plan(
+        (2, 7, 19), (Step("square_linear"), Step("linear"), Step("dropout")), _DYNAMIC
+    ),
     "a dynamic convolution behind zeros": Plan((1, 8, 5, 5), (Step("pad_conv2d_relu6"),), _DYNAMIC),
     "an image in channels_last": Plan((2, 4, 6, 6), (Step("tanh"),), _DYNAMIC, channels_last=True),
     "a padded image in channels_last": Plan(

@@ -409,3 +409,27 @@ def test_dynamic_rows_of_different_magnitude() -> None:
 
     assert sqnr(expected[:2], found[:2]) > 60
     assert sqnr(expected[2:], found[2:]) > 60
+
+
+#: What changes nothing: each is dropped on the way.
+COPIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "dropout": lambda y: functional.dropout(y, training=False),
+    "clone": torch.clone,
+    "two clones": lambda y: y.clone().clone(),
+    "cast": lambda y: y.type(torch.float32),
+    "slice": lambda y: y[:],
+    "detach": torch.detach,
+}
+
+
+@pytest.mark.parametrize("is_dynamic", [False, True])
+@pytest.mark.parametrize("name", COPIES)
+def test_a_tensor_and_its_copy_are_both_returned(name: str, is_dynamic: bool) -> None:
+    """The delegate, which cannot return one tensor twice, computes it as integers nevertheless."""
+    torch.manual_seed(0)
+    model = Fn(lambda m, x: (lambda y: (y, COPIES[name](y)))(m.fc(x)), fc=nn.Linear(8, 6))
+    case = case_of(Model(model, (normal(2, 5, 8),)), is_dynamic=is_dynamic)
+    (kernel,) = case.lowered.computing
+
+    assert kernel.startswith("FullyConnected(q")
+    assert all(sqnr(expected, found) > 60 for expected, found in case.differences())

@@ -182,10 +182,12 @@ def _edge_passes() -> list[Any]:
 
 
 def _drop_copies(model: Any) -> Any:
-    """Drop copies in the same dimension order behind a dequantize, and conversions of one tensor and back.
+    """Drop copies in the same dimension order, and conversions of one tensor and back.
 
-    Such a copy is left of ``contiguous``, and of a reshape of something transposed. The delegate copies in
-    float, and takes no operator that reads a copy as one of integers.
+    Such a copy is left of dropout and ``contiguous``, and of a reshape of something transposed. The delegate
+    copies in float, and takes no operator that reads a copy as one of integers. It drops copies itself, but
+    after its outputs are settled: where a tensor and its copy both are outputs, it then refuses to return the
+    tensor twice.
     """
     from torch.fx.passes.infra.pass_base import PassResult
 
@@ -216,9 +218,9 @@ def _converts_back(node: Any) -> bool:
 
 
 def _is_redundant(copy: Any) -> bool:
-    """Whether a copy of dequantized data is laid out like it."""
+    """Whether a copy is laid out like what it copies, and that is computed: no input, and no buffer."""
     source = copy.args[0]
-    if _name(source) != f"{_CONVERTING[1]}default":
+    if source.op == "placeholder":
         return False
     read, returned = source.meta["val"], copy.meta["val"]
     return bool(read.dim_order() == returned.dim_order() and read.dtype == returned.dtype)
