@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 import torchquilt as tq
@@ -18,6 +20,9 @@ MORE = (
     "squeezebert", "convbert", "gpt2", "opt", "qwen2", "phi3", "t5", "clip",
 )  # fmt: skip
 
+#: The fixture ``record_property``, which tells what was measured (``--junit-xml`` has it).
+Record = Callable[[str, object], None]
+
 #: What a program has to agree with the quantized model in, in dB.
 LEAST = 40.0
 
@@ -32,31 +37,27 @@ KERNELS = {
 _both = pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 
 
-#: ExecuTorch's partitioner makes a part of its program that depends on itself.
-_OPEN = pytest.mark.xfail(raises=tq.LoweringError, reason="Invalid partition, found dependency cycles")
-_FEW = [
-    pytest.param(name, is_dynamic, marks=_OPEN if (name, is_dynamic) == ("llama", True) else ())
-    for name in FEW
-    for is_dynamic in (False, True)
-]
-
-
-@pytest.mark.parametrize(("name", "is_dynamic"), _FEW)
-def test_a_few_architectures_run_as_they_were_converted(name: str, is_dynamic: bool) -> None:
+@_both
+@pytest.mark.parametrize("name", FEW)
+def test_a_few_architectures_run_as_they_were_converted(
+    name: str, is_dynamic: bool, record_property: Record
+) -> None:
     """Each output has 40 dB and more, and each kernel with weights computes in what the ledger says."""
-    check(_ARCHITECTURES[name], is_dynamic=is_dynamic)
+    record_property("sqnr", f"{check(_ARCHITECTURES[name], is_dynamic=is_dynamic):.1f} dB")
 
 
 @pytest.mark.exhaustive
 @_both
 @pytest.mark.parametrize("name", MORE)
-def test_architectures_run_as_they_were_converted(name: str, is_dynamic: bool) -> None:
+def test_architectures_run_as_they_were_converted(
+    name: str, is_dynamic: bool, record_property: Record
+) -> None:
     """The same of those that take long in all."""
-    check(_ARCHITECTURES[name], is_dynamic=is_dynamic)
+    record_property("sqnr", f"{check(_ARCHITECTURES[name], is_dynamic=is_dynamic):.1f} dB")
 
 
-def check(architecture: Architecture, *, is_dynamic: bool) -> None:
-    """Quantize, lower, run and compare."""
+def check(architecture: Architecture, *, is_dynamic: bool) -> float:
+    """Quantize, lower, run and compare; returns the signal to noise of the worst output, in dB."""
     subject = Subject.of(architecture)
     prepared = tq.prepare_pt2e(subject.exported, quantizer(is_dynamic=is_dynamic))
     converted = tq.convert_pt2e(tq.calibrate(prepared, subject.batches))
@@ -66,6 +67,7 @@ def check(architecture: Architecture, *, is_dynamic: bool) -> None:
     noise = measure(results(converted, [batch]), found)
     assert min(noise) >= LEAST, noise
     check_ledger(program)
+    return min(noise)
 
 
 def check_ledger(program: tq.LoweredProgram) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torchquilt.lowering import Arithmetic, Contribution, Kernel, stays_in_float
 from torchquilt_xnnpack.layout import copies_around, is_dynamic_convolution, say_layouts, says_layout
+from torchquilt_xnnpack.parts import partitioner
 
 #: Where a kernel has its inputs, in the order in which they are told.
 _INPUTS = (
@@ -47,10 +48,8 @@ _MOVES = ("aten.squeeze_copy", "aten.unsqueeze_copy")
 
 
 def _partitioners() -> list[Any]:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-
     # One for all: it takes what is static, dynamic (per token, too) and in float, as much as fits together.
-    return [XnnpackPartitioner(configs=_configs())]
+    return [partitioner(_configs())]
 
 
 def _configs() -> list[Any]:
