@@ -43,7 +43,7 @@ def test_a_few_architectures_run_as_they_were_converted(
     name: str, is_dynamic: bool, record_property: Record
 ) -> None:
     """Each output has 40 dB and more, and each kernel with weights computes in what the ledger says."""
-    record_property("sqnr", f"{check(_ARCHITECTURES[name], is_dynamic=is_dynamic):.1f} dB")
+    record_property("sqnr", f"{check(_ARCHITECTURES[name], is_dynamic=is_dynamic):.1f} dB, program to Q/DQ")
 
 
 @pytest.mark.exhaustive
@@ -53,7 +53,7 @@ def test_architectures_run_as_they_were_converted(
     name: str, is_dynamic: bool, record_property: Record
 ) -> None:
     """The same of those that take long in all."""
-    record_property("sqnr", f"{check(_ARCHITECTURES[name], is_dynamic=is_dynamic):.1f} dB")
+    record_property("sqnr", f"{check(_ARCHITECTURES[name], is_dynamic=is_dynamic):.1f} dB, program to Q/DQ")
 
 
 def check(architecture: Architecture, *, is_dynamic: bool) -> float:
