@@ -217,7 +217,7 @@ def check_plan(plan: Plan) -> None:
     check(_planned(plan), sum(name == "linear" for name, *_ in plan), is_dynamic=True)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(plans)
 @example(
     [
