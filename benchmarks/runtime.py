@@ -114,9 +114,9 @@ def programs_of(subject: Subject) -> dict[str, Made]:
     theirs = quantized(exported, subject, torchao(is_dynamic=subject.is_dynamic))
     ours = quantized(exported, subject, torchquilt(is_dynamic=subject.is_dynamic, has_tables=has_tables))
     counted = {
-        FLOAT: tq.lower(exported, backends=["xnnpack"], verify=False),
-        TORCHAO: tq.lower(theirs, batch, backends=["xnnpack"], verify=False),
-        OURS: tq.lower(ours, batch, target="executorch", verify=False),
+        FLOAT: tq.lower(exported, backends=["xnnpack"]),
+        TORCHAO: tq.lower(theirs, batch, backends=["xnnpack"]),
+        OURS: tq.lower(ours, batch, target="executorch"),
     }
     stored = {
         FLOAT: lowered_by_executorch(exported),

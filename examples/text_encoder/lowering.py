@@ -36,10 +36,9 @@ def lower(
 ) -> tq.LoweredProgram:
     """Lower a model with the backends that quantized it, or without inputs a float program; and save it."""
     if inputs is None:
-        program = tq.lower(model, backends=["xnnpack"], verify=False)
+        program = tq.lower(model, backends=["xnnpack"])
     else:
-        # Compared below, on all sentences: over six layers single roundings that fall otherwise add up.
-        program = tq.lower(model, inputs, dynamic_shapes=dynamic_shapes, verify=False)
+        program = tq.lower(model, inputs, dynamic_shapes=dynamic_shapes)
     program.save(folder / f"{name.replace(' ', '_')}.pte")
     return program
 

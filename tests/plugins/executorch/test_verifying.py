@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from collections.abc import Callable
 
 import attrs
 import pytest
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 import torchquilt as tq
 import torchquilt_xnnpack.lowering as xnnpack_lowering
 from plugins.executorch.models import TOKENS, Encoder, composed, converted, xnnpack
 from strategies import Fn, export, normal
 from torchquilt.lowering import Agreement, Port, Verification
+from torchquilt.lowering.rounding import rounded_otherwise
 from torchquilt.lowering.verifying import _agreement, _random_operators
 from torchquilt_executorch.runner import ExecuTorchRunner
 
@@ -173,3 +177,83 @@ def test_a_tie_may_fall_another_way() -> None:
     assert not agreement(one, tie, excuses=False).is_within(40)
     assert not agreement(one, one + 1).is_within(40)
     assert not agreement(one.float(), tie.float()).is_within(40)
+
+
+# --- Roundings ----------------------------------------------------------------------------------------------
+
+
+def halves() -> torch.Tensor:
+    """Numbers halfway between integers, with what makes the scale 1."""
+    return torch.cat([torch.arange(-16.0, 16.0) + 0.5, torch.tensor([-128.0, 127.0])]).repeat(4, 1)
+
+
+def multiplied_by(factor: float) -> Callable[[ExportedProgram], ExportedProgram]:
+    """A pass of a backend that changes what is quantized first."""
+
+    def change(program: ExportedProgram) -> ExportedProgram:
+        program = copy.deepcopy(program)
+        quantize = next(node for node in program.graph.nodes if ".quantize_per" in str(node.target))
+        with program.graph.inserting_before(quantize):
+            other = program.graph.call_function(torch.ops.aten.mul.Tensor, (quantize.args[0], factor))
+        other.meta = dict(quantize.args[0].meta)
+        quantize.update_arg(0, other)
+        program.graph_module.recompile()
+        return program
+
+    return change
+
+
+@pytest.mark.parametrize(("factor", "is_fine"), [(1 + 1e-6, True), (1.2, False)], ids=["rounding", "wrong"])
+def test_a_program_may_be_as_far_off_as_roundings_bring_the_model(
+    monkeypatch: pytest.MonkeyPatch, factor: float, is_fine: bool
+) -> None:
+    """Asked for, 40 dB are 40 dB; by itself, how far the model moves decides, and is told."""
+    change = attrs.evolve(xnnpack_lowering.CONTRIBUTION, passes=(multiplied_by(factor),))
+    monkeypatch.setattr(xnnpack_lowering, "CONTRIBUTION", change)
+    x = halves()
+    module = Fn(lambda m, x: m.fc(x).cumsum(-1), fc=nn.Linear(34, 34))
+    with torch.no_grad():
+        module.fc.weight[:, -2:] = 0  # what sets the scale is no part of the result
+    model = converted(module, xnnpack(), x)
+    with pytest.raises(tq.VerificationError):
+        tq.lower(model, (x,), verify=True)
+    if is_fine:
+        (output,) = tq.lower(model, (x,)).verification.outputs
+        assert output.sqnr < 40
+        assert re.search(r"the model is \d+\.\d dB from itself", str(output))
+    else:
+        with pytest.raises(tq.VerificationError):
+            tq.lower(model, (x,))
+
+
+def test_only_what_is_quantized_rounds_otherwise() -> None:
+    """By the last bits: what is halfway falls either way, comparisons and torch's generator stay."""
+    x = halves()
+
+    def quantized(x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.quantized_decomposed.quantize_per_tensor(x, 1.0, 0, -128, 127, torch.int8)
+
+    state = torch.get_rng_state()
+    with rounded_otherwise(0):
+        moved, is_same = quantized(x), x == x.clone()
+    assert bool(is_same.all())
+    assert torch.equal(torch.get_rng_state(), state)
+    steps = (moved.int() - quantized(x).int()).abs()
+    assert int(steps.max()) == 1
+    assert 0.2 < float((steps != 0).double().mean()) < 0.8
+    assert torch.equal(quantized(x + 0.25), quantized(x + 0.25))
+    with rounded_otherwise(0):
+        assert torch.equal(quantized(x + 0.25), quantized(x + 0.25))
+        largest = torch.full((4,), torch.finfo(torch.float32).min)
+        assert torch.equal(quantized(largest), torch.full((4,), -128, dtype=torch.int8))
+
+
+def test_models_with_branches_are_run_with_other_roundings() -> None:
+    """Control flow runs as it does."""
+    module = Fn(
+        lambda m, x: torch.cond(x.sum() > 0, lambda y: m.fc(y), lambda y: y.sin(), (x,)), fc=nn.Linear(8, 8)
+    )
+    program = export(module, normal(3, 8)).module()
+    with rounded_otherwise(0):
+        moved = program(normal(3, 8))
+    assert torch.equal(moved, program(normal(3, 8)))

@@ -4,8 +4,9 @@
 ``values`` and ``program`` are what a user gets, ``report`` writes that as JSON, ``calling`` checks inputs;
 ``sources`` finds the program, ledger and backends of a model, ``decisions`` marks what stays in float,
 ``border`` takes quantize and dequantize off inputs and outputs, ``slots`` says of these what the stored
-program does, ``joining`` joins the ledger with what runs where, ``verifying`` compares; ``flow`` puts these
-together. Importing this package does not import torch.
+program does, ``joining`` joins the ledger with what runs where, ``verifying`` compares, and ``rounding``
+changes a model's last bits for that; ``flow`` puts these together. Importing this package does not import
+torch.
 """
 
 from torchquilt.lowering.contract import (

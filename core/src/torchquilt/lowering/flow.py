@@ -70,7 +70,9 @@ def lower(
             SQNR in dB that each output has to have, unless it is within one step of its grid; ``True`` stands
             for 40. ``"auto"`` does so where example inputs are at hand (those that are given, or those that
             the model was exported with) and the program can run here, and says in
-            :attr:`LoweredProgram.verification` what was done, or why not. ``False`` leaves it out.
+            :attr:`LoweredProgram.verification` what was done, or why not; an output with less than 40 dB may
+            be as far off as the model is from itself where what it quantizes rounds otherwise. ``False``
+            leaves it out.
         strict: refuse what a delegate refuses, instead of leaving it to the kernels of the runtime.
 
     Returns:

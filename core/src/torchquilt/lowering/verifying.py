@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
+
+import attrs
 
 from torchquilt.errors import LoweringError, MissingRuntimeError, VerificationError
 from torchquilt.graph.bodies import nodes_of
@@ -16,6 +19,7 @@ from torchquilt.graph.values import arguments_of, operator_of, overload_name
 from torchquilt.lowering.border import output_grids
 from torchquilt.lowering.inlining import inlined
 from torchquilt.lowering.program import LoweredProgram
+from torchquilt.lowering.rounding import rounded_otherwise
 from torchquilt.lowering.values import Agreement, Port, Verification
 
 if TYPE_CHECKING:
@@ -26,6 +30,14 @@ LEAST_SQNR = 40.0
 #: Of so many indices, truth values and the like one may differ where nobody asked for a comparison: two
 #: numbers that are equal in one of the models may be a step apart in the other.
 _ONE_TIE_IN = 10
+#: How often a model is run with other roundings at most, where a program is too far from it: a short text has
+#: few values that lie halfway, and one of these runs may find none of them.
+_RUNS = 3
+#: By how many dB a program may be further from the model than the model from itself. Measured on six layers
+#: of MiniLM: batches of texts are 30.1 to 31.4 dB off, where such runs are 30.3 to 30.9 dB off.
+_MARGIN = 3.0
+#: What is not excused, whatever the model does, in dB: noise of a third of the signal's norm.
+_NEVER_EXCUSED = 10.0
 _TIE = "a tie may have fallen another way"
 _NAN = "the model returns NaN where the program does not, which is not compared"
 _DISCRETE = frozenset({"int64", "int32", "bool"})
@@ -50,7 +62,9 @@ def verified_if_possible(
         return Verification((), LEAST_SQNR, "there are no example inputs")
     try:
         if drawn := next(_random_operators(model), ""):
-            _found(program, model, example_inputs)
+            args, kwargs = _inputs_of(model, example_inputs)
+            _outputs(model, args, kwargs)
+            _returned(program, args, kwargs)
             return Verification((), LEAST_SQNR, f"it runs; the model draws random numbers ({drawn})")
         return verified(program, model, example_inputs, LEAST_SQNR, excuses=True)
     except MissingRuntimeError as error:
@@ -85,8 +99,9 @@ def verified(
         example_inputs: one batch as for :func:`torchquilt.calibrate`. With ``excuses`` None stands for those
             that the model was exported with.
         least_sqnr: what each output has to have, in dB, unless it is within one step of its grid.
-        excuses: let differences pass that may have no fault behind them: a tie that falls another way, and
-            where the model returns NaN.
+        excuses: let differences pass that may have no fault behind them: a tie that falls another way, where
+            the model returns NaN, and as much as the model differs from itself where its floats round
+            otherwise.
 
     Raises:
         LoweringError: there are no inputs, or the model does not take them.
@@ -100,13 +115,13 @@ def verified(
             got=None,
             remedy="lower(quantized, batch, verify=True)",
         )
-    expected, found = _found(program, model, example_inputs)
-    outputs = tuple(
-        _agreement(port, step, one, other, excuses)
-        for port, step, one, other in zip(
-            program.io.outputs, output_grids(inlined(model).program), expected, found, strict=True
-        )
-    )
+    args, kwargs = _inputs_of(model, example_inputs)
+    expected, found = _outputs(model, args, kwargs), _returned(program, args, kwargs)
+    steps = output_grids(inlined(model).program)
+    pairs = zip(program.io.outputs, steps, expected, found, strict=True)
+    outputs = tuple(_agreement(*pair, excuses) for pair in pairs)
+    if excuses and not Verification(outputs, least_sqnr):
+        outputs = _with_roundings(outputs, expected, model, args, kwargs, least_sqnr)
     result = Verification(outputs, least_sqnr)
     if not result:
         worst = next(output for output in outputs if not output.is_within(least_sqnr))
@@ -123,21 +138,72 @@ def verified(
     return result
 
 
-def _found(
-    program: LoweredProgram, model: ExportedProgram, example_inputs: object
-) -> tuple[list[Any], list[Any]]:
-    """Outputs of the model and of the program, in order."""
-    from torch.utils import _pytree as pytree
+def _with_roundings(
+    outputs: tuple[Agreement, ...],
+    expected: list[Any],
+    model: ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    least_sqnr: float,
+) -> tuple[Agreement, ...]:
+    """Excuse the outputs that are as near to the model as it is to itself where its floats round otherwise.
 
+    The model is run until all of them are, at most a few times.
+    """
+    for seed in range(_RUNS):
+        if Verification(outputs, least_sqnr):
+            break
+        moved = _outputs(model, args, kwargs, rounded_otherwise(seed))
+        outputs = tuple(
+            output if output.is_within(least_sqnr) else _rounded(output, one, other)
+            for output, one, other in zip(outputs, expected, moved, strict=True)
+        )
+    return outputs
+
+
+def _rounded(output: Agreement, expected: Any, moved: Any) -> Agreement:
+    """An output that differs, excused if that is no more than what roundings do to the model."""
+    import torch
+
+    if not isinstance(expected, torch.Tensor) or not expected.is_floating_point():
+        return output
+    port = Port(output.output, str(moved.dtype).removeprefix("torch."), ())
+    itself = _agreement(port, output.step, expected, moved, excuses=True).sqnr
+    if not math.isfinite(itself) or output.sqnr < max(itself - _MARGIN, _NEVER_EXCUSED):
+        return output
+    note = f"the model is {itself:.1f} dB from itself where what it quantizes rounds otherwise"
+    return attrs.evolve(output, note="; ".join(filter(None, (output.note, note))), is_excused=True)
+
+
+def _inputs_of(model: ExportedProgram, example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call; None stands for those that the model was exported with."""
     if example_inputs is None and model.example_inputs is not None:
         args, kwargs = model.example_inputs
-    else:
-        args, kwargs = call_arguments(model.module(), example_inputs)
-    expected = pytree.tree_leaves(_run(model, args, kwargs))
+        return args, kwargs
+    return call_arguments(model.module(), example_inputs)
+
+
+def _outputs(
+    model: ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: AbstractContextManager[None] | None = None,
+) -> list[Any]:
+    """Outputs of the model, in order, run within a context."""
+    from torch.utils import _pytree as pytree
+
+    with context or nullcontext():
+        return pytree.tree_leaves(_run(model, args, kwargs))
+
+
+def _returned(program: LoweredProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Outputs of the program, in order, which takes its inputs as its ports say."""
+    from torch.utils import _pytree as pytree
+
     leaves, structure = pytree.tree_flatten((args, kwargs))
     given = [_as_port(port, value) for port, value in zip(program.io.inputs, leaves, strict=False)]
     args, kwargs = pytree.tree_unflatten(given, structure) if len(given) == len(leaves) else (args, kwargs)
-    return expected, pytree.tree_leaves(program.run(*args, **kwargs))
+    return pytree.tree_leaves(program.run(*args, **kwargs))
 
 
 def _run(model: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
