@@ -11,7 +11,7 @@ from torch import nn
 
 import torchquilt as tq
 from plugins.executorch.models import converted, xnnpack
-from strategies import Fn, export, normal
+from strategies import Fn, export, normal, sqnr
 from torchquilt.lowering import load
 
 CHANNELS_LAST = torch.channels_last
@@ -69,6 +69,50 @@ def test_a_program_computes_the_same_of_inputs_however_they_lie(name: str, expor
     expected = model(LAYOUTS[exported](x))
     for given, as_given in LAYOUTS.items():
         assert (program.run(as_given(x)) - expected).abs().max() < 0.02, given
+
+
+def turned(x: torch.Tensor) -> torch.Tensor:
+    """An image that the model itself puts in channels_last."""
+    return (x * 2).contiguous(memory_format=CHANNELS_LAST)
+
+
+ON_IMAGES: dict[str, Callable[..., torch.Tensor]] = {
+    "flip": lambda m, x: torch.flip(x, [1]),
+    "expand": lambda m, x: x[:, :1].expand(2, 4, 6, 6),
+    "join": lambda m, x: torch.column_stack([x, x]),
+    "normalize": lambda m, x: m.norm(x),
+    "largest": lambda m, x: x.topk(2, 1)[0],
+    "gather": lambda m, x: x.gather(1, torch.ones(2, 1, 6, 6, dtype=torch.int64)),
+    "roll": lambda m, x: torch.roll(x, 1, 1),
+    "running sum": lambda m, x: x.cumsum(1),
+    "view": lambda m, x: x.reshape(2, -1),
+    "convolution": lambda m, x: m.conv(x),
+    "flip of a convolution": lambda m, x: torch.flip(m.conv(x), [1]),
+    "convolution of a flip": lambda m, x: m.conv(torch.flip(x, [3])),
+    "put so within": lambda m, x: torch.flip(turned(m.conv(x)), [1]) + turned(x).cumsum(1),
+    "linear": lambda m, x: m.fc(x),
+}
+
+
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("weights", [torch.contiguous_format, CHANNELS_LAST], ids=["plain", "turned"])
+def test_operators_compute_the_same_of_images_in_channels_last(
+    weights: torch.memory_format, is_dynamic: bool
+) -> None:
+    """Kernels of the runtime that read memory as if it were contiguous get it so, and delegates their own."""
+    parts = {"norm": nn.LayerNorm(6), "conv": nn.Conv2d(4, 4, 3, padding=1), "fc": nn.Linear(6, 3)}
+    model = Fn(lambda m, x: {name: run(m, x) for name, run in ON_IMAGES.items()}, **parts)
+    x = normal(2, 4, 6, 6).to(memory_format=CHANNELS_LAST)
+    quantized = converted(model.to(memory_format=weights), xnnpack(is_dynamic=is_dynamic), x)
+    program = tq.lower(quantized, (x,), verify=False)
+
+    expected, found = quantized(x), program.run(x)
+
+    wrong = {name: sqnr(expected[name], found[name]) for name in ON_IMAGES}
+    assert min(wrong.values()) > 50, wrong
+    for name in ("flip", "convolution", "put so within"):
+        assert expected[name].is_contiguous(memory_format=CHANNELS_LAST), name
+        assert found[name].is_contiguous(memory_format=CHANNELS_LAST), name
 
 
 def test_expanded_inputs_are_taken() -> None:

@@ -21,6 +21,15 @@ REGRESSIONS: dict[str, Plan] = {
     ),
     "a dynamic convolution behind zeros": Plan((1, 8, 5, 5), (Step("pad_conv2d_relu6"),), _DYNAMIC),
     "an image in channels_last": Plan((2, 4, 6, 6), (Step("tanh"),), _DYNAMIC, channels_last=True),
+    "a flip of an image in channels_last": Plan(
+        (1, 8, 5, 5), (Step("flip", ask=1),), _DYNAMIC, channels_last=True
+    ),
+    "a join of an image in channels_last": Plan(
+        (1, 8, 5, 5), (Step("column_stack", ask=1),), _DYNAMIC, channels_last=True
+    ),
+    "a normalized image in channels_last": Plan(
+        (1, 8, 5, 5), (Step("layer_norm"),), _DYNAMIC, channels_last=True
+    ),
     "a padded image in channels_last": Plan(
         (1, 8, 5, 5), (Step("pad_conv2d_relu6"),), _STATIC, channels_last=True
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-import attrs
 import pytest
 
 from torchquilt.testing.drawing import Outcome, batches, failures, tried
@@ -47,15 +46,8 @@ def check_drawn(
         mixed: whether single steps are asked for otherwise, or left in float.
     """
     drawn = batches(subject(), names, seed, count, mixed=mixed)
-    settled = ([_without_open_faults(plan) for plan in plans] for plans in drawn)
-    found = [text for plans in settled for text in failures(plans, subject(), process, {})]
+    found = [text for plans in drawn for text in failures(plans, subject(), process, {})]
     assert not found, "\n\n".join([f"seed {seed}: {len(found)} of {count} graphs are not right", *found])
-
-
-def _without_open_faults(plan: Plan) -> Plan:
-    """A plan without what is known to fail: static operators of images in channels_last (the regressions)."""
-    is_static = any("static" in ask for ask in plan.asks)
-    return attrs.evolve(plan, channels_last=plan.channels_last and not is_static)
 
 
 def check_plans(process: Process, plans: Sequence[Plan]) -> None:

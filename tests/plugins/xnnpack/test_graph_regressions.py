@@ -11,17 +11,7 @@ from torchquilt.testing.process import Process
 __all__ = ["process"]  # a fixture
 
 
-#: Found and not yet right: the runtime refuses the shapes of these images.
-_OPEN = ("a padded image in channels_last", "a linear of an image in channels_last")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="it fails in the runtime") if name in _OPEN else ())
-        for name in REGRESSIONS
-    ],
-)
+@pytest.mark.parametrize("name", REGRESSIONS)
 def test_what_was_wrong_is_right(process: Process, name: str) -> None:
     """Lowered and run, it computes what it was converted to."""
     found = outcome(process, REGRESSIONS[name])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch.export import ExportGraphSignature
     from torch.fx import Graph, Node
 
+_CHANNELS_LAST = [0, 2, 3, 1]
+
 
 def with_plain_signature(program: ExportedProgram) -> ExportedProgram:
     """The program with inputs and outputs that can be passed to the runtime, and from it.
@@ -95,15 +97,25 @@ def _plain(node: Node) -> torch.Tensor | None:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return None
-    contiguous, channels_last = _strides(value, [*range(value.dim())]), _strides(value, [0, 2, 3, 1])
-    # Where a dimension is 1, both may be right. Then the delegates take it for a contiguous one.
-    is_channels_last = value.dim() == 4 and not _lies(value, contiguous) and _lies(value, channels_last)
-    wanted = channels_last if is_channels_last else contiguous
+    wanted = _strides(value, _CHANNELS_LAST if is_in_channels_last(value) else [*range(value.dim())])
     has_them = all(map(_is_known, (one == other for one, other in zip(value.stride(), wanted, strict=True))))
     if has_them and _is_known(value.storage_offset() == 0):
         return None
     with value.fake_mode:  # type: ignore[attr-defined]  # export records fake tensors
         return torch.empty_strided(value.shape, wanted, dtype=value.dtype, device=value.device)
+
+
+def is_in_channels_last(value: object) -> bool:
+    """Whether a value is a tensor of four dimensions that lies in channels_last.
+
+    Where a dimension is 1, both orders may be right. Then the delegates take it for a contiguous one.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.dim() != 4:
+        return False
+    contiguous = _strides(value, [*range(4)])
+    return not _lies(value, contiguous) and _lies(value, _strides(value, _CHANNELS_LAST))
 
 
 def _strides(value: torch.Tensor, order: Sequence[int]) -> list[Any]:

@@ -46,6 +46,7 @@ class ExecuTorchTarget:
 
         _require_executorch()
         from torchquilt_executorch.delegation import Delegation
+        from torchquilt_executorch.layouts import computed_contiguous
         from torchquilt_executorch.opened import Opened
         from torchquilt_executorch.origins import Origins
         from torchquilt_executorch.signature import with_plain_signature
@@ -61,7 +62,7 @@ class ExecuTorchTarget:
             for transform in given.passes:
                 with step(f"A pass of the backend {backend!r} failed.", program, backend):
                     program = transform(program)
-        program = with_plain_signature(program)
+        program = computed_contiguous(with_plain_signature(program))
         origins = Origins.of_program(program)
         readers = {name: read for one in contributions.values() for name, read in one.readers.items()}
         # Passes of ExecuTorch run the graph, in which writing to a buffer is no matter for gradients.
