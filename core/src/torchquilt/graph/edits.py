@@ -80,17 +80,17 @@ def with_graph(
 ) -> ExportedProgram:
     """An exported program with another graph, maybe another signature and other subgraphs, those of ``root``.
 
-    Tensors are shared.
+    Tensors are shared, but not the tables that have them, from which some take what they use up.
     """
     return ExportedProgram(
         root=root or program.graph_module,
         graph=graph,
         graph_signature=signature or copy.deepcopy(program.graph_signature),
-        state_dict=program.state_dict,
+        state_dict=dict(program.state_dict),
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=None,
-        constants=program.constants,
+        constants=dict(program.constants),
         verifiers=program.verifiers,
     )
 

@@ -12,6 +12,7 @@ from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from torchquilt import LoweringError
 from torchquilt.lowering import Contribution
 from torchquilt_executorch.failures import step
+from torchquilt_executorch.given import as_given
 from torchquilt_executorch.options import merged
 from torchquilt_executorch.origins import Origins
 from torchquilt_executorch.refusals import Run, compiled_in, refused
@@ -87,7 +88,7 @@ class Delegation:
         with step("The program cannot be brought to ExecuTorch's dialect, or be delegated.", self._program):
             passes = [one for given in self._contributions.values() for one in given.edge_passes()]
             return to_edge_transform_and_lower(
-                self._program,
+                as_given(self._program),
                 transform_passes=passes or None,
                 partitioner=[*partitioners],
                 compile_config=EdgeCompileConfig(**options),
