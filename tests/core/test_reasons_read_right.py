@@ -46,6 +46,13 @@ def reasons(quantizer: tq.Quantizer, function: Callable[..., Any], *inputs: Any,
             {"fc": nn.Linear(6, 6).half()},
         ),
         (
+            "linear: only if all tensors are float32, or all are float16; there is torch.bfloat16",
+            XNNPACKQuantizer().set_global(DYNAMIC),
+            lambda m, x: m.fc(x),
+            normal(3, 6).bfloat16(),
+            {"fc": nn.Linear(6, 6).bfloat16()},
+        ),
+        (
             "embedding_4bit_group32: only if the width of a row is a multiple of 32; it is 24",
             ExecuTorchEmbeddingQuantizer().set_global(FOUR_BITS),
             lambda m, x: m.table(x),
@@ -53,7 +60,7 @@ def reasons(quantizer: tq.Quantizer, function: Callable[..., Any], *inputs: Any,
             {"table": nn.Embedding(5, 24)},
         ),
     ],
-    ids=["one sample", "float32", "groups"],
+    ids=["one sample", "float32", "bfloat16", "groups"],
 )
 def test_a_reason_says_what_would_have_to_hold_and_what_was_found(
     expected: str, quantizer: tq.Quantizer, function: Any, x: torch.Tensor, parts: dict[str, Any]

@@ -32,10 +32,17 @@ HALF = (
 )
 
 
-@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("architecture", HALF, ids=str)
+@pytest.mark.parametrize(
+    ("architecture", "is_dynamic", "code"),
+    [
+        (HALF[0], False, "constraint:float32"),
+        (HALF[1], False, "constraint:float32"),
+        (HALF[1], True, "constraint:dtype"),  # a float16 one is quantized dynamically
+    ],
+    ids=["float16, static", "bfloat16, static", "bfloat16, dynamic"],
+)
 def test_half_precision_stays_as_it_is_and_says_why(
-    architecture: Architecture, is_dynamic: bool, tmp_path: Path
+    architecture: Architecture, is_dynamic: bool, code: str, tmp_path: Path
 ) -> None:
     """Asking is an error; where that is waived the bits stay the same, and the ledger names the dtype."""
     subject = Subject.of(architecture)
@@ -50,7 +57,7 @@ def test_half_precision_stays_as_it_is_and_says_why(
     tq.save(converted, tmp_path / "model.pt2", subject.batches[0])
     loaded = tq.load(tmp_path / "model.pt2").module()
     linears = [row for row in tq.ledger_of(converted) if row.op == "aten.linear.default"]
-    assert {row.code for row in linears} == {"constraint:float32"}
+    assert {row.code for row in linears} == {code}
     for model in (converted, loaded):
         for expected, found in zip(subject.expected, results(model, subject.batches), strict=True):
             assert all(map(torch.equal, expected, found))

@@ -6,6 +6,7 @@ constants that export recorded, and never write.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.graph.values import rank, tensor_of
@@ -25,23 +26,37 @@ CONSTANT_WEIGHT = Constraint(
 )
 
 
-def _is_float32(match: Match) -> bool:
-    tensors = [tensor_of(node) for node in (*(node for node, _, _ in match.operands), match.output)]
-    return all(tensor is None or _is_of_float32(tensor.dtype) for tensor in tensors)
+def one_dtype(*dtypes: str, code: str = "dtype") -> Constraint:
+    """All tensors of the operator have one dtype, which is one of these.
+
+    Args:
+        dtypes: by name (``"float16"``).
+        code: the code of the constraint.
+    """
+    text = ", or all are ".join((f"all tensors are {dtypes[0]}", *dtypes[1:]))
+
+    def holds(match: Match) -> bool:
+        found = _dtypes(match)
+        return len(found) <= 1 and found.issubset(dtypes)
+
+    def found(match: Match) -> str:
+        return f"there is {', '.join(f'torch.{name}' for name in sorted(_dtypes(match) - {dtypes[0]}))}"
+
+    return Constraint(code, text, holds, found)
 
 
-def _is_of_float32(dtype: torch.dtype) -> bool:
-    """Without torch, and faster than by its name."""
-    return dtype.is_floating_point and dtype.itemsize == 4
+def _dtypes(match: Match) -> set[str]:
+    """The dtypes of the operands and the output, by name."""
+    tensors = (tensor_of(node) for node in (*(node for node, _, _ in match.operands), match.output))
+    return {_name(tensor.dtype) for tensor in tensors if tensor is not None}
 
 
-def _other_dtypes(match: Match) -> str:
-    tensors = [tensor_of(node) for node in (*(node for node, _, _ in match.operands), match.output)]
-    others = {str(tensor.dtype) for tensor in tensors if tensor is not None}
-    return f"there is {', '.join(sorted(others - {'torch.float32'}))}"
+@functools.cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-FLOAT32 = Constraint("float32", "all tensors are float32", _is_float32, _other_dtypes)
+FLOAT32 = one_dtype("float32", code="float32")
 
 
 def argument(match: Match, position: int, keyword: str, default: Any = None) -> Any:

@@ -34,7 +34,13 @@ def process() -> Iterator[Process]:
 
 
 def check_drawn(
-    process: Process, names: Sequence[str], seed: int, count: int, *, mixed: bool = False
+    process: Process,
+    names: Sequence[str],
+    seed: int,
+    count: int,
+    *,
+    mixed: bool = False,
+    dtype: str = "float32",
 ) -> None:
     """Draw graphs, and fail with the smallest ones that are not right.
 
@@ -44,8 +50,9 @@ def check_drawn(
         seed: of the drawing; it is printed with what fails.
         count: how many.
         mixed: whether single steps are asked for otherwise, or left in float.
+        dtype: of the inputs and layers.
     """
-    drawn = batches(subject(), names, seed, count, mixed=mixed)
+    drawn = batches(subject(), names, seed, count, mixed=mixed, dtype=dtype)
     found = [text for plans in drawn for text in failures(plans, subject(), process, {})]
     assert not found, "\n\n".join([f"seed {seed}: {len(found)} of {count} graphs are not right", *found])
 

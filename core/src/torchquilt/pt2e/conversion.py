@@ -224,17 +224,20 @@ class Conversion:
         return node
 
     def _choose_qparams(self, node: Node, source: Node, point: DynamicPoint) -> _Operators:
-        """Compute the parameters from the tensor itself: per token, or per tensor."""
+        """Compute the parameters from the tensor itself, in float32: per token, or per tensor.
+
+        Half precision would round the scale to 8 or 11 bits, and overflow where a range is twice the largest
+        number.
+        """
         spec = point.spec
+        seen = self._in_float32(source, node)
         grid = (spec.quant_min, spec.quant_max, spec.dtype)
         if spec.granularity is Granularity.PER_TOKEN:
-            choose = self._call(_OPS.choose_qparams_per_token_asymmetric.default, (source, spec.dtype), node)
+            choose = self._call(_OPS.choose_qparams_per_token_asymmetric.default, (seen, spec.dtype), node)
             pair = (_OPS.quantize_per_token.default, _OPS.dequantize_per_token.default)
         else:
             op = _OPS.choose_qparams_symmetric if spec.symmetric else _OPS.choose_qparams
-            choose = self._call(
-                op.tensor, (source, spec.quant_min, spec.quant_max, spec.eps, spec.dtype), node
-            )
+            choose = self._call(op.tensor, (seen, spec.quant_min, spec.quant_max, spec.eps, spec.dtype), node)
             pair = (_OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
         choose.meta["val"] = _fake_run(choose.target, choose.args)
         found = []
@@ -244,6 +247,15 @@ class Conversion:
             item.meta["val"] = value[index] if value is not None else None
             found.append(item)
         return _Operators(*pair, (*found, *grid))
+
+    def _in_float32(self, source: Node, served: Node) -> Node:
+        """A tensor, cast where it is of half precision."""
+        value = source.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.dtype is torch.float32:
+            return source
+        cast = self._call(torch.ops.aten.to.dtype, (source, torch.float32), served)
+        cast.meta["val"] = fake_cast(source, torch.float32)
+        return cast
 
     def _static_operators(self, node: Node, point: AnyPoint) -> _Operators:
         spec, found = point.spec, self.qparams(point)

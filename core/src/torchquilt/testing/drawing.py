@@ -37,6 +37,8 @@ LEAST_AGREEMENT = 40.0
 LEAST_SQNR = 8.0
 #: Of numbers whose size is about 1, what is lost in the rounding of float32 and its sums.
 _NOTHING = 1e-4
+#: The same of half precision, in steps of its numbers just above 1.
+_STEPS_OF_HALF = 4
 
 _SHAPES = ((1, 4, 6, 6), (2, 4, 6, 6), (1, 8, 5, 5), (2, 5, 8), (1, 5, 8), (4, 8), (1, 8))
 _MOST_STEPS = 5
@@ -52,7 +54,13 @@ def configs_by_name(subject: Subject) -> dict[str, QuantizationConfig]:
 
 
 def batches(
-    subject: Subject, names: Sequence[str], seed: int, count: int, *, mixed: bool | None = None
+    subject: Subject,
+    names: Sequence[str],
+    seed: int,
+    count: int,
+    *,
+    mixed: bool | None = None,
+    dtype: str = "float32",
 ) -> Iterator[list[Plan]]:
     """Plans of graphs, in batches that can be one program: the first ask of each is the same.
 
@@ -62,11 +70,13 @@ def batches(
         seed: the same seed draws the same plans.
         count: how many plans in all.
         mixed: whether single steps are asked for otherwise; None for both.
+        dtype: of the inputs and layers, as for :class:`torchquilt.testing.graphs.Plan`.
     """
     drawn = Random(seed)
     while count > 0:
         ask = drawn.choice(names)
-        yield [_plan(subject, names, ask, mixed, drawn) for _ in range(min(count, _BATCH))]
+        plans = [_plan(subject, names, ask, mixed, drawn) for _ in range(min(count, _BATCH))]
+        yield [attrs.evolve(plan, dtype=dtype) for plan in plans]
         count -= _BATCH
 
 
@@ -190,7 +200,10 @@ def _tried(graphs: list[Graph], subject: Subject, lowerings: Mapping[str, Loweri
                     f"{target}, {text}"
                     for target, found in programs.items()
                     for text in _differences(
-                        expected[number], found[number], _steps(converted, expected, number)
+                        expected[number],
+                        found[number],
+                        _steps(converted, expected, number),
+                        _lost_in_rounding(graph.plan.dtype),
                     )
                 ),
             )
@@ -234,7 +247,13 @@ def _runs_in_float(graph: Graph, lowerings: Mapping[str, Lowering]) -> bool:
     return True
 
 
-def _differences(expected: Any, found: Any, steps: Mapping[int, float]) -> Iterator[str]:
+def _lost_in_rounding(dtype: str) -> float:
+    if dtype == "float32":
+        return _NOTHING
+    return _STEPS_OF_HALF * torch.finfo(getattr(torch, dtype)).eps
+
+
+def _differences(expected: Any, found: Any, steps: Mapping[int, float], lost: float) -> Iterator[str]:
     """Outputs in which a program differs from the converted model, beyond one step of rounding."""
     pairs = zip(_floats(expected), _floats(found), strict=True)
     for number, (one, other) in enumerate(pairs):
@@ -242,7 +261,7 @@ def _differences(expected: Any, found: Any, steps: Mapping[int, float]) -> Itera
             yield f"output {number}: shape {[*other.shape]} instead of {[*one.shape]}"
             continue
         ratio, largest = sqnr(one, other), _largest(one, other)
-        if ratio >= LEAST_AGREEMENT or largest <= max(_NOTHING, 1.001 * steps.get(number, 0.0)):
+        if ratio >= LEAST_AGREEMENT or largest <= max(lost, 1.001 * steps.get(number, 0.0)):
             continue
         text = f"output {number}: {ratio:.1f} dB between program and converted model, by up to {largest:.3g}"
         yield text + (f", of steps of {steps[number]:.3g}" if number in steps else "")

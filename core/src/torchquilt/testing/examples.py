@@ -18,7 +18,7 @@ _DOES_NOT_FIT = (RuntimeError, ValueError, IndexError, TypeError)
 # No operator has more ways to be called than this.
 _MOST_WAYS = 8
 
-_OTHER_DTYPES = (torch.float16, torch.float64)
+_OTHER_DTYPES = (torch.float16, torch.bfloat16, torch.float64)
 
 
 @attrs.frozen(eq=False)

@@ -55,6 +55,7 @@ class Plan:
             an empty one leaves a step in float.
         channels_last: images come in this memory format.
         seed: of weights and inputs.
+        dtype: of the inputs, by name. A layer has the dtype of what it reads.
     """
 
     shape: tuple[int, ...]
@@ -62,6 +63,7 @@ class Plan:
     asks: tuple[str, ...] = ("",)
     channels_last: bool = False
     seed: int = 0
+    dtype: str = "float32"
 
 
 class Layer(nn.Module):
@@ -120,7 +122,7 @@ class Graph(nn.Module):
         self.layers = nn.ModuleList()
         self._placed: list[_Placed] = []
         generator = torch.Generator().manual_seed(plan.seed)
-        first = torch.randn(plan.shape, generator=generator) + _SPREAD
+        first = _cast(torch.randn(plan.shape, generator=generator) + _SPREAD, self._dtype)
         if plan.channels_last and first.dim() == 4:
             first = first.contiguous(memory_format=torch.channels_last)
         self.inputs: list[torch.Tensor] = [first]
@@ -129,6 +131,11 @@ class Graph(nn.Module):
         for step in plan.steps:
             self._add(step, values, patterns, generator)
         self.eval()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.plan.dtype)
+        return dtype
 
     def _add(
         self,
@@ -141,7 +148,7 @@ class Graph(nn.Module):
         back, *more = step.back
         state = generator.get_state()
         try:
-            new = _new_input(step, patterns) if back < 0 else None
+            new = _cast(_new_input(step, patterns), self._dtype) if back < 0 else None
             x = values[-1 - back % len(values)] if new is None else new
             layer, number = self._layer(step, x, patterns, generator)
             extras = [_like(extra, values, more, n) for n, extra in enumerate(layer.extras)]
@@ -187,12 +194,16 @@ class Graph(nn.Module):
             layer = self.layers[number]
             assert isinstance(layer, Layer)
             return layer, number
+        plain = _cast(x, torch.float32)  # which layers are made for
         if step.name in OTHERS:
-            calls = [Call("", OTHERS[step.name](x))]
+            calls = [Call("", OTHERS[step.name](plain))]
         else:
-            calls = list(_chain(patterns[step.name], x, step.way))
+            calls = list(_chain(patterns[step.name], plain, step.way))
         layer = Layer(tuple(calls))
         _fill(layer, generator)
+        if x.is_floating_point():
+            layer.to(x.dtype)
+            layer.extras = [_cast(extra, x.dtype) for extra in layer.extras]
         return layer, len(self.layers)
 
     def asked(self) -> Iterator[tuple[str, str]]:
@@ -279,6 +290,11 @@ def _new_input(step: Step, patterns: Mapping[str, tuple[Operator, ...]]) -> torc
     if not found:
         raise ValueError(f"nothing is known of what {step.name} likes")
     return found[step.way % len(found)]
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of floats in another precision; another stays as it is."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _like(extra: torch.Tensor, values: list[torch.Tensor], more: list[int], n: int) -> int | torch.Tensor:

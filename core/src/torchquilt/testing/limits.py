@@ -7,31 +7,20 @@ import re
 from collections.abc import Callable, Mapping
 
 import pytest
-import torch
 
 from torchquilt.annotation import annotation_of
 from torchquilt.claims import Claim
-from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, input_rank
+from torchquilt.constraints import CONSTANT_WEIGHT, input_rank, one_dtype
 from torchquilt.errors import TorchquiltError
 from torchquilt.support import Constraint, SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.examples import Example
 from torchquilt.testing.trials import Trial, has_quantized_tensors
 
-
-def _all_float32(example: Example) -> bool | None:
-    """Whether every tensor is float32; unknown with integers, which may be indices and no operands."""
-    floats = {dtype for dtype in example.dtypes if dtype.is_floating_point}
-    if floats != {torch.float32}:
-        return False
-    return True if floats == example.dtypes else None
-
-
 # What the ready constraints of the core mean, known from how an example was made and not from its graph.
 _Meaning = Callable[[Example], bool | None]
 _MEANINGS: dict[tuple[str, str], _Meaning] = {
     (CONSTANT_WEIGHT.code, CONSTANT_WEIGHT.text): lambda example: example.has_constant_weight,
-    (FLOAT32.code, FLOAT32.text): _all_float32,
 }
 
 
@@ -111,7 +100,8 @@ def _check_meaning(trial: Trial, constraint: Constraint, holds: bool) -> None:
 
 
 def _meaning(constraint: Constraint) -> _Meaning | None:
-    return _MEANINGS.get((constraint.code, constraint.text)) or _meaning_of_rank(constraint)
+    known = _MEANINGS.get((constraint.code, constraint.text))
+    return known or _meaning_of_rank(constraint) or _meaning_of_dtype(constraint)
 
 
 def _meaning_of_rank(constraint: Constraint) -> _Meaning | None:
@@ -120,6 +110,28 @@ def _meaning_of_rank(constraint: Constraint) -> _Meaning | None:
     if not ranks or (constraint.code, constraint.text) != (input_rank(*ranks).code, input_rank(*ranks).text):
         return None
     return lambda example: example.rank in ranks
+
+
+def dtypes_of(constraint: Constraint) -> tuple[str, ...]:
+    """The dtypes of a constraint that :func:`torchquilt.constraints.one_dtype` made; of another none."""
+    names = tuple(re.findall(r"\bb?float\d+", constraint.text))
+    return names if names and constraint.text == one_dtype(*names).text else ()
+
+
+def _meaning_of_dtype(constraint: Constraint) -> _Meaning | None:
+    """The meaning of :func:`torchquilt.constraints.one_dtype`, whose text has the names in it."""
+    names = dtypes_of(constraint)
+    if not names:
+        return None
+
+    def holds(example: Example) -> bool | None:
+        """Unknown with integers, which may be indices and no operands."""
+        floats = {dtype for dtype in example.dtypes if dtype.is_floating_point}
+        if len(floats) != 1 or str(*floats).removeprefix("torch.") not in names:
+            return False
+        return True if floats == example.dtypes else None
+
+    return holds
 
 
 def _check_works(trial: Trial) -> None:

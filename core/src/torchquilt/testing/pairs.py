@@ -34,7 +34,11 @@ def kinds_of(table: SupportTable, mode: str = "") -> tuple[tuple[str, ...], ...]
 
 
 def pairs_of(
-    table: SupportTable, ask: str, first: Sequence[Sequence[str]], second: Sequence[Sequence[str]]
+    table: SupportTable,
+    ask: str,
+    first: Sequence[Sequence[str]],
+    second: Sequence[Sequence[str]],
+    dtype: str = "float32",
 ) -> Iterator[Plan]:
     """A plan for each two kinds: the second behind the first, and both on one tensor.
 
@@ -45,6 +49,7 @@ def pairs_of(
         ask: the name of what everything is asked for.
         first: kinds, as :func:`kinds_of` gives them.
         second: likewise.
+        dtype: of the inputs and layers.
     """
     patterns = patterns_of(table)
     passed_on = {row.pattern.operators for row in table.rows if row.sharing is Sharing.PASSED_ON}
@@ -55,14 +60,19 @@ def pairs_of(
             names = one[turn % len(one)], other[(turn // len(one)) % len(other)]
             # What passes on what it gets needs something quantized to get.
             front = any(patterns[name] in passed_on for name in names)
-            yield from _fitting(names, 0, ask, patterns, front)
+            yield from _fitting(names, 0, ask, patterns, front, dtype)
             if frozenset((one, other)) not in met:
                 met.add(frozenset((one, other)))
-                yield from _fitting(names, 1, ask, patterns, front)
+                yield from _fitting(names, 1, ask, patterns, front, dtype)
 
 
 def _fitting(
-    names: tuple[str, str], back: int, ask: str, patterns: dict[str, tuple[Operator, ...]], front: bool
+    names: tuple[str, str],
+    back: int,
+    ask: str,
+    patterns: dict[str, tuple[Operator, ...]],
+    front: bool,
+    dtype: str,
 ) -> Iterator[Plan]:
     """The first form in which a pair fits, if there is one.
 
@@ -72,6 +82,7 @@ def _fitting(
         ask: what is asked for.
         patterns: the patterns of the table.
         front: put a layer in front of both.
+        dtype: of the inputs and layers.
     """
     first, second = names
     activations = activations_of(patterns[first][0], Sizes(lambda _, high: high))
@@ -85,7 +96,7 @@ def _fitting(
             if between:
                 steps.append(Step(between, back=(back, 0, 0)))
             steps.append(Step(second, back=(0 if between else back, 0, 0)))
-            plan = Plan(shape, tuple(steps), (ask,))
+            plan = Plan(shape, tuple(steps), (ask,), dtype=dtype)
             if Graph(plan, patterns).steps == plan.steps:
                 yield plan
                 return

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
-from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, argument, input_rank, keyword_is
+from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, argument, input_rank, keyword_is, one_dtype
 from torchquilt.graph.values import arguments_of, overload_name
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "EVEN_PADDING",
     "EVERY_PIXEL",
     "FLOAT32",
+    "FLOAT32_OR_16",
     "IMAGE",
     "MATRIX",
     "MEAN_OVER_IMAGE",
@@ -62,6 +63,8 @@ __all__ = [
 
 NO_ALPHA = keyword_is("alpha", 1, "alpha", "alpha is 1")
 NO_THIRD = Constraint("alpha", "alpha is 1", lambda match: argument(match, 2, "alpha", 1) == 1)
+# Weights of half precision have dynamic kernels; there is none of integers that returns bfloat16.
+FLOAT32_OR_16 = one_dtype("float32", "float16")
 IMAGE = input_rank(4)
 SIGNAL = input_rank(3)
 

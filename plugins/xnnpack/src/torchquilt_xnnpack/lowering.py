@@ -42,6 +42,7 @@ _KEEPS_PARAMETERS = (
 _CONVERTING = ("quantized_decomposed.quantize_per_tensor.", "quantized_decomposed.dequantize_per_tensor.")
 #: The delegate's mark of a conversion that is done within the kernel of the operator beside it.
 _OWN_CONVERSION = "IS_IMPLICIT_Q_DQ_TAG"
+_CASTS = ("aten._to_copy.", "dim_order_ops._to_dim_order_copy.")
 _COPIES = ("aten.clone.", "dim_order_ops._clone_dim_order.")
 #: Operators of ExecuTorch's dialect that change the shape by dimensions of one element.
 _MOVES = ("aten.squeeze_copy", "aten.unsqueeze_copy")
@@ -177,7 +178,7 @@ def _graph_of(payload: bytes) -> dict[str, Any]:
 
 
 def _edge_passes() -> list[Any]:
-    return [_drop_copies, _write_as_view, _keep_pads_in_float, say_layouts]
+    return [_drop_copies, _write_as_view, _keep_pads_in_float, _choose_from_half, say_layouts]
 
 
 def _drop_copies(model: Any) -> Any:
@@ -291,6 +292,34 @@ def _is_taken_for_integers(node: Any) -> bool:
     return not (
         len(users) == 1 and _calls(users[0], "aten.convolution.default") and _calls(users[0].args[1], ".dequ")
     )
+
+
+def _choose_from_half(model: Any) -> Any:
+    """Drop casts of half precision in front of what chooses parameters.
+
+    The delegate reads the tensor that is quantized, and finds its parameters in float32 by itself. A cast
+    would be computed for nothing.
+    """
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    found = [node for node in model.graph.nodes if _chooses_from_a_cast(node)]
+    for node in found:
+        cast = node.args[0]
+        node.replace_input_with(cast, cast.args[0])
+        if not cast.users:
+            model.graph.erase_node(cast)
+    if found:
+        model.recompile()
+    return PassResult(model, bool(found))
+
+
+def _chooses_from_a_cast(node: Any) -> bool:
+    """Whether a node chooses parameters from the cast of a tensor that is quantized with them as it is."""
+    if not _calls(node, ".choose_qparams"):
+        return False
+    cast = node.args[0]
+    quantized = {user.args[0] for item in node.users for user in item.users if _calls(user, ".quantize_per")}
+    return _name(cast).startswith(_CASTS) and quantized == {cast.args[0]}
 
 
 def _calls(node: Any, part: str) -> bool:

@@ -77,6 +77,7 @@ def _row(
     weight_axis: int = 0,
     takes_input_whole: bool = False,
     limits: ArithmeticLimits | None = None,
+    dtypes: Constraint = when.FLOAT32,
 ) -> SupportRow:
     pattern = OperatorPattern.of(*operators, lead=lead)
     if "weight" in specs and "output_activation" in specs:
@@ -85,7 +86,7 @@ def _row(
         attrs.evolve(pattern, name=pattern.name + suffix),
         specs,
         sharing=sharing,
-        constraints=(when.FLOAT32, when.DIMENSIONS, *constraints),
+        constraints=(dtypes, when.DIMENSIONS, *constraints),
         targets=_TARGETS,
         weight_axis=weight_axis,
         takes_input_whole=takes_input_whole,
@@ -144,7 +145,8 @@ _STATIC_WEIGHTED = (
 _DYNAMIC = (
     *(
         _row(operator, specs={"input_activation": (_TOKENS,), "weight": (weight,)}, suffix=suffix,
-             weight_axis=axis, constraints=(when.CONSTANT_WEIGHT, *conditions, *bits))
+             weight_axis=axis, dtypes=when.FLOAT32_OR_16,
+             constraints=(when.CONSTANT_WEIGHT, *conditions, *bits))
         for operator, axis, conditions in _LINEARS
         for weight, suffix, bits in (
             (_CHANNELS, "", ()),
@@ -166,7 +168,7 @@ _DYNAMIC = (
     ),
     # Written as a linear over channels: it has parameters for each pixel, in as many samples as there are.
     _row(ops.CONV2D, specs={"input_activation": (_TOKENS,), "weight": (_CHANNELS,)}, suffix="_pointwise",
-         constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.POINTWISE)),
+         dtypes=when.FLOAT32_OR_16, constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.POINTWISE)),
 )  # fmt: skip
 
 # The delegate fuses relu into an integer addition, but would multiply and subtract in float with a relu
