@@ -7,6 +7,9 @@ Where the tensor that is quantized has the layout already, the pass leaves it al
 of an image gets a copy that says the layout: channels last for a convolution, as it is for a linear. Copies
 that change nothing are dropped by the delegate.
 
+A softmax is computed along what lies last in memory, which behind a convolution are the channels, and the
+pass does not know that. So it gets a copy that says the layout, too, where its input may be of another.
+
 Importing this module does not import torch.
 """
 
@@ -21,6 +24,20 @@ _CONTIGUOUS = (0, 1, 2, 3)
 #: ``node.meta`` of a copy that says a layout.
 _SAYS_LAYOUT = "torchquilt_xnnpack_says_layout"
 _CONVOLUTION = "aten.convolution.default"
+_SOFTMAX = "aten._softmax.default"
+#: What the delegate computes channels last, and what it computes in the order of the dimensions; all else
+#: has the layout of what it reads.
+_TURNING = (
+    _CONVOLUTION,
+    "aten.upsample_bilinear2d.vec",
+    "aten.mean.dim",
+    "aten.max_pool2d.default",
+    "aten.amax.default",
+    "aten.max.dim",
+    "aten.avg_pool2d.default",
+    "aten.prelu.default",
+)
+_CONTIGUOUS_ANYWAY = ("aten.view_copy.default", "aten.linear.default")
 _DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
 _PER_TENSOR = "quantized_decomposed.quantize_per_tensor.tensor"
 _PER_TOKEN = "quantized_decomposed.quantize_per_token.default"
@@ -29,7 +46,7 @@ _FUSED = ("aten.relu.default", "aten.hardtanh.default")
 
 
 def say_layouts(model: Any) -> Any:
-    """Put a copy that says the layout in front of each dynamic quantize of an image, and behind convolutions.
+    """Put a copy that says the layout in front of dynamic quantizes and softmaxes, and behind convolutions.
 
     Args:
         model: the program's graph in ExecuTorch's dialect.
@@ -44,9 +61,14 @@ def say_layouts(model: Any) -> Any:
             _say_before(node, _CHANNELS_LAST if node in images else _CONTIGUOUS)
     for node in convolutions:
         _say_behind(_with_what_is_fused(node)[-1])
-    if quantized:
+    softmaxes = [node for node in model.graph.nodes if _is_softmax_of_turned(node)]
+    for node in softmaxes:
+        with node.graph.inserting_before(node):
+            copy = _copy(_apart_from_integers(node.args[0]), _CONTIGUOUS)
+        node.replace_input_with(node.args[0], copy)
+    if quantized or softmaxes:
         model.recompile()
-    return PassResult(model, bool(quantized))
+    return PassResult(model, bool(quantized or softmaxes))
 
 
 def is_dynamic_convolution(node: Any) -> bool:
@@ -58,6 +80,38 @@ def is_dynamic_convolution(node: Any) -> bool:
     is_depthwise = not is_transposed and groups > 1 and shape[1] == 1
     source = dequantize.args[0] if dequantize.args else None
     return len(shape) == _IMAGE and not is_depthwise and _is_dynamic_quantize(source)
+
+
+def is_softmax(node: Any) -> bool:
+    """Whether a node is a softmax."""
+    return _name(node) == _SOFTMAX
+
+
+def copies_before(softmax: Any) -> Iterator[Any]:
+    """The copy that says the layout in front of a softmax, and what stands between it and integers."""
+    node = softmax.args[0]
+    while says_layout(node):
+        yield node
+        node = node.args[0]
+
+
+def _is_softmax_of_turned(node: Any) -> bool:
+    """Whether a node is a softmax of an image that the delegate may have channels last."""
+    if not is_softmax(node) or node.meta["val"].dim() != _IMAGE:
+        return False
+    seen, waiting = set(), [node.args[0]]
+    while waiting:
+        source = waiting.pop()
+        value = source.meta.get("val")
+        if source in seen or not hasattr(value, "dim") or value.dim() != _IMAGE:
+            continue
+        seen.add(source)
+        name = _name(source)
+        if name in _TURNING or (source.op == "placeholder" and not value.is_contiguous()):
+            return True
+        if name not in _CONTIGUOUS_ANYWAY:
+            waiting += source.all_input_nodes
+    return False
 
 
 def copies_around(convolution: Any) -> Iterator[Any]:

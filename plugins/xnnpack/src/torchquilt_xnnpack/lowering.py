@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from torchquilt.lowering import Arithmetic, Contribution, Kernel, stays_in_float
-from torchquilt_xnnpack.layout import copies_around, is_dynamic_convolution, say_layouts, says_layout
+from torchquilt_xnnpack.layout import (
+    copies_around,
+    copies_before,
+    is_dynamic_convolution,
+    is_softmax,
+    say_layouts,
+    says_layout,
+)
 from torchquilt_xnnpack.parts import partitioner
 
 #: Where a kernel has its inputs, in the order in which they are told.
@@ -60,11 +67,15 @@ def _configs() -> list[Any]:
     """
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.config.gemm_configs import ConvolutionConfig
-    from executorch.backends.xnnpack.partition.config.generic_node_configs import GenericNodePartitionerConfig
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import (
+        GenericNodePartitionerConfig,
+        SoftmaxConfig,
+    )
 
     def ours(config: Any) -> Any:
         decided = _as_decided(config, is_generic=issubclass(config, GenericNodePartitionerConfig))
-        return _with_layout(decided) if issubclass(config, ConvolutionConfig) else decided
+        has_copies = issubclass(config, (ConvolutionConfig, SoftmaxConfig))
+        return _with_layout(decided) if has_copies else decided
 
     return [ours(config) for config in ALL_PARTITIONER_CONFIGS]
 
@@ -73,7 +84,9 @@ def _with_layout(config: Any) -> Any:
     class WithLayout(config):  # type: ignore[misc]
         def get_node_and_deps(self, node: Any, ep: Any) -> list[Any]:
             found: list[Any] = super().get_node_and_deps(node, ep)
-            return [*found, *(copies_around(node) if is_dynamic_convolution(node) else ())]
+            if is_dynamic_convolution(node):
+                return [*found, *copies_around(node)]
+            return [*found, *(copies_before(node) if is_softmax(node) else ())]
 
     return WithLayout
 
