@@ -36,6 +36,15 @@ REGRESSIONS: dict[str, Plan] = {
     "a linear of an image in channels_last": Plan(
         (1, 8, 5, 5), (Step("linear_hardtanh", ask=1),), _STATIC, channels_last=True
     ),
+    "an image in channels_last that is shuffled": Plan(
+        (1, 4, 6, 6), (Step("pixel_shuffle"),), _STATIC, channels_last=True
+    ),
+    "a convolution of an image in channels_last and a shuffle": Plan(
+        (1, 4, 6, 6),
+        (Step("pad_conv2d_clamp", way=5), Step("pixel_shuffle", back=(1, 3, 4))),
+        _STATIC,
+        channels_last=True,
+    ),
     "two dynamic convolutions of one tensor": Plan(
         (1, 8, 5, 5), (Step("pointwise"), Step("conv_same", back=(1, 0, 0)), Step("add")), _DYNAMIC
     ),
