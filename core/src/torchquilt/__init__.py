@@ -12,16 +12,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchquilt.lazy import lazy_names
+from torchquilt._internal.lazy_imports import lazy_names
 
 # For each module, the public names that it defines. The imports below say the same to type checkers, and a
 # test holds the two equal.
 _PUBLIC = {
     "allowed": ("AllowedSpec",),
-    "annotation": ("QuantizationAnnotation", "annotate_node", "annotation_of"),
+    "annotation": (
+        "QuantizationAnnotation",
+        "annotate_node",
+        "annotation_of",
+    ),
     "arithmetic": ("ArithmeticLimits",),
-    "artifact": ("load", "save"),
-    "capability": ("Capabilities", "Capability", "Support"),
+    "artifact": (
+        "load",
+        "save",
+    ),
+    "capability": (
+        "Capabilities",
+        "Capability",
+        "Support",
+    ),
     "compose": ("ComposableQuantizer",),
     "config": ("QuantizationConfig",),
     "errors": (
@@ -51,16 +62,38 @@ _PUBLIC = {
     ),
     "intent": ("Intent",),
     "ledger": ("Ledger",),
-    "lowering": ("LoweredProgram", "lower"),
-    "pattern": ("Match", "OperatorPattern", "Reject"),
+    "lowering": (
+        "LoweredProgram",
+        "lower",
+    ),
+    "pattern": (
+        "Match",
+        "OperatorPattern",
+        "Reject",
+    ),
     "pattern_quantizer": ("PatternQuantizer",),
-    "plugins.manifest": ("Manifest", "PresetInfo"),
-    "plugins.registry": ("Backend", "Backends", "backends", "quantizer", "targets"),
+    "plugins.manifest": (
+        "Manifest",
+        "PresetInfo",
+    ),
+    "plugins.registry": (
+        "Backend",
+        "Backends",
+        "backends",
+        "quantizer",
+        "targets",
+    ),
     "pt2e.annotate": ("explain",),
     "pt2e.calibrate": ("calibrate",),
-    "pt2e.calibration_report": ("CalibrationReport", "calibration_of"),
+    "pt2e.calibration_report": (
+        "CalibrationReport",
+        "calibration_of",
+    ),
     "pt2e.convert": ("convert_pt2e",),
-    "pt2e.merging": ("Calibration", "merge_calibration"),
+    "pt2e.merging": (
+        "Calibration",
+        "merge_calibration",
+    ),
     "pt2e.prepare": ("prepare_pt2e",),
     "pt2e.stage": ("ledger_of",),
     "quantizers": ("Quantizer",),
@@ -71,7 +104,13 @@ _PUBLIC = {
         "QuantizationSpec",
         "SharedQuantizationSpec",
     ),
-    "support": ("Constraint", "Refusal", "Sharing", "SupportRow", "SupportTable"),
+    "support": (
+        "Constraint",
+        "Refusal",
+        "Sharing",
+        "SupportRow",
+        "SupportTable",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import attrs
 
+from torchquilt._internal.text_tables import Listing, aligned, counted, html_list, html_table
 from torchquilt.allowed import AllowedSpec, SpecsByRole, differences_of
 from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.errors import IntentError, PatternError
 from torchquilt.operators import ObjectType, object_type
 from torchquilt.spec import dtype_name
-from torchquilt.table import Listing, aligned, counted, html_list, html_table
 
 #: Version of the JSON that :meth:`Capabilities.to_json` writes.
 JSON_SCHEMA = 1

@@ -20,7 +20,7 @@ from typing import Any
 
 import attrs
 
-from torchquilt.table import counted
+from torchquilt._internal.text_tables import counted
 
 
 @attrs.frozen

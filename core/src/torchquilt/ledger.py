@@ -43,9 +43,9 @@ from typing import Any
 
 import attrs
 
+from torchquilt._internal.text_tables import Listing, counted, html_folded, html_list, html_table
 from torchquilt.errors import LedgerError, ModelError, did_you_mean
 from torchquilt.fate import Fate, lowered_lines
-from torchquilt.table import Listing, counted, html_folded, html_list, html_table
 
 #: Version of the JSON that :meth:`Ledger.to_json` writes.
 JSON_SCHEMA = 1

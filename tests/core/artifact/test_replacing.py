@@ -15,9 +15,9 @@ from torch.fx import GraphModule
 
 import torchquilt as tq
 from artifacts import LOCK, X, entries_of, in_fresh_python
+from torchquilt._internal.atomic_files import replacing
 from torchquilt.artifact import saving
 from torchquilt.pt2e import checkpoint
-from torchquilt.replacing import replacing
 
 # ----------------------------------------------------------------------------------------------------------
 # Whole or not at all

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
 
+from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.artifact import screening
 from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY, about, check_is_program, lock_in
 from torchquilt.artifact.lock import Change, Lock, contents_diff
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.errors import ArtifactError
-from torchquilt.global_state import default_global_state
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import attrs
 from attrs import validators
 
+from torchquilt._internal.text_tables import Listing, counted
 from torchquilt.errors import ArtifactError
 from torchquilt.ledger import Ledger
-from torchquilt.table import Listing, counted
 
 #: Version of the JSON that :meth:`Lock.to_json` writes.
 JSON_SCHEMA = 1

@@ -14,6 +14,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from torchquilt._internal.atomic_files import check_is_replaceable, replacing
+from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.artifact import screening
 from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY
 from torchquilt.artifact.lock import Entry, Lock, Plugin
@@ -21,9 +23,7 @@ from torchquilt.artifact.program import operator_counts, quantized_tensors, stor
 from torchquilt.artifact.reexport import export_again
 from torchquilt.artifact.repeatable import numbered_graphs, without_unused_memory
 from torchquilt.errors import ArtifactError, ModelError
-from torchquilt.global_state import default_global_state
 from torchquilt.plugins.registry import backends
-from torchquilt.replacing import check_is_replaceable, replacing
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from torchquilt._internal.terminal import is_terminal
 from torchquilt.cli.exits import OK
 from torchquilt.cli.options import Command, json_option
 from torchquilt.cli.output import write, write_error, write_table
-from torchquilt.terminal import is_terminal
 
 if TYPE_CHECKING:
     from torchquilt.capability import Capabilities

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from torchquilt._internal.terminal import is_terminal
 from torchquilt.cli.output import write, write_table
-from torchquilt.terminal import is_terminal
 
 if TYPE_CHECKING:
     from torchquilt.ledger import Ledger, Row, Share

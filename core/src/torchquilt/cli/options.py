@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 import click
 
+from torchquilt._internal.atomic_files import check_is_replaceable
 from torchquilt.cli.output import write
-from torchquilt.replacing import check_is_replaceable
 
 #: Version of the JSON that commands print of their own; that of the library has versions of its own.
 JSON_SCHEMA = 1

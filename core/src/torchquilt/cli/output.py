@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from torchquilt.table import aligned
-from torchquilt.terminal import console, is_terminal
+from torchquilt._internal.terminal import console, is_terminal
+from torchquilt._internal.text_tables import aligned
 
 #: Rows of cells, the first one the header.
 Rows = Sequence[Sequence[str]]

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchquilt._internal.terminal import is_terminal
+from torchquilt._internal.text_tables import counted
 from torchquilt.cli.ledgers import show_ledger
 from torchquilt.cli.output import write, write_table
-from torchquilt.table import counted
-from torchquilt.terminal import is_terminal
 
 if TYPE_CHECKING:
     from torchquilt.lowering.program import LoweredProgram

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from torchquilt._internal.terminal import progress
 from torchquilt.cli.exits import OK
 from torchquilt.cli.ledgers import share_of, show_shares
 from torchquilt.cli.options import (
@@ -23,7 +24,6 @@ from torchquilt.cli.options import (
     strict_option,
 )
 from torchquilt.cli.output import write, write_error, write_json
-from torchquilt.terminal import progress
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import (
     LoweringError,
     MissingRuntimeError,
@@ -17,7 +18,6 @@ from torchquilt.errors import (
     ProgramError,
     ProgramInputError,
 )
-from torchquilt.global_state import default_global_state
 from torchquilt.lowering.contract import Contribution, Lowered, Runner, Target, TryingTarget
 from torchquilt.lowering.program import LoweredProgram, report_path
 from torchquilt.lowering.slots import as_stored, narrowed, ports_of

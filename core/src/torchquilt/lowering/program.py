@@ -11,13 +11,13 @@ from typing import Any
 
 import attrs
 
+from torchquilt._internal.atomic_files import check_is_replaceable, replacing
+from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import ProgramError
-from torchquilt.global_state import default_global_state
 from torchquilt.ledger import Ledger
 from torchquilt.lowering.calling import arrange_outputs, check_inputs, flat_inputs
 from torchquilt.lowering.contract import Kernel, Runner
 from torchquilt.lowering.values import Leftover, Placed, Ports, Verification
-from torchquilt.replacing import check_is_replaceable, replacing
 
 #: What is added to the name of a program for the file beside it that says what is in it.
 REPORT_SUFFIX = ".json"

@@ -14,10 +14,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.annotation import QuantizationAnnotation, annotation_of, check_annotation
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
-from torchquilt.global_state import default_global_state
 from torchquilt.graph.batch_norm import fold_batch_norm
 from torchquilt.graph.bodies import Region, nodes_of, regions
 from torchquilt.graph.closures import close_bodies

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import GraphModule
 
+from torchquilt._internal.terminal import progress as progress_bar
+from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import CalibrationError, ModelError
-from torchquilt.global_state import default_global_state
 from torchquilt.graph.functorch import leaving_transforms
 from torchquilt.graph.inputs import call_arguments
 from torchquilt.pt2e.checkpoint import Checkpoint, Seen
@@ -23,7 +24,6 @@ from torchquilt.pt2e.progress import progress_of, set_progress
 from torchquilt.pt2e.ranks import Ranks, calibrate_on_all_ranks
 from torchquilt.pt2e.rows import batches_of_rows, is_dataset
 from torchquilt.pt2e.stage import stage_of
-from torchquilt.terminal import progress as progress_bar
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -21,6 +21,7 @@ import torch
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from torchquilt._internal.atomic_files import check_is_replaceable, replacing
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.bodies import regions
 from torchquilt.graph.digest import tensor_digest
@@ -28,7 +29,6 @@ from torchquilt.graph.values import attribute
 from torchquilt.pt2e.points import ObservedPoint, observed_points
 from torchquilt.pt2e.progress import Progress, progress_of, set_progress
 from torchquilt.pt2e.stage import RECORD_KEY, initial_state
-from torchquilt.replacing import check_is_replaceable, replacing
 
 #: Version of the layout of the file.
 SCHEMA = 2

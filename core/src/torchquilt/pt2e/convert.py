@@ -7,9 +7,10 @@ from functools import partial
 
 from torch.fx import GraphModule
 
+from torchquilt._internal.garbage_collection import collector_paused
+from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.errors import ModelError
-from torchquilt.global_state import default_global_state
 from torchquilt.graph.closures import open_bodies
 from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
@@ -17,7 +18,6 @@ from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.storage import compact
 from torchquilt.ledger import Caution
 from torchquilt.pt2e.conversion import Conversion
-from torchquilt.pt2e.garbage_collection import collector_paused
 from torchquilt.pt2e.outliers import find_outliers, note_cautions, warn_of
 from torchquilt.pt2e.points import QuantizationPoint
 from torchquilt.pt2e.reference import to_reference

@@ -8,9 +8,10 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from torchquilt._internal.garbage_collection import collector_paused
+from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.annotation import annotation_of
 from torchquilt.errors import AnnotationError
-from torchquilt.global_state import default_global_state
 from torchquilt.graph.bodies import Region
 from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import redirect, take_origin
@@ -21,7 +22,6 @@ from torchquilt.graph.values import constant_nodes, operator_of
 from torchquilt.observers import ObserverFactory, observer_factory
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.callback import ask_for_points
-from torchquilt.pt2e.garbage_collection import collector_paused
 from torchquilt.pt2e.groups import Group, place_name, producer_of
 from torchquilt.pt2e.moves import only_moves
 from torchquilt.pt2e.points import (

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from torchquilt._internal.atomic_files import replacing
 from torchquilt.errors import RecipeError
 from torchquilt.recipe.parts import Parts
 from torchquilt.recipe.reading import read
 from torchquilt.recipe.writing import write
-from torchquilt.replacing import replacing
 
 if TYPE_CHECKING:
     from torchquilt.compose import ComposableQuantizer

@@ -10,8 +10,8 @@ from typing import Any
 
 import attrs
 
+from torchquilt._internal.text_tables import aligned
 from torchquilt.support import SupportRow
-from torchquilt.table import aligned
 from torchquilt.testing.subject import Subject, row_id
 
 #: Name under which a test notes what its column shows.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import ModelError
-from torchquilt.global_state import default_global_state
 from torchquilt.graph.closures import close_bodies, open_bodies
 from torchquilt.graph.code import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
