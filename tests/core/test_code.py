@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 import torchquilt as tq
 from control_flow import LAYERS
 from strategies import Fn, export, normal
-from torchquilt.graph.code import copy_without_code, generate_code, outdate
+from torchquilt.graph.code_generation import copy_without_code, generate_code, outdate
 
 IMAGE = normal(2, 4)
 

@@ -20,7 +20,7 @@ import control_flow
 import torchquilt as tq
 from strategies import Fn, Nothing, calls, export, normal, outputs_of, sqnr, weights_of
 from torchquilt.errors import ArtifactError
-from torchquilt.graph.bodies import nodes_of, regions
+from torchquilt.graph.subgraphs import nodes_of, regions
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 X = normal(3, 8)

@@ -22,8 +22,8 @@ import torchquilt as tq
 import torchquilt_xnnpack
 from control_flow import LAYERS
 from strategies import Fn, export, normal
-from torchquilt.graph.bodies import regions
 from torchquilt.graph.passes import watching
+from torchquilt.graph.subgraphs import regions
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 

@@ -16,7 +16,7 @@ import torchquilt as tq
 from pages import Page
 from strategies import Fn, export, normal
 from torchquilt import ledger as ledger_module
-from torchquilt.graph import values
+from torchquilt.graph import node_values as values
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 

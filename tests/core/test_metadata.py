@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 import torchquilt as tq
 from strategies import Fn, Nothing, calls, export, normal, one_call, outputs_of, prepare, quantize
-from torchquilt.graph.bodies import nodes_of
 from torchquilt.graph.invariants import check_invariants
 from torchquilt.graph.passes import Pass, everywhere, run_passes, watching
+from torchquilt.graph.subgraphs import nodes_of
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 

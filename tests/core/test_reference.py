@@ -30,7 +30,7 @@ from strategies import (
     random_models,
     sqnr,
 )
-from torchquilt.graph.values import is_constant, is_float_tensor
+from torchquilt.graph.node_values import is_constant, is_float_tensor
 from torchquilt.pt2e.reference import left_in_float
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import torchquilt as tq
 from strategies import calls, export, normal, prepare
-from torchquilt.graph.scope import module_path
+from torchquilt.graph.module_scope import module_path
 from torchquilt.pt2e.reference import to_reference
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 

@@ -452,7 +452,7 @@ def test_many_writes_cost_no_more_than_their_number() -> None:
 
 
 def _alias_questions(graph: torch.fx.Graph) -> int:
-    from torchquilt.graph import memory
+    from torchquilt.graph import aliasing as memory
 
     asked = 0
     original = memory.aliased_inputs

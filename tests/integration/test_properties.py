@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 
 import torchquilt as tq
 from strategies import INT8, WEIGHT, Nothing, RandomModel, export, random_models, sqnr
-from torchquilt.graph.bodies import Region, regions
-from torchquilt.graph.values import constant_nodes, is_float_tensor, is_overwritten
+from torchquilt.graph.node_values import constant_nodes, is_float_tensor, is_overwritten
+from torchquilt.graph.subgraphs import Region, regions
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 # Eight bits on a signal of an ordinary shape leave noise of a hundredth of it (40 dB). A path of up to eight

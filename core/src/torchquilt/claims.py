@@ -15,10 +15,10 @@ import attrs
 from torchquilt.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.arithmetic import Arithmetic
 from torchquilt.config import QuantizationConfig
-from torchquilt.graph.functorch import UNDER_A_TRANSFORM, transformed_nodes
-from torchquilt.graph.memory import Memory
-from torchquilt.graph.training import is_random
-from torchquilt.graph.values import constant_nodes, is_empty, is_float_tensor, overload_name
+from torchquilt.graph.aliasing import Memory
+from torchquilt.graph.function_transforms import UNDER_A_TRANSFORM, transformed_nodes
+from torchquilt.graph.node_values import constant_nodes, is_empty, is_float_tensor, overload_name
+from torchquilt.graph.training_mode import is_random
 from torchquilt.intent import Intent
 from torchquilt.pattern import Match, Reject
 from torchquilt.rules import Rule

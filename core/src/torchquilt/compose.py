@@ -19,8 +19,8 @@ from torchquilt.annotation import (
 )
 from torchquilt.capability import Capabilities
 from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
-from torchquilt.graph.bodies import nodes_of
-from torchquilt.graph.values import has_no_effect
+from torchquilt.graph.node_values import has_no_effect
+from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.pattern import Reject
 from torchquilt.quantizers import Quantizer, as_quantizer
 from torchquilt.spec import EdgeOrNode
@@ -261,7 +261,7 @@ class _Watch:
         gone = [node for node, *_ in before if node not in left]
         if tuple(form for form in before if form[0] in left) != after or not all(map(has_no_effect, gone)):
             return False
-        from torchquilt.graph.code import outdate
+        from torchquilt.graph.code_generation import outdate
 
         outdate(self.model)
         for node in gone:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.graph.values import rank, tensor_of
+from torchquilt.graph.node_values import rank, tensor_of
 from torchquilt.pattern import Match
 from torchquilt.support import Constraint
 

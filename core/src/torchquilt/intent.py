@@ -17,10 +17,10 @@ import attrs
 
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError
-from torchquilt.graph.bodies import nodes_of
 from torchquilt.graph.decomposition import decomposed_from, explanation
-from torchquilt.graph.scope import module_paths, scopes_of
-from torchquilt.graph.values import WRITTEN_FOR, overload_name
+from torchquilt.graph.module_scope import module_paths, scopes_of
+from torchquilt.graph.node_values import WRITTEN_FOR, overload_name
+from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.operators import ObjectType, class_called
 from torchquilt.rules import GlobalRule, ModuleNameRule, ObjectTypeRule, Rule, RuleIndex
 

@@ -20,10 +20,10 @@ import attrs
 from torchquilt.annotation import annotation_of
 from torchquilt.claims import Claim, decide
 from torchquilt.errors import IntentError
-from torchquilt.graph.bodies import nodes_of, regions
 from torchquilt.graph.decomposition import decomposed_from, explanation
-from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import FOLDED, overload_name
+from torchquilt.graph.module_scope import module_path
+from torchquilt.graph.node_values import FOLDED, overload_name
+from torchquilt.graph.subgraphs import nodes_of, regions
 from torchquilt.intent import Intent
 from torchquilt.pattern import Reject
 from torchquilt.rules import GlobalRule, Rule

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt.errors import PatternError
-from torchquilt.graph.values import is_constant, overload_name
+from torchquilt.graph.node_values import is_constant, overload_name
 from torchquilt.operators import Operand, Operator
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torchquilt.capability import Capabilities, Capability
 from torchquilt.claims import Claim, decide
 from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError, did_you_mean
-from torchquilt.graph.values import overload_name
+from torchquilt.graph.node_values import overload_name
 from torchquilt.intent import Intent
 from torchquilt.operators import OPERATORS, ObjectType, Operand, object_type
 from torchquilt.outcome import telling_rejects, unmet_rules

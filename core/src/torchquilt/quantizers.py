@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torchquilt.annotation import annotation_of
 from torchquilt.capability import Capabilities
 from torchquilt.errors import IntentError, TorchquiltError
-from torchquilt.graph.bodies import nodes_of
+from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.pattern import Reject
 from torchquilt.spec import EdgeOrNode
 
@@ -23,7 +23,7 @@ class Quantizer:
     :meth:`transform_for_annotation`, :meth:`annotate`, :meth:`validate` and, once the observers are
     made, :meth:`prepare_obs_or_fq_callback`. All of them work on a copy of the user's model.
 
-    A model with control flow holds graphs within its graph (``torchquilt.graph.bodies``).
+    A model with control flow holds graphs within its graph (``torchquilt.graph.subgraphs``).
     :meth:`transform_for_annotation`, :meth:`annotate` and :meth:`annotate_rest` are called for the model
     and then for each body, which looks like a model of its own; the others are asked of the whole.
     """

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from torchquilt.config import QuantizationConfig
-from torchquilt.graph.scope import module_path, scopes_of
-from torchquilt.graph.values import asked_name
+from torchquilt.graph.module_scope import module_path, scopes_of
+from torchquilt.graph.node_values import asked_name
 from torchquilt.operators import OPERATORS, ObjectType
 
 if TYPE_CHECKING:

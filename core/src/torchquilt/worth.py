@@ -30,7 +30,7 @@ import attrs
 
 from torchquilt.annotation import annotation_of
 from torchquilt.config import QuantizationConfig
-from torchquilt.graph.values import tensor_of
+from torchquilt.graph.node_values import tensor_of
 from torchquilt.pattern import Match, Reject
 from torchquilt.rules import ObjectTypeRule, Rule
 from torchquilt.spec import DerivedQuantizationSpec, QuantizationSpec

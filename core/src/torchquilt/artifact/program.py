@@ -10,10 +10,10 @@ import attrs
 
 from torchquilt.artifact.lock import OperatorCount, QuantizedTensor, StoredTensor
 from torchquilt.errors import ArtifactError
-from torchquilt.graph.bodies import name_operands, placeholders, regions
-from torchquilt.graph.digest import tensor_digest
-from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import arguments_of, operator_of
+from torchquilt.graph.module_scope import module_path
+from torchquilt.graph.node_values import arguments_of, operator_of
+from torchquilt.graph.subgraphs import name_operands, placeholders, regions
+from torchquilt.graph.tensor_digest import tensor_digest
 from torchquilt.spec import dtype_name
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.errors import ArtifactError
-from torchquilt.graph.inputs import call_arguments
+from torchquilt.graph.signature import call_arguments
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

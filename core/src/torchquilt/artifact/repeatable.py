@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.graph.bodies import nodes_of
+from torchquilt.graph.subgraphs import nodes_of
 
 if TYPE_CHECKING:
     import torch

@@ -173,8 +173,8 @@ def _check_outputs(program: ExportedProgram) -> None:
 
 def _check_calls(model: GraphModule) -> None:
     """Refuse a model that runs a body which returns nothing: torch writes it, and cannot read it."""
-    from torchquilt.graph.bodies import call_of, nodes_of
-    from torchquilt.graph.inlining import is_without_results
+    from torchquilt.graph.subgraph_inlining import is_without_results
+    from torchquilt.graph.subgraphs import call_of, nodes_of
 
     def where(node: Any) -> str:
         call = call_of(node)

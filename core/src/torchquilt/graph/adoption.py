@@ -16,13 +16,13 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 from torch.utils import _pytree as pytree
 
 from torchquilt.errors import QuantizerError
-from torchquilt.graph.bodies import placeholders, regions
-from torchquilt.graph.code import outdate
+from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.edits import fake_of, keep_out_of_state
-from torchquilt.graph.inputs import take_checks
 from torchquilt.graph.invariants import check_invariants
+from torchquilt.graph.node_values import attribute, tensor_of
 from torchquilt.graph.provenance import complete_provenance
-from torchquilt.graph.values import attribute, tensor_of
+from torchquilt.graph.signature import take_checks
+from torchquilt.graph.subgraphs import placeholders, regions
 
 
 def adopt(made: GraphModule, convention: Convention, known: frozenset[Node], step: str) -> GraphModule:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from torchquilt.graph.values import overload_name, tensor_of
+from torchquilt.graph.node_values import overload_name, tensor_of
 
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution")
 _TRANSPOSED = ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")

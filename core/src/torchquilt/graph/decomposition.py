@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING
 
-from torchquilt.graph.values import argument_of, overload_name, rank
+from torchquilt.graph.node_values import argument_of, overload_name, rank
 
 if TYPE_CHECKING:
     from torch.fx import Node

@@ -18,11 +18,11 @@ from torch.export.graph_signature import ExportGraphSignature
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from torchquilt.graph.bodies import call_of
-from torchquilt.graph.code import copy_without_code, outdate
-from torchquilt.graph.inputs import take_checks
-from torchquilt.graph.storage import copies_in_common, tensors_of, written_tensors
-from torchquilt.graph.values import HELPS, WRITTEN_FOR, attribute, operator_of, overload_name, writes_to
+from torchquilt.graph.code_generation import copy_without_code, outdate
+from torchquilt.graph.node_values import HELPS, WRITTEN_FOR, attribute, operator_of, overload_name, writes_to
+from torchquilt.graph.shared_storage import copies_in_common, tensors_of, written_tensors
+from torchquilt.graph.signature import take_checks
+from torchquilt.graph.subgraphs import call_of
 
 # What a new node takes over from the node it serves, beside its own value.
 _ORIGIN_KEYS = ("nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom", WRITTEN_FOR)

@@ -15,10 +15,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.errors import ModelError
-from torchquilt.graph.bodies import OPERATORS, Region, body_of, call_of, regions
+from torchquilt.graph.node_values import attribute, operator_of, overload_name, tensor_of
 from torchquilt.graph.passes import watching
 from torchquilt.graph.provenance import is_call
-from torchquilt.graph.values import attribute, operator_of, overload_name, tensor_of
+from torchquilt.graph.subgraphs import OPERATORS, Region, body_of, call_of, regions
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import attrs
 from torch.fx import GraphModule
 
-from torchquilt.graph.bodies import regions
+from torchquilt.graph.subgraphs import regions
 
 #: Is told the name of each pass and the model that it returned.
 Watcher: TypeAlias = Callable[[str, GraphModule], None]

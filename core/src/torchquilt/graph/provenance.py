@@ -11,7 +11,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
-from torchquilt.graph.bodies import Region, name_operands, regions
+from torchquilt.graph.subgraphs import Region, name_operands, regions
 
 #: Strict export traces bodies below a module of this name, which stands for the model itself.
 _STRICT_ROOT = "_export_root"

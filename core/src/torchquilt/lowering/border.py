@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt.errors import LoweringError
-from torchquilt.graph.values import arguments_of, overload_name
+from torchquilt.graph.node_values import arguments_of, overload_name
 from torchquilt.lowering.values import LARGEST, Dimension, Port, Ports
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from torchquilt.graph.bodies import OPERATORS
+from torchquilt.graph.subgraphs import OPERATORS
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt.errors import LoweringError, MissingRuntimeError, VerificationError
-from torchquilt.graph.bodies import nodes_of
-from torchquilt.graph.inputs import call_arguments
-from torchquilt.graph.values import arguments_of, operator_of, overload_name
+from torchquilt.graph.node_values import arguments_of, operator_of, overload_name
+from torchquilt.graph.signature import call_arguments
+from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.lowering.border import output_grids
 from torchquilt.lowering.inlining import inlined
 from torchquilt.lowering.program import LoweredProgram
@@ -210,7 +210,7 @@ def _run(model: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """Run the model. It writes to copies of its buffers."""
     import torch
 
-    from torchquilt.graph.values import is_overwritten
+    from torchquilt.graph.node_values import is_overwritten
 
     module = model.module()
     written = {str(node.target) for node in module.graph.find_nodes(op="get_attr") if is_overwritten(node)}

@@ -18,19 +18,19 @@ from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.annotation import QuantizationAnnotation, annotation_of, check_annotation
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
-from torchquilt.graph.batch_norm import fold_batch_norm
-from torchquilt.graph.bodies import Region, nodes_of, regions
-from torchquilt.graph.closures import close_bodies
-from torchquilt.graph.constants import simplify_constants
+from torchquilt.graph.aliasing import Memory
+from torchquilt.graph.batch_norm_folding import fold_batch_norm
+from torchquilt.graph.constant_folding import simplify_constants
 from torchquilt.graph.edits import copy_model, drop_dead_nodes
-from torchquilt.graph.functorch import UNDER_A_TRANSFORM, transformed_nodes
-from torchquilt.graph.in_place import make_functional, unify_written_memory
-from torchquilt.graph.inlining import inline_silent_bodies
-from torchquilt.graph.memory import Memory
+from torchquilt.graph.function_transforms import UNDER_A_TRANSFORM, transformed_nodes
+from torchquilt.graph.functionalize import make_functional, unify_written_memory
+from torchquilt.graph.node_values import is_float_tensor, overload_name, tensor_of
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.provenance import complete_provenance
-from torchquilt.graph.training import is_random, moves_statistics
-from torchquilt.graph.values import is_float_tensor, overload_name, tensor_of
+from torchquilt.graph.subgraph_constants import close_bodies
+from torchquilt.graph.subgraph_inlining import inline_silent_bodies
+from torchquilt.graph.subgraphs import Region, nodes_of, regions
+from torchquilt.graph.training_mode import is_random, moves_statistics
 from torchquilt.ledger import Ledger
 from torchquilt.pt2e.groups import Group, find_groups
 from torchquilt.pt2e.recording import make_ledger

@@ -14,8 +14,8 @@ from torch.fx import GraphModule
 from torchquilt._internal.terminal import progress as progress_bar
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import CalibrationError, ModelError
-from torchquilt.graph.functorch import leaving_transforms
-from torchquilt.graph.inputs import call_arguments
+from torchquilt.graph.function_transforms import leaving_transforms
+from torchquilt.graph.signature import call_arguments
 from torchquilt.pt2e.checkpoint import Checkpoint, Seen
 from torchquilt.pt2e.interrupts import between_batches
 from torchquilt.pt2e.merging import Calibration

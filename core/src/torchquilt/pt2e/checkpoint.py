@@ -23,9 +23,9 @@ from torch.utils import _pytree as pytree
 
 from torchquilt._internal.atomic_files import check_is_replaceable, replacing
 from torchquilt.errors import CalibrationError
-from torchquilt.graph.bodies import regions
-from torchquilt.graph.digest import tensor_digest
-from torchquilt.graph.values import attribute
+from torchquilt.graph.node_values import attribute
+from torchquilt.graph.subgraphs import regions
+from torchquilt.graph.tensor_digest import tensor_digest
 from torchquilt.pt2e.points import ObservedPoint, observed_points
 from torchquilt.pt2e.progress import Progress, progress_of, set_progress
 from torchquilt.pt2e.stage import RECORD_KEY, initial_state

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensor
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.constants import constant_value
+from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.edits import (
     erase_unused,
     fake_cast,
@@ -26,7 +26,7 @@ from torchquilt.graph.edits import (
     store_tensor,
     take_origin,
 )
-from torchquilt.graph.values import constant_nodes
+from torchquilt.graph.node_values import constant_nodes
 from torchquilt.ledger import Caution
 from torchquilt.observers import QParams, qparams_together
 from torchquilt.pt2e.cut_off import cut_off, is_lopsided

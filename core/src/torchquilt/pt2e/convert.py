@@ -11,11 +11,11 @@ from torchquilt._internal.garbage_collection import collector_paused
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.errors import ModelError
-from torchquilt.graph.closures import open_bodies
-from torchquilt.graph.code import generate_code, outdate
+from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.passes import Pass, everywhere, run_passes
-from torchquilt.graph.storage import compact
+from torchquilt.graph.shared_storage import compact
+from torchquilt.graph.subgraph_constants import open_bodies
 from torchquilt.ledger import Caution
 from torchquilt.pt2e.conversion import Conversion
 from torchquilt.pt2e.outliers import find_outliers, note_cautions, warn_of

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch.fx import Node
 
 from torchquilt.annotation import annotation_of
-from torchquilt.graph.bodies import Region
 from torchquilt.graph.invariants import INVARIANTS as OF_GRAPHS
 from torchquilt.graph.invariants import Invariant
-from torchquilt.graph.values import attribute, writes_to
+from torchquilt.graph.node_values import attribute, writes_to
+from torchquilt.graph.subgraphs import Region
 from torchquilt.pt2e.points import QuantizationPoint
 
 

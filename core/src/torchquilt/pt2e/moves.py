@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from torchquilt.graph.training import is_random
-from torchquilt.graph.values import UNDECLARED_VIEWS, overload_name
+from torchquilt.graph.node_values import UNDECLARED_VIEWS, overload_name
+from torchquilt.graph.training_mode import is_random
 from torchquilt.operators import OPERATORS
 
 # By their overloads, since another overload of the same name may compute (``aten.max.other``). Pooling of

@@ -12,13 +12,13 @@ from torchquilt._internal.garbage_collection import collector_paused
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.annotation import annotation_of
 from torchquilt.errors import AnnotationError
-from torchquilt.graph.bodies import Region
-from torchquilt.graph.code import generate_code, outdate
+from torchquilt.graph.aliasing import Memory
+from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import redirect, take_origin
-from torchquilt.graph.memory import Memory
+from torchquilt.graph.node_values import constant_nodes, operator_of
 from torchquilt.graph.passes import Pass, run_passes
 from torchquilt.graph.provenance import is_call
-from torchquilt.graph.values import constant_nodes, operator_of
+from torchquilt.graph.subgraphs import Region
 from torchquilt.observers import ObserverFactory, observer_factory
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.callback import ask_for_points

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch.fx import Node
 
 from torchquilt.annotation import annotation_of
-from torchquilt.graph.bodies import Region, call_of
 from torchquilt.graph.cost import multiply_adds, stored_tensors
 from torchquilt.graph.decomposition import decomposed_from, explanation
-from torchquilt.graph.functorch import UNDER_A_TRANSFORM, transformed_nodes
-from torchquilt.graph.scope import module_path
-from torchquilt.graph.training import is_random
-from torchquilt.graph.values import HELPS, asked_name, call_name, constant_nodes
+from torchquilt.graph.function_transforms import UNDER_A_TRANSFORM, transformed_nodes
+from torchquilt.graph.module_scope import module_path
+from torchquilt.graph.node_values import HELPS, asked_name, call_name, constant_nodes
+from torchquilt.graph.subgraphs import Region, call_of
+from torchquilt.graph.training_mode import is_random
 from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.groups import Group

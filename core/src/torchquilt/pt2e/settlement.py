@@ -28,7 +28,7 @@ from torch.fx import GraphModule, Node
 from torchquilt.annotation import annotation_of
 from torchquilt.arithmetic import ArithmeticLimits
 from torchquilt.errors import CalibrationError
-from torchquilt.graph.constants import constant_value
+from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.edits import fake_like, free_name, store_tensor, take_origin
 from torchquilt.ledger import Caution
 from torchquilt.observers import QParams

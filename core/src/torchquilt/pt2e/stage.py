@@ -9,8 +9,8 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt.errors import ModelError
-from torchquilt.graph.bodies import regions
-from torchquilt.graph.values import attribute, is_overwritten
+from torchquilt.graph.node_values import attribute, is_overwritten
+from torchquilt.graph.subgraphs import regions
 from torchquilt.ledger import Ledger
 
 _STAGE_KEY = "torchquilt_stage"

@@ -15,8 +15,8 @@ from torch.fx import GraphModule, Node
 
 from torchquilt.annotation import ANNOTATION_KEY, annotation_of
 from torchquilt.errors import CalibrationError
-from torchquilt.graph.bodies import Region, regions
-from torchquilt.graph.code import outdate
+from torchquilt.graph.code_generation import outdate
+from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.ledger import Ledger, Reason
 from torchquilt.pt2e.points import ObservedPoint, QuantizationPoint
 from torchquilt.pt2e.stage import RECORD_KEY

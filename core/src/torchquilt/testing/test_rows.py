@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from torchquilt.annotation import annotation_of
 from torchquilt.claims import Claim
 from torchquilt.errors import IntentError, UnsupportedConfigError
-from torchquilt.graph.values import overload_name
+from torchquilt.graph.node_values import overload_name
 from torchquilt.operators import Operator
 from torchquilt.pattern import OperatorPattern
 from torchquilt.spec import EdgeOrNode

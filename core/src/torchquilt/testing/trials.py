@@ -15,10 +15,10 @@ from torchquilt.annotation import QuantizationAnnotation, annotate_node, annotat
 from torchquilt.claims import Claim, decide
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.config import QuantizationConfig
-from torchquilt.graph.batch_norm import fold_batch_norm
+from torchquilt.graph.batch_norm_folding import fold_batch_norm
 from torchquilt.graph.edits import copy_model
-from torchquilt.graph.in_place import make_functional
-from torchquilt.graph.values import is_float_tensor, is_overwritten, overload_name, tensor_of
+from torchquilt.graph.functionalize import make_functional
+from torchquilt.graph.node_values import is_float_tensor, is_overwritten, overload_name, tensor_of
 from torchquilt.pattern import Match, Reject
 from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.pt2e.annotate import annotate_copy

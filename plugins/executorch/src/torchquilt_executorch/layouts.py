@@ -15,8 +15,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import OutputKind, TensorArgument
 
-from torchquilt.graph.bodies import regions
 from torchquilt.graph.edits import copied_graph, with_graph
+from torchquilt.graph.subgraphs import regions
 from torchquilt_executorch.signature import inputs_of, is_in_channels_last
 
 if TYPE_CHECKING:

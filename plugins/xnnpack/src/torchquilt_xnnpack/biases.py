@@ -48,7 +48,7 @@ def own_biases(program: ExportedProgram) -> ExportedProgram:
 
 def _read_in(program: ExportedProgram) -> Iterator[tuple[Node, Node]]:
     """Each operator with the stored bias that it reads."""
-    from torchquilt.graph.values import overload_name
+    from torchquilt.graph.node_values import overload_name
 
     stored = program.graph_signature.inputs_to_parameters.keys()
     for node in program.graph.nodes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
 from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, argument, input_rank, keyword_is, one_dtype
-from torchquilt.graph.values import arguments_of, overload_name
+from torchquilt.graph.node_values import arguments_of, overload_name
 
 if TYPE_CHECKING:
     from torch.fx import Node

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.graph.values import arguments_of, is_empty, overload_name, tensor_of
+from torchquilt.graph.node_values import arguments_of, is_empty, overload_name, tensor_of
 from torchquilt.operators import CAT
 from torchquilt_xnnpack.conditions import bounds, is_pointwise, is_split, padding_of, split_dimension
 
@@ -279,7 +279,7 @@ def _write_bias(model: GraphModule, claim: Claim, bias: Node) -> None:
     So what is computed, or is to be spread over the channels, is stored as it is used; and each static
     operator gets a bias of its own, since the scale depends on its input.
     """
-    from torchquilt.graph.constants import constant_value
+    from torchquilt.graph.constant_folding import constant_value
     from torchquilt.graph.edits import free_name, own_copy, read_tensor
 
     node = claim.match.anchor
@@ -308,7 +308,7 @@ def _write_difference(_: GraphModule, claim: Claim) -> None:
 
 
 def _write_quotient(model: GraphModule, claim: Claim) -> None:
-    from torchquilt.graph.constants import constant_value
+    from torchquilt.graph.constant_folding import constant_value
     from torchquilt.graph.edits import write_as
 
     node = claim.match.anchor

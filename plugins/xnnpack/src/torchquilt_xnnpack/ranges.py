@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
-from torchquilt.graph.values import overload_name
+from torchquilt.graph.node_values import overload_name
 from torchquilt.operators import OPERATORS, TO
 
 if TYPE_CHECKING:

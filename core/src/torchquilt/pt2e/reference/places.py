@@ -12,7 +12,7 @@ import attrs
 from torch.fx import GraphModule, Node
 
 from torchquilt import operators as ops
-from torchquilt.graph.values import arguments_of, overload_name
+from torchquilt.graph.node_values import arguments_of, overload_name
 from torchquilt.pattern import Match, Reject
 from torchquilt.pt2e.reference.tensors import Grid, PerTensor, Quantized, dequantized, grid_of
 

@@ -6,11 +6,11 @@ from torch.fx import GraphModule, Node
 
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import ModelError
-from torchquilt.graph.closures import close_bodies, open_bodies
-from torchquilt.graph.code import generate_code, outdate
+from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
+from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.passes import Pass, everywhere, run_passes
-from torchquilt.graph.values import overload_name
+from torchquilt.graph.subgraph_constants import close_bodies, open_bodies
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.reference.places import Place
 from torchquilt.pt2e.reference.rules import RULE_OF

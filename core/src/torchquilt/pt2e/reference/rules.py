@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from torchquilt import operators as ops
 from torchquilt.graph.edits import erase_unused
-from torchquilt.graph.values import writes
+from torchquilt.graph.node_values import writes
 from torchquilt.operators import Operand, Operator
 from torchquilt.pattern import Match, OperatorPattern, Reject
 from torchquilt.pt2e.reference.elementwise import added, check_add, multiplied

@@ -12,7 +12,7 @@ import torch
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 from torch.fx import Node
 
-from torchquilt.graph.values import arguments_of, is_constant, overload_name
+from torchquilt.graph.node_values import arguments_of, is_constant, overload_name
 
 _OPS = torch.ops.quantized_decomposed
 

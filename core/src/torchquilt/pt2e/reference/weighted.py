@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from torchquilt.graph.values import is_constant, overload_name
+from torchquilt.graph.node_values import is_constant, overload_name
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.reference.arithmetic import (
     accumulator,

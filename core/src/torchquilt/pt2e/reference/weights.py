@@ -8,8 +8,8 @@ import attrs
 import torch
 from torch.fx import Node
 
-from torchquilt.graph.constants import constant_value
-from torchquilt.graph.values import is_constant, overload_name
+from torchquilt.graph.constant_folding import constant_value
+from torchquilt.graph.node_values import is_constant, overload_name
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.reference.arithmetic import float32
 from torchquilt.pt2e.reference.places import Place

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.code import outdate
-from torchquilt.graph.constants import constant_value
+from torchquilt.graph.code_generation import outdate
+from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.edits import drop_unused_tensors, erase_unused, free_name, read_tensor
-from torchquilt.graph.scope import module_path
-from torchquilt.graph.values import FOLDED, argument_of, constant_nodes, overload_name, rank
+from torchquilt.graph.module_scope import module_path
+from torchquilt.graph.node_values import FOLDED, argument_of, constant_nodes, overload_name, rank
 
 # Overload → the rank of the output at which dimension 1 is the output channel (that is: with a batch).
 _CONVOLUTIONS = {f"aten.conv{n}d.{form}": n + 2 for n in (1, 2, 3) for form in ("default", "padding")}

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.bodies import BodyCall, Region, body_of, call_of, placeholders, regions
-from torchquilt.graph.code import outdate
+from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.edits import (
     drop_unused_tensors,
     erase_unused,
@@ -25,7 +24,8 @@ from torchquilt.graph.edits import (
     store_tensor,
     take_origin,
 )
-from torchquilt.graph.values import attribute, is_overwritten, tensor_of
+from torchquilt.graph.node_values import attribute, is_overwritten, tensor_of
+from torchquilt.graph.subgraphs import BodyCall, Region, body_of, call_of, placeholders, regions
 
 
 def close_bodies(model: GraphModule) -> GraphModule:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from torchquilt.graph.bodies import regions
-from torchquilt.graph.values import attribute, is_overwritten
+from torchquilt.graph.node_values import attribute, is_overwritten
+from torchquilt.graph.subgraphs import regions
 
 
 def span_of(tensor: torch.Tensor) -> tuple[int, int] | None:

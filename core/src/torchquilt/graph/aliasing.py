@@ -11,8 +11,8 @@ from __future__ import annotations
 import bisect
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.graph.bodies import BodyCall, call_of, placeholders
-from torchquilt.graph.values import is_overwritten, operator_of, returns_view, writes
+from torchquilt.graph.node_values import is_overwritten, operator_of, returns_view, writes
+from torchquilt.graph.subgraphs import BodyCall, call_of, placeholders
 
 if TYPE_CHECKING:
     from torch.fx import Graph, Node

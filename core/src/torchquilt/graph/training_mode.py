@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.graph.values import arguments_of, operator_of
+from torchquilt.graph.node_values import arguments_of, operator_of
 
 if TYPE_CHECKING:
     from torch.fx import Node

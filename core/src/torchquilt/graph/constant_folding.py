@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
-from torchquilt.graph.code import outdate
-from torchquilt.graph.storage import span_of
-from torchquilt.graph.values import (
+from torchquilt.graph.code_generation import outdate
+from torchquilt.graph.node_values import (
     argument_of,
     attribute,
     constant_nodes,
@@ -18,6 +17,7 @@ from torchquilt.graph.values import (
     overload_name,
     tensor_of,
 )
+from torchquilt.graph.shared_storage import span_of
 
 
 def simplify_constants(model: GraphModule) -> GraphModule:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt.graph.bodies import BodyCall, body_of, call_of, placeholders, regions
-from torchquilt.graph.code import outdate
+from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.edits import erase_unused, free_name, store_tensor
-from torchquilt.graph.values import attribute
+from torchquilt.graph.node_values import attribute
+from torchquilt.graph.subgraphs import BodyCall, body_of, call_of, placeholders, regions
 
 #: What these regions change while they run has no meaning without gradients.
 _WITHOUT_MEANING = "wrap_with_set_grad_enabled"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from torchquilt.graph.bodies import handed_in
+from torchquilt.graph.subgraphs import handed_in
 
 if TYPE_CHECKING:
     import torch

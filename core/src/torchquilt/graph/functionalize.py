@@ -15,11 +15,18 @@ from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node, map_arg
 
 from torchquilt.errors import ModelError
-from torchquilt.graph.code import outdate
+from torchquilt.graph.aliasing import aliased_inputs
+from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.edits import take_origin
-from torchquilt.graph.memory import aliased_inputs
-from torchquilt.graph.storage import span_of
-from torchquilt.graph.values import attribute, is_overwritten, operator_of, returns_view, writes, writes_to
+from torchquilt.graph.node_values import (
+    attribute,
+    is_overwritten,
+    operator_of,
+    returns_view,
+    writes,
+    writes_to,
+)
+from torchquilt.graph.shared_storage import span_of
 
 
 def unify_written_memory(model: GraphModule) -> GraphModule:
