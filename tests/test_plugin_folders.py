@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from torchquilt.config import QuantizationConfig
 from torchquilt.lowering import Contribution
 from torchquilt.plugins import API, Manifest, registry
+from torchquilt.spec.config import QuantizationConfig
 
 try:
     import tomllib

@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 import torchquilt as tq
 from strategies import INT8, WEIGHT
-from torchquilt.annotation import ANNOTATION_KEY
+from torchquilt.spec.annotation import ANNOTATION_KEY
 
 Annotation = tq.QuantizationAnnotation
 

@@ -26,7 +26,7 @@ from strategies import (
     prepare,
     weights_of,
 )
-from torchquilt.annotation import ANNOTATION_KEY
+from torchquilt.spec.annotation import ANNOTATION_KEY
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 

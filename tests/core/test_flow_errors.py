@@ -27,7 +27,7 @@ from strategies import (
     quantize,
     weights_of,
 )
-from torchquilt.annotation import ANNOTATION_KEY
+from torchquilt.spec.annotation import ANNOTATION_KEY
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from unharmed import unharmed
 

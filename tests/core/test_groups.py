@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Node
 
 import torchquilt as tq
 from strategies import INT8, ByFunction, Fn, export, normal, prepare, quantize
-from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.pt2e.groups import Group, find_groups, place_name
+from torchquilt.spec.annotation import ANNOTATION_KEY
 
 UINT8 = tq.QuantizationSpec("uint8")
 DYNAMIC = tq.QuantizationSpec("int8", is_dynamic=True)

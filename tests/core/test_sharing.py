@@ -31,8 +31,8 @@ from strategies import (
     sqnr,
     weights_of,
 )
-from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.pt2e.groups import find_groups, place_name
+from torchquilt.spec.annotation import ANNOTATION_KEY
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 Annotation = tq.QuantizationAnnotation

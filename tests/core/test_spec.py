@@ -14,7 +14,8 @@ from hypothesis import given
 
 import torchquilt as tq
 from strategies import specs
-from torchquilt.spec import FLOAT32_EPS, INTEGER_RANGES, Granularity, ZeroPointDomain
+from torchquilt.spec.dtypes import INTEGER_RANGES
+from torchquilt.spec.qspec import FLOAT32_EPS, Granularity, ZeroPointDomain
 
 Spec = tq.QuantizationSpec
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 import torchquilt as tq
 from strategies import INT8, ByFunction, Fn, Nothing, calls, export, normal, outputs_of, quantize, sqnr
-from torchquilt.annotation import QuantizationAnnotation
+from torchquilt.spec.annotation import QuantizationAnnotation
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from unharmed import unharmed
 

@@ -18,12 +18,6 @@ from torchquilt._internal.lazy_imports import lazy_names
 # test holds the two equal.
 _PUBLIC = {
     "allowed": ("AllowedSpec",),
-    "annotation": (
-        "QuantizationAnnotation",
-        "annotate_node",
-        "annotation_of",
-    ),
-    "arithmetic": ("ArithmeticLimits",),
     "artifact": (
         "load",
         "save",
@@ -34,7 +28,6 @@ _PUBLIC = {
         "Support",
     ),
     "compose": ("ComposableQuantizer",),
-    "config": ("QuantizationConfig",),
     "errors": (
         "AnnotationError",
         "ArtifactError",
@@ -98,7 +91,14 @@ _PUBLIC = {
     "pt2e.stage": ("ledger_of",),
     "quantizers": ("Quantizer",),
     "recipe": ("Recipe",),
-    "spec": (
+    "spec.annotation": (
+        "QuantizationAnnotation",
+        "annotate_node",
+        "annotation_of",
+    ),
+    "spec.arithmetic_limits": ("ArithmeticLimits",),
+    "spec.config": ("QuantizationConfig",),
+    "spec.qspec": (
         "DerivedQuantizationSpec",
         "FixedQParamsQuantizationSpec",
         "QuantizationSpec",
@@ -118,17 +118,12 @@ __all__ = sorted([*_MODULE_OF, "__version__"])
 
 if TYPE_CHECKING:
     from torchquilt.allowed import AllowedSpec as AllowedSpec
-    from torchquilt.annotation import QuantizationAnnotation as QuantizationAnnotation
-    from torchquilt.annotation import annotate_node as annotate_node
-    from torchquilt.annotation import annotation_of as annotation_of
-    from torchquilt.arithmetic import ArithmeticLimits as ArithmeticLimits
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
     from torchquilt.capability import Capabilities as Capabilities
     from torchquilt.capability import Capability as Capability
     from torchquilt.capability import Support as Support
     from torchquilt.compose import ComposableQuantizer as ComposableQuantizer
-    from torchquilt.config import QuantizationConfig as QuantizationConfig
     from torchquilt.errors import AnnotationError as AnnotationError
     from torchquilt.errors import ArtifactError as ArtifactError
     from torchquilt.errors import CalibrationError as CalibrationError
@@ -178,10 +173,15 @@ if TYPE_CHECKING:
     from torchquilt.pt2e.stage import ledger_of as ledger_of
     from torchquilt.quantizers import Quantizer as Quantizer
     from torchquilt.recipe import Recipe as Recipe
-    from torchquilt.spec import DerivedQuantizationSpec as DerivedQuantizationSpec
-    from torchquilt.spec import FixedQParamsQuantizationSpec as FixedQParamsQuantizationSpec
-    from torchquilt.spec import QuantizationSpec as QuantizationSpec
-    from torchquilt.spec import SharedQuantizationSpec as SharedQuantizationSpec
+    from torchquilt.spec.annotation import QuantizationAnnotation as QuantizationAnnotation
+    from torchquilt.spec.annotation import annotate_node as annotate_node
+    from torchquilt.spec.annotation import annotation_of as annotation_of
+    from torchquilt.spec.arithmetic_limits import ArithmeticLimits as ArithmeticLimits
+    from torchquilt.spec.config import QuantizationConfig as QuantizationConfig
+    from torchquilt.spec.qspec import DerivedQuantizationSpec as DerivedQuantizationSpec
+    from torchquilt.spec.qspec import FixedQParamsQuantizationSpec as FixedQParamsQuantizationSpec
+    from torchquilt.spec.qspec import QuantizationSpec as QuantizationSpec
+    from torchquilt.spec.qspec import SharedQuantizationSpec as SharedQuantizationSpec
     from torchquilt.support import Constraint as Constraint
     from torchquilt.support import Refusal as Refusal
     from torchquilt.support import Sharing as Sharing

@@ -10,8 +10,9 @@ from typing import TypeAlias
 
 import attrs
 
-from torchquilt.config import QuantizationConfig
-from torchquilt.spec import INTEGER_RANGES, QuantizationSpec, dtype_name
+from torchquilt.spec.config import QuantizationConfig
+from torchquilt.spec.dtypes import INTEGER_RANGES, dtype_name
+from torchquilt.spec.qspec import QuantizationSpec
 
 
 @attrs.frozen(cache_hash=True)
@@ -21,7 +22,7 @@ class AllowedSpec:
     Args:
         dtype: name of the integer dtype, ``"int8"``.
         quant_min, quant_max: the widest range; a spec may use any part of it.
-        granularities: the values of :class:`torchquilt.spec.Granularity` that are taken.
+        granularities: the values of :class:`torchquilt.spec.qspec.Granularity` that are taken.
         symmetric: required symmetry, or None where both are taken.
         is_dynamic: whether parameters are found at run time.
         ch_axis: the axis for ``per_axis``.

@@ -17,10 +17,10 @@ import attrs
 
 from torchquilt._internal.text_tables import Listing, aligned, counted, html_list, html_table
 from torchquilt.allowed import AllowedSpec, SpecsByRole, differences_of
-from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.errors import IntentError, PatternError
 from torchquilt.operators import ObjectType, object_type
-from torchquilt.spec import dtype_name
+from torchquilt.spec.config import ROLES, QuantizationConfig
+from torchquilt.spec.dtypes import dtype_name
 
 #: Version of the JSON that :meth:`Capabilities.to_json` writes.
 JSON_SCHEMA = 1
@@ -245,8 +245,8 @@ class Capabilities:
                 rows whose working operator it is. A class is that class alone, and none that derives from it.
             backend: name of the owner.
             mode: ``static``, ``dynamic`` or ``weight_only``.
-            role: one of :data:`torchquilt.config.ROLES`; rows that quantize it. Dtype and bits are about this
-                role alone then, otherwise about any.
+            role: one of :data:`torchquilt.spec.config.ROLES`; rows that quantize it. Dtype and bits are about
+                this role alone then, otherwise about any.
             dtype: a ``torch.dtype`` or its name.
             bits: as many as the widest range of a spec needs (4 for -8..7, in whatever dtype).
             preset: name of a preset of the owner; rows that take its config.

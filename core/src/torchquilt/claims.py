@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from torchquilt.annotation import QuantizationAnnotation, annotation_of
-from torchquilt.arithmetic import Arithmetic
-from torchquilt.config import QuantizationConfig
 from torchquilt.graph.aliasing import Memory
 from torchquilt.graph.function_transforms import UNDER_A_TRANSFORM, transformed_nodes
 from torchquilt.graph.node_values import constant_nodes, is_empty, is_float_tensor, overload_name
@@ -22,7 +19,10 @@ from torchquilt.graph.training_mode import is_random
 from torchquilt.intent import Intent
 from torchquilt.pattern import Match, Reject
 from torchquilt.rules import Rule
-from torchquilt.spec import (
+from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of
+from torchquilt.spec.arithmetic_limits import Arithmetic
+from torchquilt.spec.config import QuantizationConfig
+from torchquilt.spec.qspec import (
     AnySpec,
     FixedQParamsQuantizationSpec,
     Granularity,

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import attrs
 
-from torchquilt.annotation import (
-    ANNOTATION_KEY,
-    EditedAnnotationError,
-    QuantizationAnnotation,
-    annotation_of,
-    check_annotation,
-)
 from torchquilt.capability import Capabilities
 from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
 from torchquilt.graph.node_values import has_no_effect
 from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.pattern import Reject
 from torchquilt.quantizers import Quantizer, as_quantizer
-from torchquilt.spec import EdgeOrNode
+from torchquilt.spec.annotation import (
+    ANNOTATION_KEY,
+    EditedAnnotationError,
+    QuantizationAnnotation,
+    annotation_of,
+    check_annotation,
+)
+from torchquilt.spec.qspec import EdgeOrNode
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError
 from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.module_scope import module_paths, scopes_of
@@ -23,6 +22,7 @@ from torchquilt.graph.node_values import WRITTEN_FOR, overload_name
 from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.operators import ObjectType, class_called
 from torchquilt.rules import GlobalRule, ModuleNameRule, ObjectTypeRule, Rule, RuleIndex
+from torchquilt.spec.config import QuantizationConfig
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

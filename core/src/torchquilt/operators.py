@@ -23,7 +23,7 @@ class Operand:
     """One argument of an operator that may be quantized.
 
     Args:
-        role: its role, see :data:`torchquilt.config.ROLES`.
+        role: its role, see :data:`torchquilt.spec.config.ROLES`.
         position: index among the positional arguments of the overload.
         keyword: name of the argument in the overload's schema.
         many: the argument is a list of tensors, each of which has the role (``cat``).

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from torchquilt.annotation import annotation_of
 from torchquilt.claims import Claim, decide
 from torchquilt.errors import IntentError
 from torchquilt.graph.decomposition import decomposed_from, explanation
@@ -27,6 +26,7 @@ from torchquilt.graph.subgraphs import nodes_of, regions
 from torchquilt.intent import Intent
 from torchquilt.pattern import Reject
 from torchquilt.rules import GlobalRule, Rule
+from torchquilt.spec.annotation import annotation_of
 from torchquilt.support import Sharing, SupportTable
 
 if TYPE_CHECKING:

@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torchquilt.annotation import annotate_node, annotation_of
 from torchquilt.capability import Capabilities, Capability
 from torchquilt.claims import Claim, decide
-from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError, did_you_mean
 from torchquilt.graph.node_values import overload_name
 from torchquilt.intent import Intent
@@ -22,7 +20,9 @@ from torchquilt.outcome import telling_rejects, unmet_rules
 from torchquilt.pattern import Reject, numbers_of
 from torchquilt.quantizers import Quantizer
 from torchquilt.rules import GlobalRule, ObjectTypeRule, Rule
-from torchquilt.spec import named_dtypes
+from torchquilt.spec.annotation import annotate_node, annotation_of
+from torchquilt.spec.config import QuantizationConfig
+from torchquilt.spec.dtypes import named_dtypes
 from torchquilt.support import SupportRow, SupportTable
 
 if TYPE_CHECKING:

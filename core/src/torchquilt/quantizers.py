@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.annotation import annotation_of
 from torchquilt.capability import Capabilities
 from torchquilt.errors import IntentError, TorchquiltError
 from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.pattern import Reject
-from torchquilt.spec import EdgeOrNode
+from torchquilt.spec.annotation import annotation_of
+from torchquilt.spec.qspec import EdgeOrNode
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

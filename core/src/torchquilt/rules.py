@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from torchquilt.config import QuantizationConfig
 from torchquilt.graph.module_scope import module_path, scopes_of
 from torchquilt.graph.node_values import asked_name
 from torchquilt.operators import OPERATORS, ObjectType
+from torchquilt.spec.config import QuantizationConfig
 
 if TYPE_CHECKING:
     from torch.fx import Node

@@ -15,12 +15,12 @@ from types import MappingProxyType
 import attrs
 
 from torchquilt.allowed import AllowedSpec, SpecsByRole, differences_of
-from torchquilt.arithmetic import ArithmeticLimits
 from torchquilt.capability import Capabilities, Capability
-from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.errors import PatternError
 from torchquilt.operators import ObjectType, Operator
 from torchquilt.pattern import Match, OperatorPattern
+from torchquilt.spec.arithmetic_limits import ArithmeticLimits
+from torchquilt.spec.config import ROLES, QuantizationConfig
 
 _NO_PRESETS: Mapping[str, QuantizationConfig] = MappingProxyType({})
 

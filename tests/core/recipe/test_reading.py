@@ -16,7 +16,7 @@ import torchquilt as tq
 from recipes import DYNAMIC, NARROW, PRESETS_ONLY, STATIC, Block, in_fresh_python, only, read
 from torchquilt import recipe as recipe_module
 from torchquilt.recipe import RecipePart, RecipeRule
-from torchquilt.spec import NamedDtype
+from torchquilt.spec.dtypes import NamedDtype
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer
 

@@ -90,7 +90,7 @@ class QuantizedTensor:
             (found anew for each input).
         module: path of the module that it comes from.
         dtype, quant_min, quant_max: the integers.
-        granularity: as :class:`torchquilt.spec.Granularity`.
+        granularity: as :class:`torchquilt.spec.qspec.Granularity`.
         axis, group_size: for ``per_axis``, for ``per_group``.
         scale, zero_point: the number; where there are many, the name of the stored tensor that holds them;
             None where the program computes them.

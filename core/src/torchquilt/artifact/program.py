@@ -14,7 +14,7 @@ from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import arguments_of, operator_of
 from torchquilt.graph.subgraphs import name_operands, placeholders, regions
 from torchquilt.graph.tensor_digest import tensor_digest
-from torchquilt.spec import dtype_name
+from torchquilt.spec.dtypes import dtype_name
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from torchquilt.spec import dtype_name
+from torchquilt.spec.dtypes import dtype_name
 
 
 @attrs.frozen

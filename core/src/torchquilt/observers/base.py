@@ -11,7 +11,7 @@ import torch
 from torchquilt.errors import CalibrationError
 from torchquilt.observers.extremes import Extremes
 from torchquilt.observers.qparams import QParams, qparams_of_range
-from torchquilt.spec import QuantizationSpec
+from torchquilt.spec.qspec import QuantizationSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self

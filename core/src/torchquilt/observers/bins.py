@@ -9,7 +9,7 @@ from itertools import pairwise
 import attrs
 import torch
 
-from torchquilt.spec import QuantizationSpec
+from torchquilt.spec.qspec import QuantizationSpec
 
 _MANTISSA_BITS = 3
 #: Bins of an octave of magnitude.

@@ -11,7 +11,7 @@ from torchquilt.observers.base import Observer
 from torchquilt.observers.histogram import EntropyObserver, HistogramObserver, PercentileObserver
 from torchquilt.observers.min_max import MinMaxObserver
 from torchquilt.observers.moving_average import MovingAverageObserver
-from torchquilt.spec import Granularity, QuantizationSpec
+from torchquilt.spec.qspec import Granularity, QuantizationSpec
 
 #: Makes the observer of an activation for its spec.
 ObserverFactory: TypeAlias = Callable[[QuantizationSpec], Observer]

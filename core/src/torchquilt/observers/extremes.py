@@ -15,7 +15,7 @@ import attrs
 import torch
 
 from torchquilt.observers.qparams import as_rows
-from torchquilt.spec import Granularity, QuantizationSpec
+from torchquilt.spec.qspec import Granularity, QuantizationSpec
 
 
 @functools.cache

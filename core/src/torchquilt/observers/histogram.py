@@ -23,7 +23,7 @@ from torchquilt.observers.extremes import Extremes, extremes_of_all, in_memory_o
 from torchquilt.observers.qparams import QParams, qparams_of_range
 from torchquilt.observers.search import entropy_range, least_squares_ranges
 from torchquilt.observers.subset import subset
-from torchquilt.spec import Granularity, QuantizationSpec
+from torchquilt.spec.qspec import Granularity, QuantizationSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self

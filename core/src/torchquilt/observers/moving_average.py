@@ -10,7 +10,7 @@ import torch
 from torchquilt.errors import CalibrationError
 from torchquilt.observers.base import Observer
 from torchquilt.observers.extremes import extremes_of_parts, is_data
-from torchquilt.spec import QuantizationSpec
+from torchquilt.spec.qspec import QuantizationSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self

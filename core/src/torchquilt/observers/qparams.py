@@ -7,7 +7,7 @@ import math
 import attrs
 import torch
 
-from torchquilt.spec import Granularity, QuantizationSpec, ZeroPointDomain
+from torchquilt.spec.qspec import Granularity, QuantizationSpec, ZeroPointDomain
 
 
 @attrs.frozen(eq=False)

@@ -17,7 +17,7 @@ import attrs
 import torch
 
 from torchquilt.observers.bins import PER_OCTAVE, SHIFT, Bins, bin_of, edges
-from torchquilt.spec import QuantizationSpec
+from torchquilt.spec.qspec import QuantizationSpec
 
 _SEARCHED_OCTAVES = 6
 # Bins this far below the largest value hold what any grid rounds to zero at no cost: 2**-40 of it.

@@ -16,7 +16,7 @@ from torchquilt.observers import Observer
 from torchquilt.pt2e.annotate import Annotated
 from torchquilt.pt2e.groups import Group, place_name
 from torchquilt.pt2e.points import ConstantPoint, FixedPoint, ObservedPoint, QuantizationPoint
-from torchquilt.spec import EdgeOrNode
+from torchquilt.spec.qspec import EdgeOrNode
 
 _NUMBERS = ("dtype", "quant_min", "quant_max", "granularity", "ch_axis", "group_size")
 

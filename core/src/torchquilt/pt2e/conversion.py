@@ -41,7 +41,8 @@ from torchquilt.pt2e.points import (
     QuantizationPoint,
 )
 from torchquilt.pt2e.settlement import Settlement, bounded_operators
-from torchquilt.spec import Granularity, dtype_name
+from torchquilt.spec.dtypes import dtype_name
+from torchquilt.spec.qspec import Granularity
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
 

@@ -9,7 +9,6 @@ from torch.fx import GraphModule
 
 from torchquilt._internal.garbage_collection import collector_paused
 from torchquilt._internal.torch_defaults import default_global_state
-from torchquilt.annotation import ANNOTATION_KEY
 from torchquilt.errors import ModelError
 from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
@@ -24,6 +23,7 @@ from torchquilt.pt2e.reference import to_reference
 from torchquilt.pt2e.settlement import BOUNDED_KEY
 from torchquilt.pt2e.stage import RECORD_KEY, restore_initial_state, set_stage, stage_of
 from torchquilt.pt2e.unseen import leave_or_refuse_unseen
+from torchquilt.spec.annotation import ANNOTATION_KEY
 
 
 def convert_pt2e(

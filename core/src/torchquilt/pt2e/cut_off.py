@@ -10,7 +10,7 @@ from torchquilt.ledger import Caution
 from torchquilt.observers import QParams
 from torchquilt.observers.qparams import as_rows
 from torchquilt.pt2e.points import ConstantPoint, ObservedPoint
-from torchquilt.spec import QuantizationSpec
+from torchquilt.spec.qspec import QuantizationSpec
 
 
 def is_lopsided(spec: QuantizationSpec) -> bool:

@@ -29,9 +29,9 @@ from collections.abc import Iterable
 import attrs
 from torch.fx import Graph, Node
 
-from torchquilt.annotation import annotation_of
 from torchquilt.errors import SharingError
-from torchquilt.spec import (
+from torchquilt.spec.annotation import annotation_of
+from torchquilt.spec.qspec import (
     AnySpec,
     DerivedQuantizationSpec,
     EdgeOrNode,

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 
-from torchquilt.spec import Granularity, OwnSpec, ZeroPointDomain
+from torchquilt.spec.qspec import Granularity, OwnSpec, ZeroPointDomain
 
 #: An operator, and what follows the tensor in its call.
 Step: TypeAlias = tuple[Any, tuple[Any, ...]]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from torchquilt.annotation import annotation_of
 from torchquilt.graph.invariants import INVARIANTS as OF_GRAPHS
 from torchquilt.graph.invariants import Invariant
 from torchquilt.graph.node_values import attribute, writes_to
 from torchquilt.graph.subgraphs import Region
 from torchquilt.pt2e.points import QuantizationPoint
+from torchquilt.spec.annotation import annotation_of
 
 
 def _readers_of_float(node: Node, region: Region) -> str:

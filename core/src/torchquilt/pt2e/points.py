@@ -15,7 +15,12 @@ from torch._subclasses import FakeTensor
 from torchquilt.errors import AnnotationError, CalibrationError
 from torchquilt.observers import MinMaxObserver, Observer, QParams, qparams_of_range
 from torchquilt.observers.qparams import as_rows
-from torchquilt.spec import DerivedQuantizationSpec, FixedQParamsQuantizationSpec, OwnSpec, QuantizationSpec
+from torchquilt.spec.qspec import (
+    DerivedQuantizationSpec,
+    FixedQParamsQuantizationSpec,
+    OwnSpec,
+    QuantizationSpec,
+)
 
 _S = TypeVar("_S", bound=OwnSpec)
 

@@ -10,7 +10,6 @@ from torch.fx import GraphModule, Node
 
 from torchquilt._internal.garbage_collection import collector_paused
 from torchquilt._internal.torch_defaults import default_global_state
-from torchquilt.annotation import annotation_of
 from torchquilt.errors import AnnotationError
 from torchquilt.graph.aliasing import Memory
 from torchquilt.graph.code_generation import generate_code, outdate
@@ -35,7 +34,8 @@ from torchquilt.pt2e.points import (
 from torchquilt.pt2e.settlement import BOUNDED_KEY, BoundedOperator
 from torchquilt.pt2e.stage import keep_initial_state, set_stage
 from torchquilt.recipe.quantizers import intent_of
-from torchquilt.spec import (
+from torchquilt.spec.annotation import annotation_of
+from torchquilt.spec.qspec import (
     DerivedQuantizationSpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from torchquilt.annotation import annotation_of
 from torchquilt.graph.cost import multiply_adds, stored_tensors
 from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.function_transforms import UNDER_A_TRANSFORM, transformed_nodes
@@ -15,7 +14,8 @@ from torchquilt.graph.training_mode import is_random
 from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.groups import Group
-from torchquilt.spec import EdgeOrNode
+from torchquilt.spec.annotation import annotation_of
+from torchquilt.spec.qspec import EdgeOrNode
 
 
 def make_ledger(

@@ -25,8 +25,6 @@ import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt.annotation import annotation_of
-from torchquilt.arithmetic import ArithmeticLimits
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.edits import fake_like, free_name, store_tensor, take_origin
@@ -34,7 +32,9 @@ from torchquilt.ledger import Caution
 from torchquilt.observers import QParams
 from torchquilt.observers.qparams import raised_to
 from torchquilt.pt2e.points import ConstantPoint, DynamicPoint, ObservedPoint, QuantizationPoint
-from torchquilt.spec import OwnSpec, QuantizationSpec, ZeroPointDomain
+from torchquilt.spec.annotation import annotation_of
+from torchquilt.spec.arithmetic_limits import ArithmeticLimits
+from torchquilt.spec.qspec import OwnSpec, QuantizationSpec, ZeroPointDomain
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
 

@@ -13,13 +13,13 @@ from typing import Any
 import attrs
 from torch.fx import GraphModule, Node
 
-from torchquilt.annotation import ANNOTATION_KEY, annotation_of
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.ledger import Ledger, Reason
 from torchquilt.pt2e.points import ObservedPoint, QuantizationPoint
 from torchquilt.pt2e.stage import RECORD_KEY
+from torchquilt.spec.annotation import ANNOTATION_KEY, annotation_of
 
 _REASON = Reason("", "never_reached", "calibration never reached it, so its ranges are not known")
 

@@ -6,9 +6,9 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.recipe.place import Place
-from torchquilt.spec import NamedDtype, dtype_name
+from torchquilt.spec.config import ROLES, QuantizationConfig
+from torchquilt.spec.dtypes import NamedDtype, dtype_name
 
 #: The number of the format.
 SCHEMA = 1

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 from torchquilt.compose import ComposableQuantizer
-from torchquilt.config import QuantizationConfig
 from torchquilt.errors import IntentError, RecipeError, did_you_mean
 from torchquilt.operators import ObjectType, attribute_at
 from torchquilt.pattern_quantizer import PatternQuantizer
@@ -18,6 +17,7 @@ from torchquilt.quantizers import Quantizer, as_quantizer
 from torchquilt.recipe.parts import FLOAT, Parts, RecipePart, RecipeRule, with_torch, without_torch
 from torchquilt.recipe.place import Place
 from torchquilt.recipe.writing import write
+from torchquilt.spec.config import QuantizationConfig
 
 # --- Making -------------------------------------------------------------------------------------------------
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import attrs
 
-from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.errors import RecipeError
 from torchquilt.recipe.parts import FLOAT, SCHEMA, Parts, RecipePart, RecipeRule
 from torchquilt.recipe.place import Place
-from torchquilt.spec import NamedDtype, QuantizationSpec, dtype_name
+from torchquilt.spec.config import ROLES, QuantizationConfig
+from torchquilt.spec.dtypes import NamedDtype, dtype_name
+from torchquilt.spec.qspec import QuantizationSpec
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import attrs
 
-from torchquilt.config import ROLES, QuantizationConfig
 from torchquilt.recipe.parts import FLOAT, SCHEMA, Parts, RecipeRule
-from torchquilt.spec import QuantizationSpec, dtype_name
+from torchquilt.spec.config import ROLES, QuantizationConfig
+from torchquilt.spec.dtypes import dtype_name
+from torchquilt.spec.qspec import QuantizationSpec
 
 
 def write(parts: Parts) -> str:

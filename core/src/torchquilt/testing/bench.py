@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt.claims import Claim
-from torchquilt.config import QuantizationConfig
+from torchquilt.spec.config import QuantizationConfig
 from torchquilt.support import Constraint, Sharing, SupportRow
 from torchquilt.testing.configs import configs_of, group_size
 from torchquilt.testing.examples import Example, examples_of

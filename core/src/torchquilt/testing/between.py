@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from torchquilt import operators as ops
-from torchquilt.config import QuantizationConfig
 from torchquilt.errors import LoweringError
 from torchquilt.ledger import Row
 from torchquilt.lowering import LoweredProgram, lower
 from torchquilt.pt2e.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
+from torchquilt.spec.config import QuantizationConfig
 from torchquilt.support import SupportTable
 from torchquilt.testing.configs import configs_of
 from torchquilt.testing.operators import uniform

@@ -14,9 +14,9 @@ import attrs
 import torch
 
 from torchquilt.allowed import AllowedSpec
-from torchquilt.config import QuantizationConfig
 from torchquilt.errors import SpecError
-from torchquilt.spec import Granularity, QuantizationSpec
+from torchquilt.spec.config import QuantizationConfig
+from torchquilt.spec.qspec import Granularity, QuantizationSpec
 from torchquilt.support import Sharing, SupportRow
 
 # A row with more combinations than this is tried with each of its specs, though not with all pairs of them.

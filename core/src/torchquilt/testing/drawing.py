@@ -18,11 +18,11 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from torchquilt.config import QuantizationConfig
 from torchquilt.graph.node_values import overload_name
 from torchquilt.pt2e.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
+from torchquilt.spec.config import QuantizationConfig
 from torchquilt.testing.configs import configs_of
 from torchquilt.testing.graphs import AGAIN, OTHERS, Graph, Graphs, Plan, Step, patterns_of
 from torchquilt.testing.plugin import Lowering

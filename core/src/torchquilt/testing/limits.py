@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from torchquilt.annotation import annotation_of
 from torchquilt.claims import Claim
 from torchquilt.constraints import CONSTANT_WEIGHT, input_rank, one_dtype
 from torchquilt.errors import TorchquiltError
+from torchquilt.spec.annotation import annotation_of
 from torchquilt.support import Constraint, SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.examples import Example

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from torchquilt.annotation import annotation_of
-from torchquilt.spec import AnySpec, EdgeOrNode, OwnSpec, QuantizationSpec, SharedQuantizationSpec, dtype_name
+from torchquilt.spec.annotation import annotation_of
+from torchquilt.spec.dtypes import dtype_name
+from torchquilt.spec.qspec import AnySpec, EdgeOrNode, OwnSpec, QuantizationSpec, SharedQuantizationSpec
 from torchquilt.support import SupportRow
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchquilt.annotation import annotation_of
+from torchquilt.spec.annotation import annotation_of
 from torchquilt.support import SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.conftest import NoteDown

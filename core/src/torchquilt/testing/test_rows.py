@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch.fx import GraphModule
 
-from torchquilt.annotation import annotation_of
 from torchquilt.claims import Claim
 from torchquilt.errors import IntentError, UnsupportedConfigError
 from torchquilt.graph.node_values import overload_name
 from torchquilt.operators import Operator
 from torchquilt.pattern import OperatorPattern
-from torchquilt.spec import EdgeOrNode
+from torchquilt.spec.annotation import annotation_of
+from torchquilt.spec.qspec import EdgeOrNode
 from torchquilt.support import Sharing, SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.configs import configs_of, group_size, near_misses

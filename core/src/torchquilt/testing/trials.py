@@ -11,10 +11,8 @@ import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt.annotation import QuantizationAnnotation, annotate_node, annotation_of
 from torchquilt.claims import Claim, decide
 from torchquilt.compose import ComposableQuantizer
-from torchquilt.config import QuantizationConfig
 from torchquilt.graph.batch_norm_folding import fold_batch_norm
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.functionalize import make_functional
@@ -26,7 +24,9 @@ from torchquilt.pt2e.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.quantizers import Quantizer
-from torchquilt.spec import QuantizationSpec, SharedQuantizationSpec
+from torchquilt.spec.annotation import QuantizationAnnotation, annotate_node, annotation_of
+from torchquilt.spec.config import QuantizationConfig
+from torchquilt.spec.qspec import QuantizationSpec, SharedQuantizationSpec
 from torchquilt.support import Constraint, Sharing, SupportRow
 from torchquilt.testing.configs import least_sqnr
 from torchquilt.testing.examples import Example

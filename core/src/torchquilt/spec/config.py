@@ -8,7 +8,7 @@ from __future__ import annotations
 import attrs
 
 from torchquilt.errors import SpecError
-from torchquilt.spec import QuantizationSpec
+from torchquilt.spec.qspec import QuantizationSpec
 
 #: The roles that a tensor can have at an operator, in the order in which tables show them.
 ROLES = ("input_activation", "output_activation", "weight", "bias")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import attrs
 
-from torchquilt.arithmetic import Arithmetic
 from torchquilt.errors import AnnotationError
-from torchquilt.spec import (
+from torchquilt.spec.arithmetic_limits import Arithmetic
+from torchquilt.spec.qspec import (
     AnySpec,
     DerivedQuantizationSpec,
     EdgeOrNode,
@@ -157,7 +157,7 @@ def annotate_node(node: Node, annotation: QuantizationAnnotation) -> None:
             "This node has been annotated already; who came first keeps it.",
             node=node,
             quantizer=f"{held.quantizer or 'unnamed'} (first), {annotation.quantizer or 'unnamed'} (now)",
-            remedy="skip nodes for which torchquilt.annotation.annotation_of(node) is not None",
+            remedy="skip nodes for which torchquilt.spec.annotation.annotation_of(node) is not None",
         )
     check_annotation(node, annotation)
     node.meta[ANNOTATION_KEY] = annotation

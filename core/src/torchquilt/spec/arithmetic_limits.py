@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt.errors import PatternError
-from torchquilt.spec import EdgeOrNode
+from torchquilt.spec.qspec import EdgeOrNode
 
 if TYPE_CHECKING:
     from torch.fx import Node

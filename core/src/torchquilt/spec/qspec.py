@@ -9,16 +9,14 @@ Importing this module does not import torch, so that tables of specs can be read
 
 from __future__ import annotations
 
-import contextlib
 import enum
-import importlib
-from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, Union
 
 import attrs
 
 from torchquilt.errors import SpecError
+from torchquilt.spec.dtypes import INTEGER_RANGES, check_integer_type, dtype_name, to_torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +24,6 @@ if TYPE_CHECKING:
 
 _E = TypeVar("_E", bound=enum.Enum)
 
-#: Smallest and largest number of each integer type that a spec can name.
-INTEGER_RANGES: dict[str, tuple[int, int]] = {
-    "int8": (-(2**7), 2**7 - 1),
-    "uint8": (0, 2**8 - 1),
-    "int16": (-(2**15), 2**15 - 1),
-    "uint16": (0, 2**16 - 1),
-    "int32": (-(2**31), 2**31 - 1),
-}
 
 #: ``torch.finfo(torch.float32).eps``: the smallest scale unless a spec says otherwise.
 FLOAT32_EPS = 2.0**-23
@@ -65,47 +55,6 @@ class ZeroPointDomain(str, enum.Enum):
         return self.value
 
 
-def dtype_name(dtype: object) -> str:
-    """``torch.int8`` or ``"int8"`` as ``"int8"``; asks nothing of torch."""
-    return str(dtype).removeprefix("torch.")
-
-
-@attrs.frozen
-class NamedDtype:
-    """Stands in for a dtype, so that a spec can be made and checked where torch is not loaded."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return f"torch.{self.name}"
-
-    __repr__ = __str__
-
-
-_named_dtypes = ContextVar("_named_dtypes", default=False)
-
-
-@contextlib.contextmanager
-def named_dtypes() -> Iterator[None]:
-    """Let specs that are made in the block from the name of a dtype hold a :class:`NamedDtype`.
-
-    Making one imports torch otherwise. Such specs can be looked at and compared with each other, and answer
-    what a support row takes; no model can be quantized with them.
-    """
-    token = _named_dtypes.set(True)
-    try:
-        yield
-    finally:
-        _named_dtypes.reset(token)
-
-
-def _to_torch_dtype(dtype: object) -> Any:
-    if isinstance(dtype, str) and dtype_name(dtype) in INTEGER_RANGES:
-        name = dtype_name(dtype)
-        return NamedDtype(name) if _named_dtypes.get() else getattr(importlib.import_module("torch"), name)
-    return dtype
-
-
 def _to_granularity(value: Granularity | str) -> Granularity:
     return _member(Granularity, "granularity", value)
 
@@ -132,22 +81,8 @@ def _to_places(places: Iterable[EdgeOrNode]) -> tuple[EdgeOrNode, ...]:
     return tuple(places)
 
 
-def _check_integer_type(field: str, dtype: object) -> tuple[int, int]:
-    try:
-        return INTEGER_RANGES[dtype_name(dtype)]
-    except KeyError:
-        raise SpecError(
-            "A quantized tensor needs an integer dtype.",
-            field=field,
-            expected=" | ".join(f"torch.{name}" for name in INTEGER_RANGES),
-            got=f"{field}={dtype!r}",
-            remedy="pass one of these; fewer bits are said by quant_min and quant_max "
-            "(int4 is dtype=torch.int8, quant_min=-8, quant_max=7)",
-        ) from None
-
-
 def _check_quant_range(dtype: object, quant_min: object, quant_max: object) -> None:
-    lowest, highest = _check_integer_type("dtype", dtype)
+    lowest, highest = check_integer_type("dtype", dtype)
     name = dtype_name(dtype)
     for field, value in (("quant_min", quant_min), ("quant_max", quant_max)):
         if not isinstance(value, int) or isinstance(value, bool):
@@ -207,7 +142,7 @@ class QuantizationSpec:
         SpecError: two fields contradict each other; its ``field`` says which one to change.
     """
 
-    dtype: torch.dtype = attrs.field(converter=_to_torch_dtype)
+    dtype: torch.dtype = attrs.field(converter=to_torch_dtype)
     quant_min: int = attrs.field()
     quant_max: int = attrs.field()
     granularity: Granularity = attrs.field(default=Granularity.PER_TENSOR, converter=_to_granularity)
@@ -224,11 +159,11 @@ class QuantizationSpec:
 
     @quant_min.default
     def _lowest(self) -> int:
-        return _check_integer_type("dtype", self.dtype)[0]
+        return check_integer_type("dtype", self.dtype)[0]
 
     @quant_max.default
     def _highest(self) -> int:
-        return _check_integer_type("dtype", self.dtype)[1]
+        return check_integer_type("dtype", self.dtype)[1]
 
     def __attrs_post_init__(self) -> None:
         _check_quant_range(self.dtype, self.quant_min, self.quant_max)
@@ -420,7 +355,7 @@ class FixedQParamsQuantizationSpec:
         quant_min, quant_max: the range, within the dtype.
     """
 
-    dtype: torch.dtype = attrs.field(converter=_to_torch_dtype)
+    dtype: torch.dtype = attrs.field(converter=to_torch_dtype)
     scale: float
     zero_point: int
     quant_min: int = attrs.field()
@@ -428,11 +363,11 @@ class FixedQParamsQuantizationSpec:
 
     @quant_min.default
     def _lowest(self) -> int:
-        return _check_integer_type("dtype", self.dtype)[0]
+        return check_integer_type("dtype", self.dtype)[0]
 
     @quant_max.default
     def _highest(self) -> int:
-        return _check_integer_type("dtype", self.dtype)[1]
+        return check_integer_type("dtype", self.dtype)[1]
 
     def __attrs_post_init__(self) -> None:
         _check_quant_range(self.dtype, self.quant_min, self.quant_max)
@@ -488,7 +423,7 @@ class DerivedQuantizationSpec:
 
     derived_from: tuple[EdgeOrNode, ...] = attrs.field(converter=_to_places)
     derive_qparams_fn: Callable[[list[tuple[torch.Tensor, torch.Tensor]]], tuple[torch.Tensor, torch.Tensor]]
-    dtype: torch.dtype = attrs.field(converter=_to_torch_dtype)
+    dtype: torch.dtype = attrs.field(converter=to_torch_dtype)
     quant_min: int = attrs.field()
     quant_max: int = attrs.field()
     granularity: Granularity = attrs.field(default=Granularity.PER_TENSOR, converter=_to_granularity)
@@ -496,11 +431,11 @@ class DerivedQuantizationSpec:
 
     @quant_min.default
     def _lowest(self) -> int:
-        return _check_integer_type("dtype", self.dtype)[0]
+        return check_integer_type("dtype", self.dtype)[0]
 
     @quant_max.default
     def _highest(self) -> int:
-        return _check_integer_type("dtype", self.dtype)[1]
+        return check_integer_type("dtype", self.dtype)[1]
 
     def __attrs_post_init__(self) -> None:
         _check_quant_range(self.dtype, self.quant_min, self.quant_max)
