@@ -15,8 +15,8 @@ from torch import nn
 import torchquilt as tq
 from pages import Page
 from strategies import Fn, export, normal
-from torchquilt import ledger as ledger_module
 from torchquilt.graph import node_values as values
+from torchquilt.ledger import ledger as ledger_module
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 

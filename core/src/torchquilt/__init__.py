@@ -54,7 +54,7 @@ _PUBLIC = {
         "VerificationError",
     ),
     "intent": ("Intent",),
-    "ledger": ("Ledger",),
+    "ledger.ledger": ("Ledger",),
     "lowering": (
         "LoweredProgram",
         "lower",
@@ -148,7 +148,7 @@ if TYPE_CHECKING:
     from torchquilt.errors import UnsupportedConfigError as UnsupportedConfigError
     from torchquilt.errors import VerificationError as VerificationError
     from torchquilt.intent import Intent as Intent
-    from torchquilt.ledger import Ledger as Ledger
+    from torchquilt.ledger.ledger import Ledger as Ledger
     from torchquilt.lowering import LoweredProgram as LoweredProgram
     from torchquilt.lowering import lower as lower
     from torchquilt.pattern import Match as Match

@@ -21,7 +21,7 @@ import torchquilt as tq
 from commands import Answer, Files, Run
 from terminals import Terminal, torchquilt
 from torchquilt.artifact import diff, read_lock
-from torchquilt.ledger import Row
+from torchquilt.ledger.rows import Row
 
 PIPES = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
 

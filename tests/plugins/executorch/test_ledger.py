@@ -18,7 +18,7 @@ import torchquilt as tq
 import torchquilt_xnnpack.lowering as xnnpack_lowering
 from plugins.executorch.models import TOKENS, Encoder, composed, converted, xnnpack
 from strategies import ByFunction, Fn, normal
-from torchquilt import fate
+from torchquilt.ledger import lowering_status as fate
 
 INT8 = tq.QuantizationSpec("int8")
 

@@ -16,7 +16,7 @@ from attrs import validators
 
 from torchquilt._internal.text_tables import Listing, counted
 from torchquilt.errors import ArtifactError
-from torchquilt.ledger import Ledger
+from torchquilt.ledger.ledger import Ledger
 
 #: Version of the JSON that :meth:`Lock.to_json` writes.
 JSON_SCHEMA = 1

@@ -51,7 +51,7 @@ def _read(path: Path) -> tuple[str, Any]:
     from torchquilt.artifact.lock import Lock
     from torchquilt.capability import Capabilities
     from torchquilt.errors import ArtifactError
-    from torchquilt.ledger import Ledger
+    from torchquilt.ledger.ledger import Ledger
 
     with path.open("rb") as file:
         if file.read(2) == b"PK":

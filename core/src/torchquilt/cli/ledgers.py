@@ -9,7 +9,8 @@ from torchquilt._internal.terminal import is_terminal
 from torchquilt.cli.output import write, write_table
 
 if TYPE_CHECKING:
-    from torchquilt.ledger import Ledger, Row, Share
+    from torchquilt.ledger.ledger import Ledger
+    from torchquilt.ledger.rows import Row, Share
 
 
 def show_ledger(ledger: Ledger) -> None:

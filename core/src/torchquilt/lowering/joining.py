@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from torchquilt.fate import Fate
 from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.subgraphs import Region, regions
-from torchquilt.ledger import Ledger, Row
+from torchquilt.ledger.ledger import Ledger
+from torchquilt.ledger.lowering_status import Fate
+from torchquilt.ledger.rows import Row
 from torchquilt.lowering.contract import Conversion, Lowered, Operation
 from torchquilt.lowering.values import Leftover, Placed
 

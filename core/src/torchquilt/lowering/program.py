@@ -14,7 +14,7 @@ import attrs
 from torchquilt._internal.atomic_files import check_is_replaceable, replacing
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import ProgramError
-from torchquilt.ledger import Ledger
+from torchquilt.ledger.ledger import Ledger
 from torchquilt.lowering.calling import arrange_outputs, check_inputs, flat_inputs
 from torchquilt.lowering.contract import Kernel, Runner
 from torchquilt.lowering.values import Leftover, Placed, Ports, Verification

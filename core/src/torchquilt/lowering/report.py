@@ -15,7 +15,7 @@ import attrs
 
 from torchquilt._internal.text_tables import counted
 from torchquilt.errors import ModelError
-from torchquilt.ledger import Ledger
+from torchquilt.ledger.ledger import Ledger
 from torchquilt.lowering.contract import Kernel
 from torchquilt.lowering.program import LoweredProgram, report_path
 from torchquilt.lowering.values import Agreement, Dimension, Leftover, Placed, Port, Ports, Verification

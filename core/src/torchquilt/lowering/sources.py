@@ -14,7 +14,7 @@ import attrs
 from torchquilt.artifact.loading import Artifact
 from torchquilt.artifact.reexport import export_again
 from torchquilt.errors import ArtifactError, LoweringError, ModelError
-from torchquilt.ledger import Ledger
+from torchquilt.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -30,7 +30,7 @@ from torchquilt.graph.subgraph_constants import close_bodies
 from torchquilt.graph.subgraph_inlining import inline_silent_bodies
 from torchquilt.graph.subgraphs import Region, nodes_of, regions
 from torchquilt.graph.training_mode import is_random, moves_statistics
-from torchquilt.ledger import Ledger
+from torchquilt.ledger.ledger import Ledger
 from torchquilt.pt2e.groups import Group, find_groups
 from torchquilt.pt2e.recording import make_ledger
 from torchquilt.pt2e.stage import stage_of

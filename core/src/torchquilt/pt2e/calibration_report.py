@@ -7,7 +7,7 @@ from torch.fx import GraphModule
 
 from torchquilt._internal.text_tables import aligned, html_list, html_table
 from torchquilt.errors import ModelError
-from torchquilt.ledger import Caution
+from torchquilt.ledger.rows import Caution
 from torchquilt.pt2e.outliers import find_outliers
 from torchquilt.pt2e.points import ObservedPoint, observed_points
 from torchquilt.pt2e.progress import FIRST, SETTLED, Progress, progress_of

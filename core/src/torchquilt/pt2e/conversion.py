@@ -27,7 +27,7 @@ from torchquilt.graph.edits import (
     take_origin,
 )
 from torchquilt.graph.node_values import constant_nodes
-from torchquilt.ledger import Caution
+from torchquilt.ledger.rows import Caution
 from torchquilt.observers import QParams, qparams_together
 from torchquilt.pt2e.cut_off import cut_off, is_lopsided
 from torchquilt.pt2e.finite import check_is_finite

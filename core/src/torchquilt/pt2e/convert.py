@@ -15,7 +15,7 @@ from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.shared_storage import compact
 from torchquilt.graph.subgraph_constants import open_bodies
-from torchquilt.ledger import Caution
+from torchquilt.ledger.rows import Caution
 from torchquilt.pt2e.conversion import Conversion
 from torchquilt.pt2e.outliers import find_outliers, note_cautions, warn_of
 from torchquilt.pt2e.points import QuantizationPoint

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from torchquilt.ledger import Caution
+from torchquilt.ledger.rows import Caution
 from torchquilt.observers import QParams
 from torchquilt.observers.qparams import as_rows
 from torchquilt.pt2e.points import ConstantPoint, ObservedPoint

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 import attrs
 from torch.fx import GraphModule
 
-from torchquilt.ledger import Caution, Ledger
+from torchquilt.ledger.ledger import Ledger
+from torchquilt.ledger.rows import Caution
 from torchquilt.observers.bins import NO_DATA_FROM
 from torchquilt.pt2e.points import ObservedPoint, observed_points
 from torchquilt.pt2e.stage import RECORD_KEY

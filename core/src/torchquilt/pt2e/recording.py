@@ -11,7 +11,8 @@ from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import HELPS, asked_name, call_name, constant_nodes
 from torchquilt.graph.subgraphs import Region, call_of
 from torchquilt.graph.training_mode import is_random
-from torchquilt.ledger import Boundary, Ledger, Reason, Row, Tensor
+from torchquilt.ledger.ledger import Ledger
+from torchquilt.ledger.rows import Boundary, Reason, Row, Tensor
 from torchquilt.pattern import Reject
 from torchquilt.pt2e.groups import Group
 from torchquilt.spec.annotation import annotation_of

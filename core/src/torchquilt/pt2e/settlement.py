@@ -28,7 +28,7 @@ from torch.fx import GraphModule, Node
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.edits import fake_like, free_name, store_tensor, take_origin
-from torchquilt.ledger import Caution
+from torchquilt.ledger.rows import Caution
 from torchquilt.observers import QParams
 from torchquilt.observers.qparams import raised_to
 from torchquilt.pt2e.points import ConstantPoint, DynamicPoint, ObservedPoint, QuantizationPoint

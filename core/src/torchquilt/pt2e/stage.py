@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from torchquilt.errors import ModelError
 from torchquilt.graph.node_values import attribute, is_overwritten
 from torchquilt.graph.subgraphs import regions
-from torchquilt.ledger import Ledger
+from torchquilt.ledger.ledger import Ledger
 
 _STAGE_KEY = "torchquilt_stage"
 _INITIAL_STATE_KEY = "torchquilt_initial_state"

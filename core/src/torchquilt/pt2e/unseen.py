@@ -16,7 +16,8 @@ from torch.fx import GraphModule, Node
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.subgraphs import Region, regions
-from torchquilt.ledger import Ledger, Reason
+from torchquilt.ledger.ledger import Ledger
+from torchquilt.ledger.rows import Reason
 from torchquilt.pt2e.points import ObservedPoint, QuantizationPoint
 from torchquilt.pt2e.stage import RECORD_KEY
 from torchquilt.spec.annotation import ANNOTATION_KEY, annotation_of

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from torchquilt import operators as ops
 from torchquilt.errors import LoweringError
-from torchquilt.ledger import Row
+from torchquilt.ledger.rows import Row
 from torchquilt.lowering import LoweredProgram, lower
 from torchquilt.pt2e.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
