@@ -15,7 +15,8 @@ from torch.nn import functional
 
 import torchquilt as tq
 from strategies import INT8, WEIGHT, Fn, annotated, export, name_of, normal
-from torchquilt import operators as ops
+from torchquilt.support import operators as ops
+from torchquilt.support.object_type import object_type
 from torchquilt.testing.configs import configs_of
 from torchquilt.testing.specs import takes
 from torchquilt_executorch_embedding import SUPPORT as EMBEDDING
@@ -70,7 +71,7 @@ def test_the_function_itself_is_understood(full_name: str, operator: str) -> Non
     module, _, name = full_name.rpartition(".")
     function = getattr(importlib.import_module(module), name)
     wanted = next(known for known in ops.OPERATORS if known.name == operator)
-    assert ops.object_type(function).overloads == wanted.overloads
+    assert object_type(function).overloads == wanted.overloads
 
 
 @pytest.mark.parametrize("operator", [op for op in ops.OPERATORS if op.modules], ids=lambda op: op.name)
@@ -79,8 +80,8 @@ def test_the_module_class_is_understood(operator: ops.Operator) -> None:
     (full,) = operator.modules
     module, _, name = full.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
-    assert ops.object_type(cls).name == full
-    assert ops.object_type(f"nn.{name}").name == full
+    assert object_type(cls).name == full
+    assert object_type(f"nn.{name}").name == full
     assert all(row.working == operator.name for row in BOTH.filter(cls))
 
 
@@ -225,7 +226,7 @@ def test_an_operator_without_rows_is_no(op: object) -> None:
     assert not answer
     assert answer.capability is None
     assert str(answer).startswith("no: no row of executorch_embedding, xnnpack is about ")
-    assert ops.object_type(op).name in str(answer)
+    assert object_type(op).name in str(answer)
     assert len(BOTH.filter(op)) == 0
 
 

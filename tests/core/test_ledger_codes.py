@@ -16,9 +16,9 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import torchquilt as tq
 from strategies import WEIGHT, Fn, Nothing, export, normal, outputs_of
-from torchquilt import operators as ops
-from torchquilt import pattern
 from torchquilt.ledger import ledger as ledger_module
+from torchquilt.support import operators as ops
+from torchquilt.support import pattern
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 STATIC = get_symmetric_quantization_config()

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import torchquilt as tq
 from strategies import Fn, calls, export, normal
-from torchquilt import operators as ops
+from torchquilt.support import operators as ops
 
 Pattern = tq.OperatorPattern
 LINEAR_RELU = Pattern.of(ops.LINEAR, ops.RELU)

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 import torchquilt as tq
 from strategies import INT8, WEIGHT, Fn, annotated, calls, export, normal, prepare, quantize, sqnr
-from torchquilt import operators as ops
+from torchquilt.support import operators as ops
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer, get_embedding_byte_config
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 

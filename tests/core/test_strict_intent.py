@@ -12,7 +12,8 @@ from torch.nn import functional
 
 import torchquilt as tq
 from strategies import INT8, Fn, export, name_of, normal, weights_of
-from torchquilt import operators as ops
+from torchquilt.support import operators as ops
+from torchquilt.support.object_type import object_type
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer, get_embedding_byte_config
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -233,7 +234,7 @@ def test_a_config_that_the_type_does_not_take_is_refused(subject: object) -> Non
     with pytest.raises(tq.UnsupportedConfigError) as caught:
         xnnpack().set_object_type(subject, DYNAMIC)
     error = caught.value
-    assert ops.object_type(subject).name in error.problem
+    assert object_type(subject).name in error.problem
     assert "static" in str(error.expected)
     assert str(error.remedy).startswith("presets that it takes: static_int8, static_int8_per_channel")
 

@@ -9,9 +9,9 @@ import torch
 from torch.fx import GraphModule
 
 import torchquilt as tq
-from torchquilt import operators as ops
-from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, input_rank
 from torchquilt.spec.annotation import ANNOTATION_KEY
+from torchquilt.support import operators as ops
+from torchquilt.support.constraints import CONSTANT_WEIGHT, FLOAT32, input_rank
 
 ACTIVATION = tq.AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)
 WEIGHT = tq.AllowedSpec("int8", -127, 127, ("per_axis",), symmetric=True, ch_axis=0)

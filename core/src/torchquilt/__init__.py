@@ -17,15 +17,9 @@ from torchquilt._internal.lazy_imports import lazy_names
 # For each module, the public names that it defines. The imports below say the same to type checkers, and a
 # test holds the two equal.
 _PUBLIC = {
-    "allowed": ("AllowedSpec",),
     "artifact": (
         "load",
         "save",
-    ),
-    "capability": (
-        "Capabilities",
-        "Capability",
-        "Support",
     ),
     "compose": ("ComposableQuantizer",),
     "errors": (
@@ -58,11 +52,6 @@ _PUBLIC = {
     "lowering": (
         "LoweredProgram",
         "lower",
-    ),
-    "pattern": (
-        "Match",
-        "OperatorPattern",
-        "Reject",
     ),
     "pattern_quantizer": ("PatternQuantizer",),
     "plugins.manifest": (
@@ -104,7 +93,18 @@ _PUBLIC = {
         "QuantizationSpec",
         "SharedQuantizationSpec",
     ),
-    "support": (
+    "support.allowed_spec": ("AllowedSpec",),
+    "support.capabilities": ("Capabilities",),
+    "support.capability_row": (
+        "Capability",
+        "Support",
+    ),
+    "support.pattern": (
+        "Match",
+        "OperatorPattern",
+        "Reject",
+    ),
+    "support.table": (
         "Constraint",
         "Refusal",
         "Sharing",
@@ -117,12 +117,8 @@ _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in name
 __all__ = sorted([*_MODULE_OF, "__version__"])
 
 if TYPE_CHECKING:
-    from torchquilt.allowed import AllowedSpec as AllowedSpec
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
-    from torchquilt.capability import Capabilities as Capabilities
-    from torchquilt.capability import Capability as Capability
-    from torchquilt.capability import Support as Support
     from torchquilt.compose import ComposableQuantizer as ComposableQuantizer
     from torchquilt.errors import AnnotationError as AnnotationError
     from torchquilt.errors import ArtifactError as ArtifactError
@@ -151,9 +147,6 @@ if TYPE_CHECKING:
     from torchquilt.ledger.ledger import Ledger as Ledger
     from torchquilt.lowering import LoweredProgram as LoweredProgram
     from torchquilt.lowering import lower as lower
-    from torchquilt.pattern import Match as Match
-    from torchquilt.pattern import OperatorPattern as OperatorPattern
-    from torchquilt.pattern import Reject as Reject
     from torchquilt.pattern_quantizer import PatternQuantizer as PatternQuantizer
     from torchquilt.plugins.manifest import Manifest as Manifest
     from torchquilt.plugins.manifest import PresetInfo as PresetInfo
@@ -182,11 +175,18 @@ if TYPE_CHECKING:
     from torchquilt.spec.qspec import FixedQParamsQuantizationSpec as FixedQParamsQuantizationSpec
     from torchquilt.spec.qspec import QuantizationSpec as QuantizationSpec
     from torchquilt.spec.qspec import SharedQuantizationSpec as SharedQuantizationSpec
-    from torchquilt.support import Constraint as Constraint
-    from torchquilt.support import Refusal as Refusal
-    from torchquilt.support import Sharing as Sharing
-    from torchquilt.support import SupportRow as SupportRow
-    from torchquilt.support import SupportTable as SupportTable
+    from torchquilt.support.allowed_spec import AllowedSpec as AllowedSpec
+    from torchquilt.support.capabilities import Capabilities as Capabilities
+    from torchquilt.support.capability_row import Capability as Capability
+    from torchquilt.support.capability_row import Support as Support
+    from torchquilt.support.pattern import Match as Match
+    from torchquilt.support.pattern import OperatorPattern as OperatorPattern
+    from torchquilt.support.pattern import Reject as Reject
+    from torchquilt.support.table import Constraint as Constraint
+    from torchquilt.support.table import Refusal as Refusal
+    from torchquilt.support.table import Sharing as Sharing
+    from torchquilt.support.table import SupportRow as SupportRow
+    from torchquilt.support.table import SupportTable as SupportTable
 
     __version__: str
 else:

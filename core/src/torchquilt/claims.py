@@ -17,7 +17,6 @@ from torchquilt.graph.function_transforms import UNDER_A_TRANSFORM, transformed_
 from torchquilt.graph.node_values import constant_nodes, is_empty, is_float_tensor, overload_name
 from torchquilt.graph.training_mode import is_random
 from torchquilt.intent import Intent
-from torchquilt.pattern import Match, Reject
 from torchquilt.rules import Rule
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.spec.arithmetic_limits import Arithmetic
@@ -29,7 +28,8 @@ from torchquilt.spec.qspec import (
     QuantizationSpec,
     SharedQuantizationSpec,
 )
-from torchquilt.support import Sharing, SupportRow, SupportTable
+from torchquilt.support.pattern import Match, Reject
+from torchquilt.support.table import Sharing, SupportRow, SupportTable
 from torchquilt.worth import not_worth_it
 
 if TYPE_CHECKING:

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import attrs
 
-from torchquilt.capability import Capabilities
 from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
 from torchquilt.graph.node_values import has_no_effect
 from torchquilt.graph.subgraphs import nodes_of
-from torchquilt.pattern import Reject
 from torchquilt.quantizers import Quantizer, as_quantizer
 from torchquilt.spec.annotation import (
     ANNOTATION_KEY,
@@ -24,6 +22,8 @@ from torchquilt.spec.annotation import (
     check_annotation,
 )
 from torchquilt.spec.qspec import EdgeOrNode
+from torchquilt.support.capabilities import Capabilities
+from torchquilt.support.pattern import Reject
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

@@ -24,10 +24,10 @@ from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import FOLDED, overload_name
 from torchquilt.graph.subgraphs import nodes_of, regions
 from torchquilt.intent import Intent
-from torchquilt.pattern import Reject
 from torchquilt.rules import GlobalRule, Rule
 from torchquilt.spec.annotation import annotation_of
-from torchquilt.support import Sharing, SupportTable
+from torchquilt.support.pattern import Reject
+from torchquilt.support.table import Sharing, SupportTable
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

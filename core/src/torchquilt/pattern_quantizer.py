@@ -10,20 +10,22 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torchquilt.capability import Capabilities, Capability
 from torchquilt.claims import Claim, decide
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError, did_you_mean
 from torchquilt.graph.node_values import overload_name
 from torchquilt.intent import Intent
-from torchquilt.operators import OPERATORS, ObjectType, Operand, object_type
 from torchquilt.outcome import telling_rejects, unmet_rules
-from torchquilt.pattern import Reject, numbers_of
 from torchquilt.quantizers import Quantizer
 from torchquilt.rules import GlobalRule, ObjectTypeRule, Rule
 from torchquilt.spec.annotation import annotate_node, annotation_of
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.spec.dtypes import named_dtypes
-from torchquilt.support import SupportRow, SupportTable
+from torchquilt.support.capabilities import Capabilities
+from torchquilt.support.capability_row import Capability
+from torchquilt.support.object_type import ObjectType, object_type
+from torchquilt.support.operators import OPERATORS, Operand
+from torchquilt.support.pattern import Reject, numbers_of
+from torchquilt.support.table import SupportRow, SupportTable
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

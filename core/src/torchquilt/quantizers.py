@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.capability import Capabilities
 from torchquilt.errors import IntentError, TorchquiltError
 from torchquilt.graph.subgraphs import nodes_of
-from torchquilt.pattern import Reject
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import EdgeOrNode
+from torchquilt.support.capabilities import Capabilities
+from torchquilt.support.pattern import Reject
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

@@ -18,8 +18,9 @@ import attrs
 
 from torchquilt.graph.module_scope import module_path, scopes_of
 from torchquilt.graph.node_values import asked_name
-from torchquilt.operators import OPERATORS, ObjectType
 from torchquilt.spec.config import QuantizationConfig
+from torchquilt.support.object_type import ObjectType
+from torchquilt.support.operators import OPERATORS
 
 if TYPE_CHECKING:
     from torch.fx import Node

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 from torchquilt.graph.node_values import tensor_of
-from torchquilt.pattern import Match, Reject
 from torchquilt.rules import ObjectTypeRule, Rule
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.spec.qspec import DerivedQuantizationSpec, QuantizationSpec
-from torchquilt.support import Sharing, SupportRow
+from torchquilt.support.pattern import Match, Reject
+from torchquilt.support.table import Sharing, SupportRow
 
 if TYPE_CHECKING:
     from torch.fx import Node

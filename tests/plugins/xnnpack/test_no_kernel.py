@@ -16,7 +16,7 @@ from torch.nn import functional
 from plugins.lowered import Lowered, lower
 from strategies import Fn, normal, quantize
 from torchquilt import OperatorPattern, SupportTable
-from torchquilt.operators import Operand, Operator
+from torchquilt.support.operators import Operand, Operator
 from torchquilt_xnnpack import SUPPORT, XNNPACKQuantizer, get_symmetric_quantization_config
 
 IMAGE = normal(1, 4, 8, 8)

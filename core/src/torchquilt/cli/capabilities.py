@@ -14,7 +14,7 @@ from torchquilt.cli.options import Command, json_option
 from torchquilt.cli.output import write, write_error, write_table
 
 if TYPE_CHECKING:
-    from torchquilt.capability import Capabilities
+    from torchquilt.support.capabilities import Capabilities
 
 
 @click.command(cls=Command, short_help="Show what backends can do.")
@@ -73,8 +73,8 @@ def _usable() -> tuple[str, ...]:
 
 def _of_backends(names: tuple[str, ...]) -> Capabilities:
     """All that they can do. Loads their classes, and torch only if one of them needs it for that."""
-    from torchquilt.capability import Capabilities
     from torchquilt.plugins.registry import quantizer, quantizer_class
+    from torchquilt.support.capabilities import Capabilities
 
     found = Capabilities()
     for name in names:

@@ -49,9 +49,9 @@ def _read(path: Path) -> tuple[str, Any]:
     """Read a file; return its kind, told by its content, and its value."""
     from torchquilt.artifact.archive import read_lock
     from torchquilt.artifact.lock import Lock
-    from torchquilt.capability import Capabilities
     from torchquilt.errors import ArtifactError
     from torchquilt.ledger.ledger import Ledger
+    from torchquilt.support.capabilities import Capabilities
 
     with path.open("rb") as file:
         if file.read(2) == b"PK":

@@ -22,7 +22,6 @@ from torchquilt.observers import ObserverFactory, observer_factory
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.callback import ask_for_points
 from torchquilt.pt2e.groups import Group, place_name, producer_of
-from torchquilt.pt2e.moves import only_moves
 from torchquilt.pt2e.points import (
     ConstantPoint,
     DerivedPoint,
@@ -41,6 +40,7 @@ from torchquilt.spec.qspec import (
     FixedQParamsQuantizationSpec,
     ZeroPointDomain,
 )
+from torchquilt.support.data_movement import only_moves
 
 
 def prepare_pt2e(

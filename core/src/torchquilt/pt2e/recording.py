@@ -13,10 +13,10 @@ from torchquilt.graph.subgraphs import Region, call_of
 from torchquilt.graph.training_mode import is_random
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.ledger.rows import Boundary, Reason, Row, Tensor
-from torchquilt.pattern import Reject
 from torchquilt.pt2e.groups import Group
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import EdgeOrNode
+from torchquilt.support.pattern import Reject
 
 
 def make_ledger(

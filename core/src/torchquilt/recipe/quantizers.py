@@ -10,7 +10,6 @@ from typing import Literal
 
 from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import IntentError, RecipeError, did_you_mean
-from torchquilt.operators import ObjectType, attribute_at
 from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.plugins import registry
 from torchquilt.quantizers import Quantizer, as_quantizer
@@ -18,6 +17,7 @@ from torchquilt.recipe.parts import FLOAT, Parts, RecipePart, RecipeRule, with_t
 from torchquilt.recipe.place import Place
 from torchquilt.recipe.writing import write
 from torchquilt.spec.config import QuantizationConfig
+from torchquilt.support.object_type import ObjectType, attribute_at
 
 # --- Making -------------------------------------------------------------------------------------------------
 

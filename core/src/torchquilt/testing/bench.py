@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from torchquilt.claims import Claim
 from torchquilt.spec.config import QuantizationConfig
-from torchquilt.support import Constraint, Sharing, SupportRow
+from torchquilt.support.table import Constraint, Sharing, SupportRow
 from torchquilt.testing.configs import configs_of, group_size
 from torchquilt.testing.examples import Example, examples_of
 from torchquilt.testing.operators import Sizes

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from torchquilt import operators as ops
 from torchquilt.errors import LoweringError
 from torchquilt.ledger.rows import Row
 from torchquilt.lowering import LoweredProgram, lower
@@ -24,7 +23,8 @@ from torchquilt.pt2e.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.spec.config import QuantizationConfig
-from torchquilt.support import SupportTable
+from torchquilt.support import operators as ops
+from torchquilt.support.table import SupportTable
 from torchquilt.testing.configs import configs_of
 from torchquilt.testing.operators import uniform
 from torchquilt.testing.subject import Subject

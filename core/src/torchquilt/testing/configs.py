@@ -13,11 +13,11 @@ from typing import Any
 import attrs
 import torch
 
-from torchquilt.allowed import AllowedSpec
 from torchquilt.errors import SpecError
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.spec.qspec import Granularity, QuantizationSpec
-from torchquilt.support import Sharing, SupportRow
+from torchquilt.support.allowed_spec import AllowedSpec
+from torchquilt.support.table import Sharing, SupportRow
 
 # A row with more combinations than this is tried with each of its specs, though not with all pairs of them.
 _MOST_CONFIGS = 8

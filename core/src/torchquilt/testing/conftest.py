@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 
-from torchquilt.operators import OPERATORS
-from torchquilt.support import SupportRow
+from torchquilt.support.operators import OPERATORS
+from torchquilt.support.table import SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.coverage import PROPERTY
 from torchquilt.testing.plugin import LOWERINGS, SUBJECT, Lowering

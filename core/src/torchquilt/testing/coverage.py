@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from torchquilt._internal.text_tables import aligned
-from torchquilt.support import SupportRow
+from torchquilt.support.table import SupportRow
 from torchquilt.testing.subject import Subject, row_id
 
 #: Name under which a test notes what its column shows.

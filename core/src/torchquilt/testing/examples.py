@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import nn
 
-from torchquilt.pattern import OperatorPattern
+from torchquilt.support.pattern import OperatorPattern
 from torchquilt.testing.operators import Call, Sizes, activations_of, calls_of
 
 # What a call may raise that does not fit the activation it is made for.

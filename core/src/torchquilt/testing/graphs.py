@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from torchquilt.operators import Operator
-from torchquilt.support import SupportTable
+from torchquilt.support.operators import Operator
+from torchquilt.support.table import SupportTable
 from torchquilt.testing.operators import Call, Sizes, activations_of, calls_of
 
 #: What a call may raise that does not fit the values that it is given.

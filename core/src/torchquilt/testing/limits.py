@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from torchquilt.claims import Claim
-from torchquilt.constraints import CONSTANT_WEIGHT, input_rank, one_dtype
 from torchquilt.errors import TorchquiltError
 from torchquilt.spec.annotation import annotation_of
-from torchquilt.support import Constraint, SupportRow
+from torchquilt.support.constraints import CONSTANT_WEIGHT, input_rank, one_dtype
+from torchquilt.support.table import Constraint, SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.examples import Example
 from torchquilt.testing.trials import Trial, has_quantized_tensors
@@ -105,7 +105,7 @@ def _meaning(constraint: Constraint) -> _Meaning | None:
 
 
 def _meaning_of_rank(constraint: Constraint) -> _Meaning | None:
-    """The meaning of :func:`torchquilt.constraints.input_rank`, whose text has the numbers in it."""
+    """The meaning of :func:`torchquilt.support.constraints.input_rank`, whose text has the numbers in it."""
     ranks = [int(number) for number in re.findall(r"\d+", constraint.text)]
     if not ranks or (constraint.code, constraint.text) != (input_rank(*ranks).code, input_rank(*ranks).text):
         return None
@@ -113,13 +113,14 @@ def _meaning_of_rank(constraint: Constraint) -> _Meaning | None:
 
 
 def dtypes_of(constraint: Constraint) -> tuple[str, ...]:
-    """The dtypes of a constraint that :func:`torchquilt.constraints.one_dtype` made; of another none."""
+    """The dtypes of a constraint that :func:`torchquilt.support.constraints.one_dtype` made; of another
+    none."""
     names = tuple(re.findall(r"\bb?float\d+", constraint.text))
     return names if names and constraint.text == one_dtype(*names).text else ()
 
 
 def _meaning_of_dtype(constraint: Constraint) -> _Meaning | None:
-    """The meaning of :func:`torchquilt.constraints.one_dtype`, whose text has the names in it."""
+    """The meaning of :func:`torchquilt.support.constraints.one_dtype`, whose text has the names in it."""
     names = dtypes_of(constraint)
     if not names:
         return None

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from torchquilt.operators import Operator
+from torchquilt.support.operators import Operator
 
 
 def uniform(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torchquilt.operators import Operator
-from torchquilt.support import Sharing, SupportTable
+from torchquilt.support.operators import Operator
+from torchquilt.support.table import Sharing, SupportTable
 from torchquilt.testing.graphs import Graph, Plan, Step, patterns_of
 from torchquilt.testing.operators import Sizes, activations_of
 

@@ -7,7 +7,7 @@ from torch.fx import Node
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.dtypes import dtype_name
 from torchquilt.spec.qspec import AnySpec, EdgeOrNode, OwnSpec, QuantizationSpec, SharedQuantizationSpec
-from torchquilt.support import SupportRow
+from torchquilt.support.table import SupportRow
 
 
 def own_spec(place: EdgeOrNode) -> OwnSpec | None:

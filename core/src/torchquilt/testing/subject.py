@@ -12,7 +12,7 @@ from torch import nn
 from torchquilt.errors import PatternError, PluginLoadError
 from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.plugins.registry import Backend, backends, quantizer
-from torchquilt.support import SupportRow, SupportTable
+from torchquilt.support.table import SupportRow, SupportTable
 
 #: Makes a module, and the inputs to export and run it with.
 ModelBuilder: TypeAlias = Callable[[], tuple[nn.Module, tuple[Any, ...]]]

@@ -8,8 +8,8 @@ from typing import Any
 from torch.fx import GraphModule
 
 from torchquilt.lowering import LoweredProgram, lower
-from torchquilt.operators import OPERATORS
 from torchquilt.plugins.registry import targets
+from torchquilt.support.operators import OPERATORS
 from torchquilt.testing.plugin import Lowering
 from torchquilt.testing.subject import Subject
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchquilt.spec.annotation import annotation_of
-from torchquilt.support import SupportRow
+from torchquilt.support.table import SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.conftest import NoteDown
 from torchquilt.testing.limits import describe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.utils import _pytree as pytree
 
-from torchquilt.support import SupportRow
+from torchquilt.support.table import SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.conftest import NoteDown
 from torchquilt.testing.limits import describe

@@ -12,11 +12,11 @@ from torch.fx import GraphModule
 from torchquilt.claims import Claim
 from torchquilt.errors import IntentError, UnsupportedConfigError
 from torchquilt.graph.node_values import overload_name
-from torchquilt.operators import Operator
-from torchquilt.pattern import OperatorPattern
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import EdgeOrNode
-from torchquilt.support import Sharing, SupportRow
+from torchquilt.support.operators import Operator
+from torchquilt.support.pattern import OperatorPattern
+from torchquilt.support.table import Sharing, SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.configs import configs_of, group_size, near_misses
 from torchquilt.testing.conftest import NoteDown

@@ -17,7 +17,6 @@ from torchquilt.graph.batch_norm_folding import fold_batch_norm
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.functionalize import make_functional
 from torchquilt.graph.node_values import is_float_tensor, is_overwritten, overload_name, tensor_of
-from torchquilt.pattern import Match, Reject
 from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.pt2e.annotate import annotate_copy
 from torchquilt.pt2e.calibrate import calibrate
@@ -27,7 +26,8 @@ from torchquilt.quantizers import Quantizer
 from torchquilt.spec.annotation import QuantizationAnnotation, annotate_node, annotation_of
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.spec.qspec import QuantizationSpec, SharedQuantizationSpec
-from torchquilt.support import Constraint, Sharing, SupportRow
+from torchquilt.support.pattern import Match, Reject
+from torchquilt.support.table import Constraint, Sharing, SupportRow
 from torchquilt.testing.configs import least_sqnr
 from torchquilt.testing.examples import Example
 

@@ -10,8 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
-from torchquilt.constraints import CONSTANT_WEIGHT, FLOAT32, argument, input_rank, keyword_is, one_dtype
 from torchquilt.graph.node_values import arguments_of, overload_name
+from torchquilt.support.constraints import (
+    CONSTANT_WEIGHT,
+    FLOAT32,
+    argument,
+    input_rank,
+    keyword_is,
+    one_dtype,
+)
 
 if TYPE_CHECKING:
     from torch.fx import Node

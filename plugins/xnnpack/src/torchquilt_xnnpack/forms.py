@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.graph.node_values import arguments_of, is_empty, overload_name, tensor_of
-from torchquilt.operators import CAT
+from torchquilt.support.operators import CAT
 from torchquilt_xnnpack.conditions import bounds, is_pointwise, is_split, padding_of, split_dimension
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torchquilt import QuantizationConfig
     from torchquilt.claims import Claim
     from torchquilt.intent import Intent
-    from torchquilt.operators import Operand
-    from torchquilt.support import SupportTable
+    from torchquilt.support.operators import Operand
+    from torchquilt.support.table import SupportTable
 
 
 def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
 from torchquilt.graph.node_values import overload_name
-from torchquilt.operators import OPERATORS, TO
+from torchquilt.support.operators import OPERATORS, TO
 
 if TYPE_CHECKING:
     from torch.fx import Node

@@ -1,7 +1,7 @@
 """Places in a converted graph that a rule can be about: an operator between dequantize and quantize.
 
 Finding one reads the graph and writes nothing. Where there is none the answer is a
-:class:`torchquilt.pattern.Reject` that says why.
+:class:`torchquilt.support.pattern.Reject` that says why.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import attrs
 from torch.fx import GraphModule, Node
 
-from torchquilt import operators as ops
 from torchquilt.graph.node_values import arguments_of, overload_name
-from torchquilt.pattern import Match, Reject
 from torchquilt.pt2e.reference.tensors import Grid, PerTensor, Quantized, dequantized, grid_of
+from torchquilt.support import operators as ops
+from torchquilt.support.pattern import Match, Reject
 
 #: What only cuts off. It costs nothing on the way to the grid of an output, which ends somewhere anyway.
 ACTIVATIONS = (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)

@@ -7,11 +7,8 @@ from collections.abc import Callable
 import attrs
 from torch.fx import GraphModule, Node
 
-from torchquilt import operators as ops
 from torchquilt.graph.edits import erase_unused
 from torchquilt.graph.node_values import writes
-from torchquilt.operators import Operand, Operator
-from torchquilt.pattern import Match, OperatorPattern, Reject
 from torchquilt.pt2e.reference.elementwise import added, check_add, multiplied
 from torchquilt.pt2e.reference.embedding import check_embedding, embedded
 from torchquilt.pt2e.reference.movement import joined, moved, passed_on
@@ -20,6 +17,9 @@ from torchquilt.pt2e.reference.pooling import averaged, check_mean
 from torchquilt.pt2e.reference.tensors import Grid
 from torchquilt.pt2e.reference.weighted import check_weighted, weighted, weighted_in_float
 from torchquilt.pt2e.reference.writer import Writer
+from torchquilt.support import operators as ops
+from torchquilt.support.operators import Operand, Operator
+from torchquilt.support.pattern import Match, OperatorPattern, Reject
 
 
 @attrs.frozen

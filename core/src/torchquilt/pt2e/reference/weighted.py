@@ -11,7 +11,6 @@ import torch
 from torch.fx import Node
 
 from torchquilt.graph.node_values import is_constant, overload_name
-from torchquilt.pattern import Reject
 from torchquilt.pt2e.reference.arithmetic import (
     accumulator,
     centred,
@@ -31,6 +30,7 @@ from torchquilt.pt2e.reference.weights import (
     weight_of,
 )
 from torchquilt.pt2e.reference.writer import Writer
+from torchquilt.support.pattern import Reject
 
 _ATEN = torch.ops.aten
 _OPS = torch.ops.quantized_decomposed

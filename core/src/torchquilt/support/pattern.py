@@ -15,7 +15,7 @@ import attrs
 
 from torchquilt.errors import PatternError
 from torchquilt.graph.node_values import is_constant, overload_name
-from torchquilt.operators import Operand, Operator
+from torchquilt.support.operators import Operand, Operator
 
 if TYPE_CHECKING:
     from torch.fx import Node

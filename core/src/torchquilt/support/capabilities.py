@@ -11,161 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 
 from torchquilt._internal.text_tables import Listing, aligned, counted, html_list, html_table
-from torchquilt.allowed import AllowedSpec, SpecsByRole, differences_of
 from torchquilt.errors import IntentError, PatternError
-from torchquilt.operators import ObjectType, object_type
 from torchquilt.spec.config import ROLES, QuantizationConfig
 from torchquilt.spec.dtypes import dtype_name
+from torchquilt.support.capability_row import NONE, Capability, Contest, Support, capability_from, in_words
+from torchquilt.support.object_type import object_type
 
 #: Version of the JSON that :meth:`Capabilities.to_json` writes.
 JSON_SCHEMA = 1
-
-#: Shown where there is nothing.
-_NONE = "–"
-
-
-@attrs.frozen
-class Capability:
-    """One row of support as plain data: what a query returns.
-
-    Args:
-        backend: who does it.
-        pattern: name of the operator pattern.
-        operators: names of its operators in order.
-        overloads: the ATen overloads of its working operator.
-        functionals, modules: the other names of that operator.
-        roles: the roles of the tensors around the pattern.
-        mode: ``static``, ``dynamic`` or ``weight_only``.
-        specs: for each quantized role, the specs that are taken.
-        sharing: see :class:`Sharing`.
-        constraints: ``(code, text)`` of each condition besides.
-        targets: the lowering targets on which it runs as integers; on any other it does not.
-        is_qat: whether it is for quantization-aware training.
-        scope: where in the model it applies, in words; empty where the answer is not about a model.
-        presets: names of the backend's presets whose config it takes.
-        lead: how many operators stand before the working one.
-    """
-
-    backend: str
-    pattern: str
-    operators: tuple[str, ...]
-    overloads: tuple[str, ...]
-    functionals: tuple[str, ...]
-    modules: tuple[str, ...]
-    roles: tuple[str, ...]
-    mode: str
-    specs: SpecsByRole
-    sharing: str = "none"
-    constraints: tuple[tuple[str, str], ...] = ()
-    targets: tuple[str, ...] = ()
-    is_qat: bool = False
-    scope: str = ""
-    presets: tuple[str, ...] = ()
-    lead: int = 0
-
-    @property
-    def working(self) -> str:
-        """Name of the operator that does the work."""
-        return self.operators[self.lead]
-
-    def is_about(self, subject: ObjectType) -> bool:
-        """Whether the working operator of the pattern is the one that is meant."""
-        if subject.kind == "module":
-            return subject.name in self.modules
-        return any(overload in self.overloads for overload in subject.overloads)
-
-    def differences(self, config: QuantizationConfig) -> tuple[str, ...]:
-        """List the parts of ``config`` that this row does not take; empty where it takes all of it."""
-        return differences_of(self.specs, self.roles, self.is_qat, config)
-
-    def quantizes(self, role: str | None, dtype: str | None, bits: int | None) -> bool:
-        """Whether one of its specs has all that is given: a role, the name of a dtype, a number of bits."""
-        if role is None and dtype is None and bits is None:
-            return True
-        return any(
-            dtype in (None, spec.dtype) and bits in (None, spec.bits)
-            for name, specs in self.specs
-            for spec in specs
-            if role in (None, name)
-        )
-
-    @property
-    def label(self) -> str:
-        """Subject of the row, in a few words."""
-        mode = f"{self.mode}, qat" if self.is_qat else self.mode
-        where = f", {self.scope}" if self.scope else ""
-        return f"{self.pattern} ({mode}) of {self.backend}{where}"
-
-    def spec_text(self, between: str = "; ") -> str:
-        """The specs in words. Roles that take the same ones stand together."""
-        roles: dict[str, list[str]] = {}
-        for role, specs in self.specs:
-            text = " | ".join(map(str, specs))
-            roles.setdefault(text, []).append(role.removesuffix("_activation"))
-        return between.join(f"{', '.join(names)}: {text}" for text, names in roles.items())
-
-    def __str__(self) -> str:
-        """All that there is to say about the row, a line for each kind of thing."""
-        names = (*self.modules, *self.functionals, *self.overloads)
-        lines = [
-            self.label,
-            f"  operators: {' → '.join(self.operators)}; {self.working} is also called {', '.join(names)}",
-            f"  specs: {self.spec_text()}",
-            f"  runs as integers on: {', '.join(self.targets) or _NONE}",
-            *([f"  presets: {', '.join(self.presets)}"] if self.presets else ()),
-            *(f"  only if {text} ({code})" for code, text in self.constraints),
-        ]
-        return "\n".join(lines)
-
-
-@attrs.frozen
-class Support:
-    """The answer to "is this supported?"; true or false by itself.
-
-    Args:
-        capability: the row that takes it, or the nearest one that does not; None where no row is
-            about the operator at all.
-        differences: why not, a short text each: what the nearest row does not take, or that there is no
-            row; empty where it is supported.
-        behind: the other backends that take it as well, but come later.
-    """
-
-    capability: Capability | None
-    differences: tuple[str, ...]
-    behind: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return not self.differences
-
-    def __str__(self) -> str:
-        why = "; ".join(self.differences)
-        if self.capability is None:
-            return f"no: {why}"
-        if not self:
-            return f"no: nearest is {self.capability.label}, but {why}"
-        later = f", which comes before {' and '.join(self.behind)}" if self.behind else ""
-        return f"yes: {self.capability.label}{later}"
-
-
-@attrs.frozen
-class Contest:
-    """An operator that several backends have rows for.
-
-    Args:
-        operator: its name.
-        backends: the first one keeps a node wherever a row of it applies, the next ones get what it leaves.
-    """
-
-    operator: str
-    backends: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.operator}: {', then '.join(self.backends)}"
 
 
 @attrs.frozen
@@ -342,7 +199,7 @@ class Capabilities:
         try:
             data = json.loads(text)
             if data["schema"] == JSON_SCHEMA:
-                return cls(tuple(_capability_from(row) for row in data["rows"]))
+                return cls(tuple(capability_from(row) for row in data["rows"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PatternError("This is not JSON of capabilities.", got=repr(error)) from error
         raise PatternError(
@@ -391,7 +248,7 @@ class Capabilities:
                     row.pattern,
                     row.mode,
                     *((row.scope,) if scoped else ()),
-                    ", ".join(row.targets) or _NONE,
+                    ", ".join(row.targets) or NONE,
                 )
                 for row in self.rows
             ),
@@ -434,31 +291,8 @@ def _row_changes(before: Capability | None, after: Capability | None) -> Iterato
     for role in ROLES:
         old, new = dict(before.specs).get(role, ()), dict(after.specs).get(role, ())
         if old != new:
-            yield CapabilityChange(before.label, role, _in_words(old), _in_words(new))
+            yield CapabilityChange(before.label, role, in_words(old), in_words(new))
     for field in attrs.fields(Capability):
         old, new = getattr(before, field.name), getattr(after, field.name)
         if field.name != "specs" and old != new:
-            yield CapabilityChange(before.label, field.name, _in_words(old), _in_words(new))
-
-
-def _in_words(value: Any) -> str:
-    if not isinstance(value, tuple):
-        return str(value)
-    parts = (f"{item[1]} ({item[0]})" if isinstance(item, tuple) else str(item) for item in value)
-    return ", ".join(parts) or _NONE
-
-
-def _capability_from(data: dict[str, Any]) -> Capability:
-    """A row from JSON, whose lists become tuples again so that rows compare and hash."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    values["constraints"] = tuple((code, text) for code, text in data["constraints"])
-    values["specs"] = tuple(
-        (role, tuple(_allowed_from(spec) for spec in specs)) for role, specs in data["specs"]
-    )
-    return Capability(**values)
-
-
-def _allowed_from(data: dict[str, Any]) -> AllowedSpec:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    values["other_ranges"] = tuple(map(tuple, data["other_ranges"]))
-    return AllowedSpec(**values)
+            yield CapabilityChange(before.label, field.name, in_words(old), in_words(new))

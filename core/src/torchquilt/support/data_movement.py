@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from torchquilt.graph.node_values import UNDECLARED_VIEWS, overload_name
 from torchquilt.graph.training_mode import is_random
-from torchquilt.operators import OPERATORS
+from torchquilt.support.operators import OPERATORS
 
 # By their overloads, since another overload of the same name may compute (``aten.max.other``). Pooling of
 # signals and volumes has no name that a rule is given.

@@ -14,13 +14,15 @@ from types import MappingProxyType
 
 import attrs
 
-from torchquilt.allowed import AllowedSpec, SpecsByRole, differences_of
-from torchquilt.capability import Capabilities, Capability
 from torchquilt.errors import PatternError
-from torchquilt.operators import ObjectType, Operator
-from torchquilt.pattern import Match, OperatorPattern
 from torchquilt.spec.arithmetic_limits import ArithmeticLimits
 from torchquilt.spec.config import ROLES, QuantizationConfig
+from torchquilt.support.allowed_spec import AllowedSpec, SpecsByRole, differences_of
+from torchquilt.support.capabilities import Capabilities
+from torchquilt.support.capability_row import Capability
+from torchquilt.support.object_type import ObjectType
+from torchquilt.support.operators import Operator
+from torchquilt.support.pattern import Match, OperatorPattern
 
 _NO_PRESETS: Mapping[str, QuantizationConfig] = MappingProxyType({})
 

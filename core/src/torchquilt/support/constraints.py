@@ -1,6 +1,6 @@
 """Ready conditions for support tables: what an operator and its specs alone do not say.
 
-Each is a :class:`torchquilt.capability.Constraint` or makes one. They read the shapes, dtypes and
+Each is a :class:`torchquilt.support.capabilities.Constraint` or makes one. They read the shapes, dtypes and
 constants that export recorded, and never write.
 """
 
@@ -10,8 +10,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.graph.node_values import rank, tensor_of
-from torchquilt.pattern import Match
-from torchquilt.support import Constraint
+from torchquilt.support.pattern import Match
+from torchquilt.support.table import Constraint
 
 if TYPE_CHECKING:
     import torch
