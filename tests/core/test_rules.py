@@ -16,8 +16,8 @@ from torch import nn
 
 import torchquilt as tq
 from strategies import export, normal
-from torchquilt import intent, rules
-from torchquilt.rules import ModuleNameRule, RuleIndex
+from torchquilt.intent import intent, rules
+from torchquilt.intent.rules import ModuleNameRule, RuleIndex
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 STATIC = get_symmetric_quantization_config()

@@ -302,7 +302,17 @@ def test_shared_specs_are_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["spec", "config", "annotation", "pattern", "operators", "capability", "intent", "errors"]
+    "module",
+    [
+        "spec.qspec",
+        "spec.config",
+        "spec.annotation",
+        "support.pattern",
+        "support.operators",
+        "support.capabilities",
+        "intent.intent",
+        "errors",
+    ],
 )
 def test_the_contract_is_read_without_torch(module: str) -> None:
     """Importing this module of the contract does not import torch."""

@@ -47,7 +47,7 @@ _PUBLIC = {
         "UnsupportedConfigError",
         "VerificationError",
     ),
-    "intent": ("Intent",),
+    "intent.intent": ("Intent",),
     "ledger.ledger": ("Ledger",),
     "lowering": (
         "LoweredProgram",
@@ -143,7 +143,7 @@ if TYPE_CHECKING:
     from torchquilt.errors import TorchquiltError as TorchquiltError
     from torchquilt.errors import UnsupportedConfigError as UnsupportedConfigError
     from torchquilt.errors import VerificationError as VerificationError
-    from torchquilt.intent import Intent as Intent
+    from torchquilt.intent.intent import Intent as Intent
     from torchquilt.ledger.ledger import Ledger as Ledger
     from torchquilt.lowering import LoweredProgram as LoweredProgram
     from torchquilt.lowering import lower as lower

@@ -16,8 +16,8 @@ from torchquilt.graph.aliasing import Memory
 from torchquilt.graph.function_transforms import UNDER_A_TRANSFORM, transformed_nodes
 from torchquilt.graph.node_values import constant_nodes, is_empty, is_float_tensor, overload_name
 from torchquilt.graph.training_mode import is_random
-from torchquilt.intent import Intent
-from torchquilt.rules import Rule
+from torchquilt.intent.intent import Intent
+from torchquilt.intent.rules import Rule
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.spec.arithmetic_limits import Arithmetic
 from torchquilt.spec.config import QuantizationConfig

@@ -23,8 +23,8 @@ from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import FOLDED, overload_name
 from torchquilt.graph.subgraphs import nodes_of, regions
-from torchquilt.intent import Intent
-from torchquilt.rules import GlobalRule, Rule
+from torchquilt.intent.intent import Intent
+from torchquilt.intent.rules import GlobalRule, Rule
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.support.pattern import Reject
 from torchquilt.support.table import Sharing, SupportTable

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torchquilt.claims import Claim, decide
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError, did_you_mean
 from torchquilt.graph.node_values import overload_name
-from torchquilt.intent import Intent
+from torchquilt.intent.intent import Intent
+from torchquilt.intent.rules import GlobalRule, ObjectTypeRule, Rule
 from torchquilt.outcome import telling_rejects, unmet_rules
 from torchquilt.quantizers import Quantizer
-from torchquilt.rules import GlobalRule, ObjectTypeRule, Rule
 from torchquilt.spec.annotation import annotate_node, annotation_of
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.spec.dtypes import named_dtypes

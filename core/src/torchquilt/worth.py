@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 from torchquilt.graph.node_values import tensor_of
-from torchquilt.rules import ObjectTypeRule, Rule
+from torchquilt.intent.rules import ObjectTypeRule, Rule
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.spec.qspec import DerivedQuantizationSpec, QuantizationSpec

@@ -114,7 +114,8 @@ def _meaning_of_rank(constraint: Constraint) -> _Meaning | None:
 
 def dtypes_of(constraint: Constraint) -> tuple[str, ...]:
     """The dtypes of a constraint that :func:`torchquilt.support.constraints.one_dtype` made; of another
-    none."""
+    none.
+    """
     names = tuple(re.findall(r"\bb?float\d+", constraint.text))
     return names if names and constraint.text == one_dtype(*names).text else ()
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torchquilt import QuantizationConfig
     from torchquilt.claims import Claim
-    from torchquilt.intent import Intent
+    from torchquilt.intent.intent import Intent
     from torchquilt.support.operators import Operand
     from torchquilt.support.table import SupportTable
 

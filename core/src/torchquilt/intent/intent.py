@@ -20,7 +20,7 @@ from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.module_scope import module_paths, scopes_of
 from torchquilt.graph.node_values import WRITTEN_FOR, overload_name
 from torchquilt.graph.subgraphs import nodes_of
-from torchquilt.rules import GlobalRule, ModuleNameRule, ObjectTypeRule, Rule, RuleIndex
+from torchquilt.intent.rules import GlobalRule, ModuleNameRule, ObjectTypeRule, Rule, RuleIndex
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.support.object_type import ObjectType, class_called
 
