@@ -12,7 +12,7 @@ from torch import nn
 
 import torchquilt as tq
 from strategies import Fn, export, normal, outputs_of
-from torchquilt import worth
+from torchquilt.quantizers import profitability as worth
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 STATIC = get_symmetric_quantization_config()

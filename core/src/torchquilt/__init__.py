@@ -21,7 +21,6 @@ _PUBLIC = {
         "load",
         "save",
     ),
-    "compose": ("ComposableQuantizer",),
     "errors": (
         "AnnotationError",
         "ArtifactError",
@@ -53,7 +52,6 @@ _PUBLIC = {
         "LoweredProgram",
         "lower",
     ),
-    "pattern_quantizer": ("PatternQuantizer",),
     "plugins.manifest": (
         "Manifest",
         "PresetInfo",
@@ -78,7 +76,9 @@ _PUBLIC = {
     ),
     "pt2e.prepare": ("prepare_pt2e",),
     "pt2e.stage": ("ledger_of",),
-    "quantizers": ("Quantizer",),
+    "quantizers.base": ("Quantizer",),
+    "quantizers.composable": ("ComposableQuantizer",),
+    "quantizers.pattern_quantizer": ("PatternQuantizer",),
     "recipe": ("Recipe",),
     "spec.annotation": (
         "QuantizationAnnotation",
@@ -119,7 +119,6 @@ __all__ = sorted([*_MODULE_OF, "__version__"])
 if TYPE_CHECKING:
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
-    from torchquilt.compose import ComposableQuantizer as ComposableQuantizer
     from torchquilt.errors import AnnotationError as AnnotationError
     from torchquilt.errors import ArtifactError as ArtifactError
     from torchquilt.errors import CalibrationError as CalibrationError
@@ -147,7 +146,6 @@ if TYPE_CHECKING:
     from torchquilt.ledger.ledger import Ledger as Ledger
     from torchquilt.lowering import LoweredProgram as LoweredProgram
     from torchquilt.lowering import lower as lower
-    from torchquilt.pattern_quantizer import PatternQuantizer as PatternQuantizer
     from torchquilt.plugins.manifest import Manifest as Manifest
     from torchquilt.plugins.manifest import PresetInfo as PresetInfo
     from torchquilt.plugins.registry import Backend as Backend
@@ -164,7 +162,9 @@ if TYPE_CHECKING:
     from torchquilt.pt2e.merging import merge_calibration as merge_calibration
     from torchquilt.pt2e.prepare import prepare_pt2e as prepare_pt2e
     from torchquilt.pt2e.stage import ledger_of as ledger_of
-    from torchquilt.quantizers import Quantizer as Quantizer
+    from torchquilt.quantizers.base import Quantizer as Quantizer
+    from torchquilt.quantizers.composable import ComposableQuantizer as ComposableQuantizer
+    from torchquilt.quantizers.pattern_quantizer import PatternQuantizer as PatternQuantizer
     from torchquilt.recipe import Recipe as Recipe
     from torchquilt.spec.annotation import QuantizationAnnotation as QuantizationAnnotation
     from torchquilt.spec.annotation import annotate_node as annotate_node

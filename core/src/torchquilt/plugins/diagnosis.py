@@ -32,7 +32,7 @@ from torchquilt.plugins.registry import (
 )
 
 if TYPE_CHECKING:
-    from torchquilt.quantizers import Quantizer
+    from torchquilt.quantizers.base import Quantizer
 
 #: The packages whose versions decide what works with what.
 _PACKAGES = ("torchquilt", "torch", "executorch")

@@ -42,7 +42,7 @@ from torchquilt.plugins.offers import (
 )
 
 if TYPE_CHECKING:
-    from torchquilt.quantizers import Quantizer
+    from torchquilt.quantizers.base import Quantizer
 
 __all__ = [
     "ALLOW_VARIABLE",

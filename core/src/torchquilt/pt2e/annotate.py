@@ -15,7 +15,6 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from torchquilt._internal.torch_defaults import default_global_state
-from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
 from torchquilt.graph.aliasing import Memory
 from torchquilt.graph.batch_norm_folding import fold_batch_norm
@@ -34,7 +33,8 @@ from torchquilt.ledger.ledger import Ledger
 from torchquilt.pt2e.groups import Group, find_groups
 from torchquilt.pt2e.recording import make_ledger
 from torchquilt.pt2e.stage import stage_of
-from torchquilt.quantizers import Quantizer, as_quantizer
+from torchquilt.quantizers.base import Quantizer, as_quantizer
+from torchquilt.quantizers.composable import ComposableQuantizer
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of, check_annotation
 
 #: Brings every region of a model into the form in which quantizers see it, computing the same.

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import QuantizerError
 from torchquilt.observers import Observer
 from torchquilt.pt2e.annotate import Annotated
 from torchquilt.pt2e.groups import Group, place_name
 from torchquilt.pt2e.points import ConstantPoint, FixedPoint, ObservedPoint, QuantizationPoint
+from torchquilt.quantizers.composable import ComposableQuantizer
 from torchquilt.spec.qspec import EdgeOrNode
 
 _NUMBERS = ("dtype", "quant_min", "quant_max", "granularity", "ch_axis", "group_size")

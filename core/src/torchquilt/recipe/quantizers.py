@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 from typing import Literal
 
-from torchquilt.compose import ComposableQuantizer
 from torchquilt.errors import IntentError, RecipeError, did_you_mean
-from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.plugins import registry
-from torchquilt.quantizers import Quantizer, as_quantizer
+from torchquilt.quantizers.base import Quantizer, as_quantizer
+from torchquilt.quantizers.composable import ComposableQuantizer
+from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.recipe.parts import FLOAT, Parts, RecipePart, RecipeRule, with_torch, without_torch
 from torchquilt.recipe.place import Place
 from torchquilt.recipe.writing import write

@@ -15,7 +15,7 @@ from torchquilt.recipe.reading import read
 from torchquilt.recipe.writing import write
 
 if TYPE_CHECKING:
-    from torchquilt.compose import ComposableQuantizer
+    from torchquilt.quantizers.composable import ComposableQuantizer
 
 
 @attrs.frozen

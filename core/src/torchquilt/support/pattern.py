@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 
-# The order in which a row is tried, see torchquilt.claims.
+# The order in which a row is tried, see torchquilt.quantizers.matching.
 _ORDER_OF_QUESTIONS = (
     "not_annotated",
     "no_kernel",

@@ -89,7 +89,8 @@ class SupportRow:
         weight_axis: the axis of the weight that a config's axis 0 means (1 for transposed conv).
         takes_input_whole: dynamic kernels of the row find one set of parameters for all of the input (a
             convolution). A config's ``per_token`` then means ``per_tensor``: the input is one token.
-        worth_alone: whether it is worth converting tensors for it alone, see :mod:`torchquilt.worth`.
+        worth_alone: whether it is worth converting tensors for it alone, see
+            :mod:`torchquilt.quantizers.profitability`.
         limits: what the integers of its kernels can hold. Convert raises scales so that they do.
         is_qat: whether the row is for quantization-aware training.
     """

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from torchquilt.claims import Claim
 from torchquilt.errors import TorchquiltError
+from torchquilt.quantizers.matching import Claim
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.support.constraints import CONSTANT_WEIGHT, input_rank, one_dtype
 from torchquilt.support.table import Constraint, SupportRow

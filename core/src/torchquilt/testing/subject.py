@@ -10,8 +10,8 @@ import attrs
 from torch import nn
 
 from torchquilt.errors import PatternError, PluginLoadError
-from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.plugins.registry import Backend, backends, quantizer
+from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.support.table import SupportRow, SupportTable
 
 #: Makes a module, and the inputs to export and run it with.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from torchquilt.pattern_quantizer import PatternQuantizer
+from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.support.capabilities import Capabilities
 from torchquilt.testing.configs import configs_of
 from torchquilt.testing.subject import Subject

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch.fx import GraphModule
 
-from torchquilt.claims import Claim
 from torchquilt.errors import IntentError, UnsupportedConfigError
 from torchquilt.graph.node_values import overload_name
+from torchquilt.quantizers.matching import Claim
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import EdgeOrNode
 from torchquilt.support.operators import Operator

@@ -11,18 +11,18 @@ import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt.claims import Claim, decide
-from torchquilt.compose import ComposableQuantizer
 from torchquilt.graph.batch_norm_folding import fold_batch_norm
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.functionalize import make_functional
 from torchquilt.graph.node_values import is_float_tensor, is_overwritten, overload_name, tensor_of
-from torchquilt.pattern_quantizer import PatternQuantizer
 from torchquilt.pt2e.annotate import annotate_copy
 from torchquilt.pt2e.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
-from torchquilt.quantizers import Quantizer
+from torchquilt.quantizers.base import Quantizer
+from torchquilt.quantizers.composable import ComposableQuantizer
+from torchquilt.quantizers.matching import Claim, decide
+from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.spec.annotation import QuantizationAnnotation, annotate_node, annotation_of
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.spec.qspec import QuantizationSpec, SharedQuantizationSpec

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
     from torchquilt import QuantizationConfig
-    from torchquilt.claims import Claim
     from torchquilt.intent.intent import Intent
+    from torchquilt.quantizers.matching import Claim
     from torchquilt.support.operators import Operand
     from torchquilt.support.table import SupportTable
 

@@ -18,6 +18,7 @@ from torchquilt.graph.node_values import constant_nodes, is_empty, is_float_tens
 from torchquilt.graph.training_mode import is_random
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import Rule
+from torchquilt.quantizers.profitability import not_worth_it
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.spec.arithmetic_limits import Arithmetic
 from torchquilt.spec.config import QuantizationConfig
@@ -30,7 +31,6 @@ from torchquilt.spec.qspec import (
 )
 from torchquilt.support.pattern import Match, Reject
 from torchquilt.support.table import Sharing, SupportRow, SupportTable
-from torchquilt.worth import not_worth_it
 
 if TYPE_CHECKING:
     from torch.fx import Graph, Node

@@ -13,7 +13,7 @@ import attrs
 from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
 from torchquilt.graph.node_values import has_no_effect
 from torchquilt.graph.subgraphs import nodes_of
-from torchquilt.quantizers import Quantizer, as_quantizer
+from torchquilt.quantizers.base import Quantizer, as_quantizer
 from torchquilt.spec.annotation import (
     ANNOTATION_KEY,
     EditedAnnotationError,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Claim(Protocol):
-    """Facts that profitability needs of a claim, see :class:`torchquilt.claims.Claim`."""
+    """Facts that profitability needs of a claim, see :class:`torchquilt.quantizers.matching.Claim`."""
 
     @property
     def match(self) -> Match:

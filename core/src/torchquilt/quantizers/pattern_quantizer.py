@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torchquilt.claims import Claim, decide
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError, did_you_mean
 from torchquilt.graph.node_values import overload_name
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, ObjectTypeRule, Rule
-from torchquilt.outcome import telling_rejects, unmet_rules
-from torchquilt.quantizers import Quantizer
+from torchquilt.quantizers.base import Quantizer
+from torchquilt.quantizers.matching import Claim, decide
+from torchquilt.quantizers.unmet_rules import telling_rejects, unmet_rules
 from torchquilt.spec.annotation import annotate_node, annotation_of
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.spec.dtypes import named_dtypes
@@ -315,7 +315,7 @@ class PatternQuantizer(Quantizer):
 
         Args:
             model: the model.
-            wherever_passed_on: see :func:`torchquilt.claims.decide`.
+            wherever_passed_on: see :func:`torchquilt.quantizers.matching.decide`.
         """
         decisions = decide(self.table, self.intent, model.graph, wherever_passed_on=wherever_passed_on)
         return tuple(found for _, found in decisions if isinstance(found, Claim))

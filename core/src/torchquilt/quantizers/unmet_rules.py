@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from torchquilt.claims import Claim, decide
 from torchquilt.errors import IntentError
 from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.module_scope import module_path
@@ -25,6 +24,7 @@ from torchquilt.graph.node_values import FOLDED, overload_name
 from torchquilt.graph.subgraphs import nodes_of, regions
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, Rule
+from torchquilt.quantizers.matching import Claim, decide
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.support.pattern import Reject
 from torchquilt.support.table import Sharing, SupportTable
