@@ -8,7 +8,7 @@ import pytest
 
 from plugin_sites import Site
 from torchquilt.plugins import registry
-from torchquilt.plugins.diagnosis import Finding, diagnose
+from torchquilt.plugins.doctor import Finding, diagnose
 
 WORKS = """
     from torchquilt import Capabilities

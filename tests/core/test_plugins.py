@@ -16,7 +16,8 @@ import pytest
 
 import torchquilt as tq
 from plugin_sites import Site
-from torchquilt.plugins import API, Manifest, PresetInfo, examination, registry
+from torchquilt.plugins import API, Manifest, PresetInfo, registry
+from torchquilt.plugins import validation as examination
 
 
 def statuses() -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 import torchquilt as tq
 from plugin_sites import Site
 from torchquilt.plugins import API, Manifest, registry
-from torchquilt.plugins.diagnosis import diagnose
+from torchquilt.plugins.doctor import diagnose
 
 TARGET = f"""
     from torchquilt.plugins import Manifest, hookimpl

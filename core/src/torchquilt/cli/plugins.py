@@ -12,7 +12,7 @@ from torchquilt.cli.options import JSON_SCHEMA, Group, json_option
 from torchquilt.cli.output import write, write_json, write_table
 
 if TYPE_CHECKING:
-    from torchquilt.plugins.diagnosis import Diagnosis
+    from torchquilt.plugins.doctor import Diagnosis
     from torchquilt.plugins.registry import Backend, Backends
 
 
@@ -45,7 +45,7 @@ def doctor(as_json: bool) -> int:
 
     Exits with 1 when something is.
     """
-    from torchquilt.plugins.diagnosis import diagnose
+    from torchquilt.plugins.doctor import diagnose
 
     told = diagnose()
     if as_json:

@@ -25,10 +25,7 @@ from torchquilt.errors import (
     UnsupportedConfigError,
     did_you_mean,
 )
-from torchquilt.plugins.examination import PLUGIN_FAILURES, examine, mark_duplicates, mend, usable
-from torchquilt.plugins.listing import KNOWN, Backend, Backends, Kind
-from torchquilt.plugins.manifest import Manifest
-from torchquilt.plugins.offers import (
+from torchquilt.plugins.discovery import (
     ALLOW_VARIABLE,
     BLOCK_VARIABLE,
     GROUP,
@@ -40,6 +37,9 @@ from torchquilt.plugins.offers import (
     normal,
     warn_of_strangers,
 )
+from torchquilt.plugins.listing import KNOWN, Backend, Backends, Kind
+from torchquilt.plugins.manifest import Manifest
+from torchquilt.plugins.validation import PLUGIN_FAILURES, examine, mark_duplicates, mend, usable
 
 if TYPE_CHECKING:
     from torchquilt.quantizers.base import Quantizer

@@ -11,9 +11,9 @@ import pluggy
 
 from torchquilt.errors import PluginError, PluginLoadError
 from torchquilt.plugins import hookspecs
+from torchquilt.plugins.discovery import Offer, disabled_by, normal
 from torchquilt.plugins.listing import Backend, Stage
 from torchquilt.plugins.manifest import API, Manifest
-from torchquilt.plugins.offers import Offer, disabled_by, normal
 
 # Code of a plugin may also call sys.exit() when something is missing; only the user may end the program.
 PLUGIN_FAILURES = (Exception, SystemExit)
