@@ -9,7 +9,7 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchquilt.recipe.place import lines_of
+from torchquilt.recipe.source_location import lines_of
 
 
 def places(value: object, steps: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:

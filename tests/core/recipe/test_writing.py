@@ -19,7 +19,7 @@ import torchquilt as tq
 from recipes import NARROW, STATIC, Block, read
 from strategies import specs
 from torchquilt.recipe import RecipePart, RecipeRule
-from torchquilt.recipe.parts import with_torch, without_torch
+from torchquilt.recipe.sections import with_torch, without_torch
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer, get_embedding_byte_config
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 

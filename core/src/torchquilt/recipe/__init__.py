@@ -43,12 +43,12 @@ backend asks for by itself stays, unless a rule says otherwise. A spec has the f
 Loading checks all that the file says by itself, and imports neither torch nor a plugin. What depends on the
 installed backends is checked when the quantizers are made. The errors of both name the line and the key.
 
-``recipe`` has the class, ``parts`` the values in it, ``reading`` and ``writing`` turn these from and into
-TOML, ``quantizers`` into and from quantizers; ``place`` knows where in a text something stands.
+``recipe`` has the class, ``sections`` the values in it, ``toml_reader`` and ``toml_writer`` turn these from
+and into TOML, ``quantizers`` into and from quantizers; ``source_location`` finds the line of a key.
 Importing this package does not import torch.
 """
 
-from torchquilt.recipe.parts import Parts, RecipePart, RecipeRule
 from torchquilt.recipe.recipe import Recipe
+from torchquilt.recipe.sections import Parts, RecipePart, RecipeRule
 
 __all__ = ["Parts", "Recipe", "RecipePart", "RecipeRule"]

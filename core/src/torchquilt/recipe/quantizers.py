@@ -13,9 +13,9 @@ from torchquilt.plugins import registry
 from torchquilt.quantizers.base import Quantizer, as_quantizer
 from torchquilt.quantizers.composable import ComposableQuantizer
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
-from torchquilt.recipe.parts import FLOAT, Parts, RecipePart, RecipeRule, with_torch, without_torch
-from torchquilt.recipe.place import Place
-from torchquilt.recipe.writing import write
+from torchquilt.recipe.sections import FLOAT, Parts, RecipePart, RecipeRule, with_torch, without_torch
+from torchquilt.recipe.source_location import Place
+from torchquilt.recipe.toml_writer import write
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.support.object_type import ObjectType, attribute_at
 

@@ -10,9 +10,9 @@ import attrs
 
 from torchquilt._internal.atomic_files import replacing
 from torchquilt.errors import RecipeError
-from torchquilt.recipe.parts import Parts
-from torchquilt.recipe.reading import read
-from torchquilt.recipe.writing import write
+from torchquilt.recipe.sections import Parts
+from torchquilt.recipe.toml_reader import read
+from torchquilt.recipe.toml_writer import write
 
 if TYPE_CHECKING:
     from torchquilt.quantizers.composable import ComposableQuantizer

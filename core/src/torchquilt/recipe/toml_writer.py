@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from torchquilt.recipe.parts import FLOAT, SCHEMA, Parts, RecipeRule
+from torchquilt.recipe.sections import FLOAT, SCHEMA, Parts, RecipeRule
 from torchquilt.spec.config import ROLES, QuantizationConfig
 from torchquilt.spec.dtypes import dtype_name
 from torchquilt.spec.qspec import QuantizationSpec

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from torchquilt.recipe.place import Place
+from torchquilt.recipe.source_location import Place
 from torchquilt.spec.config import ROLES, QuantizationConfig
 from torchquilt.spec.dtypes import NamedDtype, dtype_name
 

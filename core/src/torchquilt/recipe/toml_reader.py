@@ -12,8 +12,8 @@ from typing import Any
 import attrs
 
 from torchquilt.errors import RecipeError
-from torchquilt.recipe.parts import FLOAT, SCHEMA, Parts, RecipePart, RecipeRule
-from torchquilt.recipe.place import Place
+from torchquilt.recipe.sections import FLOAT, SCHEMA, Parts, RecipePart, RecipeRule
+from torchquilt.recipe.source_location import Place
 from torchquilt.spec.config import ROLES, QuantizationConfig
 from torchquilt.spec.dtypes import NamedDtype, dtype_name
 from torchquilt.spec.qspec import QuantizationSpec
