@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 import torchquilt as tq
 from strategies import Fn, export, normal, prepare
 from torchquilt._internal import terminal
-from torchquilt.pt2e.interrupts import between_batches
+from torchquilt.pt2e.calibration.interrupts import between_batches
 from torchquilt.pt2e.points import ObservedPoint
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 import torchquilt as tq
 from pages import Page
 from strategies import export, normal, prepare
-from torchquilt.pt2e.progress import Progress
+from torchquilt.pt2e.calibration.convergence import Progress
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 QUANTIZER = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))

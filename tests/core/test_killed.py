@@ -15,7 +15,7 @@ PROGRAM = """
 import io, pathlib, sys, time
 import torch
 import torchquilt as tq
-from torchquilt.pt2e import checkpoint
+from torchquilt.pt2e.calibration import checkpoint
 from torchquilt.pt2e.points import observed_points
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -81,6 +81,6 @@ def test_an_interrupt_writes_what_was_seen(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert "KeyboardInterrupt" in err
-    from torchquilt.pt2e.checkpoint import load_checkpoint
+    from torchquilt.pt2e.calibration.checkpoint import load_checkpoint
 
     assert load_checkpoint(tmp_path / "state")["batches"] >= 9

@@ -20,7 +20,7 @@ import torchquilt as tq
 from observed import same_state
 from strategies import normal, outputs_of, prepare
 from torchquilt.observers import Observer
-from torchquilt.pt2e.checkpoint import load_checkpoint
+from torchquilt.pt2e.calibration.checkpoint import load_checkpoint
 from torchquilt.pt2e.points import observed_points
 
 #: What each rank does: its shard is a part of twelve batches, as the first argument says. It writes the

@@ -64,16 +64,16 @@ _PUBLIC = {
         "targets",
     ),
     "pt2e.annotate": ("explain",),
-    "pt2e.calibrate": ("calibrate",),
-    "pt2e.calibration_report": (
+    "pt2e.calibration.calibrate": ("calibrate",),
+    "pt2e.calibration.merging": (
+        "Calibration",
+        "merge_calibration",
+    ),
+    "pt2e.calibration.report": (
         "CalibrationReport",
         "calibration_of",
     ),
     "pt2e.convert": ("convert_pt2e",),
-    "pt2e.merging": (
-        "Calibration",
-        "merge_calibration",
-    ),
     "pt2e.prepare": ("prepare_pt2e",),
     "pt2e.stage": ("ledger_of",),
     "quantizers.base": ("Quantizer",),
@@ -154,12 +154,12 @@ if TYPE_CHECKING:
     from torchquilt.plugins.registry import quantizer as quantizer
     from torchquilt.plugins.registry import targets as targets
     from torchquilt.pt2e.annotate import explain as explain
-    from torchquilt.pt2e.calibrate import calibrate as calibrate
-    from torchquilt.pt2e.calibration_report import CalibrationReport as CalibrationReport
-    from torchquilt.pt2e.calibration_report import calibration_of as calibration_of
+    from torchquilt.pt2e.calibration.calibrate import calibrate as calibrate
+    from torchquilt.pt2e.calibration.merging import Calibration as Calibration
+    from torchquilt.pt2e.calibration.merging import merge_calibration as merge_calibration
+    from torchquilt.pt2e.calibration.report import CalibrationReport as CalibrationReport
+    from torchquilt.pt2e.calibration.report import calibration_of as calibration_of
     from torchquilt.pt2e.convert import convert_pt2e as convert_pt2e
-    from torchquilt.pt2e.merging import Calibration as Calibration
-    from torchquilt.pt2e.merging import merge_calibration as merge_calibration
     from torchquilt.pt2e.prepare import prepare_pt2e as prepare_pt2e
     from torchquilt.pt2e.stage import ledger_of as ledger_of
     from torchquilt.quantizers.base import Quantizer as Quantizer

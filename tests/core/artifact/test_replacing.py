@@ -17,7 +17,7 @@ import torchquilt as tq
 from artifacts import LOCK, X, entries_of, in_fresh_python
 from torchquilt._internal.atomic_files import replacing
 from torchquilt.artifact import saving
-from torchquilt.pt2e import checkpoint
+from torchquilt.pt2e.calibration import checkpoint
 
 # ----------------------------------------------------------------------------------------------------------
 # Whole or not at all

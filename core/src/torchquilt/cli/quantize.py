@@ -164,7 +164,7 @@ def quantize(**options: Any) -> int:
 def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request) -> int:
     """Let the model see the data, where something in it is observed; return the number of batches."""
     from torchquilt.errors import CalibrationError
-    from torchquilt.pt2e.merging import merge_calibration
+    from torchquilt.pt2e.calibration.merging import merge_calibration
     from torchquilt.pt2e.points import observed_points
 
     points = observed_points(prepared)
@@ -191,7 +191,7 @@ def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request
 def _show(prepared: GraphModule, program: ExportedProgram, request: Request, data: Path) -> int:
     """Run the data through the model; return the number of batches."""
     from torchquilt.data import open_batches
-    from torchquilt.pt2e.calibrate import calibrate_in_steps
+    from torchquilt.pt2e.calibration.calibrate import calibrate_in_steps
 
     batches = open_batches(data, program, limit=request.limit)
     done = 0

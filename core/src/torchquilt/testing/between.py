@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchquilt.errors import LoweringError
 from torchquilt.ledger.rows import Row
 from torchquilt.lowering import LoweredProgram, lower
-from torchquilt.pt2e.calibrate import calibrate
+from torchquilt.pt2e.calibration.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.spec.config import QuantizationConfig

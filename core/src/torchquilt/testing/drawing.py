@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from torchquilt.graph.node_values import overload_name
-from torchquilt.pt2e.calibrate import calibrate
+from torchquilt.pt2e.calibration.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.spec.config import QuantizationConfig

@@ -16,7 +16,7 @@ from torchquilt.graph.edits import copy_model
 from torchquilt.graph.functionalize import make_functional
 from torchquilt.graph.node_values import is_float_tensor, is_overwritten, overload_name, tensor_of
 from torchquilt.pt2e.annotate import annotate_copy
-from torchquilt.pt2e.calibrate import calibrate
+from torchquilt.pt2e.calibration.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.quantizers.base import Quantizer

@@ -11,9 +11,9 @@ import attrs
 from torch.fx import GraphModule
 
 from torchquilt.errors import CalibrationError, ModelError
-from torchquilt.pt2e.checkpoint import check_identity, identity_of, load_checkpoint
+from torchquilt.pt2e.calibration.checkpoint import check_identity, identity_of, load_checkpoint
+from torchquilt.pt2e.calibration.convergence import progress_of, set_progress
 from torchquilt.pt2e.points import ObservedPoint, observed_points
-from torchquilt.pt2e.progress import progress_of, set_progress
 from torchquilt.pt2e.stage import stage_of
 
 

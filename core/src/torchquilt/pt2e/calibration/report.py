@@ -8,9 +8,9 @@ from torch.fx import GraphModule
 from torchquilt._internal.text_tables import aligned, html_list, html_table
 from torchquilt.errors import ModelError
 from torchquilt.ledger.rows import Caution
-from torchquilt.pt2e.outliers import find_outliers
+from torchquilt.pt2e.calibration.convergence import FIRST, SETTLED, Progress, progress_of
+from torchquilt.pt2e.calibration.outliers import find_outliers
 from torchquilt.pt2e.points import ObservedPoint, observed_points
-from torchquilt.pt2e.progress import FIRST, SETTLED, Progress, progress_of
 from torchquilt.pt2e.stage import stage_of
 
 

@@ -16,13 +16,13 @@ from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import CalibrationError, ModelError
 from torchquilt.graph.function_transforms import leaving_transforms
 from torchquilt.graph.signature import call_arguments
-from torchquilt.pt2e.checkpoint import Checkpoint, Seen
-from torchquilt.pt2e.interrupts import between_batches
-from torchquilt.pt2e.merging import Calibration
+from torchquilt.pt2e.calibration.checkpoint import Checkpoint, Seen
+from torchquilt.pt2e.calibration.convergence import progress_of, set_progress
+from torchquilt.pt2e.calibration.distributed import Ranks, calibrate_on_all_ranks
+from torchquilt.pt2e.calibration.interrupts import between_batches
+from torchquilt.pt2e.calibration.merging import Calibration
+from torchquilt.pt2e.calibration.single_rows import batches_of_rows, is_dataset
 from torchquilt.pt2e.points import observed_points
-from torchquilt.pt2e.progress import progress_of, set_progress
-from torchquilt.pt2e.ranks import Ranks, calibrate_on_all_ranks
-from torchquilt.pt2e.rows import batches_of_rows, is_dataset
 from torchquilt.pt2e.stage import stage_of
 
 if TYPE_CHECKING:

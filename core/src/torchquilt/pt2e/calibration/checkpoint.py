@@ -26,8 +26,8 @@ from torchquilt.errors import CalibrationError
 from torchquilt.graph.node_values import attribute
 from torchquilt.graph.subgraphs import regions
 from torchquilt.graph.tensor_digest import tensor_digest
+from torchquilt.pt2e.calibration.convergence import Progress, progress_of, set_progress
 from torchquilt.pt2e.points import ObservedPoint, observed_points
-from torchquilt.pt2e.progress import Progress, progress_of, set_progress
 from torchquilt.pt2e.stage import RECORD_KEY, initial_state
 
 #: Version of the layout of the file.
