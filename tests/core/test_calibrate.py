@@ -19,7 +19,7 @@ import torchquilt as tq
 from strategies import Fn, export, normal, prepare
 from torchquilt._internal import terminal
 from torchquilt.pt2e.calibration.interrupts import between_batches
-from torchquilt.pt2e.points import ObservedPoint
+from torchquilt.pt2e.observer_points import ObservedPoint
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 

@@ -15,7 +15,13 @@ from torch.fx import GraphModule, Node
 import torchquilt as tq
 from strategies import INT8, Fn, Nothing, annotated, calls, export, normal, outputs_of, prepare, sqnr
 from torchquilt.observers import HistogramObserver, MinMaxObserver
-from torchquilt.pt2e.points import ConstantPoint, DynamicPoint, FixedPoint, ObservedPoint, QuantizationPoint
+from torchquilt.pt2e.observer_points import (
+    ConstantPoint,
+    DynamicPoint,
+    FixedPoint,
+    ObservedPoint,
+    QuantizationPoint,
+)
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from unharmed import unharmed
 

@@ -17,7 +17,7 @@ import torchquilt as tq
 from strategies import export, normal
 from torchquilt.observers import MinMaxObserver
 from torchquilt.pt2e.calibration.calibrate import calibrate_in_steps
-from torchquilt.pt2e.points import observed_points
+from torchquilt.pt2e.observer_points import observed_points
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 

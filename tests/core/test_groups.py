@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 import torchquilt as tq
 from strategies import INT8, ByFunction, Fn, export, normal, prepare, quantize
-from torchquilt.pt2e.groups import Group, find_groups, place_name
+from torchquilt.pt2e.sharing_groups import Group, find_groups, place_name
 from torchquilt.spec.annotation import ANNOTATION_KEY
 
 UINT8 = tq.QuantizationSpec("uint8")

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchquilt as tq
 from strategies import normal
-from torchquilt.pt2e import integers
-from torchquilt.pt2e.integers import integers_of
+from torchquilt.pt2e import integer_constants as integers
+from torchquilt.pt2e.integer_constants import integers_of
 
 OPS = torch.ops.quantized_decomposed
 PER_TENSOR = tq.QuantizationSpec("int8", -128, 127)

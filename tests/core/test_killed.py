@@ -16,7 +16,7 @@ import io, pathlib, sys, time
 import torch
 import torchquilt as tq
 from torchquilt.pt2e.calibration import checkpoint
-from torchquilt.pt2e.points import observed_points
+from torchquilt.pt2e.observer_points import observed_points
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 checkpoint.INTERVAL = 0.05

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 import torchquilt as tq
 from strategies import export, normal
-from torchquilt.pt2e.points import observed_points
+from torchquilt.pt2e.observer_points import observed_points
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 BATCHES = [normal(2, 4, seed=seed) * (seed + 1) for seed in range(5)]

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 import torchquilt as tq
 from strategies import Fn, normal, prepare
 from torchquilt.observers import MinMaxObserver
-from torchquilt.pt2e.points import observed_points
+from torchquilt.pt2e.observer_points import observed_points
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 X = normal(2, 4, 6)

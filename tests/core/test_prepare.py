@@ -29,7 +29,7 @@ from strategies import (
     weights_of,
 )
 from torchquilt.observers import HistogramObserver, MinMaxObserver
-from torchquilt.pt2e.points import ConstantPoint, ObservedPoint, QuantizationPoint
+from torchquilt.pt2e.observer_points import ConstantPoint, ObservedPoint, QuantizationPoint
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from unharmed import unharmed
 

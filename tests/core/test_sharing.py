@@ -31,7 +31,7 @@ from strategies import (
     sqnr,
     weights_of,
 )
-from torchquilt.pt2e.groups import find_groups, place_name
+from torchquilt.pt2e.sharing_groups import find_groups, place_name
 from torchquilt.spec.annotation import ANNOTATION_KEY
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 

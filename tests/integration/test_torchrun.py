@@ -21,7 +21,7 @@ from observed import same_state
 from strategies import normal, outputs_of, prepare
 from torchquilt.observers import Observer
 from torchquilt.pt2e.calibration.checkpoint import load_checkpoint
-from torchquilt.pt2e.points import observed_points
+from torchquilt.pt2e.observer_points import observed_points
 
 #: What each rank does: its shard is a part of twelve batches, as the first argument says. It writes the
 #: digest of its model, or the error that it met.
@@ -33,7 +33,7 @@ import torch
 import torch.distributed as dist
 
 import torchquilt as tq
-from torchquilt.pt2e.points import observed_points
+from torchquilt.pt2e.observer_points import observed_points
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 torch.set_num_threads(1)

@@ -74,8 +74,8 @@ _PUBLIC = {
         "calibration_of",
     ),
     "pt2e.convert": ("convert_pt2e",),
+    "pt2e.model_record": ("ledger_of",),
     "pt2e.prepare": ("prepare_pt2e",),
-    "pt2e.stage": ("ledger_of",),
     "quantizers.base": ("Quantizer",),
     "quantizers.composable": ("ComposableQuantizer",),
     "quantizers.pattern_quantizer": ("PatternQuantizer",),
@@ -160,8 +160,8 @@ if TYPE_CHECKING:
     from torchquilt.pt2e.calibration.report import CalibrationReport as CalibrationReport
     from torchquilt.pt2e.calibration.report import calibration_of as calibration_of
     from torchquilt.pt2e.convert import convert_pt2e as convert_pt2e
+    from torchquilt.pt2e.model_record import ledger_of as ledger_of
     from torchquilt.pt2e.prepare import prepare_pt2e as prepare_pt2e
-    from torchquilt.pt2e.stage import ledger_of as ledger_of
     from torchquilt.quantizers.base import Quantizer as Quantizer
     from torchquilt.quantizers.composable import ComposableQuantizer as ComposableQuantizer
     from torchquilt.quantizers.pattern_quantizer import PatternQuantizer as PatternQuantizer

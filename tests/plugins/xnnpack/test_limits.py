@@ -202,7 +202,7 @@ def test_it_is_an_error_where_no_scale_is_left() -> None:
 
     class Fixing(XNNPACKQuantizer):
         def prepare_obs_or_fq_callback(self, model: GraphModule, points: dict[Any, Any]) -> None:
-            from torchquilt.pt2e.points import FixedPoint
+            from torchquilt.pt2e.observer_points import FixedPoint
 
             for place, point in points.items():
                 if getattr(place, "name", "") == "linear":

@@ -66,7 +66,7 @@ def load(path: str | os.PathLike[str], *, sha256: str | None = None) -> Artifact
     # Registers the quantized_decomposed operators, which the program calls.
     from torch.ao.quantization.fx import _decomposed  # noqa: F401
 
-    from torchquilt.pt2e.stage import RECORD_KEY
+    from torchquilt.pt2e.model_record import RECORD_KEY
 
     # One handle from first to last: a file that is replaced meanwhile cannot be checked here and read there.
     with Path(path).open("rb") as file, about(path):

@@ -104,7 +104,7 @@ def _record(model: object) -> Mapping[str, Any]:
     """Record that the flow left on a model: the quantizer and its intent, backends, the ledger; or
     nothing.
     """
-    from torchquilt.pt2e.stage import RECORD_KEY
+    from torchquilt.pt2e.model_record import RECORD_KEY
 
     found = getattr(model, "meta", {}).get(RECORD_KEY)
     return found if isinstance(found, Mapping) else {}
@@ -119,7 +119,7 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
     """The ExportedProgram that is going to be saved."""
     import torch
 
-    from torchquilt.pt2e.stage import stage_of
+    from torchquilt.pt2e.model_record import stage_of
 
     if isinstance(quantized, torch.export.ExportedProgram):
         if example_inputs is not None or dynamic_shapes is not None:

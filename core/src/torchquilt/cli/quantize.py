@@ -165,7 +165,7 @@ def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request
     """Let the model see the data, where something in it is observed; return the number of batches."""
     from torchquilt.errors import CalibrationError
     from torchquilt.pt2e.calibration.merging import merge_calibration
-    from torchquilt.pt2e.points import observed_points
+    from torchquilt.pt2e.observer_points import observed_points
 
     points = observed_points(prepared)
     if not points:

@@ -44,7 +44,7 @@ def source_of(quantized: object, example_inputs: object, dynamic_shapes: Any) ->
     """
     import torch
 
-    from torchquilt.pt2e.stage import RECORD_KEY, stage_of
+    from torchquilt.pt2e.model_record import RECORD_KEY, stage_of
 
     if isinstance(quantized, Artifact):
         quantized = quantized.program

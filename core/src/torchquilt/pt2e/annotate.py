@@ -30,9 +30,9 @@ from torchquilt.graph.subgraph_inlining import inline_silent_bodies
 from torchquilt.graph.subgraphs import Region, nodes_of, regions
 from torchquilt.graph.training_mode import is_random, moves_statistics
 from torchquilt.ledger.ledger import Ledger
-from torchquilt.pt2e.groups import Group, find_groups
-from torchquilt.pt2e.recording import make_ledger
-from torchquilt.pt2e.stage import stage_of
+from torchquilt.pt2e.ledger_recording import make_ledger
+from torchquilt.pt2e.model_record import stage_of
+from torchquilt.pt2e.sharing_groups import Group, find_groups
 from torchquilt.quantizers.base import Quantizer, as_quantizer
 from torchquilt.quantizers.composable import ComposableQuantizer
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of, check_annotation

@@ -13,8 +13,8 @@ from typing import Any
 from torchquilt.errors import QuantizerError
 from torchquilt.observers import Observer
 from torchquilt.pt2e.annotate import Annotated
-from torchquilt.pt2e.groups import Group, place_name
-from torchquilt.pt2e.points import ConstantPoint, FixedPoint, ObservedPoint, QuantizationPoint
+from torchquilt.pt2e.observer_points import ConstantPoint, FixedPoint, ObservedPoint, QuantizationPoint
+from torchquilt.pt2e.sharing_groups import Group, place_name
 from torchquilt.quantizers.composable import ComposableQuantizer
 from torchquilt.spec.qspec import EdgeOrNode
 
@@ -80,7 +80,7 @@ def _check_point(place: EdgeOrNode, before: QuantizationPoint[Any], after: objec
         raise _refused(
             "put in something that is not a point",
             place,
-            expected="a torchquilt.pt2e.points.QuantizationPoint",
+            expected="a torchquilt.pt2e.observer_points.QuantizationPoint",
             got=f"{type(after).__module__}.{type(after).__qualname__}",
         )
     if isinstance(after, ObservedPoint) and not isinstance(after.observer, Observer):

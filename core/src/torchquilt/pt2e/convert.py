@@ -18,11 +18,11 @@ from torchquilt.graph.subgraph_constants import open_bodies
 from torchquilt.ledger.rows import Caution
 from torchquilt.pt2e.calibration.outliers import find_outliers, note_cautions, warn_of
 from torchquilt.pt2e.calibration.unreached import leave_or_refuse_unseen
-from torchquilt.pt2e.conversion import Conversion
-from torchquilt.pt2e.points import QuantizationPoint
+from torchquilt.pt2e.model_record import RECORD_KEY, restore_initial_state, set_stage, stage_of
+from torchquilt.pt2e.observer_points import QuantizationPoint
+from torchquilt.pt2e.qdq_insertion import Conversion
 from torchquilt.pt2e.reference import to_reference
-from torchquilt.pt2e.settlement import BOUNDED_KEY
-from torchquilt.pt2e.stage import RECORD_KEY, restore_initial_state, set_stage, stage_of
+from torchquilt.pt2e.scale_limits import BOUNDED_KEY
 from torchquilt.spec.annotation import ANNOTATION_KEY
 
 

@@ -8,7 +8,7 @@ from torchquilt.graph.invariants import INVARIANTS as OF_GRAPHS
 from torchquilt.graph.invariants import Invariant
 from torchquilt.graph.node_values import attribute, writes_to
 from torchquilt.graph.subgraphs import Region
-from torchquilt.pt2e.points import QuantizationPoint
+from torchquilt.pt2e.observer_points import QuantizationPoint
 from torchquilt.spec.annotation import annotation_of
 
 

@@ -21,8 +21,8 @@ from torchquilt.graph.subgraphs import Region
 from torchquilt.observers import ObserverFactory, observer_factory
 from torchquilt.pt2e.annotate import Annotated, annotate_copy
 from torchquilt.pt2e.callback import ask_for_points
-from torchquilt.pt2e.groups import Group, place_name, producer_of
-from torchquilt.pt2e.points import (
+from torchquilt.pt2e.model_record import keep_initial_state, set_stage
+from torchquilt.pt2e.observer_points import (
     ConstantPoint,
     DerivedPoint,
     DynamicPoint,
@@ -30,8 +30,8 @@ from torchquilt.pt2e.points import (
     ObservedPoint,
     QuantizationPoint,
 )
-from torchquilt.pt2e.settlement import BOUNDED_KEY, BoundedOperator
-from torchquilt.pt2e.stage import keep_initial_state, set_stage
+from torchquilt.pt2e.scale_limits import BOUNDED_KEY, BoundedOperator
+from torchquilt.pt2e.sharing_groups import Group, place_name, producer_of
 from torchquilt.recipe.quantizers import intent_of
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import (

@@ -109,8 +109,8 @@ class Quantizer:
         Args:
             model: the annotated model, before observers are put in.
             edge_or_node_to_obs_or_fq: edge ``(producer, user)`` or node → the module that will stand
-                there, a :class:`torchquilt.pt2e.points.QuantizationPoint`. Places that share parameters
-                hold the same module.
+                there, a :class:`torchquilt.pt2e.observer_points.QuantizationPoint`. Places that share
+                parameters hold the same module.
         """
 
 

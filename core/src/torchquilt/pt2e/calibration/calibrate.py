@@ -22,8 +22,8 @@ from torchquilt.pt2e.calibration.distributed import Ranks, calibrate_on_all_rank
 from torchquilt.pt2e.calibration.interrupts import between_batches
 from torchquilt.pt2e.calibration.merging import Calibration
 from torchquilt.pt2e.calibration.single_rows import batches_of_rows, is_dataset
-from torchquilt.pt2e.points import observed_points
-from torchquilt.pt2e.stage import stage_of
+from torchquilt.pt2e.model_record import stage_of
+from torchquilt.pt2e.observer_points import observed_points
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

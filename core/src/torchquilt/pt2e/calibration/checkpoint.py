@@ -27,8 +27,8 @@ from torchquilt.graph.node_values import attribute
 from torchquilt.graph.subgraphs import regions
 from torchquilt.graph.tensor_digest import tensor_digest
 from torchquilt.pt2e.calibration.convergence import Progress, progress_of, set_progress
-from torchquilt.pt2e.points import ObservedPoint, observed_points
-from torchquilt.pt2e.stage import RECORD_KEY, initial_state
+from torchquilt.pt2e.model_record import RECORD_KEY, initial_state
+from torchquilt.pt2e.observer_points import ObservedPoint, observed_points
 
 #: Version of the layout of the file.
 SCHEMA = 2

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 from torch.fx import GraphModule
 
-from torchquilt.pt2e.points import observed_points
+from torchquilt.pt2e.observer_points import observed_points
 
 _KEY = "torchquilt_calibration"
 #: Ranges are compared from this many batches on, and each time that they have doubled.

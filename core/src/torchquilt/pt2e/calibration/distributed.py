@@ -20,7 +20,7 @@ from torchquilt.errors import CalibrationError
 from torchquilt.pt2e.calibration.checkpoint import check_identity, digest, identity_of, leaf_text
 from torchquilt.pt2e.calibration.convergence import Progress, progress_of, set_progress
 from torchquilt.pt2e.calibration.merging import check_order_does_not_matter, merged_observers
-from torchquilt.pt2e.points import observed_points
+from torchquilt.pt2e.observer_points import observed_points
 
 
 @attrs.define

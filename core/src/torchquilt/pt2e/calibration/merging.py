@@ -13,8 +13,8 @@ from torch.fx import GraphModule
 from torchquilt.errors import CalibrationError, ModelError
 from torchquilt.pt2e.calibration.checkpoint import check_identity, identity_of, load_checkpoint
 from torchquilt.pt2e.calibration.convergence import progress_of, set_progress
-from torchquilt.pt2e.points import ObservedPoint, observed_points
-from torchquilt.pt2e.stage import stage_of
+from torchquilt.pt2e.model_record import stage_of
+from torchquilt.pt2e.observer_points import ObservedPoint, observed_points
 
 
 @attrs.frozen(repr=False, eq=False)

@@ -16,8 +16,8 @@ from torch.fx import GraphModule
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.ledger.rows import Caution
 from torchquilt.observers.bins import NO_DATA_FROM
-from torchquilt.pt2e.points import ObservedPoint, observed_points
-from torchquilt.pt2e.stage import RECORD_KEY
+from torchquilt.pt2e.model_record import RECORD_KEY
+from torchquilt.pt2e.observer_points import ObservedPoint, observed_points
 
 
 def find_outliers(model: GraphModule) -> tuple[Caution, ...]:

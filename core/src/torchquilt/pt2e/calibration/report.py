@@ -10,8 +10,8 @@ from torchquilt.errors import ModelError
 from torchquilt.ledger.rows import Caution
 from torchquilt.pt2e.calibration.convergence import FIRST, SETTLED, Progress, progress_of
 from torchquilt.pt2e.calibration.outliers import find_outliers
-from torchquilt.pt2e.points import ObservedPoint, observed_points
-from torchquilt.pt2e.stage import stage_of
+from torchquilt.pt2e.model_record import stage_of
+from torchquilt.pt2e.observer_points import ObservedPoint, observed_points
 
 
 @attrs.frozen

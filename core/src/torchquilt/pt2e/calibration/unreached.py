@@ -18,8 +18,8 @@ from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.ledger.rows import Reason
-from torchquilt.pt2e.points import ObservedPoint, QuantizationPoint
-from torchquilt.pt2e.stage import RECORD_KEY
+from torchquilt.pt2e.model_record import RECORD_KEY
+from torchquilt.pt2e.observer_points import ObservedPoint, QuantizationPoint
 from torchquilt.spec.annotation import ANNOTATION_KEY, annotation_of
 
 _REASON = Reason("", "never_reached", "calibration never reached it, so its ranges are not known")

@@ -1,7 +1,7 @@
 """The reference representation: a converted model in integer arithmetic.
 
-``rewriting`` goes through a graph with the rules of ``rules``. A rule rewrites one place
-(``places``: dequantize → operator → activation → quantize) into operators on integers, and is a function of
+``rewriting`` goes through a graph with the rules of ``rules``. A rule rewrites one site
+(``sites``: dequantize → operator → activation → quantize) into operators on integers, and is a function of
 ``weighted``, ``elementwise``, ``pooling``, ``movement`` or ``embedding``. ``tensors`` reads what the
 quantize and dequantize operators say, ``arithmetic`` writes what the rules have in common.
 """

@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from torchquilt.pt2e.reference.arithmetic import accumulator, centred, float32, requantized, shifted
-from torchquilt.pt2e.reference.places import Place, check_sources
+from torchquilt.pt2e.reference.sites import Place, check_sources
 from torchquilt.pt2e.reference.tensors import Grid
 from torchquilt.pt2e.reference.writer import Writer
 from torchquilt.support.pattern import Reject

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from torchquilt.pt2e.reference.places import Place
+from torchquilt.pt2e.reference.sites import Place
 from torchquilt.pt2e.reference.tensors import PerAxis
 from torchquilt.pt2e.reference.writer import Writer
 from torchquilt.support.pattern import Reject

@@ -7,7 +7,7 @@ import torch
 from torch.fx import Node
 
 from torchquilt.pt2e.reference.arithmetic import rescaled
-from torchquilt.pt2e.reference.places import Place
+from torchquilt.pt2e.reference.sites import Place
 from torchquilt.pt2e.reference.tensors import Grid
 from torchquilt.pt2e.reference.writer import Writer
 

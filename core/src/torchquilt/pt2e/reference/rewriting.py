@@ -11,9 +11,9 @@ from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.subgraph_constants import close_bodies, open_bodies
-from torchquilt.pt2e.reference.places import Place
+from torchquilt.pt2e.model_record import stage_of
 from torchquilt.pt2e.reference.rules import RULE_OF
-from torchquilt.pt2e.stage import stage_of
+from torchquilt.pt2e.reference.sites import Place
 from torchquilt.support.pattern import Reject
 
 

@@ -12,8 +12,8 @@ from torchquilt.graph.node_values import writes
 from torchquilt.pt2e.reference.elementwise import added, check_add, multiplied
 from torchquilt.pt2e.reference.embedding import check_embedding, embedded
 from torchquilt.pt2e.reference.movement import joined, moved, passed_on
-from torchquilt.pt2e.reference.places import ACTIVATIONS, Place, check_sources, place_of
 from torchquilt.pt2e.reference.pooling import averaged, check_mean
+from torchquilt.pt2e.reference.sites import ACTIVATIONS, Place, check_sources, place_of
 from torchquilt.pt2e.reference.tensors import Grid
 from torchquilt.pt2e.reference.weighted import check_weighted, weighted, weighted_in_float
 from torchquilt.pt2e.reference.writer import Writer

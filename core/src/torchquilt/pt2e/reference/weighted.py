@@ -19,7 +19,7 @@ from torchquilt.pt2e.reference.arithmetic import (
     scaled,
     scaled_by_each,
 )
-from torchquilt.pt2e.reference.places import Place
+from torchquilt.pt2e.reference.sites import Place
 from torchquilt.pt2e.reference.tensors import Dynamic, Grid, PerTensor
 from torchquilt.pt2e.reference.weights import (
     Weight,

@@ -11,7 +11,7 @@ from torch.fx import Node
 from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.node_values import is_constant, overload_name
 from torchquilt.pt2e.reference.arithmetic import float32
-from torchquilt.pt2e.reference.places import Place
+from torchquilt.pt2e.reference.sites import Place
 from torchquilt.pt2e.reference.tensors import PerAxis, PerTensor
 from torchquilt.pt2e.reference.writer import Writer
 from torchquilt.support.pattern import Reject

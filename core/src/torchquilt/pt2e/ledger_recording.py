@@ -13,7 +13,7 @@ from torchquilt.graph.subgraphs import Region, call_of
 from torchquilt.graph.training_mode import is_random
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.ledger.rows import Boundary, Reason, Row, Tensor
-from torchquilt.pt2e.groups import Group
+from torchquilt.pt2e.sharing_groups import Group
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import EdgeOrNode
 from torchquilt.support.pattern import Reject

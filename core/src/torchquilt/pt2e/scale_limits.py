@@ -31,7 +31,7 @@ from torchquilt.graph.edits import fake_like, free_name, store_tensor, take_orig
 from torchquilt.ledger.rows import Caution
 from torchquilt.observers import QParams
 from torchquilt.observers.qparams import raised_to
-from torchquilt.pt2e.points import ConstantPoint, DynamicPoint, ObservedPoint, QuantizationPoint
+from torchquilt.pt2e.observer_points import ConstantPoint, DynamicPoint, ObservedPoint, QuantizationPoint
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.arithmetic_limits import ArithmeticLimits
 from torchquilt.spec.qspec import OwnSpec, QuantizationSpec, ZeroPointDomain

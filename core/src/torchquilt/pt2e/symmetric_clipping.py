@@ -9,7 +9,7 @@ import torch
 from torchquilt.ledger.rows import Caution
 from torchquilt.observers import QParams
 from torchquilt.observers.qparams import as_rows
-from torchquilt.pt2e.points import ConstantPoint, ObservedPoint
+from torchquilt.pt2e.observer_points import ConstantPoint, ObservedPoint
 from torchquilt.spec.qspec import QuantizationSpec
 
 

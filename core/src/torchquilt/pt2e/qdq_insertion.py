@@ -29,10 +29,9 @@ from torchquilt.graph.edits import (
 from torchquilt.graph.node_values import constant_nodes
 from torchquilt.ledger.rows import Caution
 from torchquilt.observers import QParams, qparams_together
-from torchquilt.pt2e.cut_off import cut_off, is_lopsided
-from torchquilt.pt2e.finite import check_is_finite
-from torchquilt.pt2e.integers import integers_of, steps_of_quantizing
-from torchquilt.pt2e.points import (
+from torchquilt.pt2e.finite_constants import check_is_finite
+from torchquilt.pt2e.integer_constants import integers_of, steps_of_quantizing
+from torchquilt.pt2e.observer_points import (
     ConstantPoint,
     DerivedPoint,
     DynamicPoint,
@@ -40,7 +39,8 @@ from torchquilt.pt2e.points import (
     ObservedPoint,
     QuantizationPoint,
 )
-from torchquilt.pt2e.settlement import Settlement, bounded_operators
+from torchquilt.pt2e.scale_limits import Settlement, bounded_operators
+from torchquilt.pt2e.symmetric_clipping import cut_off, is_lopsided
 from torchquilt.spec.dtypes import dtype_name
 from torchquilt.spec.qspec import Granularity
 
