@@ -19,7 +19,7 @@ from plugins.executorch.models import TOKENS, Encoder, composed, converted, xnnp
 from strategies import Fn, export, normal
 from torchquilt.lowering import Agreement, Port, Verification
 from torchquilt.lowering.rounding import rounded_otherwise
-from torchquilt.lowering.verifying import _agreement, _random_operators
+from torchquilt.lowering.verification import _agreement, _random_operators
 from torchquilt_executorch.runner import ExecuTorchRunner
 
 

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 import torchquilt as tq
 from strategies import export, normal, prepare, quantize, sqnr
-from torchquilt.lowering.verifying import LEAST_SQNR
+from torchquilt.lowering.verification import LEAST_SQNR
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 CHANNELS = 4

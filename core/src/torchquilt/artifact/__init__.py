@@ -1,12 +1,12 @@
-"""Saving a quantized model in one file, with a lock of what made it, and loading it with every check.
+"""Artifacts: save a quantized model in one file, with a lock of what made it, and load it with every check.
 
 The file is what ``torch.export.save`` writes, so ``torch.export.load`` reads it too. The lock is one more
 entry in it: who quantized with what, the parameters of each quantized tensor, and digests of everything.
 
-``lock`` is what a lock says and how two differ, ``archive`` reads it out of a file; neither needs torch.
+``lock`` has the lock and the difference of two, ``archive`` reads it out of a file; neither needs torch.
 ``program`` reads the same facts off an ExportedProgram, ``reexport`` makes one of a converted model,
-``screening`` refuses what could run code when torch reads it; ``saving`` and ``loading`` put these together.
-Importing this package does not import torch.
+``reproducible`` removes traces of the process, ``screening`` refuses files that could run code when torch
+reads them; ``saving`` and ``loading`` put these together. Importing this package does not import torch.
 """
 
 from torchquilt.artifact.archive import read_lock

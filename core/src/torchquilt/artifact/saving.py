@@ -21,7 +21,7 @@ from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY
 from torchquilt.artifact.lock import Entry, Lock, Plugin
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.artifact.reexport import export_again
-from torchquilt.artifact.repeatable import numbered_graphs, without_unused_memory
+from torchquilt.artifact.reproducible import numbered_graphs, without_unused_memory
 from torchquilt.errors import ArtifactError, ModelError
 from torchquilt.plugins.registry import backends
 

@@ -104,7 +104,7 @@ def lower(**options: Any) -> int:
     """
     request = Request(**options)
     from torchquilt.artifact.loading import load
-    from torchquilt.lowering.flow import lower as lowered_by
+    from torchquilt.lowering.lower_program import lower as lowered_by
 
     model = load(request.model)
     program = lowered_by(

@@ -1,15 +1,28 @@
-"""From a quantized model to a program for a runtime, with what became of each decision.
+"""Lowering: from a quantized model to a program for a runtime, with the lowering status of each operator.
 
-``contract`` is what a lowering target has and what a backend gives to it: all that an author of either reads.
-``values`` and ``program`` are what a user gets, ``report`` writes that as JSON, ``calling`` checks inputs;
-``sources`` finds the program, ledger and backends of a model, ``decisions`` marks what stays in float,
-``border`` takes quantize and dequantize off inputs and outputs, ``slots`` says of these what the stored
-program does, ``joining`` joins the ledger with what runs where, ``verifying`` compares, and ``rounding``
-changes a model's last bits for that; ``flow`` puts these together. Importing this package does not import
-torch.
+``target`` is the contract between a lowering target and the backends that contribute to it. ``program_facts``
+and ``program`` are what a user gets, ``report`` writes that as JSON, ``calling`` checks inputs.
+``quantized_source`` finds the program, ledger and backends of a model, ``region_inlining`` writes regions
+into the graph around them, ``float_marks`` marks operators that stay in float, ``program_io`` takes quantize
+and dequantize off inputs and outputs, ``stored_io`` reads these off the stored program, ``ledger_join`` joins
+the ledger with where each operator runs, ``verification`` compares outputs; ``lower_program`` runs these
+steps in order. Importing this package does not import torch.
 """
 
-from torchquilt.lowering.contract import (
+from torchquilt.lowering.float_marks import stays_in_float
+from torchquilt.lowering.ledger_join import place_of
+from torchquilt.lowering.lower_program import load, lower
+from torchquilt.lowering.program import LoweredProgram
+from torchquilt.lowering.program_facts import (
+    Agreement,
+    Dimension,
+    Leftover,
+    Placed,
+    Port,
+    Ports,
+    Verification,
+)
+from torchquilt.lowering.target import (
     Arithmetic,
     Constant,
     Contribution,
@@ -22,11 +35,6 @@ from torchquilt.lowering.contract import (
     Target,
     TryingTarget,
 )
-from torchquilt.lowering.decisions import stays_in_float
-from torchquilt.lowering.flow import load, lower
-from torchquilt.lowering.joining import place_of
-from torchquilt.lowering.program import LoweredProgram
-from torchquilt.lowering.values import Agreement, Dimension, Leftover, Placed, Port, Ports, Verification
 
 __all__ = [
     "Agreement",

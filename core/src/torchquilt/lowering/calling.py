@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from torchquilt.errors import ProgramInputError
-from torchquilt.lowering.values import Port, Ports
+from torchquilt.lowering.program_facts import Port, Ports
 
 
 def flat_inputs(structure: str, ports: Ports, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -16,8 +16,8 @@ from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import ProgramError
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.lowering.calling import arrange_outputs, check_inputs, flat_inputs
-from torchquilt.lowering.contract import Kernel, Runner
-from torchquilt.lowering.values import Leftover, Placed, Ports, Verification
+from torchquilt.lowering.program_facts import Leftover, Placed, Ports, Verification
+from torchquilt.lowering.target import Kernel, Runner
 
 #: What is added to the name of a program for the file beside it that says what is in it.
 REPORT_SUFFIX = ".json"

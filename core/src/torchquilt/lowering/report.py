@@ -16,9 +16,17 @@ import attrs
 from torchquilt._internal.text_tables import counted
 from torchquilt.errors import ModelError
 from torchquilt.ledger.ledger import Ledger
-from torchquilt.lowering.contract import Kernel
 from torchquilt.lowering.program import LoweredProgram, report_path
-from torchquilt.lowering.values import Agreement, Dimension, Leftover, Placed, Port, Ports, Verification
+from torchquilt.lowering.program_facts import (
+    Agreement,
+    Dimension,
+    Leftover,
+    Placed,
+    Port,
+    Ports,
+    Verification,
+)
+from torchquilt.lowering.target import Kernel
 
 #: Version of the JSON of a report.
 JSON_SCHEMA = 1

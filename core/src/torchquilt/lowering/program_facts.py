@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import attrs
 
-from torchquilt.lowering.contract import Arithmetic, Constant
+from torchquilt.lowering.target import Arithmetic, Constant
 
 #: Orders of dimensions in memory that have a name.
 _ORDERS: dict[tuple[int, ...], str] = {(0, 2, 3, 1): "channels_last"}

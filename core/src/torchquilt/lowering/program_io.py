@@ -14,14 +14,14 @@ import attrs
 
 from torchquilt.errors import LoweringError
 from torchquilt.graph.node_values import arguments_of, overload_name
-from torchquilt.lowering.values import LARGEST, Dimension, Port, Ports
+from torchquilt.lowering.program_facts import LARGEST, Dimension, Port, Ports
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-    from torchquilt.lowering.contract import Constant
+    from torchquilt.lowering.target import Constant
 
 _QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
 _DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-from torchquilt.lowering.contract import Lowered, Runner, Slot
-from torchquilt.lowering.values import LARGEST, Dimension, Port, Ports
+from torchquilt.lowering.program_facts import LARGEST, Dimension, Port, Ports
+from torchquilt.lowering.target import Lowered, Runner, Slot
 
 
 def ports_of(runner: Runner) -> Ports:

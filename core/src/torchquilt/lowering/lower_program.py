@@ -18,11 +18,11 @@ from torchquilt.errors import (
     ProgramError,
     ProgramInputError,
 )
-from torchquilt.lowering.contract import Contribution, Lowered, Runner, Target, TryingTarget
 from torchquilt.lowering.program import LoweredProgram, report_path
-from torchquilt.lowering.slots import as_stored, narrowed, ports_of
-from torchquilt.lowering.sources import Source, source_of
-from torchquilt.lowering.values import Verification
+from torchquilt.lowering.program_facts import Verification
+from torchquilt.lowering.quantized_source import Source, source_of
+from torchquilt.lowering.stored_io import as_stored, narrowed, ports_of
+from torchquilt.lowering.target import Contribution, Lowered, Runner, Target, TryingTarget
 from torchquilt.plugins import registry
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from torchquilt.artifact.loading import Artifact
-    from torchquilt.lowering.joining import Joint
+    from torchquilt.lowering.ledger_join import Joint
 
 
 #: Errors of running a program that say nothing of what a delegate takes.
@@ -85,10 +85,10 @@ def lower(
         PluginNotFoundError, PluginLoadError, PluginConflictError: the target, or what a backend gives to it,
             is not installed or does not load.
     """
-    from torchquilt.lowering.border import quantized_border
-    from torchquilt.lowering.decisions import with_decisions
-    from torchquilt.lowering.inlining import inlined
-    from torchquilt.lowering.joining import Joint, float_islands, joined
+    from torchquilt.lowering.float_marks import with_decisions
+    from torchquilt.lowering.ledger_join import Joint, float_islands, joined
+    from torchquilt.lowering.program_io import quantized_border
+    from torchquilt.lowering.region_inlining import inlined
 
     runtime: Target = registry.target(target)
     source = source_of(quantized, example_inputs, dynamic_shapes)
@@ -141,7 +141,7 @@ def _verification(
     tried: LoweredProgram, model: ExportedProgram, example_inputs: object, verify: bool | float | str
 ) -> Verification | None:
     """How a program compares with the model, as far as that was asked for."""
-    from torchquilt.lowering.verifying import LEAST_SQNR, verified, verified_if_possible
+    from torchquilt.lowering.verification import LEAST_SQNR, verified, verified_if_possible
 
     if verify is False:
         return None

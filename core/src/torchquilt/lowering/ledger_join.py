@@ -18,8 +18,8 @@ from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.ledger.lowering_status import Fate
 from torchquilt.ledger.rows import Row
-from torchquilt.lowering.contract import Conversion, Lowered, Operation
-from torchquilt.lowering.values import Leftover, Placed
+from torchquilt.lowering.program_facts import Leftover, Placed
+from torchquilt.lowering.target import Conversion, Lowered, Operation
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -16,11 +16,11 @@ from torchquilt.errors import LoweringError, MissingRuntimeError, VerificationEr
 from torchquilt.graph.node_values import arguments_of, operator_of, overload_name
 from torchquilt.graph.signature import call_arguments
 from torchquilt.graph.subgraphs import nodes_of
-from torchquilt.lowering.border import output_grids
-from torchquilt.lowering.inlining import inlined
 from torchquilt.lowering.program import LoweredProgram
+from torchquilt.lowering.program_facts import Agreement, Port, Verification
+from torchquilt.lowering.program_io import output_grids
+from torchquilt.lowering.region_inlining import inlined
 from torchquilt.lowering.rounding import rounded_otherwise
-from torchquilt.lowering.values import Agreement, Port, Verification
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
