@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from torchquilt.testing.plugin import Lowering
+from torchquilt.testing.lowering import Lowering
 
 
 def lower(model: GraphModule, inputs: tuple[Any, ...]) -> torch.Tensor:

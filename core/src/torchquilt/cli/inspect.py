@@ -33,7 +33,8 @@ def inspect(file: Path, as_json: bool) -> int:
 
     Of what `lower` wrote, the report that lies beside it is shown: where each operator runs.
     """
-    from torchquilt.lowering.report import is_reported, read_report
+    from torchquilt.lowering.program import read_report
+    from torchquilt.lowering.report import is_reported
 
     if is_reported(file):
         program = read_report(file)

@@ -37,7 +37,7 @@ class Request:
         for option, value in (("data", self.data), ("least-sqnr", self.least_sqnr)):
             if value is not None and self.verify is False:
                 raise click.UsageError(f"--{option} is about comparing, which --no-verify leaves out.")
-        from torchquilt.lowering.program import report_path
+        from torchquilt.lowering.report import report_path
 
         read = [path for path in (self.model, self.data) if path]
         for path in (self.output, report_path(self.output)):

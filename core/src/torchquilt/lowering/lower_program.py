@@ -18,9 +18,10 @@ from torchquilt.errors import (
     ProgramError,
     ProgramInputError,
 )
-from torchquilt.lowering.program import LoweredProgram, report_path
+from torchquilt.lowering.program import LoweredProgram, with_report
 from torchquilt.lowering.program_facts import Verification
 from torchquilt.lowering.quantized_source import Source, source_of
+from torchquilt.lowering.report import report_path
 from torchquilt.lowering.stored_io import as_stored, narrowed, ports_of
 from torchquilt.lowering.target import Contribution, Lowered, Runner, Target, TryingTarget
 from torchquilt.plugins import registry
@@ -184,8 +185,6 @@ def load(path: str | os.PathLike[str], target: str = "executorch") -> LoweredPro
         PluginNotFoundError, PluginLoadError: the target is not installed, or does not load.
         OSError: the file cannot be opened.
     """
-    from torchquilt.lowering.report import with_report
-
     path = Path(path)
     runtime: Target = registry.target(target)
     buffer = path.read_bytes()

@@ -5,6 +5,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,13 @@ import attrs
 
 from torchquilt._internal.atomic_files import check_is_replaceable, replacing
 from torchquilt._internal.torch_defaults import default_global_state
-from torchquilt.errors import ProgramError
+from torchquilt.errors import ModelError, ProgramError
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.lowering.calling import arrange_outputs, check_inputs, flat_inputs
 from torchquilt.lowering.program_facts import Leftover, Placed, Ports, Verification
+from torchquilt.lowering.report import ProgramReport, report_path
 from torchquilt.lowering.target import Kernel, Runner
 
-#: What is added to the name of a program for the file beside it that says what is in it.
-REPORT_SUFFIX = ".json"
 _MOST_PLACES = 3
 
 
@@ -68,7 +68,7 @@ class LoweredProgram:
     @property
     def integer_operations(self) -> tuple[Placed, ...]:
         """The operators that delegates run as integers."""
-        return tuple(one for one in self.operations if one.place and one.arithmetic == "integer")
+        return tuple(one for one in self.operations if one.runs_as_integers)
 
     @default_global_state()
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -139,20 +139,57 @@ class LoweredProgram:
 
     def to_json(self) -> str:
         """All but the program itself as JSON text, with a schema version and the digest of the program."""
-        from torchquilt.lowering.report import report
+        return self._report().to_json()
 
-        return report(self)
+    def _report(self) -> ProgramReport:
+        """Everything about it but the program itself."""
+        return ProgramReport(
+            sha256=_digest(self),
+            nbytes=self.size,
+            **{name: getattr(self, name) for name in _REPORTED},
+        )
 
     def __repr__(self) -> str:
         backends = ", ".join(self.backends) or "no backend"
         return f"<LoweredProgram for {self.target}, from {backends}: {self.size:,} bytes; print it for more>"
 
     def __str__(self) -> str:
-        from torchquilt.lowering.report import summary
-
-        return "\n".join(summary(self))
+        return "\n".join(self._report().summary())
 
 
-def report_path(path: Path) -> Path:
-    """Path of the report of a program."""
-    return path.with_name(path.name + REPORT_SUFFIX)
+#: The fields of a program that its report has, too.
+_REPORTED = tuple(
+    field.name for field in attrs.fields(ProgramReport) if field.name not in ("sha256", "nbytes")
+)
+
+
+def read_report(path: Path) -> LoweredProgram:
+    """Read the report beside a program into a program that cannot be run.
+
+    Raises:
+        ModelError: the report is none, or that of another program.
+        OSError: a file cannot be read.
+    """
+    nothing = LoweredProgram("", (), path.read_bytes(), Ports((), ()), (), ())
+    return with_report(nothing, report_path(path).read_text(encoding="utf-8"))
+
+
+def with_report(program: LoweredProgram, text: str) -> LoweredProgram:
+    """The program with everything that a report says of it.
+
+    Raises:
+        ModelError: the text is no report, or that of another program.
+    """
+    report = ProgramReport.from_json(text)
+    if report.sha256 != (found := _digest(program)):
+        raise ModelError(
+            "This report is about another program.",
+            expected=f"sha256 {report.sha256}",
+            got=f"sha256 {found}",
+            remedy="remove it, or get the program that it was written with",
+        )
+    return attrs.evolve(program, **{name: getattr(report, name) for name in _REPORTED})
+
+
+def _digest(program: LoweredProgram) -> str:
+    return hashlib.sha256(program.buffer).hexdigest()

@@ -152,6 +152,11 @@ class Placed:
     arithmetic: Arithmetic
     line: str = ""
 
+    @property
+    def runs_as_integers(self) -> bool:
+        """Whether a delegate computes it with integers."""
+        return bool(self.place) and self.arithmetic == "integer"
+
     def __str__(self) -> str:
         where = ", ".join(filter(None, (self.module and f"module {self.module}", self.line)))
         return f"{self.node or 'a node that is not known'} ({', '.join(filter(None, (self.op, where)))})"

@@ -5,7 +5,6 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -16,7 +15,6 @@ import attrs
 from torchquilt._internal.text_tables import counted
 from torchquilt.errors import ModelError
 from torchquilt.ledger.ledger import Ledger
-from torchquilt.lowering.program import LoweredProgram, report_path
 from torchquilt.lowering.program_facts import (
     Agreement,
     Dimension,
@@ -28,35 +26,113 @@ from torchquilt.lowering.program_facts import (
 )
 from torchquilt.lowering.target import Kernel
 
+#: What is added to the name of a program for the file beside it that says what is in it.
+REPORT_SUFFIX = ".json"
 #: Version of the JSON of a report.
 JSON_SCHEMA = 1
 #: Saved models begin with it, lowered programs do not.
 _ARCHIVE = b"PK"
 
 
-def report(program: LoweredProgram) -> str:
-    """The report as JSON text, with a schema version and the digest of the program."""
-    checked = program.verification
-    return json.dumps(
-        {
-            "schema": JSON_SCHEMA,
-            "sha256": hashlib.sha256(program.buffer).hexdigest(),
-            "nbytes": program.size,
-            "target": program.target,
-            "backends": [*program.backends],
-            "io": attrs.asdict(program.io),
-            "delegates": [*program.delegates],
-            "operators": [*program.operators],
-            "operations": [attrs.asdict(one) for one in program.operations],
-            "kernels": [attrs.asdict(kernel) for kernel in program.kernels],
-            "leftovers": [attrs.asdict(one) for one in program.leftovers],
-            "float_islands": [[*island] for island in program.float_islands],
-            "verification": None if checked is None else plain_verification(checked),
-            "ledger": None if program.ledger is None else program.ledger.to_plain(),
-        },
-        indent=1,
-        allow_nan=False,
-    )
+@attrs.frozen(eq=False)
+class ProgramReport:
+    """Everything about a program but the program itself.
+
+    Args:
+        sha256: digest of the program.
+        nbytes: its size.
+        target, backends, io, delegates, operators, ledger, operations, kernels, leftovers, float_islands,
+            verification: as for :class:`torchquilt.LoweredProgram`.
+    """
+
+    sha256: str
+    nbytes: int
+    target: str
+    backends: tuple[str, ...]
+    io: Ports
+    delegates: tuple[str, ...]
+    operators: tuple[str, ...]
+    ledger: Ledger | None
+    operations: tuple[Placed, ...]
+    kernels: tuple[Kernel, ...]
+    leftovers: tuple[Leftover, ...]
+    float_islands: tuple[tuple[str, ...], ...]
+    verification: Verification | None
+
+    def to_json(self) -> str:
+        """The report as JSON text, with a schema version."""
+        checked = self.verification
+        return json.dumps(
+            {
+                "schema": JSON_SCHEMA,
+                "sha256": self.sha256,
+                "nbytes": self.nbytes,
+                "target": self.target,
+                "backends": [*self.backends],
+                "io": attrs.asdict(self.io),
+                "delegates": [*self.delegates],
+                "operators": [*self.operators],
+                "operations": [attrs.asdict(one) for one in self.operations],
+                "kernels": [attrs.asdict(kernel) for kernel in self.kernels],
+                "leftovers": [attrs.asdict(one) for one in self.leftovers],
+                "float_islands": [[*island] for island in self.float_islands],
+                "verification": None if checked is None else plain_verification(checked),
+                "ledger": None if self.ledger is None else self.ledger.to_plain(),
+            },
+            indent=1,
+            allow_nan=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> ProgramReport:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ModelError: the text is no report, or one of another schema version.
+        """
+        try:
+            data = json.loads(text)
+            if data["schema"] != JSON_SCHEMA:
+                raise ModelError(
+                    "This report is of another schema version.",
+                    expected=JSON_SCHEMA,
+                    got=data["schema"],
+                    remedy="read it with the torchquilt that wrote it",
+                )
+            return cls(sha256=data["sha256"], nbytes=data["nbytes"], **_fields(data))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                "This is no report of a program.", got=f"{type(error).__name__}: {error}"
+            ) from error
+
+    def summary(self) -> list[str]:
+        """Summary of the program, in lines."""
+        lines = [f"{self.target}: {self.nbytes:,} bytes, from {', '.join(self.backends) or 'no backend'}"]
+        lines.append(str(self.io))
+        if self.operations:
+            integers = sum(one.runs_as_integers for one in self.operations)
+            islands = len(self.float_islands)
+            lines.append(
+                f"delegated as integers: {counted(integers, 'operator')}; islands of float: {islands}"
+            )
+        if self.operators:
+            lines.append(f"kernels of the runtime: {', '.join(self.operators)}")
+        if self.leftovers:
+            lines.append("left outside:")
+        lines += [f"  {one}" for one in self.leftovers]
+        if self.ledger is not None:
+            lines.append(str(self.ledger))
+        if self.verification is not None:
+            told = str(self.verification).splitlines()
+            lines += ["against the quantized model:", *(f"  {line}" for line in told)]
+        return lines
+
+
+def report_path(path: Path) -> Path:
+    """Path of the report of a program."""
+    return path.with_name(path.name + REPORT_SUFFIX)
 
 
 def plain_verification(verification: Verification) -> dict[str, Any]:
@@ -76,66 +152,6 @@ def is_reported(path: Path) -> bool:
     with path.open("rb") as file:
         is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
     return not is_archive and report_path(path).is_file()
-
-
-def read_report(path: Path) -> LoweredProgram:
-    """Read the report beside a program into a program that cannot be run.
-
-    Raises:
-        ModelError: the report is none, or that of another program.
-        OSError: a file cannot be read.
-    """
-    nothing = LoweredProgram("", (), path.read_bytes(), Ports((), ()), (), ())
-    return with_report(nothing, report_path(path).read_text(encoding="utf-8"))
-
-
-def with_report(program: LoweredProgram, text: str) -> LoweredProgram:
-    """The program with what a report says of it.
-
-    Raises:
-        ModelError: the text is no report, or that of another program.
-    """
-    try:
-        data = json.loads(text)
-        if data["schema"] != JSON_SCHEMA:
-            raise ModelError(
-                "This report is of another schema version.",
-                expected=JSON_SCHEMA,
-                got=data["schema"],
-                remedy="read it with the torchquilt that wrote it",
-            )
-        if data["sha256"] != (found := hashlib.sha256(program.buffer).hexdigest()):
-            raise ModelError(
-                "This report is about another program.",
-                expected=f"sha256 {data['sha256']}",
-                got=f"sha256 {found}",
-                remedy="remove it, or get the program that it was written with",
-            )
-        return attrs.evolve(program, **_fields(data))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError("This is no report of a program.", got=f"{type(error).__name__}: {error}") from error
-
-
-def summary(program: LoweredProgram) -> list[str]:
-    """Summary of a program, in lines."""
-    lines = [f"{program.target}: {program.size:,} bytes, from {', '.join(program.backends) or 'no backend'}"]
-    lines.append(str(program.io))
-    if program.operations:
-        integers, islands = len(program.integer_operations), len(program.float_islands)
-        lines.append(f"delegated as integers: {counted(integers, 'operator')}; islands of float: {islands}")
-    if program.operators:
-        lines.append(f"kernels of the runtime: {', '.join(program.operators)}")
-    if program.leftovers:
-        lines.append("left outside:")
-    lines += [f"  {one}" for one in program.leftovers]
-    if program.ledger is not None:
-        lines.append(str(program.ledger))
-    if program.verification is not None:
-        told = str(program.verification).splitlines()
-        lines += ["against the quantized model:", *(f"  {line}" for line in told)]
-    return lines
 
 
 def _fields(data: dict[str, Any]) -> dict[str, Any]:

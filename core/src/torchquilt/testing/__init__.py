@@ -13,6 +13,7 @@ at the end.
 file           what is in it
 =============  ====================================================================================
 ``plugin``     the options of pytest, the hook for lowering, and printing the table at the end
+``lowering``   the type of a function that lowers a model and runs it
 ``conftest``   one test for each row: what is parametrized, and the fixtures
 ``subject``    the backend under test
 ``configs``    the configs that a row takes, and some that it does not

@@ -12,7 +12,8 @@ from torchquilt.support.operators import OPERATORS
 from torchquilt.support.table import SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.coverage import PROPERTY
-from torchquilt.testing.plugin import LOWERINGS, SUBJECT, Lowering
+from torchquilt.testing.lowering import Lowering
+from torchquilt.testing.plugin import LOWERINGS, SUBJECT
 from torchquilt.testing.subject import Subject, row_id
 
 _GRAPHS_OF_A_TEST = 10

@@ -25,7 +25,7 @@ from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.testing.configs import configs_of
 from torchquilt.testing.graphs import AGAIN, OTHERS, Graph, Graphs, Plan, Step, patterns_of
-from torchquilt.testing.plugin import Lowering
+from torchquilt.testing.lowering import Lowering
 from torchquilt.testing.process import Process
 from torchquilt.testing.subject import Subject, installed, named, row_id
 from torchquilt.testing.targets import installed_lowerings

@@ -7,20 +7,16 @@ the kit, and does nothing unless one of its options is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pytest
 
 from torchquilt.errors import TorchquiltError
+from torchquilt.testing.lowering import Lowering
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule
-
     from torchquilt.testing.subject import Subject
-
-#: Lowers a quantized model, runs it, and returns its outputs. Raises where a part does not run as integers.
-Lowering: TypeAlias = "Callable[[GraphModule, tuple[Any, ...]], Any]"
 
 # Set where the kit is asked for, so that its conftest finds it.
 SUBJECT: pytest.StashKey[Subject] = pytest.StashKey()

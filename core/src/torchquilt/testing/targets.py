@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torchquilt.lowering import LoweredProgram, lower
 from torchquilt.plugins.registry import targets
 from torchquilt.support.operators import OPERATORS
-from torchquilt.testing.plugin import Lowering
+from torchquilt.testing.lowering import Lowering
 from torchquilt.testing.subject import Subject
 
 #: What has to become of a quantized operator: the target runs it as integers, or it is not there any more.

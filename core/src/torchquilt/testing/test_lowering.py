@@ -8,7 +8,7 @@ from torchquilt.support.table import SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.conftest import NoteDown
 from torchquilt.testing.limits import describe
-from torchquilt.testing.plugin import Lowering
+from torchquilt.testing.lowering import Lowering
 from torchquilt.testing.subject import Subject
 from torchquilt.testing.trials import sqnr
 
