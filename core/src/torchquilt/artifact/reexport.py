@@ -67,7 +67,7 @@ def _kept_shapes(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
     Raises:
         ArtifactError: the example has a size of 0 or 1 there, which torch takes for a fixed one.
     """
-    from torch.utils import _pytree as pytree
+    from torchquilt._internal.torch_private import pytree
 
     inputs = model.graph.find_nodes(op="placeholder")
     values = [node.meta.get("val") for node in inputs]

@@ -60,7 +60,8 @@ def without_unused_memory(program: ExportedProgram) -> ExportedProgram:
     The program is not changed; without such tensors it is returned as it is.
     """
     import torch
-    from torch.utils import _pytree as pytree
+
+    from torchquilt._internal.torch_private import pytree
 
     examples = pytree.tree_leaves(program.example_inputs)
     stored = [*program.state_dict.values(), *program.constants.values()]

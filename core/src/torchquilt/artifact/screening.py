@@ -25,6 +25,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from torchquilt._internal import torch_private
 from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY
 from torchquilt.errors import ArtifactError
 
@@ -252,7 +253,7 @@ def _check_operator(text: str, where: str) -> None:
     found: Any = torch.ops
     for name in text.split(".")[2:]:
         found = getattr(found, name, None)
-    if not isinstance(found, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)):
+    if not isinstance(found, (torch_private.OpOverload, torch_private.HigherOrderOperator)):
         raise ArtifactError(
             "The program calls an operator that is not known here.",
             expected="operators that are registered in this process",

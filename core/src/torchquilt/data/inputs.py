@@ -10,8 +10,8 @@ import attrs
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
+from torchquilt._internal.torch_private import pytree
 from torchquilt.spec.dtypes import dtype_name
 
 

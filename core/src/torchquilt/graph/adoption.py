@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor
 from torch.fx import Graph, GraphModule, Node, map_arg
-from torch.utils import _pytree as pytree
 
+from torchquilt._internal.torch_private import FakeTensor, pytree
 from torchquilt.errors import QuantizerError
 from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.edits import fake_of, keep_out_of_state

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule
-from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY, _CodeOnlyModule
+
+from torchquilt._internal.torch_private import USER_PRESERVED_ATTRIBUTES_KEY, CodeOnlyModule
 
 # What torch's own copying takes over behind __init__, and what goes with the code of a graph.
 _HOOKS = (
@@ -93,14 +94,14 @@ def _copy_graph_module(model: GraphModule, memo: dict[int, Any]) -> None:
     own: Any = type(copied)  # which torch makes for each graph module
     own.recompile = outdate
     try:
-        model._deepcopy_init()(copied, _CodeOnlyModule(values), values["_graph"])
+        model._deepcopy_init()(copied, CodeOnlyModule(values), values["_graph"])
     finally:
         del own.recompile
     for name in (*_CODE, *_HOOKS):
         if name in values:
             vars(copied)[name] = values[name]
     copied.meta = copy.deepcopy(model.meta, memo)
-    for name, value in copied.meta.get(_USER_PRESERVED_ATTRIBUTES_KEY, {}).items():
+    for name, value in copied.meta.get(USER_PRESERVED_ATTRIBUTES_KEY, {}).items():
         setattr(copied, name, value)
     for hook in getattr(model, "_deepcopy_hooks", ()):
         hook(copied)

@@ -12,12 +12,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature
 from torch.fx import Graph, GraphModule, Node
-from torch.utils import _pytree as pytree
 
+from torchquilt._internal.torch_private import FakeTensor, FakeTensorMode, pytree
 from torchquilt.graph.code_generation import copy_without_code, outdate
 from torchquilt.graph.node_values import HELPS, WRITTEN_FOR, attribute, operator_of, overload_name, writes_to
 from torchquilt.graph.shared_storage import copies_in_common, tensors_of, written_tensors

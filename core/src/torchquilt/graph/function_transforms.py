@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from torchquilt._internal import torch_private
+
 if TYPE_CHECKING:
     from torch.fx import Graph, Node
 
@@ -63,15 +65,14 @@ def _function_name(node: Node) -> str:
 @contextmanager
 def leaving_transforms() -> Iterator[None]:
     """Leave the transforms that the block enters and does not leave, as where an operator in them fails."""
-    import torch
     from torch.autograd import forward_ad
 
-    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+    depth = torch_private.functorch.get_dynamic_layer_stack_depth()
     level = forward_ad._current_level
     try:
         yield
     finally:
         while forward_ad._current_level > level:
             forward_ad.exit_dual_level()  # type: ignore[no-untyped-call]
-        if torch._C._functorch.get_dynamic_layer_stack_depth() > depth:
-            torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        if torch_private.functorch.get_dynamic_layer_stack_depth() > depth:
+            torch_private.functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)

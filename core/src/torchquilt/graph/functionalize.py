@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node, map_arg
 
+from torchquilt._internal.torch_private import FakeTensor
 from torchquilt.errors import ModelError
 from torchquilt.graph.aliasing import aliased_inputs
 from torchquilt.graph.code_generation import outdate

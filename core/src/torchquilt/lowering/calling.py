@@ -29,7 +29,7 @@ def flat_inputs(structure: str, ports: Ports, args: tuple[Any, ...], kwargs: Map
     Raises:
         ProgramInputError: they have another structure.
     """
-    from torch.utils import _pytree as pytree
+    from torchquilt._internal.torch_private import pytree
 
     if not structure:
         return pytree.tree_leaves((args, dict(kwargs)))
@@ -79,7 +79,7 @@ def _leaves(
     arguments: Sequence[_Argument], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[Any] | None:
     """Flatten the arguments of a call; None where one does not fit."""
-    from torch.utils import _pytree as pytree
+    from torchquilt._internal.torch_private import pytree
 
     rest = dict(kwargs)
     leaves: list[Any] = []
@@ -101,7 +101,7 @@ def _leaves(
 
 
 def _structure_text(structure: Any) -> str:
-    from torch.utils import _pytree as pytree
+    from torchquilt._internal.torch_private import pytree
 
     shown = pytree.tree_unflatten([_Leaf()] * structure.num_leaves, structure)
     args, kwargs = shown if isinstance(shown, tuple) and len(shown) == 2 else (shown, {})
@@ -118,7 +118,7 @@ def arrange_outputs(outputs: list[Any], structure: str, ports: Ports) -> Any:
     """Arrange the outputs of a program in the structure that pytree wrote; as a list where it is not
     known.
     """
-    from torch.utils import _pytree as pytree
+    from torchquilt._internal.torch_private import pytree
 
     if len(outputs) == len(ports.outputs):  # a text is not stored, and comes out as None
         pairs = zip(ports.outputs, outputs, strict=True)

@@ -254,7 +254,7 @@ def _dtype_and_shape(node: Any, program: ExportedProgram) -> tuple[str, tuple[Di
 def _dimension(size: Any, program: ExportedProgram) -> Dimension:
     if isinstance(size, int):
         return Dimension(size, size)
-    from torch.utils._sympy.value_ranges import bound_sympy
+    from torchquilt._internal.torch_private import bound_sympy
 
     found = bound_sympy(size.node.expr, program.range_constraints)
     return Dimension(int(found.lower), int(min(found.upper, LARGEST)), str(size))

@@ -190,7 +190,7 @@ def _outputs(
     context: AbstractContextManager[None] | None = None,
 ) -> list[Any]:
     """Outputs of the model, in order, run within a context."""
-    from torch.utils import _pytree as pytree
+    from torchquilt._internal.torch_private import pytree
 
     with context or nullcontext():
         return pytree.tree_leaves(_run(model, args, kwargs))
@@ -198,7 +198,7 @@ def _outputs(
 
 def _returned(program: LoweredProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Outputs of the program, in order, which takes its inputs as its ports say."""
-    from torch.utils import _pytree as pytree
+    from torchquilt._internal.torch_private import pytree
 
     leaves, structure = pytree.tree_flatten((args, kwargs))
     given = [_as_port(port, value) for port, value in zip(program.io.inputs, leaves, strict=False)]

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from torchquilt._internal.torch_defaults import default_global_state
+from torchquilt._internal.torch_private import PyTreeCodeGen
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
 from torchquilt.graph.aliasing import Memory
 from torchquilt.graph.batch_norm_folding import fold_batch_norm
@@ -161,7 +162,7 @@ def _random_problems(model: GraphModule) -> Iterator[ModelError]:
 def _check_is_exported(model: GraphModule) -> None:
     """Refuse graphs of another making: not recorded with shapes, or with the weights as inputs."""
     inputs = [node for node in model.graph.nodes if node.op == "placeholder"]
-    has_pytree = isinstance(model.graph._codegen, torch.fx.graph._PyTreeCodeGen)
+    has_pytree = isinstance(model.graph._codegen, PyTreeCodeGen)
     if not has_pytree and any(str(node.target).startswith("p_") for node in inputs):
         raise ModelError(
             "This is the graph inside of an exported program, which takes the weights as inputs.",

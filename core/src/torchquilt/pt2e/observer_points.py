@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch._subclasses import FakeTensor
 
+from torchquilt._internal.torch_private import FakeTensor
 from torchquilt.errors import AnnotationError, CalibrationError
 from torchquilt.observers import MinMaxObserver, Observer, QParams, qparams_of_range
 from torchquilt.observers.qparams import as_rows

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 
 import attrs
 import torch
-from torch._subclasses import FakeTensor
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 from torch.fx import GraphModule, Node
 
+from torchquilt._internal.torch_private import FakeTensor
 from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.edits import (
     erase_unused,

@@ -16,8 +16,8 @@ import attrs
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
+from torchquilt._internal.torch_private import pytree
 from torchquilt.graph.node_values import overload_name
 from torchquilt.pt2e.calibration.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e

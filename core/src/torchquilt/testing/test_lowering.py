@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch.utils import _pytree as pytree
-
+from torchquilt._internal.torch_private import pytree
 from torchquilt.support.table import SupportRow
 from torchquilt.testing.bench import Bench
 from torchquilt.testing.conftest import NoteDown

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import OutputKind, TensorArgument
 
+from torchquilt._internal.torch_private import FakeTensor
 from torchquilt.graph.edits import copied_graph, with_graph
 from torchquilt.graph.subgraphs import regions
 from torchquilt_executorch.signature import inputs_of, is_in_channels_last

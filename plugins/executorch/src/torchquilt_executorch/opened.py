@@ -16,6 +16,7 @@ import attrs
 import torch
 from torch.fx import GraphModule, Node
 
+from torchquilt._internal.torch_private import OpOverload
 from torchquilt.lowering import Arithmetic, Conversion, Kernel, Operation
 from torchquilt_executorch.origins import Origins, body_names, chain
 
@@ -36,9 +37,9 @@ _NAMELESS = -2
 def overload(node: Node) -> str:
     """The overload that a node calls, ``aten.linear.default``; empty where it calls none."""
     target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         target = getattr(target, "_op", None)  # an operator of the edge dialect wraps one of ATen
-    return str(target) if isinstance(target, torch._ops.OpOverload) else ""
+    return str(target) if isinstance(target, OpOverload) else ""
 
 
 def _packet(name: str) -> str:

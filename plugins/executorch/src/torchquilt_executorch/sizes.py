@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
-from torch.utils import _pytree as pytree
-from torch.utils._sympy.value_ranges import bound_sympy
 
+from torchquilt._internal.torch_private import FakeTensorMode, OpOverload, bound_sympy, pytree
 from torchquilt.lowering import place_of
 from torchquilt_executorch.origins import Origins
 from torchquilt_executorch.signature import inputs_of
@@ -97,7 +95,7 @@ def _tracing_operators(program: ExportedProgram) -> list[str]:
 
 def _is_traced_for_some(node: Node) -> bool:
     """Whether a node's operator, traced by itself with sizes that may be any, takes only some of them."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return False
     from torch.fx import Node
 

@@ -19,9 +19,9 @@ from typing import Any
 import attrs
 import torch
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from torchquilt._internal.atomic_files import check_is_replaceable, replacing
+from torchquilt._internal.torch_private import pytree
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.node_values import attribute
 from torchquilt.graph.subgraphs import regions

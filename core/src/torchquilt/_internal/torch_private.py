@@ -1,0 +1,67 @@
+"""Private API of torch that torchquilt needs, in one module, so that an upgrade of torch is one file.
+
+A name is imported when it is first used. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+#: Name → module of torch, and the attribute in it; empty where the module itself is meant.
+_HOME = {
+    # A graph module is copied as one, so that its code is not generated.
+    "CodeOnlyModule": ("torch.fx.graph_module", "_CodeOnlyModule"),
+    # Shapes, dtypes and strides that export recorded.
+    "FakeTensor": ("torch._subclasses", "FakeTensor"),
+    # Computes with fake tensors.
+    "FakeTensorMode": ("torch._subclasses", "FakeTensorMode"),
+    # Control flow, as the target of a node.
+    "HigherOrderOperator": ("torch._ops", "HigherOrderOperator"),
+    # An ATen operator, as the target of a node.
+    "OpOverload": ("torch._ops", "OpOverload"),
+    # The calling convention of an exported module.
+    "PyTreeCodeGen": ("torch.fx.graph", "_PyTreeCodeGen"),
+    # What copying a graph module keeps.
+    "USER_PRESERVED_ATTRIBUTES_KEY": ("torch.fx.graph_module", "_USER_PRESERVED_ATTRIBUTES_KEY"),
+    # The smallest and largest size of a dynamic dimension.
+    "bound_sympy": ("torch.utils._sympy.value_ranges", "bound_sympy"),
+    # The stack of function transforms.
+    "functorch": ("torch._C._functorch", ""),
+    # Nested inputs and outputs as flat lists.
+    "pytree": ("torch.utils._pytree", ""),
+}
+
+__all__ = [
+    "CodeOnlyModule",
+    "FakeTensor",
+    "FakeTensorMode",
+    "HigherOrderOperator",
+    "OpOverload",
+    "PyTreeCodeGen",
+    "USER_PRESERVED_ATTRIBUTES_KEY",
+    "bound_sympy",
+    "functorch",
+    "pytree",
+]
+
+if TYPE_CHECKING:
+    from torch._C import _functorch as functorch
+    from torch._ops import HigherOrderOperator as HigherOrderOperator
+    from torch._ops import OpOverload as OpOverload
+    from torch._subclasses import FakeTensor as FakeTensor
+    from torch._subclasses import FakeTensorMode as FakeTensorMode
+    from torch.fx.graph import _PyTreeCodeGen as PyTreeCodeGen
+    from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as USER_PRESERVED_ATTRIBUTES_KEY
+    from torch.fx.graph_module import _CodeOnlyModule as CodeOnlyModule
+    from torch.utils import _pytree as pytree
+    from torch.utils._sympy.value_ranges import bound_sympy as bound_sympy
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, attribute = _HOME[name]
+        found = import_module(module)
+        value = globals()[name] = getattr(found, attribute) if attribute else found
+        return value
