@@ -14,21 +14,27 @@ from typing import Any
 def lazy_names(
     namespace: dict[str, Any], module_of: Mapping[str, str]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562), which binds a name once it was asked for.
+    """The ``__getattr__`` and ``__dir__`` of a package or module (PEP 562), which binds a name once it was
+    asked for.
 
     Type checkers are to be told the same with imports under ``TYPE_CHECKING``, and not to see this call: in
     their eyes a module with a ``__getattr__`` has every attribute.
 
     Args:
-        namespace: the ``globals()`` of the package, which has ``__all__`` by the time it is looked into.
-        module_of: name → the module below the package that defines it.
+        namespace: the ``globals()`` of the package, or of a module in it. It has ``__all__`` by the time it
+            is looked into.
+        module_of: name → the module below the package that defines it, or the package that the name is a
+            module of.
     """
-    package = namespace["__name__"]
+    name_of_module, package = namespace["__name__"], namespace["__package__"]
 
     def get(name: str) -> object:
         if name not in module_of:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = namespace[name] = getattr(import_module(f"{package}.{module_of[name]}"), name)
+            raise AttributeError(f"module {name_of_module!r} has no attribute {name!r}")
+        module = import_module(f"{package}.{module_of[name]}")
+        if not hasattr(module, name):  # a module in a package that does not import it
+            import_module(f"{module.__name__}.{name}")
+        value = namespace[name] = getattr(module, name)
         return value
 
     def names() -> list[str]:

@@ -251,7 +251,7 @@ def _contribution(backend: str, target: str) -> Contribution:
         raise PluginLoadError(
             f"What the backend {backend!r} gives to {target!r} is no contribution.",
             quantizer=backend,
-            expected="torchquilt.lowering.Contribution",
+            expected="torchquilt.backend.Contribution",
             got=repr(found),
             remedy="name a Contribution in the manifest",
         )

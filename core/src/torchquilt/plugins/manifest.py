@@ -115,7 +115,7 @@ def _check_contributions(
                 "The contributions of a Manifest do not say what is contributed to which target.",
                 expected="{'executorch': 'package.module:CONTRIBUTION'}",
                 got=repr({target: reference}),
-                remedy="name the target, and where the torchquilt.lowering.Contribution for it is, as text",
+                remedy="name the target, and where the torchquilt.backend.Contribution for it is, as text",
             )
 
 
@@ -182,9 +182,9 @@ class Manifest:
             has ``from_preset(name)`` if there are presets.
         presets: the named configurations, in the order in which they are to be listed.
         targets: the runtimes that what it quantizes can be lowered to.
-        target: where the class of a lowering target is, likewise; :class:`torchquilt.lowering.Target` says
+        target: where the class of a lowering target is, likewise; :class:`torchquilt.backend.Target` says
             what it has.
-        contributions: name of a target → where the :class:`torchquilt.lowering.Contribution` is that the
+        contributions: name of a target → where the :class:`torchquilt.backend.Contribution` is that the
             target needs to lower what this backend quantizes.
 
     Raises:

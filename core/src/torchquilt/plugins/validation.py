@@ -56,7 +56,7 @@ def _register(plugin: object, offer: Offer) -> pluggy.PluginManager:
         raise PluginError(
             f"The plugin {offer.name!r} does not implement the hook torchquilt_manifest.",
             plugin=offer.name,
-            expected="a function torchquilt_manifest() that is marked with torchquilt.plugins.hookimpl",
+            expected="a function torchquilt_manifest() that is marked with torchquilt.backend.hookimpl",
             got=f"none in {offer.entry_point.value if offer.entry_point else plugin!r}",
             remedy="add the function, or the marker",
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, SupportRow, SupportTable
-from torchquilt.support import operators as ops
-from torchquilt.support.constraints import CONSTANT_WEIGHT, FLOAT32, input_rank
+from torchquilt.backend import CONSTANT_WEIGHT, FLOAT32, input_rank
+from torchquilt.backend import operators as ops
 from torchquilt_acme_npu.specs import GROUP
 
 _INT8 = AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)

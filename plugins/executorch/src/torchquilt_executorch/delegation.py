@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
 from torchquilt import LoweringError
-from torchquilt.lowering import Contribution
+from torchquilt.backend import Contribution
 from torchquilt_executorch.failures import step
 from torchquilt_executorch.given import as_given
 from torchquilt_executorch.options import merged

@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt import LoweringError
-from torchquilt.lowering import place_of
+from torchquilt.backend import place_of
 from torchquilt_executorch.origins import Origins
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchquilt.graph.edits import copied_graph, with_graph
+from torchquilt.backend import copied_graph, with_graph
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

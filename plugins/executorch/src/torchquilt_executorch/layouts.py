@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export.graph_signature import OutputKind, TensorArgument
 
-from torchquilt._internal.torch_private import FakeTensor
-from torchquilt.graph.edits import copied_graph, with_graph
-from torchquilt.graph.subgraphs import regions
+from torchquilt.backend import FakeTensor, copied_graph, regions, with_graph
 from torchquilt_executorch.signature import inputs_of, is_in_channels_last
 
 if TYPE_CHECKING:

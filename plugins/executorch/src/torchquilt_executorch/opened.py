@@ -16,8 +16,7 @@ import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt._internal.torch_private import OpOverload
-from torchquilt.lowering import Arithmetic, Conversion, Kernel, Operation
+from torchquilt.backend import Arithmetic, Conversion, Kernel, Operation, OpOverload
 from torchquilt_executorch.origins import Origins, body_names, chain
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchquilt import LoweringError
-from torchquilt.lowering import Contribution
+from torchquilt.backend import Contribution
 
 
 def merged(field: str, contributions: Mapping[str, Contribution]) -> dict[str, Any]:

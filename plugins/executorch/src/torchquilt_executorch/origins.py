@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
-from torchquilt.graph.subgraphs import regions
+from torchquilt.backend import regions
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

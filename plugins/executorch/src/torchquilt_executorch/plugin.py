@@ -1,6 +1,6 @@
 """Manifest of the target. Imports no torch, since every listing imports this module."""
 
-from torchquilt.plugins import Manifest, hookimpl
+from torchquilt.backend import Manifest, hookimpl
 
 
 @hookimpl

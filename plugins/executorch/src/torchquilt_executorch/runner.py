@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torchquilt import MissingRuntimeError, ProgramError
-from torchquilt.lowering import Slot
+from torchquilt.backend import Slot
 from torchquilt_executorch.known_noise import without_known_lines, without_known_records
 from torchquilt_executorch.stored import StoredProgram
 
@@ -94,7 +94,7 @@ class ExecuTorchRunner:
         return self._stored.structure
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
-        """Run the program; see :class:`torchquilt.lowering.Runner`."""
+        """Run the program; see :class:`torchquilt.backend.Runner`."""
         given = [_as_stored(value, slot) for value, slot in zip(inputs, self.inputs, strict=True)]
         with _RUNTIME:
             if self._method is None:

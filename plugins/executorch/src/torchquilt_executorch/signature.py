@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputSpec
 
 from torchquilt import LoweringError
-from torchquilt.graph.edits import copied_graph, with_graph
+from torchquilt.backend import copied_graph, with_graph
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

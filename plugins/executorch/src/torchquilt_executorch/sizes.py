@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from torchquilt._internal.torch_private import FakeTensorMode, OpOverload, bound_sympy, pytree
-from torchquilt.lowering import place_of
+from torchquilt.backend import FakeTensorMode, OpOverload, bound_sympy, place_of, pytree
 from torchquilt_executorch.origins import Origins
 from torchquilt_executorch.signature import inputs_of
 

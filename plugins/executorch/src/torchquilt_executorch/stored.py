@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from torchquilt import LoweringError, ProgramError
-from torchquilt.lowering import Slot
+from torchquilt.backend import Slot
 
 _MAGIC = slice(4, 8)
 _HEADER = slice(8, 8 + 64)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import LoweringError
-from torchquilt.lowering import Contribution, Lowered
+from torchquilt.backend import Contribution, Lowered
 from torchquilt_executorch.failures import step
 from torchquilt_executorch.known_noise import without_known_records
 from torchquilt_executorch.options import merged
@@ -26,7 +26,7 @@ class ExecuTorchTarget:
     """Lowers to ExecuTorch: each backend's partitioners hand its operators to their delegate."""
 
     def lower(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
-        """Make a program; see :class:`torchquilt.lowering.Target`."""
+        """Make a program; see :class:`torchquilt.backend.Target`."""
         return self._lowered(program, contributions)
 
     def lower_what_runs(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
@@ -89,7 +89,7 @@ class ExecuTorchTarget:
         )
 
     def open(self, buffer: bytes, libraries: Sequence[str]) -> ExecuTorchRunner:
-        """Read a stored program; see :class:`torchquilt.lowering.Target`."""
+        """Read a stored program; see :class:`torchquilt.backend.Target`."""
         _require_executorch()
         from torchquilt_executorch.runner import ExecuTorchRunner
 

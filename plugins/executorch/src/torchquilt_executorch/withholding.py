@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from executorch.exir.backend.partitioner import Partitioner
 
-from torchquilt.graph.subgraphs import regions
-from torchquilt.lowering import stays_in_float
+from torchquilt.backend import regions, stays_in_float
 from torchquilt_executorch.opened import is_step, overload
 from torchquilt_executorch.origins import Origins
 

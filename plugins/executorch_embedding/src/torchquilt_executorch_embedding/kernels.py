@@ -95,7 +95,7 @@ def call_kernel(node: Node, table: Table, tensors: tuple[Node, ...]) -> Node:
     """Put the call of a kernel in the place of a lookup, with integers and parameters as it reads them."""
     import torch
 
-    from torchquilt.graph.edits import take_origin
+    from torchquilt.backend import take_origin
 
     grid = (bound - table.shift for bound in table.grid)
     arguments = (*tensors, *grid, node.args[1])

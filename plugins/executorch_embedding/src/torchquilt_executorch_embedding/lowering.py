@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchquilt.lowering import Contribution
+from torchquilt.backend import Contribution
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -1,6 +1,6 @@
 """Manifest of the embedding backend. Imports no torch, since every listing imports this module."""
 
-from torchquilt.plugins import Manifest, PresetInfo, hookimpl
+from torchquilt.backend import Manifest, PresetInfo, hookimpl
 
 
 @hookimpl

@@ -9,7 +9,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from torchquilt.graph.edits import copied_graph, fake_like
+from torchquilt.backend import copied_graph, fake_like
 from torchquilt_executorch_embedding.kernels import Table, call_kernel, define_operators, table_of
 
 

@@ -47,7 +47,7 @@ class ExecuTorchEmbeddingQuantizer(PatternQuantizer):
 def _as_int64(model: GraphModule, indices: Any, embedding: Node) -> Any:
     import torch
 
-    from torchquilt.graph.edits import take_origin
+    from torchquilt.backend import take_origin
 
     value = indices.meta["val"]
     if value.dtype is torch.int64:

@@ -6,8 +6,8 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, Refusal, SupportRow, SupportTable
-from torchquilt.support import operators as ops
-from torchquilt.support.constraints import CONSTANT_WEIGHT
+from torchquilt.backend import CONSTANT_WEIGHT
+from torchquilt.backend import operators as ops
 from torchquilt_executorch_embedding.specs import GROUP_SIZES, RANGES
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchquilt._internal.lazy_imports import lazy_names
+from torchquilt.backend import lazy_names
 
 # The imports below say the same to type checkers, and a test holds the two equal.
 _MODULE_OF = {

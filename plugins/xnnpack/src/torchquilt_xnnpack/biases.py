@@ -34,7 +34,7 @@ def own_biases(program: ExportedProgram) -> ExportedProgram:
     """
     if not any(_is_shared(bias) for _, bias in _read_in(program)):
         return program
-    from torchquilt.graph.edits import copied_graph, with_graph
+    from torchquilt.backend import copied_graph, with_graph
 
     graph, copies = copied_graph(program.graph)
     signature = copy.deepcopy(program.graph_signature)
@@ -48,7 +48,7 @@ def own_biases(program: ExportedProgram) -> ExportedProgram:
 
 def _read_in(program: ExportedProgram) -> Iterator[tuple[Node, Node]]:
     """Each operator with the stored bias that it reads."""
-    from torchquilt.graph.node_values import overload_name
+    from torchquilt.backend import overload_name
 
     stored = program.graph_signature.inputs_to_parameters.keys()
     for node in program.graph.nodes:

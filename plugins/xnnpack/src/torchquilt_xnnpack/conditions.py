@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
-from torchquilt.graph.node_values import arguments_of, overload_name
-from torchquilt.support.constraints import (
+from torchquilt.backend import (
     CONSTANT_WEIGHT,
     FLOAT32,
     argument,
+    arguments_of,
     input_rank,
     keyword_is,
     one_dtype,
+    overload_name,
 )
 
 if TYPE_CHECKING:

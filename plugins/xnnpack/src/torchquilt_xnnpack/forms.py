@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.graph.node_values import arguments_of, is_empty, overload_name, tensor_of
-from torchquilt.support.operators import CAT
+from torchquilt.backend import arguments_of, is_empty, overload_name, tensor_of
+from torchquilt.backend import operators as ops
 from torchquilt_xnnpack.conditions import bounds, is_pointwise, is_split, padding_of, split_dimension
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
     from torchquilt import QuantizationConfig
-    from torchquilt.intent.intent import Intent
-    from torchquilt.quantizers.matching import Claim
-    from torchquilt.support.operators import Operand
-    from torchquilt.support.table import SupportTable
+    from torchquilt.backend import Claim, Intent, Operand, SupportTable
 
 
 def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:
@@ -117,7 +114,7 @@ def write_parts(model: GraphModule, intent: Intent) -> None:
 def _write_slices(model: GraphModule, node: Node) -> None:
     import operator
 
-    from torchquilt.graph.edits import call_before, erase_unused, write_as
+    from torchquilt.backend import call_before, erase_unused, write_as
 
     data, dim = _arguments(node)[0], split_dimension(node)
     parts = node.meta["val"]
@@ -140,14 +137,14 @@ def _write_slices(model: GraphModule, node: Node) -> None:
 
 def _joins_empty(node: Node) -> bool:
     """Whether a node joins tensors some of which never have an element, and others may."""
-    if overload_name(node) not in CAT.overloads:
+    if overload_name(node) not in ops.CAT.overloads:
         return False
     empty = [is_empty(tensor) for tensor in _arguments(node)[0]]
     return any(empty) and not all(empty)
 
 
 def _write_without_empty(_: GraphModule, node: Node) -> None:
-    from torchquilt.graph.edits import write_as
+    from torchquilt.backend import write_as
 
     tensors = [tensor for tensor in _arguments(node)[0] if not is_empty(tensor)]
     dtype = node.meta["val"].dtype
@@ -161,7 +158,7 @@ def _write_without_empty(_: GraphModule, node: Node) -> None:
 
 def _write_clamp(_: GraphModule, claim: Claim) -> None:
     """A clamp with two bounds is fused as a ``hardtanh``."""
-    from torchquilt.graph.edits import write_as
+    from torchquilt.backend import write_as
 
     clamp = claim.match.output
     if clamp is not claim.match.anchor:
@@ -169,7 +166,7 @@ def _write_clamp(_: GraphModule, claim: Claim) -> None:
 
 
 def _write_reshape(_: GraphModule, claim: Claim) -> None:
-    from torchquilt.graph.edits import write_as
+    from torchquilt.backend import write_as
 
     node = claim.match.anchor
     write_as(node, _aten().reshape.default, _arguments(node)[0], _new_shape(node))
@@ -179,7 +176,7 @@ def _write_permute(_: GraphModule, claim: Claim) -> None:
     """The order of dimensions is found by turning a tensor whose sizes are all different."""
     import torch
 
-    from torchquilt.graph.edits import write_as
+    from torchquilt.backend import write_as
 
     node = claim.match.anchor
     data, *options = _arguments(node)
@@ -190,14 +187,14 @@ def _write_permute(_: GraphModule, claim: Claim) -> None:
 
 
 def _write_clone(_: GraphModule, claim: Claim) -> None:
-    from torchquilt.graph.edits import write_as
+    from torchquilt.backend import write_as
 
     node = claim.match.anchor
     write_as(node, _aten().clone.default, _arguments(node)[0])
 
 
 def _write_slice(_: GraphModule, claim: Claim) -> None:
-    from torchquilt.graph.edits import write_as
+    from torchquilt.backend import write_as
 
     node = claim.match.anchor
     named = arguments_of(node)
@@ -208,7 +205,7 @@ def _write_slice(_: GraphModule, claim: Claim) -> None:
 
 def _write_shuffle(model: GraphModule, claim: Claim) -> None:
     """Dimensions are taken apart, put in another order, and put together."""
-    from torchquilt.graph.edits import call_before, write_as
+    from torchquilt.backend import call_before, write_as
 
     node = claim.match.anchor
     data, factor = _arguments(node)
@@ -248,7 +245,7 @@ def _write_plain_reshape(model: GraphModule, claim: Claim) -> None:
 
 def _write_product(model: GraphModule, claim: Claim) -> None:
     """``addmm`` and ``matmul`` with a constant are linears whose weight lies the other way round."""
-    from torchquilt.graph.edits import call_before, write_as
+    from torchquilt.backend import call_before, write_as
 
     node = claim.match.anchor
     (data,), (weight,) = claim.match.inputs("input_activation"), claim.match.inputs("weight")
@@ -261,7 +258,7 @@ def _write_pointwise(model: GraphModule, claim: Claim) -> None:
 
     That is how the delegate runs it, whatever it is told.
     """
-    from torchquilt.graph.edits import call_before, call_behind, write_as_another_shape
+    from torchquilt.backend import call_before, call_behind, write_as_another_shape
 
     node = claim.match.anchor
     if claim.row.mode != "dynamic" or not is_pointwise(node):
@@ -279,8 +276,7 @@ def _write_bias(model: GraphModule, claim: Claim, bias: Node) -> None:
     So what is computed, or is to be spread over the channels, is stored as it is used; and each static
     operator gets a bias of its own, since the scale depends on its input.
     """
-    from torchquilt.graph.constant_folding import constant_value
-    from torchquilt.graph.edits import free_name, own_copy, read_tensor
+    from torchquilt.backend import constant_value, free_name, own_copy, read_tensor
 
     node = claim.match.anchor
     if not _is_stored(bias, node):
@@ -301,15 +297,14 @@ def _channels(node: Node) -> Any:
 
 
 def _write_difference(_: GraphModule, claim: Claim) -> None:
-    from torchquilt.graph.edits import write_as
+    from torchquilt.backend import write_as
 
     node = claim.match.anchor
     write_as(node, _aten().sub.Tensor, _arguments(node)[1], _arguments(node)[0])
 
 
 def _write_quotient(model: GraphModule, claim: Claim) -> None:
-    from torchquilt.graph.constant_folding import constant_value
-    from torchquilt.graph.edits import write_as
+    from torchquilt.backend import constant_value, write_as
 
     node = claim.match.anchor
     data, divisor = _arguments(node)
@@ -320,7 +315,7 @@ def _write_quotient(model: GraphModule, claim: Claim) -> None:
 
 def _write_mean(model: GraphModule, claim: Claim) -> None:
     """The delegate keeps the dimensions of a mean; so without them it is reshaped afterwards."""
-    from torchquilt.graph.edits import call_before, write_as
+    from torchquilt.backend import call_before, write_as
 
     node = claim.match.anchor
     data = _arguments(node)[0]
@@ -332,7 +327,7 @@ def _write_mean(model: GraphModule, claim: Claim) -> None:
 
 def _write_select(model: GraphModule, claim: Claim) -> None:
     """One index of a dimension: a slice of one, without that dimension."""
-    from torchquilt.graph.edits import call_before, write_as
+    from torchquilt.backend import call_before, write_as
 
     node = claim.match.anchor
     data, dim, index = _arguments(node)
@@ -352,7 +347,7 @@ def _write_stack(model: GraphModule, claim: Claim) -> None:
 
 
 def _write_along_new_dimension(model: GraphModule, node: Node, dim: int) -> None:
-    from torchquilt.graph.edits import call_before, write_as
+    from torchquilt.backend import call_before, write_as
 
     tensors = list(_arguments(node)[0])
     if dim < len(_shape(tensors[0])):
@@ -372,7 +367,7 @@ def _write_along_new_dimension(model: GraphModule, node: Node, dim: int) -> None
 
 def _write_joined(model: GraphModule, claim: Claim) -> None:
     """Tensors are joined along a dimension that they have, or else along a new one behind theirs."""
-    from torchquilt.graph.edits import write_as
+    from torchquilt.backend import write_as
 
     node = claim.match.anchor
     tensors = list(_arguments(node)[0])
@@ -390,7 +385,7 @@ def _write_joined(model: GraphModule, claim: Claim) -> None:
 
 def _write_pad(model: GraphModule, claim: Claim) -> None:
     """The delegate pads integers for a convolution only; zeros can be joined to any tensor."""
-    from torchquilt.graph.edits import call_before, write_as
+    from torchquilt.backend import call_before, write_as
 
     node = claim.match.anchor
     if claim.match.output is not node or len(claim.match.pattern.operators) > 1:
@@ -407,7 +402,7 @@ def _write_pad(model: GraphModule, claim: Claim) -> None:
 def _zeros(model: GraphModule, node: Node, data: Node, dim: int, size: int) -> list[Node]:
     import torch
 
-    from torchquilt.graph.edits import free_name, read_tensor
+    from torchquilt.backend import free_name, read_tensor
 
     if not size:
         return []

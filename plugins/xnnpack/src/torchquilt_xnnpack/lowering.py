@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torchquilt.lowering import Arithmetic, Contribution, Kernel, stays_in_float
+from torchquilt.backend import Arithmetic, Contribution, Kernel, stays_in_float
 from torchquilt_xnnpack.layout import (
     copies_around,
     copies_before,

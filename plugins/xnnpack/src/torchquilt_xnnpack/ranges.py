@@ -9,8 +9,8 @@ from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import Constraint, Match
-from torchquilt.graph.node_values import overload_name
-from torchquilt.support.operators import OPERATORS, TO
+from torchquilt.backend import OPERATORS, overload_name
+from torchquilt.backend import operators as ops
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -32,7 +32,7 @@ _FILLING = frozenset(
 _ONLY_SHAPES = frozenset(
     (
         *(o for op in OPERATORS if op.moves_data and not op.operands[0].many for o in op.overloads),
-        *TO.overloads,
+        *ops.TO.overloads,
         "aten._to_copy.default",
         "aten.tril.default",
         "aten.triu.default",

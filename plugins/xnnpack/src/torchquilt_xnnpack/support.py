@@ -20,7 +20,7 @@ from torchquilt import (
     SupportRow,
     SupportTable,
 )
-from torchquilt.support import operators as ops
+from torchquilt.backend import operators as ops
 from torchquilt_xnnpack import conditions as when
 from torchquilt_xnnpack.ranges import NO_NORMALIZATION, NOT_A_MASK
 from torchquilt_xnnpack.specs import GROUP_SIZES

@@ -1,0 +1,212 @@
+"""Public face for the authors of backends and lowering targets.
+
+A plugin imports ``torchquilt``, this module, ``torchquilt.errors`` and ``torchquilt.observers``, and nothing
+else of the core: these stay as they are within a minor version, whatever moves behind them.
+
+- To be found: ``Manifest``, ``PresetInfo``, ``hookimpl``; ``lazy_names`` for a package without torch.
+- Specs: ``QuantizationSpec`` and its kinds, ``QuantizationConfig``, ``ROLES``, ``ArithmeticLimits``.
+- The table: ``SupportTable``, ``SupportRow``, ``OperatorPattern``, ``AllowedSpec``, ``Constraint``,
+  ``Refusal``, ``Sharing``; ``operators``, and ready conditions such as ``CONSTANT_WEIGHT``.
+- The quantizer: ``PatternQuantizer``, or ``Quantizer`` with ``annotate_node``; ``Claim`` and ``Intent``.
+- Facts about a node: ``overload_name``, ``arguments_of``, ``tensor_of``, ``rank``, ``constant_value``, …
+- Rewriting: ``write_as``, ``call_before``, ``call_behind``, ``read_tensor``, ``erase_unused``, …
+- Lowering: ``Contribution`` and ``Kernel`` for a backend; ``Target``, ``Lowered``, ``Operation``,
+  ``Conversion``,
+  ``Runner`` and ``Slot`` for a target.
+
+A name is imported when it is first used, so a manifest can be read without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchquilt._internal.lazy_imports import lazy_names as lazy_names
+
+# For each module, its public names. The imports below say the same to type checkers, as a test holds.
+_PUBLIC = {
+    # To be found: the manifest, which a listing reads without torch.
+    "plugins.manifest": ("Manifest", "PresetInfo"),
+    "plugins.hookspecs": ("hookimpl",),
+    # Specs and configs: the integers of a tensor, and a spec for each role.
+    "spec.qspec": (
+        "QuantizationSpec",
+        "SharedQuantizationSpec",
+        "DerivedQuantizationSpec",
+        "FixedQParamsQuantizationSpec",
+        "Granularity",
+        "ZeroPointDomain",
+        "EdgeOrNode",
+    ),
+    "spec.dtypes": ("INTEGER_RANGES",),
+    "spec.config": ("ROLES", "QuantizationConfig"),
+    "spec.arithmetic_limits": ("ArithmeticLimits",),
+    # The table: patterns of operators, the specs that a row takes, and its conditions.
+    "support.table": ("SupportTable", "SupportRow", "Constraint", "Refusal", "Sharing"),
+    "support.allowed_spec": ("AllowedSpec",),
+    "support.pattern": ("OperatorPattern", "Match", "Reject"),
+    "support": ("operators",),
+    "support.operators": ("OPERATORS", "Operator", "Operand"),
+    "support.constraints": (
+        "CONSTANT_WEIGHT",
+        "FLOAT32",
+        "argument",
+        "input_rank",
+        "keyword_is",
+        "one_dtype",
+    ),
+    "support.capabilities": ("Capabilities",),
+    # The quantizer, and what users asked of it.
+    "quantizers.base": ("Quantizer",),
+    "quantizers.pattern_quantizer": ("PatternQuantizer",),
+    "quantizers.matching": ("Claim",),
+    "intent.intent": ("Intent",),
+    "spec.annotation": ("QuantizationAnnotation", "annotate_node", "annotation_of"),
+    # Facts about a node. They read, and never write.
+    "graph.node_values": (
+        "arguments_of",
+        "attribute",
+        "is_constant",
+        "is_empty",
+        "is_float_tensor",
+        "overload_name",
+        "rank",
+        "tensor_of",
+    ),
+    "graph.constant_folding": ("constant_value",),
+    "graph.module_scope": ("module_path",),
+    "graph.subgraphs": ("Region", "regions"),
+    # Rewriting: write a match in the form that the backend wants.
+    "graph.edits": (
+        "call_before",
+        "call_behind",
+        "copied_graph",
+        "erase_unused",
+        "fake_like",
+        "free_name",
+        "own_copy",
+        "read_tensor",
+        "store_tensor",
+        "take_origin",
+        "with_graph",
+        "write_as",
+        "write_as_another_shape",
+    ),
+    # Lowering: what a backend contributes to a target, and the protocol of a target.
+    "lowering.target": (
+        "Arithmetic",
+        "Constant",
+        "Contribution",
+        "Conversion",
+        "Kernel",
+        "Lowered",
+        "Operation",
+        "Runner",
+        "Slot",
+        "Target",
+        "TryingTarget",
+    ),
+    "lowering.float_marks": ("stays_in_float",),
+    "lowering.ledger_join": ("place_of",),
+    # Private API of torch, by way of one module of the core.
+    "_internal.torch_private": (
+        "FakeTensor",
+        "FakeTensorMode",
+        "HigherOrderOperator",
+        "OpOverload",
+        "bound_sympy",
+        "pytree",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, "lazy_names"])
+
+if TYPE_CHECKING:
+    from torchquilt._internal.torch_private import FakeTensor as FakeTensor
+    from torchquilt._internal.torch_private import FakeTensorMode as FakeTensorMode
+    from torchquilt._internal.torch_private import HigherOrderOperator as HigherOrderOperator
+    from torchquilt._internal.torch_private import OpOverload as OpOverload
+    from torchquilt._internal.torch_private import bound_sympy as bound_sympy
+    from torchquilt._internal.torch_private import pytree as pytree
+    from torchquilt.graph.constant_folding import constant_value as constant_value
+    from torchquilt.graph.edits import call_before as call_before
+    from torchquilt.graph.edits import call_behind as call_behind
+    from torchquilt.graph.edits import copied_graph as copied_graph
+    from torchquilt.graph.edits import erase_unused as erase_unused
+    from torchquilt.graph.edits import fake_like as fake_like
+    from torchquilt.graph.edits import free_name as free_name
+    from torchquilt.graph.edits import own_copy as own_copy
+    from torchquilt.graph.edits import read_tensor as read_tensor
+    from torchquilt.graph.edits import store_tensor as store_tensor
+    from torchquilt.graph.edits import take_origin as take_origin
+    from torchquilt.graph.edits import with_graph as with_graph
+    from torchquilt.graph.edits import write_as as write_as
+    from torchquilt.graph.edits import write_as_another_shape as write_as_another_shape
+    from torchquilt.graph.module_scope import module_path as module_path
+    from torchquilt.graph.node_values import arguments_of as arguments_of
+    from torchquilt.graph.node_values import attribute as attribute
+    from torchquilt.graph.node_values import is_constant as is_constant
+    from torchquilt.graph.node_values import is_empty as is_empty
+    from torchquilt.graph.node_values import is_float_tensor as is_float_tensor
+    from torchquilt.graph.node_values import overload_name as overload_name
+    from torchquilt.graph.node_values import rank as rank
+    from torchquilt.graph.node_values import tensor_of as tensor_of
+    from torchquilt.graph.subgraphs import Region as Region
+    from torchquilt.graph.subgraphs import regions as regions
+    from torchquilt.intent.intent import Intent as Intent
+    from torchquilt.lowering.float_marks import stays_in_float as stays_in_float
+    from torchquilt.lowering.ledger_join import place_of as place_of
+    from torchquilt.lowering.target import Arithmetic as Arithmetic
+    from torchquilt.lowering.target import Constant as Constant
+    from torchquilt.lowering.target import Contribution as Contribution
+    from torchquilt.lowering.target import Conversion as Conversion
+    from torchquilt.lowering.target import Kernel as Kernel
+    from torchquilt.lowering.target import Lowered as Lowered
+    from torchquilt.lowering.target import Operation as Operation
+    from torchquilt.lowering.target import Runner as Runner
+    from torchquilt.lowering.target import Slot as Slot
+    from torchquilt.lowering.target import Target as Target
+    from torchquilt.lowering.target import TryingTarget as TryingTarget
+    from torchquilt.plugins.hookspecs import hookimpl as hookimpl
+    from torchquilt.plugins.manifest import Manifest as Manifest
+    from torchquilt.plugins.manifest import PresetInfo as PresetInfo
+    from torchquilt.quantizers.base import Quantizer as Quantizer
+    from torchquilt.quantizers.matching import Claim as Claim
+    from torchquilt.quantizers.pattern_quantizer import PatternQuantizer as PatternQuantizer
+    from torchquilt.spec.annotation import QuantizationAnnotation as QuantizationAnnotation
+    from torchquilt.spec.annotation import annotate_node as annotate_node
+    from torchquilt.spec.annotation import annotation_of as annotation_of
+    from torchquilt.spec.arithmetic_limits import ArithmeticLimits as ArithmeticLimits
+    from torchquilt.spec.config import ROLES as ROLES
+    from torchquilt.spec.config import QuantizationConfig as QuantizationConfig
+    from torchquilt.spec.dtypes import INTEGER_RANGES as INTEGER_RANGES
+    from torchquilt.spec.qspec import DerivedQuantizationSpec as DerivedQuantizationSpec
+    from torchquilt.spec.qspec import EdgeOrNode as EdgeOrNode
+    from torchquilt.spec.qspec import FixedQParamsQuantizationSpec as FixedQParamsQuantizationSpec
+    from torchquilt.spec.qspec import Granularity as Granularity
+    from torchquilt.spec.qspec import QuantizationSpec as QuantizationSpec
+    from torchquilt.spec.qspec import SharedQuantizationSpec as SharedQuantizationSpec
+    from torchquilt.spec.qspec import ZeroPointDomain as ZeroPointDomain
+    from torchquilt.support import operators as operators
+    from torchquilt.support.allowed_spec import AllowedSpec as AllowedSpec
+    from torchquilt.support.capabilities import Capabilities as Capabilities
+    from torchquilt.support.constraints import CONSTANT_WEIGHT as CONSTANT_WEIGHT
+    from torchquilt.support.constraints import FLOAT32 as FLOAT32
+    from torchquilt.support.constraints import argument as argument
+    from torchquilt.support.constraints import input_rank as input_rank
+    from torchquilt.support.constraints import keyword_is as keyword_is
+    from torchquilt.support.constraints import one_dtype as one_dtype
+    from torchquilt.support.operators import OPERATORS as OPERATORS
+    from torchquilt.support.operators import Operand as Operand
+    from torchquilt.support.operators import Operator as Operator
+    from torchquilt.support.pattern import Match as Match
+    from torchquilt.support.pattern import OperatorPattern as OperatorPattern
+    from torchquilt.support.pattern import Reject as Reject
+    from torchquilt.support.table import Constraint as Constraint
+    from torchquilt.support.table import Refusal as Refusal
+    from torchquilt.support.table import Sharing as Sharing
+    from torchquilt.support.table import SupportRow as SupportRow
+    from torchquilt.support.table import SupportTable as SupportTable
+else:
+    __getattr__, __dir__ = lazy_names(globals(), _MODULE_OF)
