@@ -51,7 +51,7 @@ def seen(prepared: GraphModule) -> dict[str, tuple[int, float, float]]:
     """For each observed tensor: how many values, the smallest, the largest."""
     points = [module for module in prepared.modules() if isinstance(module, ObservedPoint)]
     return {
-        point.places[0]: (
+        point.names[0]: (
             point.observer.count,
             float(point.observer.low.min()),
             float(point.observer.high.max()),

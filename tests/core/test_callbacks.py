@@ -405,9 +405,9 @@ def test_a_callback_may_replace_a_point_at_all_its_places(program: ExportedProgr
         new: dict[int, QuantizationPoint[Any]] = {}
         for place, point in points.items():
             if isinstance(point, ObservedPoint):
-                points[place] = new.setdefault(id(point), FixedPoint(known, point.places))
+                points[place] = new.setdefault(id(point), FixedPoint(known, point.names))
             else:
-                observed = ObservedPoint(point.spec, MinMaxObserver(point.spec), point.places)
+                observed = ObservedPoint(point.spec, MinMaxObserver(point.spec), point.names)
                 points[place] = new.setdefault(id(point), observed)
 
     prepared = tq.prepare_pt2e(program, Calling(replace))
@@ -450,7 +450,7 @@ def _no_observer(points: Points) -> None:
 
 def _other_numbers(points: Points) -> None:
     place, spec = at_first(points, ObservedPoint), tq.QuantizationSpec("uint8")
-    points[place] = ObservedPoint(spec, MinMaxObserver(spec), points[place].places)
+    points[place] = ObservedPoint(spec, MinMaxObserver(spec), points[place].names)
 
 
 def _observer_of_other_numbers(points: Points) -> None:
@@ -459,7 +459,7 @@ def _observer_of_other_numbers(points: Points) -> None:
 
 def _not_constant(points: Points) -> None:
     place = at_first(points, ObservedPoint)
-    points[place] = ConstantPoint(points[place].spec, points[place].places)
+    points[place] = ConstantPoint(points[place].spec, points[place].names)
 
 
 @pytest.mark.parametrize(

@@ -431,7 +431,7 @@ AFTER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def model_for(row: tq.Capability) -> tuple[nn.Module, torch.Tensor]:
     """A model in which the row's pattern stands."""
-    name = "_".join(row.operators[: row.lead + 1])
+    name = "_".join(row.operators[: row.anchor_index + 1])
     particular = (
         f"{name}_grouped" if "grouped" in row.pattern else "",
         f"pointwise {name}" if "pointwise" in row.pattern else "",
@@ -443,7 +443,7 @@ def model_for(row: tq.Capability) -> tuple[nn.Module, torch.Tensor]:
 
     def forward(module: Any, *inputs: torch.Tensor) -> torch.Tensor:
         value = function(module, *inputs)
-        for name in row.operators[row.lead + 1 :]:
+        for name in row.operators[row.anchor_index + 1 :]:
             value = AFTER[name](value)
         return value
 

@@ -36,7 +36,7 @@ def double(model: GraphModule) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_copy_without_code_computes_the_same(name: str) -> None:
-    """A copy is run like its original, bodies of control flow included: to call it generates its code."""
+    """A copy is run like its original, subgraphs of control flow included: to call it generates its code."""
     model = exported(LAYERS[name](4))
     assert torch.equal(copy_without_code(model, {})(IMAGE), model(IMAGE))
 

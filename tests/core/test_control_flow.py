@@ -1,4 +1,4 @@
-"""Control flow: what runs in a body is decided, calibrated and converted like everything else."""
+"""Control flow: what runs in a subgraph is decided, calibrated and converted like everything else."""
 
 from __future__ import annotations
 
@@ -121,10 +121,10 @@ def linears_in_float(model: GraphModule) -> list[str]:
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("config", [STATIC, DYNAMIC], ids=["static", "dynamic"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_linear_in_every_body_is_quantized(
+def test_every_linear_in_every_subgraph_is_quantized(
     kind: str, config: tq.QuantizationConfig, strict: bool, tmp_path: Path
 ) -> None:
-    """Whatever the control flow and the export, bodies are quantized, run, and are saved and loaded."""
+    """Whatever the control flow and the export, subgraphs are quantized, run, and are saved and loaded."""
     exported = export(module(kind), X, strict=strict)
     _, quantized = through_the_flow(exported, config)
     assert len([node for node in nodes_of(quantized) if "linear" in str(node.target)]) >= 1
@@ -186,16 +186,16 @@ def test_a_weight_is_quantized_under_autocast() -> None:
 
 
 def test_a_loop_is_observed_in_every_turn() -> None:
-    """The observer in the body of a loop sees the tensor of each turn."""
+    """The observer in the subgraph of a loop sees the tensor of each turn."""
     prepared = tq.prepare_pt2e(export(module("map"), X), outputs_of("aten.relu"))
     tq.calibrate(prepared, [(X,)])
-    (body,) = (region.module for region in regions(prepared) if region.path)
-    (point,) = (child for name, child in body.named_children() if "point" in name)
+    (subgraph,) = (region.module for region in regions(prepared) if region.path)
+    (point,) = (child for name, child in subgraph.named_children() if "point" in name)
     assert point.observer.count == X.numel()  # type: ignore[union-attr]
 
 
 def test_a_branch_that_was_never_taken_is_named() -> None:
-    """Converting then is an error with the body, its operator, its tensors, and both ways out."""
+    """Converting then is an error with the subgraph, its operator, its tensors, and both ways out."""
     exported = export(module("cond"), X)
     prepared = tq.prepare_pt2e(exported, XNNPACKQuantizer().set_global(STATIC))
     tq.calibrate(prepared, [(X.abs(),)])
@@ -228,7 +228,7 @@ def test_a_branch_that_was_never_taken_can_be_left_in_float() -> None:
     tq.convert_pt2e(tq.calibrate(prepared, [(-X.abs(),)]))  # the prepared model was not touched
 
 
-def test_dynamic_and_weight_only_bodies_need_no_data() -> None:
+def test_dynamic_and_weight_only_subgraphs_need_no_data() -> None:
     """A branch whose parameters need no data is converted without ever being run."""
     exported = export(module("cond"), X)
     quantized = tq.convert_pt2e(tq.prepare_pt2e(exported, XNNPACKQuantizer().set_global(DYNAMIC)))
@@ -243,16 +243,18 @@ def test_what_to_do_with_the_unseen_is_one_of_two_words() -> None:
     assert caught.value.expected == "'error' | 'float'"
 
 
-def test_a_body_is_observed_with_gradients_switched_on() -> None:
-    """Called by hand outside of no_grad, control flow runs its bodies instead of tracing them."""
+def test_a_subgraph_is_observed_with_gradients_switched_on() -> None:
+    """Called by hand outside of no_grad, control flow runs its subgraphs instead of tracing them."""
     prepared = tq.prepare_pt2e(export(module("scan"), X), XNNPACKQuantizer().set_global(STATIC))
     assert torch.is_grad_enabled()
     prepared(X)
     assert linears_in_float(tq.convert_pt2e(prepared)) == []
 
 
-def test_an_input_that_requires_a_gradient_is_refused_in_a_body() -> None:
-    """Then torch traces bodies, so there is nothing to observe: an error says to call without gradients."""
+def test_an_input_that_requires_a_gradient_is_refused_in_a_subgraph() -> None:
+    """Then torch traces subgraphs, so there is nothing to observe: an error says to call without
+    gradients.
+    """
     prepared = tq.prepare_pt2e(export(module("scan"), X), XNNPACKQuantizer().set_global(STATIC))
     with pytest.raises(tq.CalibrationError) as caught:
         prepared(X.clone().requires_grad_())
@@ -264,8 +266,8 @@ def test_an_input_that_requires_a_gradient_is_refused_in_a_body() -> None:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def test_explain_has_a_row_for_each_operator_in_a_body() -> None:
-    """Rows of bodies carry the path of the body, and the shares count what is inside."""
+def test_explain_has_a_row_for_each_operator_in_a_subgraph() -> None:
+    """Rows of subgraphs carry the path of the subgraph, and the shares count what is inside."""
     ledger = tq.explain(export(module("cond"), X), XNNPACKQuantizer().set_global(STATIC))
     taken = {row.node for row in ledger.quantized if row.op == "aten.linear.default"}
     assert taken == {"linear", "true_graph_0.linear_1", "false_graph_0.linear_1"}
@@ -284,22 +286,24 @@ def test_explain_has_a_row_for_each_operator_in_a_body() -> None:
     ],
     ids=["module name", "module class", "functional"],
 )
-def test_rules_reach_into_bodies(ask: Callable[..., Any], strict: bool) -> None:
-    """A module name and a type mean the same inside of a body and outside, in both exports."""
+def test_rules_reach_into_subgraphs(ask: Callable[..., Any], strict: bool) -> None:
+    """A module name and a type mean the same inside of a subgraph and outside, in both exports."""
     exported = export(module("cond"), X, strict=strict)
     quantizer = ask(XNNPACKQuantizer().set_global(STATIC), None)
     ledger = tq.explain(exported, quantizer, strict=False)  # without linears nothing is worth it
     assert ledger["false_graph_0.linear_1"].code == "excluded_by_intent"
 
 
-def test_a_rule_about_nothing_but_a_body_is_met() -> None:
+def test_a_rule_about_nothing_but_a_subgraph_is_met() -> None:
     """A rule for a module that is used in one branch alone is neither an error nor ignored."""
     ledger = tq.explain(export(module("cond"), X), XNNPACKQuantizer().set_module_name("first", STATIC))
     assert [row.node for row in ledger.quantized] == ["true_graph_0.linear_1"]
 
 
-def test_two_backends_share_a_body() -> None:
-    """Quantizers are composed inside of a body as they are outside: the first to claim a node keeps it."""
+def test_two_backends_share_a_subgraph() -> None:
+    """Quantizers are composed inside of a subgraph as they are outside: the first to claim a node keeps
+    it.
+    """
     first = XNNPACKQuantizer().set_module_name("first", DYNAMIC)
     composed = tq.ComposableQuantizer([first, XNNPACKQuantizer().set_global(STATIC)])
     ledger = tq.explain(export(module("cond"), X), composed)
@@ -307,8 +311,8 @@ def test_two_backends_share_a_body() -> None:
     assert ledger["false_graph_0.linear_1"].rule == "everywhere"
 
 
-def test_the_body_of_an_unknown_operator_is_left_alone() -> None:
-    """An operator that does more with a body than run it (flex_attention) keeps it, with a reason."""
+def test_the_subgraph_of_an_unknown_operator_is_left_alone() -> None:
+    """An operator that does more with a subgraph than run it (flex_attention) keeps it, with a reason."""
 
     def function(self: Any, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x).unsqueeze(0).unsqueeze(0)
@@ -318,7 +322,7 @@ def test_the_body_of_an_unknown_operator_is_left_alone() -> None:
     exported = export(Fn(function, first=frozen), normal(16, 8))
     quantizer = XNNPACKQuantizer().set_global(STATIC)
     ledger = tq.explain(exported, quantizer)
-    assert ledger["flex_attention"].code == "body_not_entered"
+    assert ledger["flex_attention"].code == "subgraph_not_entered"
     assert not [row for row in ledger if row.node.startswith("sdpa_score0")]
     prepared = tq.prepare_pt2e(exported, quantizer)
     assert prepared.sdpa_score0.code == exported.module().sdpa_score0.code
@@ -362,8 +366,8 @@ def test_what_a_loop_carries_is_no_constant() -> None:
     assert row.code == "constraint:constant_weight"
 
 
-def test_batch_norm_is_folded_in_a_body() -> None:
-    """A BatchNorm behind a convolution in a body is folded there; the model's own weight is as before."""
+def test_batch_norm_is_folded_in_a_subgraph() -> None:
+    """A BatchNorm behind a convolution in a subgraph is folded there; the model's own weight is as before."""
 
     def function(self: Any, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -379,7 +383,7 @@ def test_batch_norm_is_folded_in_a_body() -> None:
     assert sqnr(exported.module()(x).detach(), prepared(x).detach()) > 80
 
 
-def test_a_body_whose_results_nobody_reads_is_dropped(tmp_path: Path) -> None:
+def test_a_subgraph_whose_results_nobody_reads_is_dropped(tmp_path: Path) -> None:
     """Rotary angles beside ALiBi, say. They would not be in the way, but torch cannot load such a call."""
 
     def function(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -396,7 +400,7 @@ def test_a_body_whose_results_nobody_reads_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_counter_under_no_grad_goes_on_counting(tmp_path: Path) -> None:
-    """A buffer that a body writes into is the model's state before and after, and starts afresh."""
+    """A buffer that a subgraph writes into is the model's state before and after, and starts afresh."""
 
     def function(self: Any, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -416,7 +420,7 @@ def test_a_counter_under_no_grad_goes_on_counting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "around a branch"])
-def test_a_body_that_only_writes_is_saved_and_loaded(nested: bool, tmp_path: Path) -> None:
+def test_a_subgraph_that_only_writes_is_saved_and_loaded(nested: bool, tmp_path: Path) -> None:
     """Torch cannot load what it saves for a call without results, so there is none in a converted model."""
 
     def function(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -455,7 +459,7 @@ def test_a_call_without_results_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_dynamic_batch_goes_through_control_flow() -> None:
-    """A size that was dynamic stays so inside of bodies."""
+    """A size that was dynamic stays so inside of subgraphs."""
     exported = export(module("no_grad"), X, dynamic_shapes=(({0: torch.export.Dim("batch")},),))
     quantized = through_the_flow(exported, STATIC)[1]
     assert quantized(normal(5, 8)).shape == (5, 8)
@@ -467,8 +471,8 @@ def test_a_dynamic_batch_goes_through_control_flow() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_reference_representation_reaches_into_bodies(kind: str, tmp_path: Path) -> None:
-    """Linears in bodies are computed with integers, near the Q/DQ model, and are saved and loaded."""
+def test_the_reference_representation_reaches_into_subgraphs(kind: str, tmp_path: Path) -> None:
+    """Linears in subgraphs are computed with integers, near the Q/DQ model, and are saved and loaded."""
     exported = export(module(kind), X)
     prepared, quantized = through_the_flow(exported, STATIC)
     reference = tq.convert_pt2e(prepared, use_reference_representation=True)
@@ -485,8 +489,8 @@ def test_the_reference_representation_reaches_into_bodies(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", control_flow.LAYERS)
-def test_a_body_reads_weights_of_a_module_whose_name_is_a_number(name: str) -> None:
-    """In a Sequential modules are called 0, 1, …, and a body takes their weights as arguments."""
+def test_a_subgraph_reads_weights_of_a_module_whose_name_is_a_number(name: str) -> None:
+    """In a Sequential modules are called 0, 1, …, and a subgraph takes their weights as arguments."""
     model = nn.Sequential(control_flow.LAYERS[name](8))
     prepared = tq.prepare_pt2e(export(model, X), XNNPACKQuantizer().set_global(STATIC))
     tq.calibrate(prepared, [(X,), (-X,)])

@@ -214,8 +214,8 @@ def test_code_is_generated_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_code_of_a_body_is_generated_once(name: str) -> None:
-    """So is the code of each body of control flow."""
+def test_code_of_a_subgraph_is_generated_once(name: str) -> None:
+    """So is the code of each subgraph of control flow."""
     model = export(nn.Sequential(LAYERS[name](4), nn.Linear(4, 4)), IMAGE).module()
     graphs = len(regions(model))
     preparing, converting = work_for(model, rule_for_all()(1), IMAGE, -IMAGE)

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 import torchquilt as tq
 from strategies import INT8, ByFunction, Fn, export, normal, prepare, quantize
-from torchquilt.pt2e.sharing_groups import Group, find_groups, place_name
+from torchquilt.pt2e.sharing_groups import Group, edge_name, find_groups
 from torchquilt.spec.annotation import ANNOTATION_KEY
 
 UINT8 = tq.QuantizationSpec("uint8")
@@ -43,7 +43,7 @@ def chain_of(count: int) -> tuple[GraphModule, list[Node]]:
 
 def names(groups: tuple[Group, ...]) -> list[set[str]]:
     """The places of each group by name."""
-    return [{place_name(place) for place in group.places} for group in groups]
+    return [{edge_name(place) for place in group.members} for group in groups]
 
 
 def test_an_output_and_its_edges_with_one_spec_are_one_group() -> None:
@@ -88,7 +88,7 @@ def test_a_tensor_that_is_joined_with_itself_is_quantized_once() -> None:
     model = Fn(lambda _, x: torch.cat([x, x], 1))
     prepared = prepare(model, ByFunction(decide), x)
     (point,) = [m for n, m in prepared.named_modules() if n.startswith("quantization_point")]
-    assert set(point.places) == {"args_0 → cat", "cat"}
+    assert set(point.names) == {"args_0 → cat", "cat"}
     quantized = tq.convert_pt2e(tq.calibrate(prepared, [(x,)]))
     assert torch.allclose(quantized(x), model(x), atol=0.05)
 
@@ -99,7 +99,7 @@ def test_the_place_that_is_shared_with_may_come_later() -> None:
     a.meta[ANNOTATION_KEY] = Annotation({}, Shared(c))
     c.meta[ANNOTATION_KEY] = Annotation({}, INT8)
     (group,) = find_groups(model.graph)
-    assert group.places == (a, c)
+    assert group.members == (a, c)
     assert group.spec == INT8
 
 
@@ -110,7 +110,7 @@ def test_a_chain_of_shared_specs_is_one_group() -> None:
         node.meta[ANNOTATION_KEY] = Annotation({}, Shared(following))
     nodes[-1].meta[ANNOTATION_KEY] = Annotation({}, UINT8)
     (group,) = find_groups(model.graph)
-    assert group.places == tuple(nodes)
+    assert group.members == tuple(nodes)
     assert group.spec == UINT8
 
 
@@ -121,7 +121,7 @@ def test_implicit_sharing_sees_the_spec_that_was_settled() -> None:
     b.meta[ANNOTATION_KEY] = Annotation({a: Shared(a)}, Shared(a))
     c.meta[ANNOTATION_KEY] = Annotation({b: INT8})
     (group,) = find_groups(model.graph)
-    assert group.places == (a, (a, b), b, (b, c))
+    assert group.members == (a, (a, b), b, (b, c))
 
 
 def test_a_circle_is_an_error_that_prints_the_chain() -> None:
@@ -188,7 +188,7 @@ def test_the_root_decides_whatever_kind_it_is(kind: str) -> None:
     a.meta[ANNOTATION_KEY] = Annotation({}, UINT8)
     b.meta[ANNOTATION_KEY] = Annotation({a: Shared(b)}, Shared(c))
     c.meta[ANNOTATION_KEY] = Annotation({}, root)
-    assert [(group.spec, group.places) for group in find_groups(model.graph)] == [
+    assert [(group.spec, group.members) for group in find_groups(model.graph)] == [
         (UINT8, (a,)),
         (root, ((a, b), b, c)),
     ]
@@ -369,7 +369,7 @@ def outcome(model: GraphModule) -> Any:
         groups = find_groups(model.graph)
     except tq.SharingError as error:
         return error.problem
-    return [(str(group.spec), [place_name(place) for place in group.places]) for group in groups]
+    return [(str(group.spec), [edge_name(place) for place in group.members]) for group in groups]
 
 
 @settings(max_examples=60)
@@ -390,8 +390,8 @@ def test_each_place_is_in_one_group_with_whom_it_shares(case: Any) -> None:
         groups = find_groups(model.graph)
     except tq.SharingError:
         return
-    member = {place: number for number, group in enumerate(groups) for place in group.places}
-    assert len(member) == sum(len(group.places) for group in groups)
+    member = {place: number for number, group in enumerate(groups) for place in group.members}
+    assert len(member) == sum(len(group.members) for group in groups)
     for node in model.graph.nodes:
         annotation = tq.annotation_of(node)
         if annotation is None:
@@ -415,4 +415,4 @@ def test_long_chains_of_sharing_are_followed_to_the_end() -> None:
         node.meta[ANNOTATION_KEY] = Annotation({}, Shared(following))
     nodes[-1].meta[ANNOTATION_KEY] = Annotation({}, INT8)
     (group,) = find_groups(graph)
-    assert len(group.places) == 4000
+    assert len(group.members) == 4000

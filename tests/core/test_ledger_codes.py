@@ -75,7 +75,7 @@ def written_to(m: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def attention(m: Any, x: torch.Tensor) -> Any:
-    """Attention whose scores are computed by a body."""
+    """Attention whose scores are computed by a subgraph."""
     x = m.fc(x).unsqueeze(0).unsqueeze(0)
     return flex_attention(x, x, x, score_mod=lambda score, *_: score * 2.0)
 
@@ -168,13 +168,13 @@ MET: dict[str, tuple[Callable[[], tq.Ledger], str]] = {
         ),
         "view",
     ),
-    "not_worth_it": (
+    "not_profitable": (
         lambda: explained(static(), lambda m, x: (m.fc(x), torch.tanh(torch.tanh(x) + torch.sin(x)))),
         "add",
     ),
     "not_annotated": (lambda: explained(Nothing(), lambda m, x: m.fc(x)), "linear"),
     "control_flow": (lambda: explained(static(), branches), "cond"),
-    "body_not_entered": (
+    "subgraph_not_entered": (
         lambda: explained(static(), attention, normal(16, 8), fc=nn.Linear(8, 8).requires_grad_(False)),
         "flex_attention",
     ),

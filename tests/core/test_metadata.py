@@ -75,9 +75,9 @@ def test_the_flow_is_a_list_of_named_passes() -> None:
         converted = quantize(Net(), xnnpack(), X)
     assert [name for name, _ in seen] == [
         "complete_provenance",
-        "inline_silent_bodies",
+        "inline_silent_subgraphs",
         "unify_written_memory",
-        "close_bodies",
+        "close_subgraphs",
         "drop_dead_nodes",
         "make_functional",
         "simplify_constants",
@@ -86,7 +86,7 @@ def test_the_flow_is_a_list_of_named_passes() -> None:
         "annotate",
         "insert_points",
         "replace_points",
-        "open_bodies",
+        "open_subgraphs",
         "drop_unused",
     ]
     assert seen[-1][1] is converted
@@ -226,8 +226,8 @@ def test_a_fault_is_named_with_its_pass_and_node(fault: str) -> None:
     assert caught.value.node is not None
 
 
-def test_a_fault_in_a_body_is_named_with_its_path() -> None:
-    """The table is checked inside of control flow, too, and a body has to be handed what it takes."""
+def test_a_fault_in_a_subgraph_is_named_with_its_path() -> None:
+    """The table is checked inside of control flow, too, and a subgraph has to be handed what it takes."""
 
     def function(self: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.cond(x.sum() > 0, lambda x: self.fc(x), lambda x: torch.relu(x), (x,))  # type: ignore[no-any-return]
@@ -243,8 +243,10 @@ def test_a_fault_in_a_body_is_named_with_its_path() -> None:
         check_invariants(model, after="spoil")
 
 
-def test_a_pass_may_return_another_body() -> None:
-    """A pass that is run everywhere may make a new module of a body: it takes the place of the old one."""
+def test_a_pass_may_return_another_subgraph() -> None:
+    """A pass that is run everywhere may make a new module of a subgraph: it takes the place of the old
+    one.
+    """
 
     def function(self: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.cond(x.sum() > 0, lambda x: torch.tanh(x), lambda x: torch.relu(x), (x,))  # type: ignore[no-any-return]

@@ -136,7 +136,7 @@ def test_one_point_for_each_group_however_many_places_it_has() -> None:
         return y + self.fc(y) + y * y
 
     prepared = prepare(Fn(forward, fc=nn.Linear(6, 6)), xnnpack(), normal(3, 6))
-    groups = [set(point.places) for point in points_of(prepared)]
+    groups = [set(point.names) for point in points_of(prepared)]
     assert sum(len(group) for group in groups) == len(set().union(*groups))
     at_y = [group for group in groups if "linear" in group]
     assert at_y == [{"linear", "linear → linear_1", "linear → add", "linear → mul"}]
@@ -161,8 +161,8 @@ def test_what_only_moves_numbers_is_not_observed_again(move: Callable[[torch.Ten
     fn = Fn(lambda m, x: m.last(move(m.first(x))), first=nn.Linear(6, 6), last=nn.Linear(6, 6))
     prepared = prepare(fn, xnnpack(), normal(3, 6))
     tq.calibrate(prepared, [(normal(3, 6),)])
-    (between,) = (point for point in points_of(prepared) if "linear" in point.places)
-    assert len(between.places) > 2
+    (between,) = (point for point in points_of(prepared) if "linear" in point.names)
+    assert len(between.names) > 2
     assert between.observer.count == 18
 
 
@@ -177,7 +177,7 @@ def test_shared_parameters_have_one_observer() -> None:
     model = Fn(lambda self, x, y: torch.cat([self.fc(x), y]), fc=nn.Linear(4, 4))
     prepared = prepare(model, xnnpack(), x, y)
     tq.calibrate(prepared, [(x, y)])
-    (point,) = [p for p in points_of(prepared) if "cat" in p.places]
+    (point,) = [p for p in points_of(prepared) if "cat" in p.names]
     assert isinstance(point, ObservedPoint)
     assert float(point.observer.high) == float(y.max())
     assert float(point.observer.low) == float(y.min())

@@ -31,7 +31,7 @@ from strategies import (
     sqnr,
     weights_of,
 )
-from torchquilt.pt2e.sharing_groups import find_groups, place_name
+from torchquilt.pt2e.sharing_groups import edge_name, find_groups
 from torchquilt.spec.annotation import ANNOTATION_KEY
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -70,7 +70,7 @@ def inputs(spec: Any) -> Callable[[Node], tq.QuantizationAnnotation]:
     return lambda node: Annotation(dict.fromkeys(node.all_input_nodes, spec))
 
 
-def passed_on(node: Node) -> tq.QuantizationAnnotation:
+def sharing_its_input(node: Node) -> tq.QuantizationAnnotation:
     """What comes in goes out with the parameters that it came with."""
     (x,) = node.all_input_nodes
     return Annotation({x: Shared(x)}, Shared(x))
@@ -150,7 +150,7 @@ def test_declined_implicit_sharing_gives_a_user_parameters_of_its_own() -> None:
         return Annotation(dict.fromkeys(node.all_input_nodes, INT8), allow_implicit_sharing=False)
 
     prepared = prepare(model, by_operator(neg=output(INT8), abs=inputs(INT8), sin=alone), x)
-    points = [module.places for module in prepared.modules() if hasattr(module, "places")]
+    points = [module.names for module in prepared.modules() if hasattr(module, "names")]
     assert points == [("neg", "neg → abs_1"), ("neg → sin",)]
     quantized = tq.convert_pt2e(tq.calibrate(prepared, [(x,)]))
     assert len(calls(quantized, ".quantize_per_tensor")) == 2
@@ -457,7 +457,7 @@ def groups_of(model: GraphModule) -> Any:
         found = find_groups(model.graph)
     except tq.SharingError as error:
         return error.problem
-    return {(str(group.spec), frozenset(map(place_name, group.places))) for group in found}
+    return {(str(group.spec), frozenset(map(edge_name, group.members))) for group in found}
 
 
 @settings(max_examples=60)

@@ -12,7 +12,7 @@ from torch import nn
 
 import torchquilt as tq
 from strategies import Fn, export, normal, outputs_of
-from torchquilt.quantizers import profitability as worth
+from torchquilt.quantizers import profitability
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 STATIC = get_symmetric_quantization_config()
@@ -94,7 +94,7 @@ def test_what_costs_more_than_it_saves_stays_in_float(name: str) -> None:
     """All of the island stays in float, and each operator of it says why."""
     function, left = LEFT[name]
     ledger = ledger_of(static(), function)
-    assert {row.node for row in ledger if row.code == "not_worth_it"} == left
+    assert {row.node for row in ledger if row.code == "not_profitable"} == left
     assert all("conversion" in ledger[node].reasons[0].text for node in left)
 
 
@@ -102,7 +102,7 @@ def test_what_is_asked_for_by_name_is_done() -> None:
     """A rule about the operator itself is followed, whatever it costs; one about a module is not."""
     function = LEFT["between float operators"][0]
     assert ledger_of(XNNPACKQuantizer().set_object_type(torch.add, STATIC), function)["add"].is_quantized
-    assert ledger_of(XNNPACKQuantizer().set_module_name("", STATIC), function)["add"].code == "not_worth_it"
+    assert ledger_of(XNNPACKQuantizer().set_module_name("", STATIC), function)["add"].code == "not_profitable"
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["behind", "before"])
@@ -133,7 +133,7 @@ def test_a_residual_stream_stays_in_float() -> None:
     ledger = ledger_of(static(), stream)
     quantized = {row.op for row in ledger.quantized}
     assert quantized == {"aten.linear.default"}
-    assert sum(row.code == "not_worth_it" for row in ledger) == 40
+    assert sum(row.code == "not_profitable" for row in ledger) == 40
 
 
 def test_a_sum_that_was_asked_for_by_name_is_quantized_behind_a_linear() -> None:
@@ -176,9 +176,11 @@ def test_the_cost_is_linear() -> None:
 def test_a_border_is_decided_in_few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each operator at a border is asked once, and again when a neighbour of it was left in float."""
     asked: list[object] = []
-    question = worth._Borders._conversions
+    question = profitability._IslandEdges._conversions
     monkeypatch.setattr(
-        worth._Borders, "_conversions", lambda self, group: asked.append(group) or question(self, group)
+        profitability._IslandEdges,
+        "_conversions",
+        lambda self, group: asked.append(group) or question(self, group),
     )
     ledger_of(static(), stream)
     assert 40 <= len(asked) <= 4 * 40

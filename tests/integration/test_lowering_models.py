@@ -88,9 +88,9 @@ def test_what_was_quantized_runs_as_integers(name: str) -> None:
     assert program.ledger is not None
     quantized = {row.node: row.lowered for row in program.ledger if row.is_quantized}
     fallen = {
-        node: fate
-        for node, fate in quantized.items()
-        if fate is None or fate.code in ("fell_back_to_float", "delegated_as_float")
+        node: status
+        for node, status in quantized.items()
+        if status is None or status.code in ("fell_back_to_float", "delegated_as_float")
     }
     assert quantized
     assert fallen == {}
@@ -108,7 +108,7 @@ def test_it_is_never_worse_than_the_other_flow(name: str, record_property: Any) 
         record_property(f"{name}, {side}", f"{text}, {program.size:,} bytes")
         print(f"{name}, {side}: {text}, {program.size:,} bytes")  # noqa: T201  (shown by -rP)
     assert found.ours.ledger is not None
-    cheap = sum(row.code == "not_worth_it" for row in found.ours.ledger)
+    cheap = sum(row.code == "not_profitable" for row in found.ours.ledger)
     assert counts["ours"][0] + cheap >= counts["theirs"][0]
     assert counts["ours"][1] <= counts["theirs"][1]
 

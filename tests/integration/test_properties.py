@@ -163,7 +163,7 @@ def edges_after(region: Region, inputs: set[str]) -> dict[str, list[str]]:
 
     Args:
         region: the converted region.
-        inputs: what its inputs were when it was prepared. A body gets others, for what is stored.
+        inputs: what its inputs were when it was prepared. A subgraph gets others, for what is stored.
     """
     found: dict[str, list[str]] = {}
     constants = constant_nodes(region.module.graph)
@@ -192,7 +192,7 @@ def inputs_of(region: Region) -> set[str]:
 def _operators(region: Region) -> list[Node]:
     """The calls of operators, but of those that compute what is stored.
 
-    Those that run bodies are left out, since more may be handed into a body.
+    Those that run subgraphs are left out, since more may be handed into a subgraph.
     """
     constants = constant_nodes(region.module.graph)
     nodes = [node for node in region.module.graph.nodes if node.op == "call_function"]
@@ -236,8 +236,8 @@ def untouched(model: GraphModule) -> list[str]:
     """The nodes of a converted graph that nothing quantized leads to."""
     touched: set[Node] = set()
     for node in model.graph.nodes:
-        runs_bodies = getattr(node.target, "namespace", "") == "higher_order"
-        if _is_machinery(node) or runs_bodies or touched.intersection(node.all_input_nodes):
+        runs_subgraphs = getattr(node.target, "namespace", "") == "higher_order"
+        if _is_machinery(node) or runs_subgraphs or touched.intersection(node.all_input_nodes):
             touched.add(node)
     return [node.name for node in model.graph.nodes if node not in touched and node.op == "call_function"]
 

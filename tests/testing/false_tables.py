@@ -136,7 +136,7 @@ class Cheap(tq.PatternQuantizer):
     """Rows that are cheap: beside float operators, as those of the kit's models, they would stay in float."""
 
     TABLE = tq.SupportTable(
-        "cheap", (row(ops.RELU, specs=STATIC, constraints=(FLOAT32,), worth_alone=False),)
+        "cheap", (row(ops.RELU, specs=STATIC, constraints=(FLOAT32,), profitable_alone=False),)
     )
 
 

@@ -149,7 +149,7 @@ CONTROL_FLOW: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 
 @pytest.mark.parametrize("case", CONTROL_FLOW)
 def test_what_real_programs_hold_passes(case: str, tmp_path: Path) -> None:
-    """Bodies of control flow, texts, infinities and assertions about sizes are not refused."""
+    """Subgraphs of control flow, texts, infinities and assertions about sizes are not refused."""
     function, inputs = CONTROL_FLOW[case]
     module = quantize(Fn(function, fc=nn.Linear(16, 8)), Nothing(), *inputs)
     tq.save(module, tmp_path / "model.pt2", inputs)

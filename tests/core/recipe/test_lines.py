@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torchquilt.recipe.source_location import lines_of
 
 
-def places(value: object, steps: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+def locations(value: object, steps: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """The way to everything in a document."""
     children: Any = value.items() if isinstance(value, dict) else ()
     children = enumerate(value) if isinstance(value, list) else children
     for step, child in children:
         yield (*steps, step)
-        yield from places(child, (*steps, step))
+        yield from locations(child, (*steps, step))
 
 
 HARD = '''\
@@ -75,7 +75,7 @@ def test_lines_are_found_in_all_that_toml_allows() -> None:
     What is in an array in an array over several lines has the line of the element of the outer one.
     """
     assert lines_of(HARD) == HARD_LINES
-    assert set(places(tomlkit.parse(HARD).unwrap())) == set(HARD_LINES)
+    assert set(locations(tomlkit.parse(HARD).unwrap())) == set(HARD_LINES)
 
 
 keys = st.text("ab.\"' #[]=\\\n", min_size=1, max_size=3) | st.sampled_from(["a", "b", "c"])
@@ -92,7 +92,7 @@ def test_everything_in_a_document_has_its_line(document: dict[str, Any]) -> None
     """Each key and element that the parser finds is located, nothing else is, and keys on their own line."""
     text = tomlkit.dumps(document)
     lines = lines_of(text)
-    assert set(lines) == set(places(tomlkit.parse(text).unwrap()))
+    assert set(lines) == set(locations(tomlkit.parse(text).unwrap()))
     for steps, line in lines.items():
         key = next(step for step in reversed(steps) if isinstance(step, str))
         if key.isalpha() and isinstance(steps[-1], str):

@@ -137,7 +137,7 @@ def test_a_dtype_that_is_not_taken_is_named() -> None:
     assert "returns torch.float64" in str(caught.value.node)
 
 
-def test_what_a_partitioner_leaves_in_a_body_is_named() -> None:
+def test_what_a_partitioner_leaves_in_a_subgraph_is_named() -> None:
     """ExecuTorch cannot write an operator that was kept whole for a delegate and is in a branch."""
 
     def run(m: Any, x: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ def test_what_a_partitioner_leaves_in_a_body_is_named() -> None:
 
     module = Fn(run, fc=nn.Linear(8, 8))
     prepared = tq.prepare_pt2e(export(module, normal(3, 8)), xnnpack(is_dynamic=True), strict=False)
-    with pytest.raises(tq.LoweringError, match="bodies of control flow") as caught:
+    with pytest.raises(tq.LoweringError, match="subgraphs of control flow") as caught:
         tq.lower(tq.convert_pt2e(prepared), (normal(3, 8),))
     assert str(caught.value.node).startswith("true_graph_0.linear (aten.linear.default, module fc")
     assert "eval_with_key" not in str(caught.value.node)

@@ -18,7 +18,7 @@ import torchquilt as tq
 import torchquilt_xnnpack.lowering as xnnpack_lowering
 from plugins.executorch.models import TOKENS, Encoder, composed, converted, xnnpack
 from strategies import ByFunction, Fn, normal
-from torchquilt.ledger import lowering_status as fate
+from torchquilt.ledger import lowering_status
 
 INT8 = tq.QuantizationSpec("int8")
 
@@ -37,7 +37,7 @@ def codes(ledger: tq.Ledger) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
-def test_each_operator_has_a_fate(is_dynamic: bool) -> None:
+def test_each_operator_has_a_lowering_status(is_dynamic: bool) -> None:
     """Delegated as integers or in float, by a kernel of the runtime with integers or not, or gone."""
     found = codes(encoder_ledger(is_dynamic))
     as_integers = ("linear", "linear_1", "linear_2")
@@ -51,7 +51,7 @@ def test_each_operator_has_a_fate(is_dynamic: bool) -> None:
 def test_the_codes_that_are_documented_are_those_that_are_given() -> None:
     """The table in the module and that of the page say the same seven, all of which tests here meet."""
     met = {*codes(encoder_ledger(False)).values(), "fell_back_to_float", "refused_by_delegate", "removed"}
-    assert set(re.findall(r"^``([a-z_]+)`` ", fate.__doc__ or "", re.MULTILINE)) == met
+    assert set(re.findall(r"^``([a-z_]+)`` ", lowering_status.__doc__ or "", re.MULTILINE)) == met
     page = (Path(__file__).parents[3] / "docs/lowering.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)) == met
 
@@ -75,20 +75,20 @@ def test_what_is_folded_is_removed() -> None:
 
 def test_the_place_and_the_reason_are_told() -> None:
     """For a delegated operator: which delegate, and which of its kernels, with the types it reads."""
-    fate = encoder_ledger(False)["linear"].lowered
-    assert fate is not None
-    assert fate.place == "XnnpackBackend 0"
-    assert fate.text == "the delegate runs FullyConnected(qint8, qcint8) -> qint8"
+    status = encoder_ledger(False)["linear"].lowered
+    assert status is not None
+    assert status.place == "XnnpackBackend 0"
+    assert status.text == "the delegate runs FullyConnected(qint8, qcint8) -> qint8"
 
 
-def test_the_fates_are_printed_and_written() -> None:
+def test_the_lowering_statuses_are_printed_and_written() -> None:
     """The text has the number of each code, and the JSON is read again as the same ledger."""
     ledger = encoder_ledger(False)
     assert "portable_integer_kernel: 1 operator, 1 of them quantized" in str(ledger)
     assert tq.Ledger.from_json(ledger.to_json()) == ledger
 
 
-def test_a_ledger_that_was_written_before_has_no_fates() -> None:
+def test_a_ledger_that_was_written_before_has_no_lowering_statuses() -> None:
     """One of a model that has not been lowered reads as before, and prints nothing of lowering."""
     model = converted(Encoder(), composed(), TOKENS)
     assert {row.lowered for row in tq.ledger_of(model)} == {None}
@@ -183,7 +183,7 @@ def test_without_a_reader_the_graph_tells_what_is_integer(monkeypatch: pytest.Mo
     assert program.kernels == ()
 
 
-def test_a_module_that_is_called_twice_has_a_fate_for_each_call() -> None:
+def test_a_module_that_is_called_twice_has_a_lowering_status_for_each_call() -> None:
     """One ReLU called twice is two rows; the one is fused, the other computed by itself."""
 
     def run(m: Any, x: torch.Tensor) -> torch.Tensor:

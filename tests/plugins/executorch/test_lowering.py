@@ -145,7 +145,7 @@ def test_state_is_kept_between_runs_and_begins_where_the_model_does() -> None:
 
 
 def test_control_flow_runs() -> None:
-    """Both branches of a cond are in the program, and each of their operators has a fate."""
+    """Both branches of a cond are in the program, and each of their operators has a lowering status."""
 
     def run(m: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.cond(x.sum() > 0, lambda a: m.fc(a).relu(), lambda a: m.fc(a) * 2, (x,))
@@ -157,9 +157,9 @@ def test_control_flow_runs() -> None:
     for x in (normal(3, 8).abs(), -normal(3, 8).abs()):
         assert sqnr(model(x), program.run(x)) > 40
     assert program.ledger is not None
-    fates = {row.node: row.lowered.code for row in program.ledger if row.lowered and row.is_quantized}
-    assert len(fates) == 2
-    assert set(fates.values()) == {"fell_back_to_float"}
+    statuses = {row.node: row.lowered.code for row in program.ledger if row.lowered and row.is_quantized}
+    assert len(statuses) == 2
+    assert set(statuses.values()) == {"fell_back_to_float"}
 
 
 # --- Files --------------------------------------------------------------------------------------------------

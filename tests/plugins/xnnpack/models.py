@@ -248,7 +248,7 @@ JOINS: dict[str, Callable[[], Model]] = {
     "slices of one tensor, added": after_linear(lambda y: y[:, :3] + y[:, 3:]),
 }
 
-PASSED_ON: dict[str, Callable[[], Model]] = {
+FOLLOWS_INPUT: dict[str, Callable[[], Model]] = {
     "relu behind a pool": after_conv(lambda y: functional.max_pool2d(y, 2).relu()),
     "hardtanh behind an add": after_add(functional.hardtanh),
     "max-pool of the input": lambda: Model(nn.Sequential(nn.MaxPool2d(2), conv(3, 4, 1)), (image(),)),
@@ -284,7 +284,7 @@ PASSED_ON: dict[str, Callable[[], Model]] = {
 }
 
 #: What both quantize alike.
-SAME = {**LINEARS, **CONVOLUTIONS, **ELEMENTWISE, **JOINS, **PASSED_ON}
+SAME = {**LINEARS, **CONVOLUTIONS, **ELEMENTWISE, **JOINS, **FOLLOWS_INPUT}
 
 #: The same, written in place: it is quantized alike, and we write it functionally.
 IN_PLACE: dict[str, Callable[[], Model]] = {

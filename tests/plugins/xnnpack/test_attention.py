@@ -50,7 +50,7 @@ def test_the_linears_around_attention_are_quantized_and_nothing_of_it(kind: str)
     else:
         assert codes["aten.matmul.default"] == "constraint:constant_weight"
         assert codes["aten.add.Tensor"] == "constraint:attention_mask"
-        assert codes["aten.div.Tensor"] == "not_worth_it"
+        assert codes["aten.div.Tensor"] == "not_profitable"
 
 
 @kinds

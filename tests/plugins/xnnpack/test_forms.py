@@ -82,9 +82,9 @@ def decisions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     made: list[bool] = []
     claims = XNNPACKQuantizer.claims
 
-    def counted(self: XNNPACKQuantizer, model: Any, *, wherever_passed_on: bool = False) -> Any:
-        made.append(wherever_passed_on)
-        return claims(self, model, wherever_passed_on=wherever_passed_on)
+    def counted(self: XNNPACKQuantizer, model: Any, *, as_if_inputs_were_quantized: bool = False) -> Any:
+        made.append(as_if_inputs_were_quantized)
+        return claims(self, model, as_if_inputs_were_quantized=as_if_inputs_were_quantized)
 
     monkeypatch.setattr(XNNPACKQuantizer, "claims", counted)
     return made

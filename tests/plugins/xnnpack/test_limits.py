@@ -207,7 +207,7 @@ def test_it_is_an_error_where_no_scale_is_left() -> None:
             for place, point in points.items():
                 if getattr(place, "name", "") == "linear":
                     fixed = tq.FixedQParamsQuantizationSpec("int8", 1e-9, 0, -128, 127)
-                    points[place] = FixedPoint(fixed, point.places)
+                    points[place] = FixedPoint(fixed, point.names)
 
     quantizer = Fixing().set_global(get_symmetric_quantization_config(is_per_channel=True))
     prepared = tq.prepare_pt2e(export(nn.Linear(8, 4), normal(4, 8)), quantizer)

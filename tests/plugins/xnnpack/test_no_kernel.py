@@ -46,7 +46,7 @@ def with_a_row(overload: str) -> XNNPACKQuantizer:
     operands = _READS[: OPERATORS[overload].__code__.co_argcount]
     operator = Operator("without_a_kernel", (overload,), operands)
     (add,) = [row for row in SUPPORT.rows if row.pattern.name == "add"]
-    row = attrs.evolve(add, pattern=OperatorPattern.of(operator), constraints=(), worth_alone=True)
+    row = attrs.evolve(add, pattern=OperatorPattern.of(operator), constraints=(), profitable_alone=True)
     table = SupportTable(SUPPORT.backend, (row, *SUPPORT.rows))
     return XNNPACKQuantizer(table).set_global(get_symmetric_quantization_config())
 

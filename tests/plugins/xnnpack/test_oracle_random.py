@@ -105,7 +105,7 @@ def _is_in_float(calls: list[Call], number: int) -> bool:
     return not is_known or not (any(call.reads) or is_ours)
 
 
-def _is_near_a_border(calls: list[Call], number: int) -> bool:
+def _is_near_the_edge_of_an_island(calls: list[Call], number: int) -> bool:
     """Whether a call that rounds, or passes that on, has a float neighbour, or hangs together with one."""
     may_be_left = (*_ROUNDS, *_SHAPES, "relu", "hardtanh", "clamp")
     if calls[number].name not in may_be_left:
@@ -136,7 +136,7 @@ REASONS: dict[str, Callable[[list[Call], int], bool]] = {
         calls[number].name == "cat" and len(set(calls[number].sources)) == 1
     ),
     "addition between float operators": _has_no_weighted_neighbour,
-    "sum behind a linear": _is_near_a_border,
+    "sum behind a linear": _is_near_the_edge_of_an_island,
     "attention mask": lambda calls, number: (
         calls[number].name in ("add", "mul") and _reaches_softmax(calls, number)
     ),

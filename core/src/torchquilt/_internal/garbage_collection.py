@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
+def garbage_collector_disabled() -> Iterator[None]:
     """Let no collection of cycles begin in a block in which many objects are made, and few go away.
 
     A node of a graph is dozens of objects, which all stay. The collector cannot know; it walks over the new

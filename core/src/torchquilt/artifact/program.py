@@ -79,7 +79,7 @@ def _plain_tensor(name: str, role: str, value: Any) -> torch.Tensor:
 
 
 def operator_counts(program: ExportedProgram) -> tuple[OperatorCount, ...]:
-    """How often each operator is called, in the bodies of control flow as well."""
+    """How often each operator is called, in the subgraphs of control flow as well."""
     counts = Counter(
         str(node.target)
         for _, graph in _graphs(program)
@@ -156,7 +156,7 @@ def _parameter(value: Any, stored: Mapping[Node, str]) -> float | str | None:
 
 
 def _stored_names(program: ExportedProgram) -> dict[Node, str]:
-    """Input of the graph, or of a body in it, that stands for a stored tensor → name of that tensor."""
+    """Input of the graph, or of a subgraph in it, that stands for a stored tensor → name of that tensor."""
     signature = program.graph_signature
     names = {
         **signature.inputs_to_parameters,
@@ -170,7 +170,7 @@ def _stored_names(program: ExportedProgram) -> dict[Node, str]:
 
 
 def _graphs(program: ExportedProgram) -> Iterator[tuple[str, Graph]]:
-    """The graph and those of the bodies of control flow, each with what its names are preceded by."""
+    """The graph and those of the subgraphs of control flow, each with what its names are preceded by."""
     import torch
 
     for path, module in program.graph_module.named_modules():

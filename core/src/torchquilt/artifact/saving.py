@@ -172,7 +172,7 @@ def _check_outputs(program: ExportedProgram) -> None:
 
 
 def _check_calls(model: GraphModule) -> None:
-    """Refuse a model that runs a body which returns nothing: torch writes it, and cannot read it."""
+    """Refuse a model that runs a subgraph which returns nothing: torch writes it, and cannot read it."""
     from torchquilt.graph.subgraph_inlining import is_without_results
     from torchquilt.graph.subgraphs import call_of, nodes_of
 
@@ -187,7 +187,7 @@ def _check_calls(model: GraphModule) -> None:
     for node in nodes_of(model):
         if is_without_results(node):
             raise ArtifactError(
-                "The model runs a body that returns nothing, which torch can save and not load.",
+                "The model runs a subgraph that returns nothing, which torch can save and not load.",
                 node=node.name,
                 expected="branches, loops and regions under autocast that return something",
                 got=f"{node.target} without a result, at {where(node)}",

@@ -36,8 +36,10 @@ def show_program(file: Path, program: LoweredProgram) -> None:
     if program.ledger is not None:
         show_ledger(program.ledger)
         if is_terminal(sys.stdout):
-            fates = [(code, str(len(rows))) for code, rows in sorted(program.ledger.fates.items())]
-            write_table([("lowered", "operators"), *fates])
+            statuses = [
+                (code, str(len(rows))) for code, rows in sorted(program.ledger.by_lowering_status.items())
+            ]
+            write_table([("lowered", "operators"), *statuses])
     if program.verification is not None:
         for line in str(program.verification).splitlines():
             write(f"against the quantized model: {line}")

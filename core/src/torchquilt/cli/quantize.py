@@ -180,7 +180,7 @@ def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request
     if request.data is None:
         raise CalibrationError(
             "There is no data to calibrate with.",
-            node=next(iter(points.values())).places[0],
+            node=next(iter(points.values())).names[0],
             expected=f"--data, since the ranges of {len(points)} activations have to be found",
             got="no --data",
             remedy="pass --data (or --merge), or ask for dynamic or weight-only quantization in the recipe",

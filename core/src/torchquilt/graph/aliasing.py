@@ -12,7 +12,7 @@ import bisect
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.graph.node_values import is_overwritten, operator_of, returns_view, writes
-from torchquilt.graph.subgraphs import BodyCall, call_of, placeholders
+from torchquilt.graph.subgraphs import SubgraphCall, call_of, placeholders
 
 if TYPE_CHECKING:
     from torch.fx import Graph, Node
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Memory:
     """The memory behind the nodes of one graph, as the graph is now: edits are not followed.
 
-    What may share memory counts as sharing it. A write in a body of control flow is one at its call.
+    What may share memory counts as sharing it. A write in a subgraph of control flow is one at its call.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -88,7 +88,7 @@ class Memory:
 
 
 def written_inputs(node: Node) -> tuple[Node, ...]:
-    """The inputs that a node writes into, itself or in a body that it runs."""
+    """The inputs that a node writes into, itself or in a subgraph that it runs."""
     call = call_of(node)
     if call is not None:
         return tuple(_operands_for(call, is_overwritten))
@@ -140,7 +140,7 @@ def _aliases_of_item(node: Node) -> tuple[Node, ...]:
 
 
 def _origins(node: Any) -> set[Node]:
-    """A node of a body and all nodes before it that may share its memory."""
+    """A node of a subgraph and all nodes before it that may share its memory."""
     seen: set[Node] = set()
     pending = [node]
     while pending:
@@ -151,8 +151,8 @@ def _origins(node: Any) -> set[Node]:
     return seen
 
 
-def _operands_for(call: BodyCall, matches: Any) -> list[Node]:
-    """The operands of a call for whose placeholder, in any of the bodies, a condition holds."""
+def _operands_for(call: SubgraphCall, matches: Any) -> list[Node]:
+    """The operands of a call for whose placeholder, in any of the subgraphs, a condition holds."""
     return [
         operand
         for index, operand in enumerate(call.operands)

@@ -33,7 +33,7 @@ def copy_model(model: GraphModule, kept: Iterable[object] = ()) -> GraphModule:
     So the copy may get other weights under the same names without the original noticing, and no
     weight is stored twice. Only what the graph writes to (counters, caches) is copied, and with it whatever
     shares memory with it. No tensor of the copy asks for gradients: with them, control flow would trace its
-    bodies in order to differentiate them, instead of running them.
+    subgraphs in order to differentiate them, instead of running them.
 
     Args:
         model: the original.
@@ -304,7 +304,9 @@ def _is_read_only(node: Node) -> bool:
 
 
 def _is_harmless(node: Node) -> bool:
-    """Whether a node of a body is no reason to run it; what it asserts of dtypes is about its own values."""
+    """Whether a node of a subgraph is no reason to run it; what it asserts of dtypes is about its own
+    values.
+    """
     if node.op in ("placeholder", "output") or overload_name(node) == "aten._assert_tensor_metadata.default":
         return True
     return _is_read_only(node)

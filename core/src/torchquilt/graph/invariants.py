@@ -18,7 +18,7 @@ from torchquilt.errors import ModelError
 from torchquilt.graph.node_values import attribute, operator_of, overload_name, tensor_of
 from torchquilt.graph.passes import watching
 from torchquilt.graph.provenance import is_call
-from torchquilt.graph.subgraphs import OPERATORS, Region, body_of, call_of, regions
+from torchquilt.graph.subgraphs import OPERATORS, Region, call_of, regions, subgraph_of
 
 
 @attrs.frozen
@@ -42,7 +42,7 @@ def check_invariants(
     nodes: Container[Node] | None = None,
     invariants: tuple[Invariant, ...] | None = None,
 ) -> None:
-    """Check every rule at every node of the model and of the bodies in it.
+    """Check every rule at every node of the model and of the subgraphs in it.
 
     Args:
         model: only read.
@@ -85,12 +85,14 @@ def _broken(name: str, text: str, node: Node, region: Region, after: str, troubl
     )
 
 
-def _reads_body(node: Node) -> bool:
-    return node.op == "get_attr" and hasattr(body_of(node), "graph")
+def _reads_subgraph(node: Node) -> bool:
+    return node.op == "get_attr" and hasattr(subgraph_of(node), "graph")
 
 
 def _without_value(node: Node, _: Region) -> str:
-    has_one = node.op != "output" and not _reads_body(node) and (node.op != "call_module" or is_call(node))
+    has_one = (
+        node.op != "output" and not _reads_subgraph(node) and (node.op != "call_module" or is_call(node))
+    )
     return "no val" if has_one and "val" not in node.meta else ""
 
 
@@ -130,11 +132,11 @@ def _wrong_integers(node: Node, _: Region) -> str:
 
 
 def _wrong_number_of_operands(node: Node, _: Region) -> str:
-    """A known higher-order operator hands in as much as its bodies take."""
+    """A known higher-order operator hands in as much as its subgraphs take."""
     is_higher_order = getattr(node.target, "namespace", None) == "higher_order"
     if node.op != "call_function" or not is_higher_order or str(node.target) not in OPERATORS:
         return ""
-    return "" if call_of(node) is not None else "the operands are not the placeholders of the bodies"
+    return "" if call_of(node) is not None else "the operands are not the placeholders of the subgraphs"
 
 
 #: Every rule, in the order in which they are checked.
@@ -144,5 +146,5 @@ INVARIANTS = (
     Invariant("from_node", "a node says what it was made from", _without_origin),
     Invariant("scope", "a call has nn_module_stack and stack_trace", _without_scope),
     Invariant("integers", "quantize returns and dequantize takes the dtype in question", _wrong_integers),
-    Invariant("operands", "a body is handed what it takes", _wrong_number_of_operands),
+    Invariant("operands", "a subgraph is handed what it takes", _wrong_number_of_operands),
 )

@@ -204,7 +204,7 @@ def returns_view(node: Node) -> bool:
 
 
 def is_overwritten(node: Node) -> bool:
-    """Whether the graph writes into the tensor of a node, directly, through a view of it or in a body."""
+    """Whether the graph writes into the tensor of a node, directly, through a view of it or in a subgraph."""
     pending = [node]
     while pending:
         tensor = pending.pop()

@@ -32,7 +32,7 @@ class Pass:
 
 
 def everywhere(name: str, function: Callable[[GraphModule], GraphModule]) -> Pass:
-    """A pass that is run for the model and for each body in it by itself, the model first."""
+    """A pass that is run for the model and for each subgraph in it by itself, the model first."""
 
     def run(model: GraphModule) -> GraphModule:
         result = function(model)
@@ -45,9 +45,9 @@ def everywhere(name: str, function: Callable[[GraphModule], GraphModule]) -> Pas
     return Pass(name, run)
 
 
-def _replace(model: GraphModule, path: str, body: GraphModule) -> None:
+def _replace(model: GraphModule, path: str, subgraph: GraphModule) -> None:
     holder, _, name = path.rpartition(".")
-    setattr(model.get_submodule(holder), name, body)
+    setattr(model.get_submodule(holder), name, subgraph)
 
 
 def run_passes(model: GraphModule, passes: Iterable[Pass]) -> GraphModule:

@@ -1,7 +1,7 @@
 """Provenance of nodes: fill in what export left out from what is around a node.
 
 Everything behind this can rely on it: each node has ``val`` (where it has a value) and ``from_node``; each
-input and each call has ``nn_module_stack`` and ``stack_trace``, in the bodies of control flow as well.
+input and each call has ``nn_module_stack`` and ``stack_trace``, in the subgraphs of control flow as well.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch.fx.traceback import NodeSource, NodeSourceAction
 
 from torchquilt.graph.subgraphs import Region, name_operands, regions
 
-#: Strict export traces bodies below a module of this name, which stands for the model itself.
+#: Strict export traces subgraphs below a module of this name, which stands for the model itself.
 _STRICT_ROOT = "_export_root"
 
 
 def complete_provenance(model: GraphModule) -> GraphModule:
     """Fill in what export left out; changes only the metadata of ``model``.
 
-    In bodies non-strict export records no modules. A node there is taken to come from where its body is
-    called, or from the module inside of that whose parameters it reads; the class of that is not known.
+    In subgraphs non-strict export records no modules. A node there is taken to come from where its subgraph
+    is called, or from the module inside of that whose parameters it reads; the class of that is not known.
     """
     stored: dict[Node, str] = {}  # what reads or stands for a stored tensor → the name of the tensor
     for region in regions(model):

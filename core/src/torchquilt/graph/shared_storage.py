@@ -42,7 +42,7 @@ def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def written_tensors(model: GraphModule) -> list[torch.Tensor]:
-    """The stored tensors that the graph, or a body in it, writes into."""
+    """The stored tensors that the graph, or a subgraph in it, writes into."""
     return [
         attribute(region.module, str(node.target))
         for region in regions(model)

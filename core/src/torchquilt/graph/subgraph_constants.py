@@ -1,9 +1,10 @@
-"""Constants that bodies of control flow use: held by the body itself while the model is worked on.
+"""Constants that subgraphs of control flow use: held by the subgraph itself while the model is worked on.
 
-Export hands weights into a body as operands, so inside they look like any other input. Whoever decides,
-folds or quantizes there has to know that they are constants. :func:`close_bodies` therefore lets each body
-read them itself, so that every region of the model looks like an exported model. :func:`open_bodies` hands
-in what a body reads, in the form in which export left it and in which a model can be exported again.
+Export hands weights into a subgraph as operands, so inside they look like any other input. Whoever decides,
+folds or quantizes there has to know that they are constants. :func:`close_subgraphs` therefore lets each
+subgraph read them itself, so that every region of the model looks like an exported model.
+:func:`open_subgraphs` hands in what a subgraph reads, in the form in which export left it and in which a
+model can be exported again.
 """
 
 from __future__ import annotations
@@ -25,63 +26,68 @@ from torchquilt.graph.edits import (
     take_origin,
 )
 from torchquilt.graph.node_values import attribute, is_overwritten, tensor_of
-from torchquilt.graph.subgraphs import BodyCall, Region, body_of, call_of, placeholders, regions
+from torchquilt.graph.subgraphs import Region, SubgraphCall, call_of, placeholders, regions, subgraph_of
 
 
-def close_bodies(model: GraphModule) -> GraphModule:
-    """Let each body read the constants that are handed into it; changes ``model``.
+def close_subgraphs(model: GraphModule) -> GraphModule:
+    """Let each subgraph read the constants that are handed into it; changes ``model``.
 
-    A constant is a stored tensor that nobody writes into and that is the same whenever the body runs. Where
-    several calls run one body, it has to be the same in all of them.
+    A constant is a stored tensor that nobody writes into and that is the same whenever the subgraph runs.
+    Where several calls run one subgraph, it has to be the same in all of them.
     """
     for region in regions(model):
         _for_calls(region, _close)
     return model
 
 
-def open_bodies(model: GraphModule) -> GraphModule:
-    """Hand each stored tensor that a body reads into it as an operand; changes ``model``."""
-    for region in reversed(regions(model)):  # what a body hands into another one it has to be handed itself
+def open_subgraphs(model: GraphModule) -> GraphModule:
+    """Hand each stored tensor that a subgraph reads into it as an operand; changes ``model``."""
+    # What a subgraph hands into another one it has to be handed itself.
+    for region in reversed(regions(model)):
         _for_calls(region, _open)
     return model
 
 
-def _for_calls(region: Region, change: Callable[[GraphModule, list[BodyCall]], None]) -> None:
-    """Change the calls in a region, and the bodies that they run."""
-    changed = _calls_by_bodies(region.module)
+def _for_calls(region: Region, change: Callable[[GraphModule, list[SubgraphCall]], None]) -> None:
+    """Change the calls in a region, and the subgraphs that they run."""
+    changed = _calls_by_subgraphs(region.module)
     for calls in changed:
         change(region.module, calls)
-        for body in calls[0].bodies:
-            outdate(body_of(body))
+        for subgraph in calls[0].subgraphs:
+            outdate(subgraph_of(subgraph))
     if changed:
         outdate(region.module)
 
 
-def _calls_by_bodies(module: GraphModule) -> list[list[BodyCall]]:
-    """The calls in a graph, those that run the same bodies together.
+def _calls_by_subgraphs(module: GraphModule) -> list[list[SubgraphCall]]:
+    """The calls in a graph, those that run the same subgraphs together.
 
-    A body that is run together with different others is left out: its placeholders serve all of them.
+    A subgraph that is run together with different others is left out: its placeholders serve all of them.
     """
-    found: dict[tuple[int, ...], list[BodyCall]] = {}
+    found: dict[tuple[int, ...], list[SubgraphCall]] = {}
     for node in module.graph.nodes:
         call = call_of(node)
         if call is not None:
-            found.setdefault(tuple(id(body_of(body)) for body in call.bodies), []).append(call)
-    times = Counter(body for bodies in found for body in bodies)
-    return [calls for bodies, calls in found.items() if all(times[body] == 1 for body in bodies)]
+            found.setdefault(tuple(id(subgraph_of(subgraph)) for subgraph in call.subgraphs), []).append(call)
+    times = Counter(subgraph for subgraphs in found for subgraph in subgraphs)
+    return [
+        calls for subgraphs, calls in found.items() if all(times[subgraph] == 1 for subgraph in subgraphs)
+    ]
 
 
-def _close(module: GraphModule, calls: list[BodyCall]) -> None:
+def _close(module: GraphModule, calls: list[SubgraphCall]) -> None:
     first = len(calls[0].operands) - len(calls[0].invariant)
     kept = []
     for offset, operand in enumerate(calls[0].invariant):
         if any(call.invariant[offset] is not operand for call in calls) or not _is_stored(operand):
             kept.append(offset)
             continue
-        for body in calls[0].bodies:
-            _read_inside(body_of(body), first + offset, operand, attribute(module, str(operand.target)))
-    for body in calls[0].bodies:
-        inside = body_of(body).graph
+        for subgraph in calls[0].subgraphs:
+            _read_inside(
+                subgraph_of(subgraph), first + offset, operand, attribute(module, str(operand.target))
+            )
+    for subgraph in calls[0].subgraphs:
+        inside = subgraph_of(subgraph).graph
         for index, placeholder in enumerate(placeholders(inside)):
             if index >= first and index - first not in kept:
                 inside.erase_node(placeholder)
@@ -99,72 +105,73 @@ def _is_stored(operand: Any) -> bool:
     return tensor_of(operand) is not None and not is_overwritten(operand)
 
 
-def _read_inside(body: GraphModule, index: int, operand: Node, value: torch.Tensor) -> None:
-    """Let a body read a stored tensor where its placeholder of an index is read."""
-    placeholder = placeholders(body.graph)[index]
+def _read_inside(subgraph: GraphModule, index: int, operand: Node, value: torch.Tensor) -> None:
+    """Let a subgraph read a stored tensor where its placeholder of an index is read."""
+    placeholder = placeholders(subgraph.graph)[index]
     if not placeholder.users:
         return
-    name = _name_for(body, str(operand.target), value)
-    store_tensor(body, name, value)
-    with body.graph.inserting_after(placeholders(body.graph)[-1]):
-        read = body.graph.get_attr(name)
+    name = _name_for(subgraph, str(operand.target), value)
+    store_tensor(subgraph, name, value)
+    with subgraph.graph.inserting_after(placeholders(subgraph.graph)[-1]):
+        read = subgraph.graph.get_attr(name)
     take_origin(read, operand)
     read.meta["val"] = placeholder.meta.get("val", operand.meta.get("val"))
     placeholder.replace_all_uses_with(read)
 
 
-def _open(module: GraphModule, calls: list[BodyCall]) -> None:
-    bodies = [body_of(body) for body in calls[0].bodies]
-    readers: dict[str, dict[GraphModule, Node]] = {}  # name in the graph around → who reads it in which body
-    for body in bodies:
-        for read in _stored_in(body):
-            value = attribute(body, str(read.target))
+def _open(module: GraphModule, calls: list[SubgraphCall]) -> None:
+    subgraphs = [subgraph_of(subgraph) for subgraph in calls[0].subgraphs]
+    # Name in the graph around → the nodes that read it, by subgraph.
+    readers: dict[str, dict[GraphModule, Node]] = {}
+    for subgraph in subgraphs:
+        for read in _stored_in(subgraph):
+            value = attribute(subgraph, str(read.target))
             name = _name_for(module, str(read.target), value)
             store_tensor(module, name, value)
-            readers.setdefault(name, {})[body] = read
+            readers.setdefault(name, {})[subgraph] = read
     for name, reads in readers.items():
         served = next(iter(reads.values()))
         for call in calls:
             call.set_invariant((*call.invariant, _read_outside(call, name, served)))
-        for body in bodies:
-            inside = _new_placeholder(body, name, served)
-            if body in reads:
-                reads[body].replace_all_uses_with(inside)
-                body.graph.erase_node(reads[body])
-    for body in bodies:
-        drop_unused_tensors(body)
+        for subgraph in subgraphs:
+            inside = _new_placeholder(subgraph, name, served)
+            if subgraph in reads:
+                reads[subgraph].replace_all_uses_with(inside)
+                subgraph.graph.erase_node(reads[subgraph])
+    for subgraph in subgraphs:
+        drop_unused_tensors(subgraph)
 
 
-def _stored_in(body: GraphModule) -> list[Node]:
-    """The nodes of a body that read a stored tensor, one for each tensor."""
+def _stored_in(subgraph: GraphModule) -> list[Node]:
+    """The nodes of a subgraph that read a stored tensor, one for each tensor."""
     first: dict[str, Node] = {}
-    for node in body.graph.find_nodes(op="get_attr"):
-        if not isinstance(attribute(body, str(node.target)), torch.Tensor):
+    for node in subgraph.graph.find_nodes(op="get_attr"):
+        if not isinstance(attribute(subgraph, str(node.target)), torch.Tensor):
             continue
         kept = first.setdefault(str(node.target), node)
         if kept is not node:
             node.replace_all_uses_with(kept)
-            body.graph.erase_node(node)
+            subgraph.graph.erase_node(node)
     return [*first.values()]
 
 
-def _new_placeholder(body: GraphModule, name: str, served: Node) -> Node:
-    """A further input of a body, behind those that it has."""
-    held = placeholders(body.graph)
+def _new_placeholder(subgraph: GraphModule, name: str, served: Node) -> Node:
+    """A further input of a subgraph, behind those that it has."""
+    held = placeholders(subgraph.graph)
     taken = {str(placeholder.target) for placeholder in held}
     wanted = name.replace(".", "_")
     if not wanted.isidentifier():  # it becomes an argument, and a module in a Sequential is called 0
         wanted = f"p_{wanted}"
     target = next(t for t in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if t not in taken)
-    place = body.graph.inserting_after(held[-1]) if held else body.graph.inserting_before()
+    place = subgraph.graph.inserting_after(held[-1]) if held else subgraph.graph.inserting_before()
     with place:
-        inside = body.graph.placeholder(target)
+        inside = subgraph.graph.placeholder(target)
     take_origin(inside, served)
     inside.meta["val"] = served.meta.get("val")
     return inside
 
 
-def _read_outside(call: BodyCall, name: str, inside: Node) -> Node:
+def _read_outside(call: SubgraphCall, name: str, inside: Node) -> Node:
     with call.node.graph.inserting_before(call.node):
         read = call.node.graph.get_attr(name)
     take_origin(read, inside)

@@ -1,10 +1,10 @@
-"""Bodies of control flow: the graphs inside of a graph, who runs them, and what is handed into them.
+"""Subgraphs of control flow: the graphs inside of a graph, who runs them, and what is handed into them.
 
 ``cond``, ``scan``, ``while_loop``, ``map`` and the regions under ``torch.no_grad()`` or autocast are calls of
-higher-order operators. Export stores the graph of a body as a submodule, reads it with a ``get_attr`` node
-and hands in everything that the body uses as operands, weights among them. All of them have one form:
-``operator(…, bodies, operands)``, where the placeholders of each body are the operands, flattened. They
-differ only in what :data:`OPERATORS` says.
+higher-order operators. Export stores the graph of a subgraph as a submodule, reads it with a ``get_attr``
+node and hands in everything that the subgraph uses as operands, weights among them. All of them have one
+form: ``operator(…, subgraphs, operands)``, where the placeholders of each subgraph are the operands,
+flattened. They differ only in what :data:`OPERATORS` says.
 
 Importing this module does not import torch.
 """
@@ -26,8 +26,8 @@ class HigherOrderOperator:
 
     Args:
         name: its name, as ``torch.ops.higher_order`` has it.
-        operands: index of the first argument behind the bodies.
-        invariant: index of the first argument that holds operands which are the same whenever the body
+        operands: index of the first argument behind the subgraphs.
+        invariant: index of the first argument that holds operands which are the same whenever the subgraph
             runs. What a loop carries or takes slices of stands before them.
         spread: the invariant operands are arguments of their own instead of one list or tuple.
     """
@@ -38,7 +38,7 @@ class HigherOrderOperator:
     spread: bool = False
 
 
-#: The operators whose bodies are entered, by name. Bodies of others are left as they are.
+#: The operators whose subgraphs are entered, by name. Subgraphs of others are left as they are.
 OPERATORS = {
     operator.name: operator
     for operator in (
@@ -53,18 +53,18 @@ OPERATORS = {
 
 
 @attrs.frozen(eq=False)
-class BodyCall:
+class SubgraphCall:
     """One call of a higher-order operator.
 
     Args:
         node: the call.
         operator: how it takes its operands.
-        bodies: the ``get_attr`` nodes of its bodies.
+        subgraphs: the ``get_attr`` nodes of its subgraphs.
     """
 
     node: Node
     operator: HigherOrderOperator
-    bodies: tuple[Node, ...]
+    subgraphs: tuple[Node, ...]
 
     @property
     def operands(self) -> tuple[Any, ...]:
@@ -73,12 +73,12 @@ class BodyCall:
 
     @property
     def invariant(self) -> tuple[Any, ...]:
-        """The last of the operands: those that are the same whenever a body runs."""
+        """The last of the operands: those that are the same whenever a subgraph runs."""
         return tuple(_leaves(self.node.args[self.operator.invariant :]))
 
     def graphs(self) -> tuple[Graph, ...]:
-        """The graphs of its bodies."""
-        return tuple(body_of(node).graph for node in self.bodies)
+        """The graphs of its subgraphs."""
+        return tuple(subgraph_of(node).graph for node in self.subgraphs)
 
     def set_invariant(self, operands: tuple[Any, ...]) -> None:
         """Hand in other operands instead of the invariant ones. Does not change the placeholders."""
@@ -90,8 +90,8 @@ class BodyCall:
             self.node.args = (*before, [*operands] if isinstance(held, list) else operands)
 
 
-def call_of(node: Node) -> BodyCall | None:
-    """The call of a higher-order operator whose bodies are entered, or None."""
+def call_of(node: Node) -> SubgraphCall | None:
+    """The call of a higher-order operator whose subgraphs are entered, or None."""
     # Most nodes call operators of ATen, which have a schema; to ask for their namespace would take longer.
     if node.op != "call_function" or hasattr(node.target, "_schema"):
         return None
@@ -100,20 +100,20 @@ def call_of(node: Node) -> BodyCall | None:
     operator = OPERATORS.get(str(node.target))
     if operator is None:
         return None
-    found = tuple(_bodies_among(node.args[: operator.operands]))
-    call = BodyCall(node, operator, found)
+    found = tuple(_subgraphs_among(node.args[: operator.operands]))
+    call = SubgraphCall(node, operator, found)
     takes = len(call.operands)
     fits = all(len(placeholders(graph)) == takes for graph in call.graphs())
     return call if found and fits else None
 
 
-def body_of(node: Node) -> GraphModule:
-    """The body that a ``get_attr`` node reads."""
+def subgraph_of(node: Node) -> GraphModule:
+    """The subgraph that a ``get_attr`` node reads."""
     held: Any = node.graph.owning_module
     for name in str(node.target).split("."):
         held = getattr(held, name)
-    body: GraphModule = held
-    return body
+    subgraph: GraphModule = held
+    return subgraph
 
 
 def placeholders(graph: Graph) -> tuple[Node, ...]:
@@ -122,7 +122,9 @@ def placeholders(graph: Graph) -> tuple[Node, ...]:
 
 
 def handed_in(user: Node, tensor: Node) -> tuple[Node, ...]:
-    """The placeholders that stand for ``tensor`` in the bodies that ``user`` runs; none for other users."""
+    """The placeholders that stand for ``tensor`` in the subgraphs that ``user`` runs; none for other
+    users.
+    """
     call = call_of(user)
     if call is None:
         return ()
@@ -132,7 +134,7 @@ def handed_in(user: Node, tensor: Node) -> tuple[Node, ...]:
 
 @attrs.frozen(eq=False)
 class Region:
-    """A graph of the model: the outermost one, or a body.
+    """A graph of the model: the outermost one, or a subgraph.
 
     Args:
         path: of its module within the model, ``""`` for the outermost one.
@@ -150,11 +152,11 @@ class Region:
 
 
 def regions(model: GraphModule) -> tuple[Region, ...]:
-    """The model and all bodies in it, each once, what runs a body before it."""
+    """The model and all subgraphs in it, each once, what runs a subgraph before it."""
     seen = {id(model)}
     found = [Region("", model)]
     for region in found:  # grows while it is walked
-        for inner in _bodies_in(region):
+        for inner in _subgraphs_in(region):
             if id(inner.module) not in seen:
                 seen.add(id(inner.module))
                 found.append(inner)
@@ -162,10 +164,10 @@ def regions(model: GraphModule) -> tuple[Region, ...]:
 
 
 def name_operands(region: Region, names: dict[Node, str]) -> None:
-    """Carry names from the operands of a body to the placeholders that stand for them.
+    """Carry names from the operands of a subgraph to the placeholders that stand for them.
 
     Args:
-        region: a body; for the outermost region there is nothing to do.
+        region: a subgraph; for the outermost region there is nothing to do.
         names: node → name of what it reads or stands for; is added to.
     """
     call = call_of(region.caller) if region.caller is not None else None
@@ -176,28 +178,28 @@ def name_operands(region: Region, names: dict[Node, str]) -> None:
 
 
 def nodes_of(model: GraphModule) -> Iterator[Node]:
-    """The nodes of the model and of all bodies in it."""
+    """The nodes of the model and of all subgraphs in it."""
     for region in regions(model):
         yield from region.module.graph.nodes
 
 
-def _bodies_in(region: Region) -> Iterator[Region]:
+def _subgraphs_in(region: Region) -> Iterator[Region]:
     for node in region.module.graph.find_nodes(op="get_attr"):
         caller = next((user for user in node.users if call_of(user) is not None), None)
-        if caller is not None and _is_body(node):
+        if caller is not None and _is_subgraph(node):
             path = f"{region.path}.{node.target}" if region.path else str(node.target)
-            yield Region(path, body_of(node), caller)
+            yield Region(path, subgraph_of(node), caller)
 
 
-def _bodies_among(arguments: tuple[Any, ...]) -> Iterator[Node]:
-    return filter(_is_body, arguments)
+def _subgraphs_among(arguments: tuple[Any, ...]) -> Iterator[Node]:
+    return filter(_is_subgraph, arguments)
 
 
-def _is_body(value: Any) -> bool:
+def _is_subgraph(value: Any) -> bool:
     if getattr(value, "op", None) != "get_attr":
         return False
     try:
-        return hasattr(body_of(value), "graph")
+        return hasattr(subgraph_of(value), "graph")
     except AttributeError:
         return False  # the graph reads something that is gone, which is for others to say
 

@@ -204,8 +204,8 @@ def _closed(places: Iterable[_Names]) -> tuple[_Names, ...]:
 def _class_names(node: Node) -> tuple[str, ...]:
     """The classes of the modules around a node, outermost first.
 
-    In bodies of control flow non-strict export does not say the class. There it is the one that the operator
-    comes from, if it comes from one.
+    In subgraphs of control flow non-strict export does not say the class. There it is the one that the
+    operator comes from, if it comes from one.
     """
     found: list[str] = []
     for scope in scopes_of(node):

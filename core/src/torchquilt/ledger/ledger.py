@@ -26,10 +26,10 @@ The reason codes are stable:
 ``used_elsewhere``          the chain cannot be fused, since a tensor inside of it has other users
 ``no_quantized_neighbour``  it only passes on what it gets, and gets nothing that is quantized
 ``neighbour_not_supported`` it only passes on what it gets, and the backend cannot take that
-``not_worth_it``            it is cheap, and converting tensors for it would cost more than it saves
+``not_profitable``            it is cheap, and converting tensors for it would cost more than it saves
 ``not_annotated``           the quantizer chose not to, and says no more
-``control_flow``            it runs bodies, whose operators have rows of their own (``body.node``)
-``body_not_entered``        a higher-order operator that is not known, so its body is left as it is
+``control_flow``            it runs subgraphs, whose operators have rows of their own (``subgraph.node``)
+``subgraph_not_entered``        a higher-order operator that is not known, so its subgraph is left as it is
 ``never_reached``           calibration never reached it (``convert_pt2e(..., unseen="float")``)
 ==========================  ============================================================================
 """
@@ -45,7 +45,7 @@ import attrs
 
 from torchquilt._internal.text_tables import Listing, counted, html_folded, html_list, html_table
 from torchquilt.errors import LedgerError, ModelError, did_you_mean
-from torchquilt.ledger.lowering_status import Fate, lowered_lines
+from torchquilt.ledger.lowering_status import LoweringStatus, lowered_lines
 from torchquilt.ledger.rows import Boundary, Caution, Change, Reason, Row, Share, Tensor
 
 #: Version of the JSON that :meth:`Ledger.to_json` writes.
@@ -147,7 +147,7 @@ class Ledger:
         return tuple(self.share(name, tuple(rows)) for name, rows in groups.items())
 
     @property
-    def fates(self) -> dict[str, tuple[Row, ...]]:
+    def by_lowering_status(self) -> dict[str, tuple[Row, ...]]:
         """Code of what came of rows when the model was lowered → these rows; empty where it was not."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
@@ -223,7 +223,7 @@ class Ledger:
         if self.boundaries:
             lines.append("requantized:")
         lines += [f"  {edge}" for edge in self.boundaries]
-        lines += lowered_lines(self.fates)
+        lines += lowered_lines(self.by_lowering_status)
         lines += [f"problem: {problem}" for problem in self.problems]
         lines += [f"warning: {caution}" for caution in self.warnings]
         return "\n".join(lines)
@@ -315,12 +315,19 @@ def _names_of_fields(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in attrs.fields(kind))
 
 
+#: Reason codes as ledgers have them that torchquilt 0.1.0 wrote → as they are called now.
+_NEW_CODES = {"not_worth_it": "not_profitable", "body_not_entered": "subgraph_not_entered"}
+
+
 def _row_from(data: dict[str, Any]) -> Row:
     values = dict(data)
     values["tensors"] = tuple(Tensor(**tensor) for tensor in data["tensors"])
-    values["reasons"] = tuple(Reason(**reason) for reason in data["reasons"])
+    values["reasons"] = tuple(
+        Reason(**{**reason, "code": _NEW_CODES.get(reason["code"], reason["code"])})
+        for reason in data["reasons"]
+    )
     values["parameters"] = tuple((name, size) for name, size in data["parameters"])
     values["written_as"] = tuple((node, op) for node, op in data.get("written_as", ()))
-    fate = data.get("lowered")
-    values["lowered"] = None if fate is None else Fate(**fate)
+    status = data.get("lowered")
+    values["lowered"] = None if status is None else LoweringStatus(**status)
     return Row(**values)

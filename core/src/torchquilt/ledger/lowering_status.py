@@ -24,7 +24,7 @@ from torchquilt._internal.text_tables import counted
 
 
 @attrs.frozen
-class Fate:
+class LoweringStatus:
     """Lowering status of an operator.
 
     Args:
@@ -38,10 +38,10 @@ class Fate:
     text: str
 
 
-def lowered_lines(fates: Mapping[str, Sequence[Any]]) -> list[str]:
+def lowered_lines(statuses: Mapping[str, Sequence[Any]]) -> list[str]:
     """How many rows of a ledger came to what, by code, and each that was quantized for nothing."""
-    lines = ["lowered:"] if fates else []
-    for code, rows in sorted(fates.items()):
+    lines = ["lowered:"] if statuses else []
+    for code, rows in sorted(statuses.items()):
         quantized = sum(row.is_quantized for row in rows)
         lines.append(f"  {code}: {counted(len(rows), 'operator')}, {quantized} of them quantized")
         if code in ("refused_by_delegate", "fell_back_to_float", "delegated_as_float"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import attrs
 
-from torchquilt.ledger.lowering_status import Fate
+from torchquilt.ledger.lowering_status import LoweringStatus
 
 
 @attrs.frozen
@@ -74,7 +74,7 @@ class Row:
     reasons: tuple[Reason, ...]
     macs: int
     parameters: tuple[tuple[str, int], ...]
-    lowered: Fate | None = None
+    lowered: LoweringStatus | None = None
     written_as: tuple[tuple[str, str], ...] = ()
 
     @property

@@ -16,7 +16,7 @@ from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.ledger.ledger import Ledger
-from torchquilt.ledger.lowering_status import Fate
+from torchquilt.ledger.lowering_status import LoweringStatus
 from torchquilt.ledger.rows import Row
 from torchquilt.lowering.program_facts import Leftover, Placed
 from torchquilt.lowering.target import Conversion, Lowered, Operation
@@ -148,16 +148,16 @@ def joined(ledger: Ledger, joint: Joint, lowered: Lowered) -> Ledger:
     found: dict[str, list[Operation]] = defaultdict(list)
     for operation, row in joint.rows(lowered.operations):
         found[row.node].append(operation)
-    rows = (attrs.evolve(row, lowered=_fate(row, found.get(row.node, []))) for row in ledger.rows)
+    rows = (attrs.evolve(row, lowered=_lowering_status(row, found.get(row.node, []))) for row in ledger.rows)
     return attrs.evolve(ledger, rows=tuple(rows))
 
 
-def _fate(row: Row, operations: list[Operation]) -> Fate:
+def _lowering_status(row: Row, operations: list[Operation]) -> LoweringStatus:
     """Lowering status of a row whose operations are these."""
     if not operations:
-        return Fate("removed", "", "no operator of the program comes from it")
-    fates = [Fate(_code(row, one), one.place, one.refused or one.why) for one in operations]
-    return min(fates, key=lambda fate: _RANKS.index(fate.code))
+        return LoweringStatus("removed", "", "no operator of the program comes from it")
+    statuses = [LoweringStatus(_code(row, one), one.place, one.refused or one.why) for one in operations]
+    return min(statuses, key=lambda status: _RANKS.index(status.code))
 
 
 def _code(row: Row, operation: Operation) -> str:
@@ -201,7 +201,7 @@ def place_of(node: Node, name: str = "") -> str:
 
     Args:
         node: it.
-        name: with the body of control flow that it is in, where it is in one (``true_graph_0.linear``).
+        name: with the subgraph of control flow that it is in, where it is in one (``true_graph_0.linear``).
     """
     where = ", ".join(
         filter(None, (f"module {module_path(node)}" if module_path(node) else "", source_line(node)))

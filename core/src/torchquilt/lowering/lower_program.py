@@ -88,14 +88,14 @@ def lower(
     """
     from torchquilt.lowering.float_marks import with_decisions
     from torchquilt.lowering.ledger_join import Joint, float_islands, joined
-    from torchquilt.lowering.program_io import quantized_border
+    from torchquilt.lowering.program_io import with_integer_io
     from torchquilt.lowering.region_inlining import inlined
 
     runtime: Target = registry.target(target)
     source = source_of(quantized, example_inputs, dynamic_shapes)
     contributions = _contributions(source, target, backends)
     flat = inlined(source.program)
-    program, ports = quantized_border(flat.program, io_dtype)
+    program, ports = with_integer_io(flat.program, io_dtype)
     joint = Joint(program, source.ledger, flat.earlier)
     marked = with_decisions(program, joint.left_in_float())
     libraries = _libraries(contributions.values())

@@ -38,7 +38,7 @@ class _Grid:
     quant_max: int
 
 
-def quantized_border(
+def with_integer_io(
     program: ExportedProgram, io_dtype: torch.dtype | Mapping[str, torch.dtype] | None
 ) -> tuple[ExportedProgram, Ports]:
     """The program with integers at its border, and what it then takes and returns.

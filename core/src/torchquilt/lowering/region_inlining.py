@@ -43,7 +43,7 @@ def inlined(program: ExportedProgram) -> Inlined:
     """Write each region that changes nothing into the graph around it; the program is left as it is."""
     from torchquilt.graph.edits import with_graph
 
-    if not any(_body_of(node, module) for _, module in _graphs(program) for node in module.graph.nodes):
+    if not any(_subgraph_of(node, module) for _, module in _graphs(program) for node in module.graph.nodes):
         return Inlined(program, {})
     writing = _Writing()
     written = writing.written(program.graph_module, "", "")
@@ -91,23 +91,23 @@ class _Writing:
         while found:
             found = False
             for call in list(graph.nodes):
-                body = _body_of(call, made)
-                if body is not None:
-                    self._replace(graph, made, call, body, path, before)
+                subgraph = _subgraph_of(call, made)
+                if subgraph is not None:
+                    self._replace(graph, made, call, subgraph, path, before)
                     found = True
 
     def _replace(
-        self, graph: Graph, made: Any, call: Node, body: GraphModule, path: str, before: str
+        self, graph: Graph, made: Any, call: Node, subgraph: GraphModule, path: str, before: str
     ) -> None:
         handed = OPERATORS[str(call.target)].operands
         region: Any = call.args[handed - 1]
         region_path = self.earlier.get(_joined(path, str(region.target)), _joined(before, str(region.target)))
         values: dict[Node, Any] = dict(
-            zip(body.graph.find_nodes(op="placeholder"), call.args[handed:], strict=True)
+            zip(subgraph.graph.find_nodes(op="placeholder"), call.args[handed:], strict=True)
         )
         taken = {node.name for node in graph.nodes}
         with graph.inserting_before(call):
-            for node in body.graph.nodes:
+            for node in subgraph.graph.nodes:
                 if node.op in ("placeholder", "output"):
                     continue
                 one: Any = graph.node_copy(node, values.__getitem__)
@@ -119,9 +119,9 @@ class _Writing:
                 self.earlier[_joined(path, one.name)] = _joined(region_path, node.name)
                 if node.op == "get_attr":
                     one.target = _free(f"{region.target}_{node.target}".replace(".", "_"), made._modules)
-                    made._modules[one.target] = body.get_submodule(str(node.target))
+                    made._modules[one.target] = subgraph.get_submodule(str(node.target))
                     self.earlier[_joined(path, one.target)] = _joined(region_path, str(node.target))
-        self._hand_on(graph, call, [values[node] for node in _outputs(body)], path)
+        self._hand_on(graph, call, [values[node] for node in _outputs(subgraph)], path)
         graph.erase_node(call)
         if not region.users:
             graph.erase_node(region)
@@ -137,7 +137,7 @@ class _Writing:
             value.name = name
 
 
-def _body_of(node: Node, module: Any) -> GraphModule | None:
+def _subgraph_of(node: Node, module: Any) -> GraphModule | None:
     """The region that a node calls and that can be written into the graph around it."""
     name = str(node.target)
     if node.op != "call_function" or name not in (_SET_GRAD, _AUTOCAST):
@@ -145,17 +145,19 @@ def _body_of(node: Node, module: Any) -> GraphModule | None:
     if name == _AUTOCAST and node.args[2] and node.args[0] == "cpu":
         return None
     region: Any = node.args[OPERATORS[name].operands - 1]
-    body: GraphModule = module._modules[str(region.target)]
+    subgraph: GraphModule = module._modules[str(region.target)]
     items = [user.args[1] for user in node.users if user.target is operator.getitem]
-    outputs = _outputs(body)
+    outputs = _outputs(subgraph)
     are_own = len({*outputs}) == len(outputs) and all(one.op == "call_function" for one in outputs)
     is_taken_apart = len({*items}) == len(items) == len(node.users)
-    reads_graphs = all(str(one.target) in body._modules for one in body.graph.find_nodes(op="get_attr"))
-    return body if are_own and is_taken_apart and reads_graphs else None
+    reads_graphs = all(
+        str(one.target) in subgraph._modules for one in subgraph.graph.find_nodes(op="get_attr")
+    )
+    return subgraph if are_own and is_taken_apart and reads_graphs else None
 
 
-def _outputs(body: GraphModule) -> list[Any]:
-    (returned,) = body.graph.output_node().args
+def _outputs(subgraph: GraphModule) -> list[Any]:
+    (returned,) = subgraph.graph.output_node().args
     return list(returned) if isinstance(returned, (list, tuple)) else [returned]
 
 

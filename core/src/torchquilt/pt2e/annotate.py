@@ -26,8 +26,8 @@ from torchquilt.graph.functionalize import make_functional, unify_written_memory
 from torchquilt.graph.node_values import is_float_tensor, overload_name, tensor_of
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.provenance import complete_provenance
-from torchquilt.graph.subgraph_constants import close_bodies
-from torchquilt.graph.subgraph_inlining import inline_silent_bodies
+from torchquilt.graph.subgraph_constants import close_subgraphs
+from torchquilt.graph.subgraph_inlining import inline_silent_subgraphs
 from torchquilt.graph.subgraphs import Region, nodes_of, regions
 from torchquilt.graph.training_mode import is_random, moves_statistics
 from torchquilt.ledger.ledger import Ledger
@@ -41,9 +41,9 @@ from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of, ch
 #: Brings every region of a model into the form in which quantizers see it, computing the same.
 _NORMALIZE = (
     Pass("complete_provenance", complete_provenance),
-    Pass("inline_silent_bodies", inline_silent_bodies),
+    Pass("inline_silent_subgraphs", inline_silent_subgraphs),
     Pass("unify_written_memory", unify_written_memory),
-    Pass("close_bodies", close_bodies),
+    Pass("close_subgraphs", close_subgraphs),
 )
 _SIMPLIFY = (
     everywhere("drop_dead_nodes", drop_dead_nodes),
@@ -220,14 +220,14 @@ def _under_a_transform(node: Node, annotation: QuantizationAnnotation) -> Annota
 
 
 def _check_tensors(node: Node, annotation: QuantizationAnnotation, memory: Memory) -> None:
-    places = [
+    tensors = [
         (producer, memory.edge_can_be_copied(producer, node))
         for producer, spec in annotation.input_qspec_map.items()
         if spec is not None
     ]
     if annotation.output_qspec is not None:
-        places.append((node, memory.output_can_be_copied(node)))
-    for tensor, can_be_copied in places:
+        tensors.append((node, memory.output_can_be_copied(node)))
+    for tensor, can_be_copied in tensors:
         trouble = _why_not_quantizable(tensor)
         if not trouble and not can_be_copied:
             trouble = "the model writes into it, and would write into a copy"

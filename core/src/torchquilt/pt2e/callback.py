@@ -1,8 +1,8 @@
 """Hook ``prepare_obs_or_fq_callback``: what it may do to observer points, and what is refused.
 
 A quantizer may replace how parameters are found: the observer of a point, or the whole point by one that is
-observed or has known parameters. Which places are quantized, as what, and which of them share parameters is
-decided by then, and the ledger says it; so none of this may change here.
+observed or has known parameters. Which edges and nodes are quantized, as what, and which of them share
+parameters is decided by then, and the ledger says it; so none of this may change here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torchquilt.errors import QuantizerError
 from torchquilt.observers import Observer
 from torchquilt.pt2e.annotate import Annotated
 from torchquilt.pt2e.observer_points import ConstantPoint, FixedPoint, ObservedPoint, QuantizationPoint
-from torchquilt.pt2e.sharing_groups import Group, place_name
+from torchquilt.pt2e.sharing_groups import Group, edge_name
 from torchquilt.quantizers.composable import ComposableQuantizer
 from torchquilt.spec.qspec import EdgeOrNode
 
@@ -26,10 +26,10 @@ def ask_for_points(annotated: Annotated, points: dict[EdgeOrNode, Any]) -> dict[
 
     Args:
         annotated: the model and its groups.
-        points: place → the point that was made for it; one point for each group.
+        points: edge or node → the point that was made for it; one point for each group.
 
     Returns:
-        Place → the point that will stand there.
+        Edge or node → the point that will stand there.
 
     Raises:
         QuantizerError: a quantizer failed, or did to the points what it may not.
@@ -40,9 +40,9 @@ def ask_for_points(annotated: Annotated, points: dict[EdgeOrNode, Any]) -> dict[
     ComposableQuantizer([quantizer]).prepare_obs_or_fq_callback(annotated.model, asked)
     groups = [group for _, found in annotated.groups for group in found]
     try:
-        _check_places(points, asked)
-        for place, before in points.items():
-            _check_point(place, before, asked[place])
+        _check_members(points, asked)
+        for edge_or_node, before in points.items():
+            _check_point(edge_or_node, before, asked[edge_or_node])
         _check_sharing(groups, asked)
     except QuantizerError as error:
         error.quantizer = quantizer.name
@@ -50,14 +50,14 @@ def ask_for_points(annotated: Annotated, points: dict[EdgeOrNode, Any]) -> dict[
     return asked
 
 
-def _check_places(points: dict[EdgeOrNode, Any], asked: dict[EdgeOrNode, Any]) -> None:
+def _check_members(points: dict[EdgeOrNode, Any], asked: dict[EdgeOrNode, Any]) -> None:
     for deed, strange in (("removed", [*points.keys() - asked]), ("added", [*asked.keys() - points])):
         if strange:
             raise _refused(
-                f"{deed} a place",
+                f"{deed} an edge or node",
                 strange[0],
-                expected="the places that are annotated, and no others",
-                got=f"{deed} {', '.join(map(place_name, strange))}",
+                expected="the edges and nodes that are annotated, and no others",
+                got=f"{deed} {', '.join(map(edge_name, strange))}",
             )
 
 
@@ -65,28 +65,30 @@ def _check_sharing(groups: Iterable[Group], asked: dict[EdgeOrNode, Any]) -> Non
     """One point for each group, and one group for each point."""
     owner: dict[int, Group] = {}
     for group in groups:
-        held = {id(asked[place]) for place in group.places}
+        held = {id(asked[edge_or_node]) for edge_or_node in group.members}
         if len(held) > 1 or any(owner.setdefault(point, group) is not group for point in held):
             raise _refused(
-                "changed which places share parameters",
-                group.places[0],
-                expected=f"one point for {', '.join(map(place_name, group.places))}, and for no others",
-                got=f"{len(held)} points" if len(held) > 1 else "a point that stands at other places, too",
+                "changed which edges and nodes share parameters",
+                group.members[0],
+                expected=f"one point for {', '.join(map(edge_name, group.members))}, and for no others",
+                got=f"{len(held)} points"
+                if len(held) > 1
+                else "a point that stands at other edges and nodes, too",
             )
 
 
-def _check_point(place: EdgeOrNode, before: QuantizationPoint[Any], after: object) -> None:
+def _check_point(edge_or_node: EdgeOrNode, before: QuantizationPoint[Any], after: object) -> None:
     if not isinstance(after, QuantizationPoint):
         raise _refused(
             "put in something that is not a point",
-            place,
+            edge_or_node,
             expected="a torchquilt.pt2e.observer_points.QuantizationPoint",
             got=f"{type(after).__module__}.{type(after).__qualname__}",
         )
     if isinstance(after, ObservedPoint) and not isinstance(after.observer, Observer):
         raise _refused(
             "put in something that is not an observer",
-            place,
+            edge_or_node,
             expected="a torchquilt.observers.Observer",
             got=f"{type(after.observer).__module__}.{type(after.observer).__qualname__}",
         )
@@ -97,9 +99,9 @@ def _check_point(place: EdgeOrNode, before: QuantizationPoint[Any], after: objec
     if is_replaced and not can_replace:
         raise _refused(
             "replaced a point by one that cannot stand there",
-            place,
-            expected="an ObservedPoint or a FixedPoint in the place of one that is observed or constant",
-            got=f"{type(after).__name__} in the place of {type(before).__name__}",
+            edge_or_node,
+            expected="an ObservedPoint or a FixedPoint instead of one that is observed or constant",
+            got=f"{type(after).__name__} instead of {type(before).__name__}",
         )
     observed = (after.observer.spec,) if isinstance(after, ObservedPoint) else ()
     for spec in (after.spec, *observed):
@@ -107,16 +109,16 @@ def _check_point(place: EdgeOrNode, before: QuantizationPoint[Any], after: objec
         if differing:
             raise _refused(
                 f"changed the {' and the '.join(differing)} of what was annotated",
-                place,
+                edge_or_node,
                 expected=str(before.spec),
                 got=str(spec),
             )
 
 
-def _refused(deed: str, place: EdgeOrNode, expected: str, got: str) -> QuantizerError:
+def _refused(deed: str, edge_or_node: EdgeOrNode, expected: str, got: str) -> QuantizerError:
     return QuantizerError(
         f"prepare_obs_or_fq_callback {deed}.",
-        node=place_name(place),
+        node=edge_name(edge_or_node),
         expected=expected,
         got=got,
         remedy="replace the observer of a point (point.observer), or a point by an ObservedPoint; what is "

@@ -7,14 +7,14 @@ from functools import partial
 
 from torch.fx import GraphModule
 
-from torchquilt._internal.garbage_collection import collector_paused
+from torchquilt._internal.garbage_collection import garbage_collector_disabled
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import ModelError
 from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.shared_storage import compact
-from torchquilt.graph.subgraph_constants import open_bodies
+from torchquilt.graph.subgraph_constants import open_subgraphs
 from torchquilt.ledger.rows import Caution
 from torchquilt.pt2e.calibration.outliers import find_outliers, note_cautions, warn_of
 from torchquilt.pt2e.calibration.unreached import leave_or_refuse_unseen
@@ -61,7 +61,7 @@ def convert_pt2e(
         UserWarning: a symmetric range has next to no integers on a side of zero where values are.
     """
     _check_is_prepared(prepared)
-    with default_global_state(), collector_paused():
+    with default_global_state(), garbage_collector_disabled():
         # Points are only read, and are not in the result; the record is replaced where something is added.
         points = [module for module in prepared.modules() if isinstance(module, QuantizationPoint)]
         model = copy_model(prepared, kept=(*points, prepared.meta[RECORD_KEY]))
@@ -74,7 +74,7 @@ def convert_pt2e(
                 "replace_points",
                 partial(_replace_points, fold_quantize=fold_quantize, cautions=cautions),
             ),
-            Pass("open_bodies", open_bodies),
+            Pass("open_subgraphs", open_subgraphs),
             Pass("drop_unused", _drop_unused),
         )
         model = run_passes(model, passes)

@@ -57,12 +57,12 @@ def _reason_of_itself(node: Node, transformed: frozenset[Node]) -> Reason:
     if is_random(node):
         return Reason("", "random", f"{node.name} draws random numbers")
     if call_of(node) is not None:
-        return Reason("", "control_flow", "it runs its bodies, whose operators have rows of their own")
+        return Reason("", "control_flow", "it runs its subgraphs, whose operators have rows of their own")
     if decomposed_from(node):
         return Reason("", "decomposed", explanation(node))
     operator = call_name(node)
     if getattr(node.target, "namespace", None) == "higher_order":
-        return Reason("", "body_not_entered", f"what {operator} runs inside is left as it is")
+        return Reason("", "subgraph_not_entered", f"what {operator} runs inside is left as it is")
     return Reason("", "unsupported_op", f"no quantizer here has a row for {operator}")
 
 
@@ -71,7 +71,7 @@ class _RegionLedger:
 
     def __init__(self, region: Region, groups: tuple[Group, ...], first: int) -> None:
         self.region = region
-        self.group_of = {place: group for group in groups for place in group.places}
+        self.group_of = {edge_or_node: group for group in groups for edge_or_node in group.members}
         self.number = {id(group): first + index for index, group in enumerate(groups)}
         self._constants = constant_nodes(region.module.graph)
         self._by_name: dict[str, Node] = {node.name: node for node in region.module.graph.nodes}
@@ -117,22 +117,26 @@ class _RegionLedger:
         )
 
     def _tensors(self, parts: tuple[Node, ...]) -> tuple[Tensor, ...]:
-        places: list[tuple[str, EdgeOrNode]] = [
+        named_edges: list[tuple[str, EdgeOrNode]] = [
             (f"input {source.name}", (source, part))
             for part in parts
             for source in part.all_input_nodes
             if source not in parts
         ]
-        places.append(("output", parts[-1]))
-        found = ((name, self.group_of[place]) for name, place in places if place in self.group_of)
+        named_edges.append(("output", parts[-1]))
+        found = (
+            (name, self.group_of[edge_or_node])
+            for name, edge_or_node in named_edges
+            if edge_or_node in self.group_of
+        )
         return tuple(Tensor(name, str(group.spec), self.number[id(group)]) for name, group in found)
 
     def boundaries(self) -> list[Boundary]:
         """The edges at which a tensor that is quantized already is quantized anew."""
         return [
-            self._boundary(*place, group)
-            for place, group in self.group_of.items()
-            if isinstance(place, tuple) and self.group_of.get(place[0], group) is not group
+            self._boundary(*edge_or_node, group)
+            for edge_or_node, group in self.group_of.items()
+            if isinstance(edge_or_node, tuple) and self.group_of.get(edge_or_node[0], group) is not group
         ]
 
     def _boundary(self, producer: Node, user: Node, group: Group) -> Boundary:

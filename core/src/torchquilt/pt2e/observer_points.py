@@ -2,7 +2,7 @@
 
 Each one returns its input unchanged. Only :class:`ObservedPoint` looks at the data; the others mark a
 place whose parameters come from elsewhere: from a constant, from each input, from the spec, or from
-other points. One module stands at all places of a group.
+other points. One module stands at all edges and nodes of a group.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class QuantizationPoint(torch.nn.Module, Generic[_S]):
 
     Args:
         spec: what the tensor will be.
-        places: names of the places in the graph where the point stands, for errors and listings.
+        names: names of the edges and nodes in the graph where the point stands, for errors and listings.
     """
 
-    def __init__(self, spec: _S, places: tuple[str, ...]) -> None:
+    def __init__(self, spec: _S, names: tuple[str, ...]) -> None:
         super().__init__()
         self.spec = spec
-        self.places = places
+        self.names = names
 
     def forward(self, tensor: torch.Tensor, is_new: bool = True) -> torch.Tensor:
         """Return the tensor itself.
@@ -50,26 +50,26 @@ class QuantizationPoint(torch.nn.Module, Generic[_S]):
 
     def extra_repr(self) -> str:
         """Text that ``print(model)`` shows of an observer point."""
-        return f"{self.spec} at {', '.join(self.places)}"
+        return f"{self.spec} at {', '.join(self.names)}"
 
 
 class ObservedPoint(QuantizationPoint[QuantizationSpec]):
     """An activation whose parameters come from calibration data."""
 
-    def __init__(self, spec: QuantizationSpec, observer: Observer, places: tuple[str, ...]) -> None:
-        super().__init__(spec, places)
+    def __init__(self, spec: QuantizationSpec, observer: Observer, names: tuple[str, ...]) -> None:
+        super().__init__(spec, names)
         self.observer = observer
 
     def forward(self, tensor: torch.Tensor, is_new: bool = True) -> torch.Tensor:
         """Show the tensor to the observer, unless it was shown what is in it, and return it.
 
         Raises:
-            CalibrationError: control flow traces its body instead of running it, so there is no data.
+            CalibrationError: control flow traces its subgraph instead of running it, so there is no data.
         """
         if isinstance(tensor, FakeTensor):
             raise CalibrationError(
-                "A body of control flow is being traced to be differentiated, so nothing can be observed.",
-                node=", ".join(self.places),
+                "A subgraph of control flow is traced to be differentiated, so nothing can be observed.",
+                node=", ".join(self.names),
                 expected="a prepared model that is run without gradients",
                 got="an input that requires a gradient",
                 remedy="call it under torch.no_grad(), or use torchquilt.calibrate",
@@ -91,7 +91,7 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
         if state["observer"] != self._kind():
             raise CalibrationError(
                 "This state was seen by another observer.",
-                node=", ".join(self.places),
+                node=", ".join(self.names),
                 expected=self._kind(),
                 got=state["observer"],
                 remedy="load the state of a model that was prepared with the same quantizer and observers",
@@ -106,14 +106,14 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
         """The parameters for what was observed.
 
         Raises:
-            CalibrationError: nothing was; names the places.
+            CalibrationError: nothing was; names the edges and nodes.
         """
         try:
             return self.observer.qparams()
         except CalibrationError as error:
             raise CalibrationError(
                 error.problem,
-                node=", ".join(self.places),
+                node=", ".join(self.names),
                 expected="at least one value before convert_pt2e",
                 got=f"{self.observer.count} values",
                 remedy="run calibration batches through the prepared model that reach this tensor",
@@ -129,7 +129,7 @@ class ConstantPoint(QuantizationPoint[QuantizationSpec]):
     """A weight or another constant: its parameters are found once, from its value, at convert."""
 
     def qparams_for(self, values: list[torch.Tensor]) -> QParams:
-        """The parameters for the constants at the places of the point, min-max.
+        """The parameters for the constants at the edges and nodes of the point, min-max.
 
         Constants without elements have those of zeros.
 
@@ -149,7 +149,7 @@ class ConstantPoint(QuantizationPoint[QuantizationSpec]):
             cause = error.problem if isinstance(error, CalibrationError) else error
             raise CalibrationError(
                 "This constant cannot be quantized as asked.",
-                node=", ".join(self.places),
+                node=", ".join(self.names),
                 expected=str(self.spec),
                 got=f"shape {shapes}: {cause}",
                 remedy="leave it in float, or choose a granularity that fits its shape",
@@ -174,11 +174,11 @@ class DerivedPoint(QuantizationPoint[QuantizationSpec]):
     It does not keep the spec that was annotated, which names nodes of one graph, but its numbers.
     """
 
-    def __init__(self, spec: DerivedQuantizationSpec, places: tuple[str, ...]) -> None:
+    def __init__(self, spec: DerivedQuantizationSpec, names: tuple[str, ...]) -> None:
         numbers = QuantizationSpec(
             spec.dtype, spec.quant_min, spec.quant_max, spec.granularity, ch_axis=spec.ch_axis
         )
-        super().__init__(numbers, places)
+        super().__init__(numbers, names)
         self.derive_qparams_fn = spec.derive_qparams_fn
         #: names of the points that it is derived from, in order; prepare fills them in
         self.sources: tuple[str, ...] = ()
@@ -198,7 +198,7 @@ class DerivedPoint(QuantizationPoint[QuantizationSpec]):
             wanted = "0-d or of one element" if self.spec.ch_axis is None else "one element for each channel"
             raise AnnotationError(
                 "The function that derives these parameters failed.",
-                node=", ".join(self.places),
+                node=", ".join(self.names),
                 expected=f"derive_qparams_fn returns (scale, zero_point), two tensors, {wanted}",
                 got=f"{type(error).__name__}: {error}",
                 remedy="see the cause above",
@@ -221,7 +221,7 @@ class DerivedPoint(QuantizationPoint[QuantizationSpec]):
         if not found.scale.numel() == found.zero_point.numel() == channels:
             raise AnnotationError(
                 "The derived parameters do not fit the tensor.",
-                node=", ".join(self.places),
+                node=", ".join(self.names),
                 expected=f"{channels} scales and zero points, one for each element of axis {axis}",
                 got=f"{found.scale.numel()} scales and {found.zero_point.numel()} zero points",
                 remedy="let derive_qparams_fn return one for each channel, or leave ch_axis out of the spec",

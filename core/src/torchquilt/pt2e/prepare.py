@@ -8,7 +8,7 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from torchquilt._internal.garbage_collection import collector_paused
+from torchquilt._internal.garbage_collection import garbage_collector_disabled
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import AnnotationError
 from torchquilt.graph.aliasing import Memory
@@ -31,7 +31,7 @@ from torchquilt.pt2e.observer_points import (
     QuantizationPoint,
 )
 from torchquilt.pt2e.scale_limits import BOUNDED_KEY, BoundedOperator
-from torchquilt.pt2e.sharing_groups import Group, place_name, producer_of
+from torchquilt.pt2e.sharing_groups import Group, edge_name, producer_of
 from torchquilt.recipe.quantizers import intent_of
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import (
@@ -40,7 +40,7 @@ from torchquilt.spec.qspec import (
     FixedQParamsQuantizationSpec,
     ZeroPointDomain,
 )
-from torchquilt.support.data_movement import only_moves
+from torchquilt.support.data_movement import moves_data_only
 
 
 def prepare_pt2e(
@@ -78,7 +78,7 @@ def prepare_pt2e(
         CalibrationError: there is no observer of that name.
     """
     make = observer_factory(activation_observer)
-    with default_global_state(), collector_paused():
+    with default_global_state(), garbage_collector_disabled():
         annotated = annotate_copy(model, quantizer, strict=strict)
         points = ask_for_points(annotated, _make_points(annotated, make))
 
@@ -113,7 +113,7 @@ def _make_points(annotated: Annotated, make: ObserverFactory) -> dict[EdgeOrNode
         constants = constant_nodes(region.module.graph)
         for group in groups:
             point = _point_for(group, region, constants, make)
-            points.update(dict.fromkeys(group.places, point))
+            points.update(dict.fromkeys(group.members, point))
     return points
 
 
@@ -121,39 +121,39 @@ def _point_for(
     group: Group, region: Region, constants: frozenset[Node], make: ObserverFactory
 ) -> QuantizationPoint[Any]:
     prefix = f"{region.path}." if region.path else ""
-    places = tuple(prefix + place_name(place) for place in group.places)
+    names = tuple(prefix + edge_name(edge_or_node) for edge_or_node in group.members)
     if isinstance(group.spec, FixedQParamsQuantizationSpec):
-        return FixedPoint(group.spec, places)
+        return FixedPoint(group.spec, names)
     if isinstance(group.spec, DerivedQuantizationSpec):
-        return DerivedPoint(group.spec, places)
+        return DerivedPoint(group.spec, names)
     if group.spec.is_dynamic:
-        return DynamicPoint(group.spec, places)
-    if all(producer_of(place) in constants for place in group.places):
-        return ConstantPoint(group.spec, places)
+        return DynamicPoint(group.spec, names)
+    if all(producer_of(edge_or_node) in constants for edge_or_node in group.members):
+        return ConstantPoint(group.spec, names)
     if group.spec.zero_point_domain is ZeroPointDomain.FLOAT:
         raise AnnotationError(
             "Only constants can have a float zero point.",
-            node=", ".join(places),
+            node=", ".join(names),
             expected="zero_point_domain=int for an activation",
             got=str(group.spec),
             remedy="leave zero_point_domain out of the spec",
         )
-    return ObservedPoint(group.spec, make(group.spec), places)
+    return ObservedPoint(group.spec, make(group.spec), names)
 
 
 def _insert_points(region: Region, groups: tuple[Group, ...], points: dict[EdgeOrNode, Any]) -> None:
     """Put the points of a region where they belong: behind outputs, and before the users of edges."""
     model = region.module
-    own = {place: points[place] for group in groups for place in group.places}
+    own = {edge_or_node: points[edge_or_node] for group in groups for edge_or_node in group.members}
     names = _register(model, own)
     _link_derived(groups, own, names)
     _note_limits(model, own, names)
     memory = Memory(model.graph)
     at_edge: dict[tuple[Node, str, int], Node] = {}
     edges: dict[Node, list[Node]] = {}
-    for place in own:
-        if isinstance(place, tuple):
-            edges.setdefault(place[0], []).append(place[1])
+    for edge_or_node in own:
+        if isinstance(edge_or_node, tuple):
+            edges.setdefault(edge_or_node[0], []).append(edge_or_node[1])
     order = {node: number for number, node in enumerate(model.graph.nodes)}
     last_input = [node for node in order if node.op == "placeholder"][-1:]
     for producer in list(order):
@@ -212,7 +212,7 @@ def _was_seen_by(name: str, producer: Node, memory: Memory, before: Container[No
         memory: of the graph as it was without points.
         before: the nodes that it had then.
     """
-    if not only_moves(producer):
+    if not moves_data_only(producer):
         return False
     for node in producer.all_input_nodes:
         if node.op != "call_module" or node.target != name:
@@ -279,6 +279,6 @@ def _fan_in(weight: EdgeOrNode | None, bias: tuple[Node, Node] | None) -> int:
 def _link_derived(groups: tuple[Group, ...], points: dict[EdgeOrNode, Any], names: dict[Any, str]) -> None:
     """Tell each derived point the names of the points that it is derived from."""
     for group in groups:
-        point = points[group.places[0]]
+        point = points[group.members[0]]
         if isinstance(group.spec, DerivedQuantizationSpec) and isinstance(point, DerivedPoint):
             point.sources = tuple(names[points[source]] for source in group.spec.derived_from)

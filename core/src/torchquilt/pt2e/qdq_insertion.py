@@ -1,4 +1,4 @@
-"""Quantize and dequantize operators in the place of points, for one region of a prepared model.
+"""Quantize and dequantize operators instead of points, for one region of a prepared model.
 
 The operators are torch's own ``quantized_decomposed`` ones. A tensor is quantized once and dequantized
 for each of its users, which is the form in which lowering recognises what runs as integers. Constants
@@ -172,7 +172,7 @@ class Conversion:
         return point.qparams()
 
     def replace(self, node: Node, point: AnyPoint) -> None:
-        """Put quantize and dequantize in the place of one call of a point."""
+        """Put quantize and dequantize instead of one call of a point."""
         (source,) = node.all_input_nodes
         assert source is not None
         point = self._same.get(point, point)

@@ -248,7 +248,7 @@ class Settlement:
             raise CalibrationError(
                 "No scale lets the integers of this operator be computed.",
                 node=operator.node,
-                expected=f"a scale of at least {float(least.amax()):.4g} at {', '.join(point.places)}, "
+                expected=f"a scale of at least {float(least.amax()):.4g} at {', '.join(point.names)}, "
                 f"so that {why}",
                 got=f"{float(found.scale.amax()):.4g}"
                 + (", which its own readers have raised again and again" if is_last else f" ({spec})"),
@@ -276,7 +276,7 @@ class Settlement:
                 f"its scale{which} is up to {factor:,.3g} times as large as calibration chose it, "
                 f"so that {why}"
             )
-            found.append(Caution(", ".join(point.places), "scale_raised", text))
+            found.append(Caution(", ".join(point.names), "scale_raised", text))
         return tuple(found)
 
     def write_biases(self, model: GraphModule) -> None:

@@ -51,4 +51,4 @@ def cut_off(
         f"{spec.quant_min} … {spec.quant_max} has {below} integers below zero and {above} above. Choose "
         "quant_min and quant_max about as far from zero, or symmetric=False"
     )
-    return Caution(", ".join(point.places), "cut_off", text)
+    return Caution(", ".join(point.names), "cut_off", text)

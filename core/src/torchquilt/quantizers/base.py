@@ -25,7 +25,7 @@ class Quantizer:
 
     A model with control flow holds graphs within its graph (``torchquilt.graph.subgraphs``).
     :meth:`transform_for_annotation`, :meth:`annotate` and :meth:`annotate_rest` are called for the model
-    and then for each body, which looks like a model of its own; the others are asked of the whole.
+    and then for each subgraph, which looks like a model of its own; the others are asked of the whole.
     """
 
     @property
@@ -104,13 +104,13 @@ class Quantizer:
         """See, and replace where wanted, what was chosen to observe each edge and output.
 
         The observer of a point may be replaced, and a point by another one for the same numbers, at all of
-        its places. Which places there are and which of them share parameters is settled by annotations.
+        its edges and nodes. Which these are, and which of them share parameters, is settled by annotations.
 
         Args:
             model: the annotated model, before observers are put in.
             edge_or_node_to_obs_or_fq: edge ``(producer, user)`` or node → the module that will stand
-                there, a :class:`torchquilt.pt2e.observer_points.QuantizationPoint`. Places that share
-                parameters hold the same module.
+                there, a :class:`torchquilt.pt2e.observer_points.QuantizationPoint`. Edges and nodes that
+                share parameters hold the same module.
         """
 
 

@@ -18,7 +18,7 @@ from torchquilt.graph.node_values import constant_nodes, is_empty, is_float_tens
 from torchquilt.graph.training_mode import is_random
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import Rule
-from torchquilt.quantizers.profitability import not_worth_it
+from torchquilt.quantizers.profitability import not_profitable
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.spec.arithmetic_limits import Arithmetic
 from torchquilt.spec.config import QuantizationConfig
@@ -84,7 +84,7 @@ class Claim:
         activations = self.match.inputs("input_activation")
         for producer, user, role in self.match.operands:
             spec: AnySpec | None = self._spec(role)
-            if self.row.sharing is Sharing.PASSED_ON:
+            if self.row.sharing is Sharing.FOLLOWS_INPUT:
                 spec = SharedQuantizationSpec(producer)
             elif self.row.sharing is Sharing.ALL and producer is not activations[0]:
                 spec = SharedQuantizationSpec((activations[0], user))
@@ -96,7 +96,7 @@ class Claim:
         if self.row.sharing is Sharing.NONE:
             return self.config.output_activation
         first = self.match.inputs("input_activation")[0]
-        if self.row.sharing is Sharing.PASSED_ON:
+        if self.row.sharing is Sharing.FOLLOWS_INPUT:
             return SharedQuantizationSpec(first)
         return SharedQuantizationSpec((first, self.match.nodes[0]))
 
@@ -104,14 +104,14 @@ class Claim:
         """The spec of a role, as it is said of this operator: the weight's axis, and what a token is."""
         spec = self.config.spec(role)
         if role == "weight" and spec is not None and spec.granularity is Granularity.PER_AXIS:
-            return attrs.evolve(spec, ch_axis=self.row.weight_axis)
-        if self.row.takes_input_whole and spec is not None and spec.granularity is Granularity.PER_TOKEN:
+            return attrs.evolve(spec, ch_axis=self.row.channel_axis)
+        if self.row.one_range_for_input and spec is not None and spec.granularity is Granularity.PER_TOKEN:
             return attrs.evolve(spec, granularity=Granularity.PER_TENSOR)
         return spec
 
 
 def decide(
-    table: SupportTable, intent: Intent, graph: Graph, *, wherever_passed_on: bool = False
+    table: SupportTable, intent: Intent, graph: Graph, *, as_if_inputs_were_quantized: bool = False
 ) -> Iterator[tuple[Node, Claim | tuple[Reject, ...]]]:
     """For each node that the table has rows for: the claim, or why each row was rejected. In graph order.
 
@@ -121,15 +121,16 @@ def decide(
         table: what is supported.
         intent: what is asked.
         graph: what of.
-        wherever_passed_on: claim rows that pass on what they get also behind what is not quantized, and
-            cheap ones wherever they are: before anybody has annotated, their neighbours may be quantized yet.
+        as_if_inputs_were_quantized: claim rows that follow their input also where it is not quantized, and
+            cheap ones
+            everywhere: before the others have annotated, their neighbours may still be quantized.
     """
     index = table.rows_starting_with()
     facts = (constant_nodes(graph), Memory(graph), transformed_nodes(graph))
-    decision = _Decision(intent, index, *facts, wherever_passed_on)
+    decision = _Decision(intent, index, *facts, as_if_inputs_were_quantized)
     decisions = tuple(decision.decide(graph))
     claims = (found for _, found in decisions if isinstance(found, Claim))
-    left = {} if wherever_passed_on else not_worth_it(claims)
+    left = {} if as_if_inputs_were_quantized else not_profitable(claims)
     for node, found in decisions:
         yield node, ((left[node],) if node in left and isinstance(found, Claim) else found)
 
@@ -144,10 +145,10 @@ class _Decision:
         constants: frozenset[Node],
         memory: Memory,
         transformed: frozenset[Node],
-        wherever_passed_on: bool,
+        as_if_inputs_were_quantized: bool,
     ) -> None:
         self.transformed = transformed
-        self.wherever_passed_on = wherever_passed_on
+        self.as_if_inputs_were_quantized = as_if_inputs_were_quantized
         self.intent = intent
         self.constants = constants
         self.memory = memory
@@ -181,7 +182,7 @@ class _Decision:
     def _spec_of_output(self, claim: Claim) -> QuantizationSpec | None:
         if claim.row.sharing is Sharing.NONE:
             return claim.config.output_activation
-        if claim.row.sharing is Sharing.PASSED_ON:
+        if claim.row.sharing is Sharing.FOLLOWS_INPUT:
             return self._spec_behind(claim.match.inputs("input_activation")[0])
         return claim.config.input_activation
 
@@ -314,7 +315,7 @@ class _Decision:
         return None
 
     def _without_quantized_neighbour(self, row: SupportRow, match: Match) -> Reject | None:
-        if row.sharing is not Sharing.PASSED_ON or self.wherever_passed_on:
+        if row.sharing is not Sharing.FOLLOWS_INPUT or self.as_if_inputs_were_quantized:
             return None
         (producer, *_) = match.inputs("input_activation")
         spec = self._spec_behind(producer)
@@ -336,12 +337,12 @@ class _Decision:
         Parameters that are known ahead of time are those of an affine spec whose range was found.
         """
         seen: set[object] = set()
-        place: object = node
-        while place not in seen:
-            seen.add(place)
-            if place in self._outputs:
-                return self._outputs[place]
-            producer, user = place if isinstance(place, tuple) else (None, place)
+        edge_or_node: object = node
+        while edge_or_node not in seen:
+            seen.add(edge_or_node)
+            if edge_or_node in self._outputs:
+                return self._outputs[edge_or_node]
+            producer, user = edge_or_node if isinstance(edge_or_node, tuple) else (None, edge_or_node)
             annotation = annotation_of(user)
             if annotation is None:
                 return None
@@ -352,7 +353,7 @@ class _Decision:
                 return QuantizationSpec(spec.dtype, spec.quant_min, spec.quant_max)
             if not isinstance(spec, SharedQuantizationSpec):
                 return None
-            place = spec.edge_or_node
+            edge_or_node = spec.edge_or_node
         return None
 
 

@@ -310,14 +310,16 @@ class PatternQuantizer(Quantizer):
         """Annotate again: what is annotated is left alone, and what passes it on can be claimed now."""
         self.annotate(model)
 
-    def claims(self, model: GraphModule, *, wherever_passed_on: bool = False) -> tuple[Claim, ...]:
+    def claims(self, model: GraphModule, *, as_if_inputs_were_quantized: bool = False) -> tuple[Claim, ...]:
         """Claims on the model as it is annotated so far. Complete before anything is written.
 
         Args:
             model: the model.
-            wherever_passed_on: see :func:`torchquilt.quantizers.matching.decide`.
+            as_if_inputs_were_quantized: see :func:`torchquilt.quantizers.matching.decide`.
         """
-        decisions = decide(self.table, self.intent, model.graph, wherever_passed_on=wherever_passed_on)
+        decisions = decide(
+            self.table, self.intent, model.graph, as_if_inputs_were_quantized=as_if_inputs_were_quantized
+        )
         return tuple(found for _, found in decisions if isinstance(found, Claim))
 
     # Why not, from the same table again.

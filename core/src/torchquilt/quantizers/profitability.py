@@ -1,7 +1,7 @@
 """Profitability: cheap operators beside float ones stay in float, unless quantizing them saves conversions.
 
-Rows of a table that are not ``worth_alone`` (an addition, in contrast to a convolution) are decided over the
-whole graph. Claims that hand each other integers, or read the same ones, make an island. It is quantized
+Rows of a table that are not ``profitable_alone`` (an addition, in contrast to a convolution) are decided over
+the whole graph. Claims that hand each other integers, or read the same ones, make an island. It is quantized
 
 1. if one of its rows is worth it alone,
 2. if a rule asks for one of its operators by the operator's own name,
@@ -60,7 +60,7 @@ class Claim(Protocol):
         """For what."""
 
 
-def not_worth_it(claims: Iterable[Claim]) -> dict[Node, Reject]:
+def not_profitable(claims: Iterable[Claim]) -> dict[Node, Reject]:
     """Anchor → why it is left in float, for each claim that costs more conversions than it saves.
 
     Args:
@@ -69,10 +69,10 @@ def not_worth_it(claims: Iterable[Claim]) -> dict[Node, Reject]:
     found: dict[Node, Reject] = {}
     kept: list[Claim] = []
     for island in _islands(tuple(claims)):
-        if any(map(_is_worth_it, island)):
+        if any(map(_is_profitable, island)):
             kept += island
             continue
-        computing = sum(claim.row.sharing is not Sharing.PASSED_ON for claim in island)
+        computing = sum(claim.row.sharing is not Sharing.FOLLOWS_INPUT for claim in island)
         conversions = _conversions(island)
         if computing > conversions:
             continue
@@ -84,8 +84,8 @@ def not_worth_it(claims: Iterable[Claim]) -> dict[Node, Reject]:
                 else f"{name} is cheap, and would take"
             )
             text += f" {conversions} conversions to and from float operators as integers, and none in float"
-            found[claim.match.anchor] = Reject("not_worth_it", claim.match.nodes, text)
-    return found | _Borders(kept).left
+            found[claim.match.anchor] = Reject("not_profitable", claim.match.nodes, text)
+    return found | _IslandEdges(kept).left
 
 
 def _islands(claims: tuple[Claim, ...]) -> list[list[Claim]]:
@@ -125,8 +125,8 @@ def _reads_integers(claim: Claim) -> bool:
     return spec is not None and not spec.is_dynamic
 
 
-def _is_worth_it(claim: Claim) -> bool:
-    if claim.row.worth_alone or _is_asked_for_by_name(claim):
+def _is_profitable(claim: Claim) -> bool:
+    if claim.row.profitable_alone or _is_asked_for_by_name(claim):
         return True
     if any(_is_made_of_integers(tensor) for tensor in _activations(claim)):
         return True
@@ -193,7 +193,7 @@ class _Tensor:
     in_float: int = 0
 
 
-class _Borders:
+class _IslandEdges:
     """Ends of quantized islands: the cheap operators there that need no more conversions in float.
 
     Each is asked once, and again when a neighbour has been left in float. None is taken back, so that ends.
@@ -224,7 +224,7 @@ class _Borders:
         changed: list[_Tensor] = []
         for each in group:
             passes = "" if each is claim else f"{each.match.anchor.name} passes it on; "
-            self.left[each.match.anchor] = Reject("not_worth_it", each.match.nodes, passes + text)
+            self.left[each.match.anchor] = Reject("not_profitable", each.match.nodes, passes + text)
             changed += self._read_in_float(each)
         return [other for tensor in changed for other in self._around(tensor)]
 
@@ -232,7 +232,7 @@ class _Borders:
         group = [claim]
         for each in group:  # grows while it is walked
             readers = self._tensors[each.match.output].readers.values()
-            group += (reader for reader in readers if reader.row.sharing is Sharing.PASSED_ON)
+            group += (reader for reader in readers if reader.row.sharing is Sharing.FOLLOWS_INPUT)
         return group
 
     def _conversions(self, group: list[Claim]) -> tuple[int, int]:
@@ -266,7 +266,7 @@ class _Borders:
     def _around(self, tensor: _Tensor) -> Iterator[Claim]:
         """The claims that make a tensor or read it, and may be left."""
         maker = tensor.maker
-        while maker is not None and maker.row.sharing is Sharing.PASSED_ON:
+        while maker is not None and maker.row.sharing is Sharing.FOLLOWS_INPUT:
             maker = self._tensors[_activations(maker)[0]].maker
         for claim in (*tensor.readers.values(), *(() if maker is None else (maker,))):
             if _may_be_left(claim):
@@ -311,4 +311,4 @@ def _reads(claim: Claim) -> Counter[Node]:
 def _may_be_left(claim: Claim) -> bool:
     """Whether a claim of an island that is quantized is cheap, and rounds to a grid of its own."""
     rounds = claim.row.sharing is Sharing.NONE and _makes_integers(claim) and _reads_integers(claim)
-    return rounds and not claim.row.worth_alone and not _is_asked_for_by_name(claim)
+    return rounds and not claim.row.profitable_alone and not _is_asked_for_by_name(claim)

@@ -172,7 +172,7 @@ class _Outcome:
             config = rule.config if rule is not None else None
             if config is None or reject.code.partition(":")[0] not in _LOST:
                 continue
-            rows = [row for row in index[overload_name(node)] if row.sharing is not Sharing.PASSED_ON]
+            rows = [row for row in index[overload_name(node)] if row.sharing is not Sharing.FOLLOWS_INPUT]
             if any(not row.differences(config) for row in rows):
                 found.append(node)
         return found

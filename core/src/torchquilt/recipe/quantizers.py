@@ -14,7 +14,7 @@ from torchquilt.quantizers.base import Quantizer, as_quantizer
 from torchquilt.quantizers.composable import ComposableQuantizer
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.recipe.sections import FLOAT, Parts, RecipePart, RecipeRule, with_torch, without_torch
-from torchquilt.recipe.source_location import Place
+from torchquilt.recipe.source_location import SourceLocation
 from torchquilt.recipe.toml_writer import write
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.support.object_type import ObjectType, attribute_at
@@ -28,7 +28,7 @@ def make(parts: Parts) -> ComposableQuantizer:
 
 
 def _make(part: RecipePart) -> Quantizer:
-    with part.place.at("backend").blamed():
+    with part.location.at("backend").blamed():
         made = registry.quantizer(part.backend, distribution=part.distribution)
     if not isinstance(made, PatternQuantizer):
         return _make_without_rules(part, made)
@@ -42,11 +42,11 @@ def _with_rules(part: RecipePart, made: PatternQuantizer) -> PatternQuantizer:
         subject: object = rule.name
         about: object = (rule.kind, rule.name)
         if rule.kind in ("type", "class"):
-            with rule.place.at(rule.name_key).blamed():
+            with rule.location.at(rule.name_key).blamed():
                 subject = _subject(rule.kind, rule.name)
                 about = _type(made, subject)
         if about in decided:
-            raise rule.place.error(
+            raise rule.location.error(
                 f"There are two rules about the {rule.kind} {rule.name!r}.",
                 expected="one",
                 got="another one above, maybe by another name of the type",
@@ -61,13 +61,13 @@ def _make_without_rules(part: RecipePart, made: Quantizer) -> Quantizer:
     """A backend that does not work from a table and rules takes a preset, at most."""
     for rule in part.rules:
         if rule.kind != "global" or not isinstance(rule.config, str):
-            raise rule.place.error(
+            raise rule.location.error(
                 f"The backend {part.backend!r} takes no rules, only presets.",
                 quantizer=part.backend,
                 expected="global = the name of a preset, or nothing",
                 remedy="remove the rule",
             )
-        with rule.place.blamed():
+        with rule.location.blamed():
             made = registry.quantizer(part.backend, rule.config, distribution=part.distribution)
     return made
 
@@ -87,7 +87,7 @@ def _type(made: PatternQuantizer, subject: object) -> ObjectType:
 
 
 def _ask(made: PatternQuantizer, rule: RecipeRule, subject: object) -> None:
-    with rule.config_place.blamed():
+    with rule.config_location.blamed():
         config = _config(made, rule.config)
         if rule.kind == "global":
             made.set_global(config)
@@ -118,13 +118,15 @@ def describe(quantizer: object) -> Parts:
     """The parts of the recipe that makes an equal quantizer; one that is no composition is the only part."""
     found = as_quantizer(quantizer)
     quantizers = found.quantizers if type(found) is ComposableQuantizer else (found,)
-    return _describe(quantizers, registry.backends(), Place())
+    return _describe(quantizers, registry.backends(), SourceLocation())
 
 
-def _describe(quantizers: tuple[Quantizer, ...], backends: registry.Backends, place: Place) -> Parts:
+def _describe(
+    quantizers: tuple[Quantizer, ...], backends: registry.Backends, location: SourceLocation
+) -> Parts:
     parts: list[RecipePart | Parts] = []
     for index, quantizer in enumerate(quantizers):
-        spot = place.at("quantizer", index)
+        spot = location.at("quantizer", index)
         # A class that derives from it may do something else, which would be lost.
         if type(quantizer) is ComposableQuantizer:
             parts.append(_describe(quantizer.quantizers, backends, spot))
@@ -133,10 +135,10 @@ def _describe(quantizers: tuple[Quantizer, ...], backends: registry.Backends, pl
     return tuple(parts)
 
 
-def _describe_part(quantizer: Quantizer, backends: registry.Backends, place: Place) -> RecipePart:
+def _describe_part(quantizer: Quantizer, backends: registry.Backends, location: SourceLocation) -> RecipePart:
     backend = next((backend for backend in backends if _class_of(backend) is type(quantizer)), None)
     if backend is None or not isinstance(quantizer, PatternQuantizer):
-        raise place.error(
+        raise location.error(
             f"{quantizer.name} cannot be written: it is no pattern quantizer of an installed backend.",
             quantizer=quantizer.name,
             expected="a PatternQuantizer of " + ", ".join(backend.name for backend in backends),
@@ -144,11 +146,11 @@ def _describe_part(quantizer: Quantizer, backends: registry.Backends, place: Pla
             remedy="leave it out, and compose it with what recipe.quantizer() makes",
         )
     distribution = backend.distribution if backend.status == "duplicate" else None
-    part = RecipePart(backend.name, tuple(_rules(quantizer, place)), distribution, place)
+    part = RecipePart(backend.name, tuple(_rules(quantizer, location)), distribution, location)
     with contextlib.suppress(RecipeError):
         if _make(part) == quantizer:
             return part
-    raise place.error(
+    raise location.error(
         f"{quantizer.name} cannot be written: it has more to it than rules about types and modules.",
         quantizer=backend.name,
         expected="no filter function, which is code, and the support table and first rules of the backend",
@@ -179,7 +181,7 @@ def _intent_of(quantizer: Quantizer) -> RecipePart | Parts:
         return tuple(map(_intent_of, quantizer.quantizers))
     # A class that derives from a backend's may do something else, which would be lost.
     if isinstance(quantizer, PatternQuantizer) and vars(type(quantizer)).get("TABLE") is not None:
-        part = RecipePart(quantizer.table.backend, tuple(_rules(quantizer, Place())))
+        part = RecipePart(quantizer.table.backend, tuple(_rules(quantizer, SourceLocation())))
         with contextlib.suppress(TypeError):  # it cannot be made without arguments
             if _with_rules(part, type(quantizer)()) == quantizer:
                 return part
@@ -194,7 +196,7 @@ def _class_of(backend: registry.Backend) -> object:
     return attribute_at(sys.modules.get(module), path.split("."))
 
 
-def _rules(quantizer: PatternQuantizer, place: Place) -> Iterator[RecipeRule]:
+def _rules(quantizer: PatternQuantizer, location: SourceLocation) -> Iterator[RecipeRule]:
     presets = [(name, make_config()) for name, make_config in quantizer.PRESETS.items()]
 
     def written(config: QuantizationConfig | None) -> QuantizationConfig | str | None:
@@ -204,12 +206,12 @@ def _rules(quantizer: PatternQuantizer, place: Place) -> Iterator[RecipeRule]:
 
     intent = quantizer.intent
     if intent.global_rule is not None:
-        yield RecipeRule("global", "", written(intent.global_rule.config), place.at("global"))
+        yield RecipeRule("global", "", written(intent.global_rule.config), location.at("global"))
     for index, about_type in enumerate(intent.type_rules):
         kind, name = _name_of(quantizer, about_type.type)
-        yield RecipeRule(kind, name, written(about_type.config), place.at("type", index))
+        yield RecipeRule(kind, name, written(about_type.config), location.at("type", index))
     for index, about_name in enumerate(intent.name_rules):
-        yield RecipeRule("module", about_name.name, written(about_name.config), place.at("module", index))
+        yield RecipeRule("module", about_name.name, written(about_name.config), location.at("module", index))
 
 
 def _name_of(quantizer: PatternQuantizer, meant: ObjectType) -> tuple[Literal["type", "class"], str]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from torchquilt.recipe.source_location import Place
+from torchquilt.recipe.source_location import SourceLocation
 from torchquilt.spec.config import ROLES, QuantizationConfig
 from torchquilt.spec.dtypes import NamedDtype, dtype_name
 
@@ -27,13 +27,13 @@ class RecipeRule:
         name: of the type, the class or the module; empty for ``global``.
         config: what is asked there: a config (see :func:`without_torch`), the name of a preset, or None to
             leave in float.
-        place: where it was read. It takes no part in comparisons.
+        location: where it was read. It takes no part in comparisons.
     """
 
     kind: Literal["global", "type", "class", "module"]
     name: str
     config: QuantizationConfig | str | None
-    place: Place = attrs.field(default=Place(), eq=False, repr=False)
+    location: SourceLocation = attrs.field(default=SourceLocation(), eq=False, repr=False)
 
     @property
     def name_key(self) -> str:
@@ -41,9 +41,9 @@ class RecipeRule:
         return "class" if self.kind == "class" else "name"
 
     @property
-    def config_place(self) -> Place:
+    def config_location(self) -> SourceLocation:
         """Location from which the config was read."""
-        return self.place if self.kind == "global" else self.place.at("config")
+        return self.location if self.kind == "global" else self.location.at("config")
 
 
 @attrs.frozen
@@ -54,13 +54,13 @@ class RecipePart:
         backend: its name, as :func:`torchquilt.quantizer` takes it.
         rules: the global one if there is one, then those about types and those about modules, in their order.
         distribution: the package to take it from, where several have a backend of that name.
-        place: where it was read. It takes no part in comparisons.
+        location: where it was read. It takes no part in comparisons.
     """
 
     backend: str
     rules: tuple[RecipeRule, ...] = ()
     distribution: str | None = None
-    place: Place = attrs.field(default=Place(), eq=False, repr=False)
+    location: SourceLocation = attrs.field(default=SourceLocation(), eq=False, repr=False)
 
 
 #: What is composed, in order of precedence; a tuple in it is a composition inside of the composition.

@@ -21,21 +21,21 @@ Steps: TypeAlias = tuple[str | int, ...]
 
 
 @attrs.frozen
-class Place:
-    """A place in a document, whether something stands there or not.
+class SourceLocation:
+    """A location in a document, whether something stands there or not.
 
     Args:
         file: what to call the text, or None.
         text: the whole document; empty if there is none.
-        steps: the way to the place.
+        steps: the way to the location.
     """
 
     file: str | None = None
     text: str = ""
     steps: Steps = ()
 
-    def at(self, *steps: str | int) -> Place:
-        """A place below this one."""
+    def at(self, *steps: str | int) -> SourceLocation:
+        """A location below this one."""
         return attrs.evolve(self, steps=self.steps + steps)
 
     @property
@@ -52,12 +52,12 @@ class Place:
         return next((lines[steps] for steps in above if steps in lines), None)
 
     def error(self, problem: str, **details: Any) -> RecipeError:
-        """An error about this place."""
+        """An error about this location."""
         return RecipeError(problem, file=self.file, line=self.line, key=self.key or None, **details)
 
     @contextlib.contextmanager
     def blamed(self) -> Iterator[None]:
-        """Raise the errors of the rest of torchquilt as errors about this place, or the field below it."""
+        """Raise the errors of the rest of torchquilt as errors about this location, or the field below it."""
         try:
             yield
         except TorchquiltError as error:
@@ -95,7 +95,7 @@ def lines_of(text: str) -> dict[Steps, int]:
         if statement.lstrip().startswith("["):
             table = _enter(data, statement.lstrip().startswith("[["), first, lines, newest)
         else:
-            for steps in _places(data):
+            for steps in _locations(data):
                 lines.setdefault((*table, *steps), first)
         statement, first = "" if is_whole else statement, number + 1
     return lines
@@ -125,8 +125,8 @@ def _enter(data: Any, is_array: bool, line: int, lines: dict[Steps, int], newest
     return steps
 
 
-def _places(value: object) -> Iterator[Steps]:
+def _locations(value: object) -> Iterator[Steps]:
     if isinstance(value, (dict, list)):
         for step, child in value.items() if isinstance(value, dict) else enumerate(value):
             yield (step,)
-            yield from ((step, *steps) for steps in _places(child))
+            yield from ((step, *steps) for steps in _locations(child))

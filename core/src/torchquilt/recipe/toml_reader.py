@@ -13,7 +13,7 @@ import attrs
 
 from torchquilt.errors import RecipeError
 from torchquilt.recipe.sections import FLOAT, SCHEMA, Parts, RecipePart, RecipeRule
-from torchquilt.recipe.source_location import Place
+from torchquilt.recipe.source_location import SourceLocation
 from torchquilt.spec.config import ROLES, QuantizationConfig
 from torchquilt.spec.dtypes import NamedDtype, dtype_name
 from torchquilt.spec.qspec import QuantizationSpec
@@ -38,18 +38,18 @@ def read(text: str, file: str | None) -> Parts:
             got=str(error),
             remedy="mend that line; texts stand in quotes, and a key may be given only once",
         ) from error
-    place = Place(file, text)
+    location = SourceLocation(file, text)
     # The schema comes first: another one may have keys that this one does not know.
-    _check_schema(document.get("schema"), place)
-    table = _table(document, place, needed=("schema", "quantizer"))
-    return _parts(table["quantizer"], place.at("quantizer"))
+    _check_schema(document.get("schema"), location)
+    table = _table(document, location, needed=("schema", "quantizer"))
+    return _parts(table["quantizer"], location.at("quantizer"))
 
 
-def _check_schema(schema: object, place: Place) -> None:
+def _check_schema(schema: object, location: SourceLocation) -> None:
     if type(schema) is int and schema == SCHEMA:
         return
     is_newer = isinstance(schema, int) and schema > SCHEMA
-    raise (place if schema is None else place.at("schema")).error(
+    raise (location if schema is None else location.at("schema")).error(
         "The recipe does not have the format that this torchquilt reads.",
         expected=f"schema = {SCHEMA}",
         got="no schema" if schema is None else f"schema = {_shown(schema)}",
@@ -57,75 +57,75 @@ def _check_schema(schema: object, place: Place) -> None:
     )
 
 
-def _parts(value: object, place: Place) -> Parts:
-    return tuple(_part(item, spot) for item, spot in _items(value, place))
+def _parts(value: object, location: SourceLocation) -> Parts:
+    return tuple(_part(item, spot) for item, spot in _items(value, location))
 
 
-def _part(value: object, place: Place) -> RecipePart | Parts:
+def _part(value: object, location: SourceLocation) -> RecipePart | Parts:
     if isinstance(value, dict) and "quantizer" in value:
-        return _parts(_table(value, place, needed=("quantizer",))["quantizer"], place.at("quantizer"))
-    table = _table(value, place, ("backend",), ("distribution", "global", "type", "module"))
-    backend = _checked(table["backend"], place.at("backend"), str)
+        return _parts(_table(value, location, needed=("quantizer",))["quantizer"], location.at("quantizer"))
+    table = _table(value, location, ("backend",), ("distribution", "global", "type", "module"))
+    backend = _checked(table["backend"], location.at("backend"), str)
     distribution = table.get("distribution")
     if distribution is not None:
-        _checked(distribution, place.at("distribution"), str)
-    return RecipePart(backend, tuple(_rules(table, place)), distribution, place)
+        _checked(distribution, location.at("distribution"), str)
+    return RecipePart(backend, tuple(_rules(table, location)), distribution, location)
 
 
-def _rules(table: dict[str, Any], place: Place) -> Iterator[RecipeRule]:
+def _rules(table: dict[str, Any], location: SourceLocation) -> Iterator[RecipeRule]:
     if "global" in table:
-        spot = place.at("global")
+        spot = location.at("global")
         yield RecipeRule("global", "", _config(table["global"], spot), spot)
-    for item, spot in _items(table.get("type", []), place.at("type")):
+    for item, spot in _items(table.get("type", []), location.at("type")):
         is_class = isinstance(item, dict) and "class" in item
         yield _rule("class" if is_class else "type", item, spot)
-    for item, spot in _items(table.get("module", []), place.at("module")):
+    for item, spot in _items(table.get("module", []), location.at("module")):
         yield _rule("module", item, spot)
 
 
-def _rule(kind: Any, value: object, place: Place) -> RecipeRule:
+def _rule(kind: Any, value: object, location: SourceLocation) -> RecipeRule:
     name = "class" if kind == "class" else "name"
-    table = _table(value, place, needed=(name, "config"))
-    config = _config(table["config"], place.at("config"))
-    return RecipeRule(kind, _checked(table[name], place.at(name), str), config, place)
+    table = _table(value, location, needed=(name, "config"))
+    config = _config(table["config"], location.at("config"))
+    return RecipeRule(kind, _checked(table[name], location.at(name), str), config, location)
 
 
-def _config(value: object, place: Place) -> QuantizationConfig | str | None:
-    if isinstance(_checked(value, place, str, dict), str):
+def _config(value: object, location: SourceLocation) -> QuantizationConfig | str | None:
+    if isinstance(_checked(value, location, str, dict), str):
         return None if value == FLOAT else str(value)
-    table = _table(value, place, optional=(*ROLES, "is_qat"))
-    specs = {role: _spec(table[role], place.at(role)) for role in ROLES if role in table}
-    is_qat = _checked(table.get("is_qat", False), place.at("is_qat"), bool)
-    with place.blamed():
+    table = _table(value, location, optional=(*ROLES, "is_qat"))
+    specs = {role: _spec(table[role], location.at(role)) for role in ROLES if role in table}
+    is_qat = _checked(table.get("is_qat", False), location.at("is_qat"), bool)
+    with location.blamed():
         return QuantizationConfig(**specs, is_qat=is_qat)
 
 
-def _spec(value: object, place: Place) -> QuantizationSpec:
+def _spec(value: object, location: SourceLocation) -> QuantizationSpec:
     fields = attrs.fields(QuantizationSpec)
-    table = _table(value, place, needed=("dtype",), optional=tuple(field.name for field in fields))
+    table = _table(value, location, needed=("dtype",), optional=tuple(field.name for field in fields))
     for field in fields:
         # The spec checks the rest by itself, but takes anything for true or false.
         if isinstance(field.default, bool) and field.name in table:
-            _checked(table[field.name], place.at(field.name), bool)
-    with place.blamed():
+            _checked(table[field.name], location.at(field.name), bool)
+    with location.blamed():
         return QuantizationSpec(**{**table, "dtype": NamedDtype(dtype_name(table["dtype"]))})
 
 
-def _items(value: object, place: Place) -> Iterator[tuple[object, Place]]:
-    for index, item in enumerate(_checked(value, place, list)):
-        yield item, place.at(index)
+def _items(value: object, location: SourceLocation) -> Iterator[tuple[object, SourceLocation]]:
+    for index, item in enumerate(_checked(value, location, list)):
+        yield item, location.at(index)
 
 
 def _table(
-    value: object, place: Place, needed: tuple[str, ...] = (), optional: tuple[str, ...] = ()
+    value: object, location: SourceLocation, needed: tuple[str, ...] = (), optional: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The value as a table that has the keys that are needed, and no others than these and the optional."""
-    table: dict[str, Any] = _checked(value, place, dict)
+    table: dict[str, Any] = _checked(value, location, dict)
     known = tuple(dict.fromkeys((*needed, *optional)))
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=2)
-            raise place.at(key).error(
+            raise location.at(key).error(
                 f"There is no key {_shown(key)} here.",
                 expected=" | ".join(known),
                 got=key,
@@ -134,7 +134,7 @@ def _table(
     for key in needed:
         if key not in table:
             got = f"only {', '.join(table)}" if table else "nothing"
-            raise place.at(key).error(f"The key {_shown(key)} is missing.", expected=key, got=got)
+            raise location.at(key).error(f"The key {_shown(key)} is missing.", expected=key, got=got)
     return table
 
 
@@ -147,11 +147,11 @@ _KINDS: dict[type, str] = {
 }
 
 
-def _checked(value: object, place: Place, *kinds: type) -> Any:
+def _checked(value: object, location: SourceLocation, *kinds: type) -> Any:
     """The value, if it has one of these types."""
     if not isinstance(value, kinds):
         expected = " or ".join(_KINDS[kind] for kind in kinds)
-        raise place.error(f"This has to be {expected}.", expected=expected, got=_shown(value))
+        raise location.error(f"This has to be {expected}.", expected=expected, got=_shown(value))
     return value
 
 

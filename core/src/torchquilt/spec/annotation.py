@@ -190,13 +190,13 @@ def _check_spec(node: Node, annotation: QuantizationAnnotation, spec: AnySpec) -
             got=f"{type(spec).__module__}.{type(spec).__qualname__}",
             remedy="build it with the spec types that torchquilt exports",
         )
-    places: tuple[EdgeOrNode, ...] = ()
+    sources: tuple[EdgeOrNode, ...] = ()
     if isinstance(spec, SharedQuantizationSpec):
-        places = (spec.edge_or_node,)
+        sources = (spec.edge_or_node,)
     elif isinstance(spec, DerivedQuantizationSpec):
-        places = spec.derived_from
-    for place in places:
-        for other in place if isinstance(place, tuple) else (place,):
+        sources = spec.derived_from
+    for edge_or_node in sources:
+        for other in edge_or_node if isinstance(edge_or_node, tuple) else (edge_or_node,):
             if getattr(other, "graph", None) is not node.graph or other._erased:
                 raise AnnotationError(
                     "The annotation takes parameters from a node that is not in this graph.",

@@ -77,8 +77,8 @@ def _member(kind: type[_E], field: str, value: _E | str) -> _E:
         ) from None
 
 
-def _to_places(places: Iterable[EdgeOrNode]) -> tuple[EdgeOrNode, ...]:
-    return tuple(places)
+def _to_edges_and_nodes(edges_and_nodes: Iterable[EdgeOrNode]) -> tuple[EdgeOrNode, ...]:
+    return tuple(edges_and_nodes)
 
 
 def _check_quant_range(dtype: object, quant_min: object, quant_max: object) -> None:
@@ -421,7 +421,7 @@ class DerivedQuantizationSpec:
         dtype, quant_min, quant_max, granularity, ch_axis: as in :class:`QuantizationSpec`.
     """
 
-    derived_from: tuple[EdgeOrNode, ...] = attrs.field(converter=_to_places)
+    derived_from: tuple[EdgeOrNode, ...] = attrs.field(converter=_to_edges_and_nodes)
     derive_qparams_fn: Callable[[list[tuple[torch.Tensor, torch.Tensor]]], tuple[torch.Tensor, torch.Tensor]]
     dtype: torch.dtype = attrs.field(converter=to_torch_dtype)
     quant_min: int = attrs.field()

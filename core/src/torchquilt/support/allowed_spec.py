@@ -29,8 +29,8 @@ class AllowedSpec:
         group_sizes: the sizes for ``per_group``; empty: every size.
         zero_point_domain: ``"int"`` or ``"float"``.
         exact_range: a spec must use all of the range.
-        other_ranges: ranges within this one that a spec must not use, since they mean something else to the
-            backend (-8..7 in int8 is a weight of 4 bits).
+        excluded_ranges: ranges within this one that a spec must not use, since they mean something else to
+            the backend (-8..7 in int8 is a weight of 4 bits).
     """
 
     dtype: str
@@ -43,7 +43,7 @@ class AllowedSpec:
     group_sizes: tuple[int, ...] = ()
     zero_point_domain: str = "int"
     exact_range: bool = False
-    other_ranges: tuple[tuple[int, int], ...] = ()
+    excluded_ranges: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, spec: QuantizationSpec) -> AllowedSpec:
@@ -87,7 +87,7 @@ class AllowedSpec:
         if given != widest if self.exact_range else outside:
             kind = "exactly" if self.exact_range else "within"
             found.append(f"range=[{given[0]}, {given[1]}] (takes {kind} [{widest[0]}, {widest[1]}])")
-        elif given in self.other_ranges:
+        elif given in self.excluded_ranges:
             found.append(
                 f"range=[{given[0]}, {given[1]}] (takes any other within [{widest[0]}, {widest[1]}])"
             )

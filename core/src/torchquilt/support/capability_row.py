@@ -36,7 +36,7 @@ class Capability:
         is_qat: whether it is for quantization-aware training.
         scope: where in the model it applies, in words; empty where the answer is not about a model.
         presets: names of the backend's presets whose config it takes.
-        lead: how many operators stand before the working one.
+        anchor_index: index of the operator that does the work.
     """
 
     backend: str
@@ -54,12 +54,12 @@ class Capability:
     is_qat: bool = False
     scope: str = ""
     presets: tuple[str, ...] = ()
-    lead: int = 0
+    anchor_index: int = 0
 
     @property
     def working(self) -> str:
         """Name of the operator that does the work."""
-        return self.operators[self.lead]
+        return self.operators[self.anchor_index]
 
     def is_about(self, subject: ObjectType) -> bool:
         """Whether the working operator of the pattern is the one that is meant."""
@@ -164,9 +164,16 @@ def in_words(value: Any) -> str:
     return ", ".join(parts) or NONE
 
 
+#: Names as torchquilt 0.1.0 wrote them → as they are now.
+_NEW_FIELDS = {"lead": "anchor_index", "other_ranges": "excluded_ranges"}
+_NEW_SHARING = {"passed_on": "follows_input"}
+
+
 def capability_from(data: dict[str, Any]) -> Capability:
     """A row from JSON, whose lists become tuples again so that rows compare and hash."""
+    data = {_NEW_FIELDS.get(name, name): value for name, value in data.items()}
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    values["sharing"] = _NEW_SHARING.get(data["sharing"], data["sharing"])
     values["constraints"] = tuple((code, text) for code, text in data["constraints"])
     values["specs"] = tuple(
         (role, tuple(_allowed_from(spec) for spec in specs)) for role, specs in data["specs"]
@@ -175,6 +182,7 @@ def capability_from(data: dict[str, Any]) -> Capability:
 
 
 def _allowed_from(data: dict[str, Any]) -> AllowedSpec:
+    data = {_NEW_FIELDS.get(name, name): value for name, value in data.items()}
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    values["other_ranges"] = tuple(map(tuple, data["other_ranges"]))
+    values["excluded_ranges"] = tuple(map(tuple, data["excluded_ranges"]))
     return AllowedSpec(**values)

@@ -24,6 +24,6 @@ _MOVES = frozenset(
 )
 
 
-def only_moves(node: Node) -> bool:
+def moves_data_only(node: Node) -> bool:
     """Whether all elements that a call returns are elements of the tensors that it reads."""
     return node.op == "call_function" and overload_name(node) in _MOVES and not is_random(node)

@@ -20,13 +20,13 @@ class Operand:
         role: its role, see :data:`torchquilt.spec.config.ROLES`.
         position: index among the positional arguments of the overload.
         keyword: name of the argument in the overload's schema.
-        many: the argument is a list of tensors, each of which has the role (``cat``).
+        is_list: the argument is a list of tensors, each of which has the role (``cat``).
     """
 
     role: str
     position: int
     keyword: str
-    many: bool = False
+    is_list: bool = False
 
 
 @attrs.frozen
@@ -69,7 +69,7 @@ _INPUT = Operand("input_activation", 0, "input")
 _UNARY = (Operand("input_activation", 0, "self"),)
 _BINARY = (Operand("input_activation", 0, "self"), Operand("input_activation", 1, "other"))
 _WEIGHTED = (_INPUT, Operand("weight", 1, "weight"), Operand("bias", 2, "bias"))
-_MANY = (Operand("input_activation", 0, "tensors", many=True),)
+_MANY = (Operand("input_activation", 0, "tensors", is_list=True),)
 _F = "torch.nn.functional"
 _NN = "torch.nn.modules"
 

@@ -42,7 +42,7 @@ _ORDER_OF_QUESTIONS = (
     "constraint",
     "no_quantized_neighbour",
     "neighbour_not_supported",
-    "not_worth_it",
+    "not_profitable",
 )
 
 
@@ -94,7 +94,7 @@ class Match:
     @property
     def anchor(self) -> Node:
         """The node that does the work (the conv of pad + conv + relu)."""
-        return self.nodes[self.pattern.lead]
+        return self.nodes[self.pattern.anchor_index]
 
     @property
     def output(self) -> Node:
@@ -118,12 +118,12 @@ class OperatorPattern:
         name: unique within a table, for example ``conv2d_relu``.
         operators: the chain. Besides the chain itself, the first operator and the one that does the work have
             operands with roles.
-        lead: how many operators stand before the one that does the work (1 for the pad of pad + conv).
+        anchor_index: index of the operator that does the work (1 for pad + conv).
     """
 
     name: str
     operators: tuple[Operator, ...] = attrs.field()
-    lead: int = attrs.field(default=0)
+    anchor_index: int = attrs.field(default=0)
 
     @operators.validator
     def _not_empty(self, _: object, operators: tuple[Operator, ...]) -> None:
@@ -135,24 +135,24 @@ class OperatorPattern:
                 remedy="OperatorPattern.of(LINEAR) or OperatorPattern.of(CONV2D, RELU)",
             )
 
-    @lead.validator
-    def _in_chain(self, _: object, lead: int) -> None:
-        if not 0 <= lead < len(self.operators):
+    @anchor_index.validator
+    def _in_chain(self, _: object, anchor_index: int) -> None:
+        if not 0 <= anchor_index < len(self.operators):
             raise PatternError(
                 f"The pattern {self.name!r} has no operator that does the work.",
-                expected=f"0 <= lead < {len(self.operators)}, the number of operators",
-                got=f"lead={lead}",
+                expected=f"0 <= anchor_index < {len(self.operators)}, the number of operators",
+                got=f"anchor_index={anchor_index}",
             )
 
     @classmethod
-    def of(cls, *operators: Operator, name: str = "", lead: int = 0) -> OperatorPattern:
+    def of(cls, *operators: Operator, name: str = "", anchor_index: int = 0) -> OperatorPattern:
         """A chain that is named after its operators."""
-        return cls(name or "_".join(operator.name for operator in operators), operators, lead)
+        return cls(name or "_".join(operator.name for operator in operators), operators, anchor_index)
 
     @property
     def working(self) -> Operator:
         """The operator that does the work."""
-        return self.operators[self.lead]
+        return self.operators[self.anchor_index]
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -183,9 +183,9 @@ class OperatorPattern:
                 return Reject("not_the_operator", (following,), f"{following.name} is not {operator.name}")
             chain.append(following)
         operands, scalars = _operands(node, first.operands)
-        if self.lead:  # what the chain passes to it is no operand
+        if self.anchor_index:  # what the chain passes to it is no operand
             others = tuple(operand for operand in self.working.operands if operand.position)
-            more, more_scalars = _operands(chain[self.lead], others)
+            more, more_scalars = _operands(chain[self.anchor_index], others)
             operands, scalars = (*operands, *more), (*scalars, *more_scalars)
         return Match(self, tuple(chain), operands, scalars, constants)
 
@@ -213,7 +213,7 @@ def _operands(
     scalars: list[tuple[Node, int, int | float | complex]] = []
     for operand in declared:
         value = _argument(node, operand.position, operand.keyword)
-        for item in value if operand.many else (value,):
+        for item in value if operand.is_list else (value,):
             if isinstance(item, (int, float, complex)):
                 scalars.append((node, operand.position, item))
             elif item is not None:

@@ -56,7 +56,8 @@ class Sharing(str, enum.Enum):
     NONE = "none"  #: every tensor has its own
     OUTPUT_AS_INPUT = "output_as_input"  #: the output has those of the first input
     ALL = "all"  #: all inputs and the output have one set (``cat``)
-    PASSED_ON = "passed_on"  #: like OUTPUT_AS_INPUT, but only behind a tensor that is quantized already
+    #: like OUTPUT_AS_INPUT, but only behind a tensor that is quantized already
+    FOLLOWS_INPUT = "follows_input"
 
     def __str__(self) -> str:
         return self.value
@@ -86,10 +87,10 @@ class SupportRow:
         sharing: how the parameters hang together.
         constraints: conditions on the match.
         targets: lowering targets on which the row runs as integers.
-        weight_axis: the axis of the weight that a config's axis 0 means (1 for transposed conv).
-        takes_input_whole: dynamic kernels of the row find one set of parameters for all of the input (a
+        channel_axis: the axis of the weight that a config's axis 0 means (1 for transposed conv).
+        one_range_for_input: dynamic kernels of the row find one set of parameters for all of the input (a
             convolution). A config's ``per_token`` then means ``per_tensor``: the input is one token.
-        worth_alone: whether it is worth converting tensors for it alone, see
+        profitable_alone: whether it is worth converting tensors for it alone, see
             :mod:`torchquilt.quantizers.profitability`.
         limits: what the integers of its kernels can hold. Convert raises scales so that they do.
         is_qat: whether the row is for quantization-aware training.
@@ -100,9 +101,9 @@ class SupportRow:
     sharing: Sharing = Sharing.NONE
     constraints: tuple[Constraint, ...] = ()
     targets: tuple[str, ...] = ()
-    weight_axis: int = 0
-    takes_input_whole: bool = attrs.field(default=False, kw_only=True)
-    worth_alone: bool = attrs.field(default=True, kw_only=True)
+    channel_axis: int = 0
+    one_range_for_input: bool = attrs.field(default=False, kw_only=True)
+    profitable_alone: bool = attrs.field(default=True, kw_only=True)
     limits: ArithmeticLimits | None = attrs.field(default=None, kw_only=True)
     is_qat: bool = False
 
@@ -147,7 +148,7 @@ class SupportRow:
             overloads=working.overloads,
             functionals=working.functionals,
             modules=working.modules,
-            lead=self.pattern.lead,
+            anchor_index=self.pattern.anchor_index,
             roles=self.pattern.roles,
             mode=self.mode,
             specs=specs,

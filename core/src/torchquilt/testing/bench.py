@@ -38,7 +38,7 @@ class Bench:
 
     def surveyed(self, row: SupportRow, config: QuantizationConfig) -> Iterator[Trial]:
         """All models that the kit can make or is given, at fixed sizes. Some the row does not take."""
-        key = f"{row.pattern.name} {row.sharing is Sharing.PASSED_ON} {group_size(config)}"
+        key = f"{row.pattern.name} {row.sharing is Sharing.FOLLOWS_INPUT} {group_size(config)}"
         if key not in self._exported:
             examples = self._examples(row, config)
             self._exported[key] = [(example, export(example)) for example in examples]
@@ -64,7 +64,7 @@ class Bench:
                 module, inputs = build()
             yield Example(f"{row.pattern.name}, supplied model {number}", module.eval(), inputs)
         sizes = Sizes(group=group_size(config))
-        yield from examples_of(row.pattern, sizes, in_front=row.sharing is Sharing.PASSED_ON)
+        yield from examples_of(row.pattern, sizes, in_front=row.sharing is Sharing.FOLLOWS_INPUT)
 
     def models(self, row: SupportRow) -> list[Trial]:
         """As :meth:`find_models`, but skips the test if there is none: one failure a row says enough."""

@@ -27,7 +27,7 @@ def kinds_of(table: SupportTable, mode: str = "") -> tuple[tuple[str, ...], ...]
     for row in table.rows:
         operators = row.pattern.operators
         name = names[operators]
-        members = kinds.setdefault(operators[: row.pattern.lead + 1], [])
+        members = kinds.setdefault(operators[: row.pattern.anchor_index + 1], [])
         if name not in members and mode in ("", row.mode):
             members.append(name)
     return tuple(tuple(members) for members in kinds.values() if members)
@@ -52,7 +52,7 @@ def pairs_of(
         dtype: of the inputs and layers.
     """
     patterns = patterns_of(table)
-    passed_on = {row.pattern.operators for row in table.rows if row.sharing is Sharing.PASSED_ON}
+    passed_on = {row.pattern.operators for row in table.rows if row.sharing is Sharing.FOLLOWS_INPUT}
     turn, met = 0, set()
     for one in first:
         for other in second:

@@ -10,24 +10,28 @@ from torchquilt.spec.qspec import AnySpec, EdgeOrNode, OwnSpec, QuantizationSpec
 from torchquilt.support.table import SupportRow
 
 
-def own_spec(place: EdgeOrNode) -> OwnSpec | None:
+def own_spec(edge_or_node: EdgeOrNode) -> OwnSpec | None:
     """The spec at a place, followed through whatever it shares its parameters with; None for float."""
     seen: set[EdgeOrNode] = set()
-    while place not in seen:
-        seen.add(place)
-        spec = _annotated_at(place)
+    while edge_or_node not in seen:
+        seen.add(edge_or_node)
+        spec = _annotated_at(edge_or_node)
         if not isinstance(spec, SharedQuantizationSpec):
             return spec
-        place = spec.edge_or_node
+        edge_or_node = spec.edge_or_node
     return None
 
 
-def _annotated_at(place: EdgeOrNode) -> AnySpec | None:
-    node: Node = place[1] if isinstance(place, tuple) else place
+def _annotated_at(edge_or_node: EdgeOrNode) -> AnySpec | None:
+    node: Node = edge_or_node[1] if isinstance(edge_or_node, tuple) else edge_or_node
     annotation = annotation_of(node)
     if annotation is None:
         return None
-    return annotation.input_qspec_map.get(place[0]) if isinstance(place, tuple) else annotation.output_qspec
+    return (
+        annotation.input_qspec_map.get(edge_or_node[0])
+        if isinstance(edge_or_node, tuple)
+        else annotation.output_qspec
+    )
 
 
 def takes(row: SupportRow, role: str, spec: OwnSpec | None) -> bool:
@@ -37,7 +41,7 @@ def takes(row: SupportRow, role: str, spec: OwnSpec | None) -> bool:
         return allowed is None and spec is None
     if isinstance(spec, QuantizationSpec):
         # A config says the axis of a weight as nn.Linear has it; the row says where this operator has it.
-        own_axis = role == "weight" and spec.ch_axis == row.weight_axis
+        own_axis = role == "weight" and spec.ch_axis == row.channel_axis
         return any(
             all(own_axis and text.startswith("ch_axis") for text in option.differences(spec))
             for option in allowed

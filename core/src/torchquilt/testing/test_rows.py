@@ -140,7 +140,7 @@ def test_the_limits_of_a_row_are_true(
     def with_drawn_shapes(data: st.DataObject) -> None:
         wanted = data.draw(st.sampled_from(configs_of(row)))
         sizes = Sizes(lambda low, high: data.draw(st.integers(low, high)), group_size(wanted))
-        examples = list(examples_of(row.pattern, sizes, in_front=row.sharing is Sharing.PASSED_ON))
+        examples = list(examples_of(row.pattern, sizes, in_front=row.sharing is Sharing.FOLLOWS_INPUT))
         if examples:
             check_limits(bench.trial(row, data.draw(st.sampled_from(examples)), wanted), reached)
 

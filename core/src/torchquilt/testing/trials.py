@@ -108,7 +108,7 @@ class Trial:
         around it is a question of the core, and not of the row.
         """
         quantizer = self.cls().set_global(self.config)
-        if not self.row.worth_alone and not self.row.differences(self.config):
+        if not self.row.profitable_alone and not self.row.differences(self.config):
             for overload in self.row.pattern.operators[0].overloads:
                 quantizer.set_object_type(overload, self.config)
         return quantizer
@@ -116,7 +116,7 @@ class Trial:
     def neighbour(self) -> tuple[Quantizer, ...]:
         """For a row that only passes on what it gets: who quantizes the operator in front of it."""
         spec = self.config.input_activation
-        if self.row.sharing is not Sharing.PASSED_ON or spec is None:
+        if self.row.sharing is not Sharing.FOLLOWS_INPUT or spec is None:
             return ()
         return (Outputs(NEIGHBOUR, spec, ("aten.neg.default",)),)
 

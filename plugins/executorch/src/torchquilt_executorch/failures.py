@@ -29,7 +29,7 @@ _KNOWN = {
     "Tensor inputs with mismatched dtypes": "ExecuTorch does not take an operator with "
     "tensors of these dtypes.",
     "was not decomposed or delegated": "A partitioner had ExecuTorch keep an operator whole for its "
-    "delegate, and left one. They do not look into the bodies of control flow.",
+    "delegate, and left one. They do not look into the subgraphs of control flow.",
 }
 _REMEDY = (
     "write the model without the operator, register an out variant for it, or choose other backends: "
@@ -38,7 +38,7 @@ _REMEDY = (
 #: What ExecuTorch says → what to do, where that is not what is to be done elsewhere.
 _REMEDIES = {
     "was not decomposed or delegated": "take the operator out of the branch or loop, or lower without that "
-    "partitioner: lower(..., backends=[...]); the body then runs in float",
+    "partitioner: lower(..., backends=[...]); the subgraph then runs in float",
 }
 _MOST_PLACES = 3
 _Named = list[tuple[str, "Node"]]

@@ -37,7 +37,7 @@ def as_given(program: ExportedProgram) -> ExportedProgram:
     """Copy a program for ExecuTorch, with views that it can lay out as it needs.
 
     Args:
-        program: it is not changed. Shares its tensors and the bodies of control flow with the result.
+        program: it is not changed. Shares its tensors and the subgraphs of control flow with the result.
     """
     graph, _ = copied_graph(program.graph)
     _write_views_as_copies(graph)

@@ -17,7 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.backend import Arithmetic, Conversion, Kernel, Operation, OpOverload
-from torchquilt_executorch.origins import Origins, body_names, chain
+from torchquilt_executorch.origins import Origins, chain, subgraph_names
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -68,7 +68,7 @@ class _Found:
 
     @property
     def name(self) -> str:
-        """Its name, with the body that it is in."""
+        """Its name, with the subgraph that it is in."""
         return self.prefix + self.node.name
 
 
@@ -125,17 +125,17 @@ class Opened:
                 whole = producers.get(node.args[0])
                 producers[node] = whole[node.args[1]] if isinstance(whole, list) else whole
             elif not overload(node):
-                self._walk_bodies(module, node, prefix)
+                self._walk_subgraphs(module, node, prefix)
             elif is_step(overload(node)):
                 self._steps.append(_Found(node, prefix, overload(node), ""))
             else:
                 producers[node] = self._operator(node, prefix, "", producers)
         return [producers.get(node) for node in module.graph.output_node().all_input_nodes]
 
-    def _walk_bodies(self, module: GraphModule, node: Node, prefix: str) -> None:
-        """Read the bodies that a node calls. They may have had other names, by which their origins are."""
-        names = body_names(node)
-        origins = self._origins.bodies_of(node, prefix)
+    def _walk_subgraphs(self, module: GraphModule, node: Node, prefix: str) -> None:
+        """Read the subgraphs that a node calls. They may have had other names, by which their origins are."""
+        names = subgraph_names(node)
+        origins = self._origins.subgraphs_of(node, prefix)
         for name, origin in zip(names, origins or [f"{prefix}{name}." for name in names], strict=False):
             self._walk(getattr(module, name), origin, {})
 

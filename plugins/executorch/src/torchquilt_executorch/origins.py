@@ -32,8 +32,8 @@ def chain(node: Node) -> tuple[_Step, ...]:
     return tuple(found)
 
 
-def body_names(node: Node) -> list[str]:
-    """The attributes that a node is given which are bodies of control flow, in order."""
+def subgraph_names(node: Node) -> list[str]:
+    """The attributes that a node is given which are subgraphs of control flow, in order."""
     owner = node.graph.owning_module
     names = [str(one.target) for one in node.all_input_nodes if one.op == "get_attr"]
     return [name for name in names if isinstance(getattr(owner, name, None), GraphModule)]
@@ -48,31 +48,31 @@ class Origins:
 
     def __init__(self, nodes: Iterable[tuple[str, Node]]) -> None:
         self._by_name: dict[str, list[tuple[str, tuple[_Step, ...]]]] = defaultdict(list)
-        self._bodies: dict[str, list[str]] = {}
+        self._subgraphs: dict[str, list[str]] = {}
         for name, node in nodes:
             self._by_name[node.name].append((name, chain(node)))
             prefix = name.removesuffix(node.name)
-            self._bodies[name] = [f"{prefix}{body}." for body in body_names(node)]
+            self._subgraphs[name] = [f"{prefix}{subgraph}." for subgraph in subgraph_names(node)]
 
     @classmethod
     def of_program(cls, program: ExportedProgram) -> Origins:
-        """The nodes of an exported program, in the bodies of control flow as well."""
+        """The nodes of an exported program, in the subgraphs of control flow as well."""
         return cls(
             (region.name_of(node), node)
             for region in regions(program.graph_module)
             for node in region.module.graph.nodes
         )
 
-    def bodies_of(self, node: Node, prefix: str) -> list[str]:
+    def subgraphs_of(self, node: Node, prefix: str) -> list[str]:
         """Prefixes of the names in the subgraphs that the origin of a node calls, in order."""
-        return self._bodies.get(self.of(node, prefix), [])
+        return self._subgraphs.get(self.of(node, prefix), [])
 
     def of(self, node: Node, prefix: str = "") -> str:
         """The name of the node that a later one comes from, empty where that is not known.
 
         Args:
             node: the later one.
-            prefix: what its name begins with, where it is in a body; two bodies may have like nodes.
+            prefix: what its name begins with, where it is in a subgraph; two subgraphs may have like nodes.
         """
         steps = chain(node)
         for index, (name, _) in enumerate(steps):

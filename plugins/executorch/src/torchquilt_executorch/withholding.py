@@ -136,7 +136,7 @@ class WithholdingPartitioner(Partitioner):  # type: ignore[misc]  # ExecuTorch h
 
 
 def calls_of(program: ExportedProgram) -> Iterator[tuple[str, Node]]:
-    """The calls of operators in a program and the bodies in it, each with its name."""
+    """The calls of operators in a program and the subgraphs in it, each with its name."""
     for region in regions(program.graph_module):
         for node in region.module.graph.nodes:
             if overload(node):

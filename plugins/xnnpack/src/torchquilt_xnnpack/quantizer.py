@@ -38,8 +38,10 @@ class XNNPACKQuantizer(PatternQuantizer):
         """
         write_parts(model, self.intent)
         if may_need_other_forms(model, self.table, self.intent):
-            computing = [claim for claim in self.claims(model) if claim.row.sharing is not Sharing.PASSED_ON]
-            passing = self.claims(model, wherever_passed_on=True)
-            passing_on = [claim for claim in passing if claim.row.sharing is Sharing.PASSED_ON]
-            write_claims(model, (*computing, *passing_on))
+            computing = [
+                claim for claim in self.claims(model) if claim.row.sharing is not Sharing.FOLLOWS_INPUT
+            ]
+            passing = self.claims(model, as_if_inputs_were_quantized=True)
+            following = [claim for claim in passing if claim.row.sharing is Sharing.FOLLOWS_INPUT]
+            write_claims(model, (*computing, *following))
         return super().transform_for_annotation(model)

@@ -31,7 +31,7 @@ _FILLING = frozenset(
 # Among these are all that are written as others, so that what is asked again afterwards is answered alike.
 _ONLY_SHAPES = frozenset(
     (
-        *(o for op in OPERATORS if op.moves_data and not op.operands[0].many for o in op.overloads),
+        *(o for op in OPERATORS if op.moves_data and not op.operands[0].is_list for o in op.overloads),
         *ops.TO.overloads,
         "aten._to_copy.default",
         "aten.tril.default",

@@ -39,7 +39,7 @@ _INPUT = AllowedSpec(
 
 def _int8(*granularities: str) -> AllowedSpec:
     return AllowedSpec(
-        "int8", -128, 127, granularities, symmetric=True, ch_axis=0, other_ranges=(_INT4_RANGE,)
+        "int8", -128, 127, granularities, symmetric=True, ch_axis=0, excluded_ranges=(_INT4_RANGE,)
     )
 
 
@@ -73,13 +73,13 @@ def _row(
     sharing: Sharing = Sharing.NONE,
     constraints: tuple[Constraint, ...] = (),
     suffix: str = "",
-    lead: int = 0,
-    weight_axis: int = 0,
-    takes_input_whole: bool = False,
+    anchor_index: int = 0,
+    channel_axis: int = 0,
+    one_range_for_input: bool = False,
     limits: ArithmeticLimits | None = None,
     dtypes: Constraint = when.FLOAT32,
 ) -> SupportRow:
-    pattern = OperatorPattern.of(*operators, lead=lead)
+    pattern = OperatorPattern.of(*operators, anchor_index=anchor_index)
     if "weight" in specs and "output_activation" in specs:
         limits = _OF_WEIGHTS
     return SupportRow(
@@ -88,10 +88,10 @@ def _row(
         sharing=sharing,
         constraints=(dtypes, when.DIMENSIONS, *constraints),
         targets=_TARGETS,
-        weight_axis=weight_axis,
-        takes_input_whole=takes_input_whole,
+        channel_axis=channel_axis,
+        one_range_for_input=one_range_for_input,
         limits=limits,
-        worth_alone="weight" in specs,  # what has none costs little more than what converts for it
+        profitable_alone="weight" in specs,  # what has none costs little more than what converts for it
     )
 
 
@@ -113,7 +113,7 @@ _TRANSPOSED = ((ops.CONV_TRANSPOSE1D, when.SIGNAL), (ops.CONV_TRANSPOSE2D, when.
 
 _STATIC_WEIGHTED = (
     *(
-        _row(operator, *after, specs={**_STATIC, "weight": (weight,)}, suffix=suffix, weight_axis=axis,
+        _row(operator, *after, specs={**_STATIC, "weight": (weight,)}, suffix=suffix, channel_axis=axis,
              constraints=(when.CONSTANT_WEIGHT, *conditions, *bits, *more))
         for operator, axis, conditions in _LINEARS
         for weight, suffix, bits in ((_WEIGHT, "", ()), (_INT4, "_int4", (when.EVEN_INPUTS,)))
@@ -126,13 +126,13 @@ _STATIC_WEIGHTED = (
         for after, more in _FUSED
     ),
     *(
-        _row(ops.PAD, operator, *after, specs={**_STATIC, "weight": (_WEIGHT,)}, lead=1,
+        _row(ops.PAD, operator, *after, specs={**_STATIC, "weight": (_WEIGHT,)}, anchor_index=1,
              constraints=(when.CONSTANT_WEIGHT, rank, when.ZEROS, when.PADS_IMAGE, *more))
         for operator, rank in _CONVOLUTIONS
         for after, more in _FUSED
     ),
     *(
-        _row(operator, *after, specs={**_STATIC, "weight": (weight,)}, suffix=suffix, weight_axis=1,
+        _row(operator, *after, specs={**_STATIC, "weight": (weight,)}, suffix=suffix, channel_axis=1,
              constraints=(when.CONSTANT_WEIGHT, rank, groups, *more))
         for operator, rank in _TRANSPOSED
         for weight, suffix, groups in (
@@ -145,7 +145,7 @@ _STATIC_WEIGHTED = (
 _DYNAMIC = (
     *(
         _row(operator, specs={"input_activation": (_TOKENS,), "weight": (weight,)}, suffix=suffix,
-             weight_axis=axis, dtypes=when.FLOAT32_OR_16,
+             channel_axis=axis, dtypes=when.FLOAT32_OR_16,
              constraints=(when.CONSTANT_WEIGHT, *conditions, *bits))
         for operator, axis, conditions in _LINEARS
         for weight, suffix, bits in (
@@ -158,8 +158,8 @@ _DYNAMIC = (
         )
     ),
     *(
-        _row(operator, specs={"input_activation": (_INPUT,), "weight": (_CHANNELS,)}, weight_axis=axis,
-             takes_input_whole=True,
+        _row(operator, specs={"input_activation": (_INPUT,), "weight": (_CHANNELS,)}, channel_axis=axis,
+             one_range_for_input=True,
              constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.ONE_SAMPLE, when.NOT_DEPTHWISE, *conditions))
         for operator, axis, conditions in (
             (ops.CONV2D, 0, (when.NOT_POINTWISE, when.EVEN_PADDING)),
@@ -199,30 +199,30 @@ _OTHERS = (
     ),
     _row(
         ops.MEAN,
-        sharing=Sharing.PASSED_ON,
+        sharing=Sharing.FOLLOWS_INPUT,
         constraints=(when.IMAGE, when.MEAN_OVER_IMAGE, when.ONE_UNKNOWN),
     ),
     _row(
         ops.MAX_POOL2D,
-        sharing=Sharing.PASSED_ON,
+        sharing=Sharing.FOLLOWS_INPUT,
         constraints=(when.CEIL_MODE_IS_STATIC, when.EVERY_PIXEL),
     ),
 )
 
 # What only moves numbers, or cuts them off, keeps the parameters of what it gets.
 _PASSING_ON = (
-    *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)),
-    *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.PERMUTE, ops.TRANSPOSE, ops.T, ops.DROPOUT)),
-    *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.CONTIGUOUS, ops.TO)),
-    _row(ops.SLICE, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE, when.STEP_OF_ONE)),
+    *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)),
+    *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.PERMUTE, ops.TRANSPOSE, ops.T, ops.DROPOUT)),
+    *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.CONTIGUOUS, ops.TO)),
+    _row(ops.SLICE, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.STATIC_SHAPE, when.STEP_OF_ONE)),
     # Written as permute, and as clone.
-    *(_row(op, sharing=Sharing.PASSED_ON) for op in (ops.SWAPAXES, ops.MOVEDIM, ops.MATRIX_TRANSPOSE)),
-    _row(ops.DETACH, sharing=Sharing.PASSED_ON),
+    *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.SWAPAXES, ops.MOVEDIM, ops.MATRIX_TRANSPOSE)),
+    _row(ops.DETACH, sharing=Sharing.FOLLOWS_INPUT),
     # Written as slice.
-    _row(ops.NARROW, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE, when.STATIC_START)),
+    _row(ops.NARROW, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.STATIC_SHAPE, when.STATIC_START)),
     # Written as reshape, select as a slice before it, and pad as cat with zeros.
     *(
-        _row(op, sharing=Sharing.PASSED_ON, constraints=(when.ONE_UNKNOWN,))
+        _row(op, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.ONE_UNKNOWN,))
         for op in (
             ops.VIEW,
             ops.RESHAPE,
@@ -235,16 +235,16 @@ _PASSING_ON = (
         )
     ),
     *(
-        _row(op, sharing=Sharing.PASSED_ON, constraints=(when.ONE_UNKNOWN, when.REPEATS_NOTHING))
+        _row(op, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.ONE_UNKNOWN, when.REPEATS_NOTHING))
         for op in (ops.EXPAND, ops.REPEAT)
     ),
     # Written as reshape, permute and reshape.
     *(
-        _row(op, sharing=Sharing.PASSED_ON, constraints=(when.IMAGE, when.STATIC_SHAPE))
+        _row(op, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.IMAGE, when.STATIC_SHAPE))
         for op in (ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE, ops.CHANNEL_SHUFFLE)
     ),
-    _row(ops.SELECT, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_INDEX,)),
-    _row(ops.PAD, sharing=Sharing.PASSED_ON, constraints=(when.STATIC_SHAPE, when.ZEROS)),
+    _row(ops.SELECT, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.STATIC_INDEX,)),
+    _row(ops.PAD, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.STATIC_SHAPE, when.ZEROS)),
 )
 
 _MAXIMUM = ops.Operator("amax", ("aten.amax.default", "aten.amin.default"), (), ("torch.amax", "torch.amin"))

@@ -210,7 +210,7 @@ def identity_of(prepared: GraphModule) -> dict[str, str]:
     parts = regions(prepared)
     graph = [f"{part.path}: {node.format_node()}" for part in parts for node in part.module.graph.nodes]
     observers = [
-        f"{name} at {point.places}: {_class_name(point.observer)} {point.observer.settings()} "
+        f"{name} at {point.names}: {_class_name(point.observer)} {point.observer.settings()} "
         f"{point.observer.spec!r}"
         for name, point in points.items()
     ]
@@ -262,7 +262,7 @@ def _check_is_plain(value: object, point: ObservedPoint) -> None:
     else:
         raise CalibrationError(
             "The state of this observer cannot be kept in a file.",
-            node=", ".join(point.places),
+            node=", ".join(point.names),
             expected="tensors, numbers and texts, in lists and dicts",
             got=f"{_class_name(value)} in the state of {_class_name(point.observer)}",
             remedy="let its state() and from_state() use plain values",

@@ -87,7 +87,7 @@ def check_order_does_not_matter(points: dict[str, ObservedPoint]) -> None:
         if point.observer.order_matters:
             raise CalibrationError(
                 "What was observed apart cannot be merged: the observer depends on the order of the data.",
-                node=", ".join(point.places),
+                node=", ".join(point.names),
                 expected="an observer that does not, such as 'histogram' or 'minmax'",
                 got=type(point.observer).__name__,
                 remedy="prepare with another activation_observer, or calibrate in one process",

@@ -47,21 +47,21 @@ def note_cautions(model: GraphModule, found: Iterable[Caution]) -> None:
 
 
 def _caution(point: ObservedPoint) -> Caution | None:
-    observer, places = point.observer, ", ".join(point.places)
+    observer, names = point.observer, ", ".join(point.names)
     if observer.largest() >= NO_DATA_FROM and _reach(point) >= NO_DATA_FROM:
         text = (
             f"its range, {_range(point)}, cannot be one of data: from {NO_DATA_FROM:.2g} on a number has no "
             "square in float32. It may come from an attention mask: leave the tensor in float, or observe it "
             "with 'histogram', which tells masks from other values"
         )
-        return Caution(places, "mask_values", text)
+        return Caution(names, "mask_values", text)
     if observer.has_outliers():
         text = (
             f"its range, {_range(point)}, reaches {observer.outlier_ratio():,.0f} times as far as 99.9 % of "
             "its values (more than 1,000 times is warned of): leave it in float, or clip it with "
             "activation_observer='percentile'"
         )
-        return Caution(places, "outlier", text)
+        return Caution(names, "outlier", text)
     apart = observer.apart()
     if apart is None:
         return None
@@ -71,7 +71,7 @@ def _caution(point: ObservedPoint) -> Caution | None:
         "are less than one step of it. The large ones may come from an attention mask: leave the tensor in "
         "float"
     )
-    return Caution(places, "far_apart", text)
+    return Caution(names, "far_apart", text)
 
 
 def _reach(point: ObservedPoint) -> float:

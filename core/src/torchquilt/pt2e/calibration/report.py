@@ -138,7 +138,7 @@ def _tensor(point: ObservedPoint) -> ObservedTensor:
         ends = seen.range()
         low, high = float(ends[0].min()), float(ends[1].max())
     return ObservedTensor(
-        point.places,
+        point.names,
         type(seen).__name__,
         int(seen.count),
         int(seen.nan),

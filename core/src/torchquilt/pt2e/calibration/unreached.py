@@ -68,16 +68,16 @@ def _unseen_calls(region: Region) -> list[Node]:
 def _never_reached(region: Region, unseen: list[Node]) -> CalibrationError:
     """The error for a branch that was never taken, or for tensors of the model itself that saw nothing."""
     points = [_point_at(region, node) for node in unseen]
-    places = dict.fromkeys(place for point in points if point is not None for place in point.places)
+    names = dict.fromkeys(name for point in points if point is not None for name in point.names)
     if region.caller is None:
         problem = "These tensors saw no data."
         remedy = "run calibration batches through the prepared model: torchquilt.calibrate(prepared, batches)"
     else:
-        problem = f"The body {region.path} of {region.caller.target} was never run during calibration."
+        problem = f"The subgraph {region.path} of {region.caller.target} was never run during calibration."
         remedy = (
             "calibrate with a batch that runs it, or leave it in float: convert_pt2e(..., unseen='float')"
         )
-    first = ", ".join([*places][:5]) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
+    first = ", ".join([*names][:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return CalibrationError(
         problem,
         node=first,
@@ -103,7 +103,7 @@ def _leave_in_float(model: GraphModule, region: Region, unseen: list[Node]) -> N
                 _erase_idle(source)
         for user in list(operator.users):
             point = _point_at(region, user)
-            if point is not None and region.name_of(operator) in point.places:
+            if point is not None and region.name_of(operator) in point.names:
                 _bypass(user)
     for call in unseen:
         if not call._erased:

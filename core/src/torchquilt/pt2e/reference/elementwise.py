@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from torchquilt.pt2e.reference.arithmetic import accumulator, centred, float32, requantized, shifted
-from torchquilt.pt2e.reference.sites import Place, check_sources
+from torchquilt.pt2e.reference.sites import Site, check_sources
 from torchquilt.pt2e.reference.tensors import Grid
 from torchquilt.pt2e.reference.writer import Writer
 from torchquilt.support.pattern import Reject
@@ -21,28 +21,28 @@ _FACTOR_BITS = 20
 _SHIFTS = range(1, 31)
 
 
-def check_add(place: Place) -> Reject | None:
+def check_add(site: Site) -> Reject | None:
     """Whether both operands are quantized, and a shift within int32 brings them to the output's steps."""
-    anchor = place.anchor
-    rejected = check_sources(place)
+    anchor = site.anchor
+    rejected = check_sources(site)
     if rejected is not None:
         return rejected
-    if place.arguments["alpha"] != 1:
+    if site.arguments["alpha"] != 1:
         return Reject("alpha", (anchor,), f"{anchor.name} multiplies one of its operands")
-    for grid in map(place.grid, place.outputs):
-        if grid is not None and _shift(*_ratios(place, grid)) not in _SHIFTS:
+    for grid in map(site.grid, site.outputs):
+        if grid is not None and _shift(*_ratios(site, grid)) not in _SHIFTS:
             text = f"the scales of {anchor.name}'s inputs and output are too far apart for a fixed point"
             return Reject("scales", (anchor,), text)
     return None
 
 
-def added(place: Place, write: Writer, grid: Grid) -> Node:
+def added(site: Site, write: Writer, grid: Grid) -> Node:
     """A sum in fixed point: ``(a * factor_a + b * factor_b + rounding) >> shift``.
 
     With 8 bits everything stays within int32, since a factor is at most 2**21.
     """
-    first, second = place.sources
-    ratios = _ratios(place, grid)
+    first, second = site.sources
+    ratios = _ratios(site, grid)
     shift = _shift(*ratios)
     factors = [round(math.ldexp(ratio, shift)) for ratio in ratios]  # half to even
     rounding = 1 << (shift - 1)
@@ -59,9 +59,9 @@ def added(place: Place, write: Writer, grid: Grid) -> Node:
     return shifted(write, steps, grid)
 
 
-def _ratios(place: Place, grid: Grid) -> tuple[float, float]:
+def _ratios(site: Site, grid: Grid) -> tuple[float, float]:
     """The steps of both operands in steps of the output, float32 numbers."""
-    first, second = place.sources
+    first, second = site.sources
     a, b, step = float32(first.grid.scale, second.grid.scale, grid.scale)
     return float(a / step), float(b / step)
 
@@ -72,9 +72,9 @@ def _shift(*ratios: float) -> int:
     return _FACTOR_BITS - (exponent - 1)
 
 
-def multiplied(place: Place, write: Writer, grid: Grid) -> Node:
+def multiplied(site: Site, write: Writer, grid: Grid) -> Node:
     """A product of integers, requantized."""
-    first, second = place.sources
+    first, second = site.sources
     dtype = accumulator(first.reach * second.reach)
     product = write(_ATEN.mul.Tensor, centred(write, first, dtype), centred(write, second, dtype))
     a, b, step = float32(first.grid.scale, second.grid.scale, grid.scale)

@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from torchquilt.pt2e.reference.arithmetic import accumulator, centred, float32, scaled
-from torchquilt.pt2e.reference.sites import Place, check_sources
+from torchquilt.pt2e.reference.sites import Site, check_sources
 from torchquilt.pt2e.reference.tensors import Grid
 from torchquilt.pt2e.reference.writer import Writer
 from torchquilt.support.pattern import Reject
@@ -16,33 +16,33 @@ from torchquilt.support.pattern import Reject
 _ATEN = torch.ops.aten
 
 
-def check_mean(place: Place) -> Reject | None:
+def check_mean(site: Site) -> Reject | None:
     """Whether the input is quantized, and how many numbers a mean is of is known."""
-    anchor = place.anchor
-    rejected = check_sources(place)
+    anchor = site.anchor
+    rejected = check_sources(site)
     if rejected is not None:
         return rejected
-    if place.arguments.get("dtype") is not None:
+    if site.arguments.get("dtype") is not None:
         return Reject("dtype", (anchor,), f"{anchor.name} computes in a type of its own")
-    if any(size != 1 for size in place.arguments.get("output_size", ())):
+    if any(size != 1 for size in site.arguments.get("output_size", ())):
         return Reject("output_size", (anchor,), f"{anchor.name} gives more than one pixel")
-    if not all(isinstance(size, int) for size in _averaged_sizes(place)):
+    if not all(isinstance(size, int) for size in _averaged_sizes(site)):
         return Reject("dynamic_shape", (anchor,), f"how many numbers {anchor.name} averages is not fixed")
     return None
 
 
-def averaged(place: Place, write: Writer, grid: Grid) -> Node:
+def averaged(site: Site, write: Writer, grid: Grid) -> Node:
     """A sum of integers, divided by their number on the way to the grid of the output.
 
     Means of even numbers of integers often lie half way between two. XNNPACK adds the zero point before it
     rounds half to even, so it is done here, too.
     """
-    (source,) = place.sources
-    count = math.prod(map(int, _averaged_sizes(place)))
+    (source,) = site.sources
+    count = math.prod(map(int, _averaged_sizes(site)))
     dtype = accumulator(count * source.reach)
-    keepdim = bool(place.arguments.get("keepdim", True))
+    keepdim = bool(site.arguments.get("keepdim", True))
     numbers = centred(write, source, dtype)
-    total = write(_ATEN.sum.dim_IntList, numbers, _averaged_dims(place), keepdim, dtype=dtype)
+    total = write(_ATEN.sum.dim_IntList, numbers, _averaged_dims(site), keepdim, dtype=dtype)
     step, number, output_step = float32(source.grid.scale, count, grid.scale)
     mean = scaled(write, total, step / (output_step * number))
     if grid.zero_point:
@@ -51,20 +51,20 @@ def averaged(place: Place, write: Writer, grid: Grid) -> Node:
     return write.cast(write(_ATEN.round.default, mean), grid.dtype)
 
 
-def _averaged_dims(place: Place) -> list[int]:
+def _averaged_dims(site: Site) -> list[int]:
     """The dimensions that a mean goes over: those it names, all, or the image of a pool."""
-    if "output_size" in place.arguments:
+    if "output_size" in site.arguments:
         return [-2, -1]
-    rank = len(_shape(place))
-    return [dim % rank for dim in place.arguments["dim"] or range(rank)]
+    rank = len(_shape(site))
+    return [dim % rank for dim in site.arguments["dim"] or range(rank)]
 
 
-def _averaged_sizes(place: Place) -> list[int | torch.SymInt]:
-    shape = _shape(place)
-    return [shape[dim] for dim in _averaged_dims(place)]
+def _averaged_sizes(site: Site) -> list[int | torch.SymInt]:
+    shape = _shape(site)
+    return [shape[dim] for dim in _averaged_dims(site)]
 
 
-def _shape(place: Place) -> torch.Size:
-    (source,) = place.match.inputs("input_activation")
+def _shape(site: Site) -> torch.Size:
+    (source,) = site.match.inputs("input_activation")
     shape: torch.Size = source.meta["val"].shape
     return shape

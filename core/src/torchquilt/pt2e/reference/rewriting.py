@@ -10,10 +10,10 @@ from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.passes import Pass, everywhere, run_passes
-from torchquilt.graph.subgraph_constants import close_bodies, open_bodies
+from torchquilt.graph.subgraph_constants import close_subgraphs, open_subgraphs
 from torchquilt.pt2e.model_record import stage_of
 from torchquilt.pt2e.reference.rules import RULE_OF
-from torchquilt.pt2e.reference.sites import Place
+from torchquilt.pt2e.reference.sites import Site
 from torchquilt.support.pattern import Reject
 
 
@@ -54,9 +54,9 @@ def _use_integers(model: GraphModule) -> GraphModule:
     """Let every rule rewrite what it finds in one region."""
     for node in list(model.graph.nodes):
         rule = None if node._erased else RULE_OF.get(overload_name(node))
-        place = rule.find(model, node) if rule is not None else None
-        if rule is not None and isinstance(place, Place):
-            rule.rewrite(place)
+        site = rule.find(model, node) if rule is not None else None
+        if rule is not None and isinstance(site, Site):
+            rule.rewrite(site)
     return model
 
 
@@ -67,11 +67,11 @@ def _drop_unused(model: GraphModule) -> GraphModule:
     return model
 
 
-# In the bodies of control flow, too, which have to hold their weights while rules look for them.
+# In the subgraphs of control flow, too, which have to hold their weights while rules look for them.
 _PASSES = (
-    Pass("close_bodies", close_bodies),
+    Pass("close_subgraphs", close_subgraphs),
     everywhere("use_integers", _use_integers),
-    Pass("open_bodies", open_bodies),
+    Pass("open_subgraphs", open_subgraphs),
     Pass("drop_unused", _drop_unused),
 )
 
@@ -79,7 +79,7 @@ _PASSES = (
 def left_in_float(model: GraphModule) -> dict[Node, Reject]:
     """Why the operators of a model that read dequantized tensors are not in integer arithmetic.
 
-    Tells of the outermost graph: in the bodies of control flow weights are inputs like any others.
+    Tells of the outermost graph: in the subgraphs of control flow weights are inputs like any others.
 
     Args:
         model: what :func:`to_reference` returned. Of a converted model, only what no rule takes is told.

@@ -11,9 +11,9 @@ from torchquilt.graph.edits import erase_unused
 from torchquilt.graph.node_values import writes
 from torchquilt.pt2e.reference.elementwise import added, check_add, multiplied
 from torchquilt.pt2e.reference.embedding import check_embedding, embedded
-from torchquilt.pt2e.reference.movement import joined, moved, passed_on
+from torchquilt.pt2e.reference.movement import clipped, joined, moved
 from torchquilt.pt2e.reference.pooling import averaged, check_mean
-from torchquilt.pt2e.reference.sites import ACTIVATIONS, Place, check_sources, place_of
+from torchquilt.pt2e.reference.sites import ACTIVATIONS, Site, check_sources, site_of
 from torchquilt.pt2e.reference.tensors import Grid
 from torchquilt.pt2e.reference.weighted import check_weighted, weighted, weighted_in_float
 from torchquilt.pt2e.reference.writer import Writer
@@ -24,19 +24,19 @@ from torchquilt.support.pattern import Match, OperatorPattern, Reject
 
 @attrs.frozen
 class Rule:
-    """An operator, and what is written in its place.
+    """An operator, and what is written instead.
 
     Args:
         operator: the operator, alone or with an activation behind it that nothing else reads.
-        check: says why a place is not rewritten, or None where it is.
+        check: says why a site is not rewritten, or None where it is.
         in_integers: writes integers on the grid of an output, for operators whose output is quantized.
         in_float: writes the output in float, for operators that read integers and may give float.
     """
 
     operator: Operator
-    check: Callable[[Place], Reject | None]
-    in_integers: Callable[[Place, Writer, Grid], Node] | None = None
-    in_float: Callable[[Place, Writer], Node] | None = None
+    check: Callable[[Site], Reject | None]
+    in_integers: Callable[[Site, Writer, Grid], Node] | None = None
+    in_float: Callable[[Site, Writer], Node] | None = None
     _patterns: tuple[OperatorPattern, ...] = attrs.field(init=False)
 
     @_patterns.default
@@ -44,46 +44,46 @@ class Rule:
         fused = (OperatorPattern.of(self.operator, activation) for activation in ACTIVATIONS)
         return (*fused, OperatorPattern.of(self.operator))
 
-    def find(self, model: GraphModule, anchor: Node) -> Place | Reject:
-        """The place at an operator that can be rewritten, or why there is none. Changes nothing."""
+    def find(self, model: GraphModule, anchor: Node) -> Site | Reject:
+        """The site at an operator that can be rewritten, or why there is none. Changes nothing."""
         if writes(anchor):
             return Reject("writes_in_place", (anchor,), f"{anchor.name} writes into its input")
         answers = [pattern.match(anchor) for pattern in self._patterns]
         matches = [answer for answer in answers if isinstance(answer, Match)]
-        place = self._place(model, matches)
-        return place if isinstance(place, Reject) else self.check(place) or place
+        site = self._site(model, matches)
+        return site if isinstance(site, Reject) else self.check(site) or site
 
-    def _place(self, model: GraphModule, matches: list[Match]) -> Place | Reject:
+    def _site(self, model: GraphModule, matches: list[Match]) -> Site | Reject:
         """The longest match whose output is quantized, or else the operator alone, read in float."""
-        answers = [place_of(model, match) for match in matches] if self.in_integers else []
+        answers = [site_of(model, match) for match in matches] if self.in_integers else []
         for answer in answers:
-            if isinstance(answer, Place):
+            if isinstance(answer, Site):
                 return answer
         if self.in_float is not None:
-            return Place(model, matches[-1], (matches[-1].output,))
+            return Site(model, matches[-1], (matches[-1].output,))
         return answers[0]
 
-    def rewrite(self, place: Place) -> None:
+    def rewrite(self, site: Site) -> None:
         """Put integer operators in the place of each output, and erase what nobody reads any more."""
-        for output in place.outputs:
-            write = Writer(place.model, output, place.anchor)
-            grid = place.grid(output)
+        for output in site.outputs:
+            write = Writer(site.model, output, site.anchor)
+            grid = site.grid(output)
             if grid is None:
                 assert self.in_float is not None
-                written = self.in_float(place, write)
+                written = self.in_float(site, write)
             else:
                 assert self.in_integers is not None
-                written = self.in_integers(place, write, grid)
+                written = self.in_integers(site, write, grid)
             output.replace_all_uses_with(written)
-        _erase(place)
+        _erase(site)
 
 
-def _erase(place: Place) -> None:
-    """Erase what a place was computed with in float, dropout too, which torch does not count as pure."""
-    inputs = place.anchor.all_input_nodes
-    for node in (*place.outputs, *reversed(place.match.nodes)):
+def _erase(site: Site) -> None:
+    """Erase what a site was computed with in float, dropout too, which torch does not count as pure."""
+    inputs = site.anchor.all_input_nodes
+    for node in (*site.outputs, *reversed(site.match.nodes)):
         if not node._erased:  # an output may be the operator itself
-            place.model.graph.erase_node(node)
+            site.model.graph.erase_node(node)
     for node in inputs:
         if not node._erased:
             erase_unused(node)
@@ -98,7 +98,7 @@ _QUANTIZE = Operator("quantize", ("quantized_decomposed.quantize_per_tensor.defa
 
 _WEIGHTED_OPERATORS = (ops.LINEAR, ops.CONV1D, ops.CONV2D, _CONV_TRANSPOSE1D, _CONV_TRANSPOSE2D)
 _MOVING_OPERATORS = tuple(
-    op for op in ops.OPERATORS if op.moves_data and op is not ops.DROPOUT and not op.operands[0].many
+    op for op in ops.OPERATORS if op.moves_data and op is not ops.DROPOUT and not op.operands[0].is_list
 )
 # Dropout does nothing in evaluation mode, and no other model is converted.
 _PASSING_OPERATORS = (*ACTIVATIONS, ops.DROPOUT, _QUANTIZE)
@@ -110,7 +110,7 @@ RULES: tuple[Rule, ...] = (
     Rule(ops.CAT, check_sources, joined),
     *(Rule(op, check_mean, averaged) for op in (ops.MEAN, ops.ADAPTIVE_AVG_POOL2D)),
     *(Rule(op, check_sources, moved) for op in _MOVING_OPERATORS),
-    *(Rule(op, check_sources, passed_on) for op in _PASSING_OPERATORS),
+    *(Rule(op, check_sources, clipped) for op in _PASSING_OPERATORS),
     Rule(ops.EMBEDDING, check_embedding, in_float=embedded),
 )
 

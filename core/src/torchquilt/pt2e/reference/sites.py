@@ -1,4 +1,4 @@
-"""Places in a converted graph that a rule can be about: an operator between dequantize and quantize.
+"""Sites in a converted graph that a rule can be about: an operator between dequantize and quantize.
 
 Finding one reads the graph and writes nothing. Where there is none the answer is a
 :class:`torchquilt.support.pattern.Reject` that says why.
@@ -23,7 +23,7 @@ _Bounds: TypeAlias = tuple[float | None, float | None]
 
 
 @attrs.frozen(eq=False)
-class Place:
+class Site:
     """An operator, perhaps with an activation behind it, and what is quantized around it.
 
     Args:
@@ -65,7 +65,7 @@ class Place:
         return grid
 
 
-def place_of(model: GraphModule, match: Match) -> Place | Reject:
+def site_of(model: GraphModule, match: Match) -> Site | Reject:
     """The place of a match whose value is quantized by all that read it, or that quantizes itself."""
     last = match.output
     if not all(map(_has_plain_bounds, match.nodes)):
@@ -73,15 +73,15 @@ def place_of(model: GraphModule, match: Match) -> Place | Reject:
     outputs = (last,) if grid_of(last) else tuple(last.users)
     if not outputs or None in map(grid_of, outputs):
         return Reject("output_not_quantized", (last,), f"{last.name} is read in float")
-    return Place(model, match, outputs)
+    return Site(model, match, outputs)
 
 
-def check_sources(place: Place) -> Reject | None:
+def check_sources(site: Site) -> Reject | None:
     """Whether all activations that are read are quantized with one scale each, known ahead of time."""
-    anchor = place.anchor
-    if place.match.scalars:
+    anchor = site.anchor
+    if site.match.scalars:
         return Reject("scalar", (anchor,), f"{anchor.name} reads a number that is not quantized")
-    if not all(isinstance(source, PerTensor) for source in place.read("input_activation")):
+    if not all(isinstance(source, PerTensor) for source in site.read("input_activation")):
         text = (
             f"an input of {anchor.name} is not quantized, or not with one scale that is known ahead of time"
         )

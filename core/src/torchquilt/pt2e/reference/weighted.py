@@ -19,7 +19,7 @@ from torchquilt.pt2e.reference.arithmetic import (
     scaled,
     scaled_by_each,
 )
-from torchquilt.pt2e.reference.sites import Place
+from torchquilt.pt2e.reference.sites import Site
 from torchquilt.pt2e.reference.tensors import Dynamic, Grid, PerTensor
 from torchquilt.pt2e.reference.weights import (
     Weight,
@@ -36,71 +36,71 @@ _ATEN = torch.ops.aten
 _OPS = torch.ops.quantized_decomposed
 
 
-def check_weighted(place: Place) -> Reject | None:
+def check_weighted(site: Site) -> Reject | None:
     """Whether input, weight and bias are what the arithmetic needs."""
-    anchor = place.anchor
-    (source,) = place.read("input_activation")
+    anchor = site.anchor
+    (source,) = site.read("input_activation")
     if not isinstance(source, (PerTensor, Dynamic)):
         return Reject("input_not_quantized", (anchor,), f"the input of {anchor.name} is not quantized")
     if isinstance(source, Dynamic) and source.per_token and overload_name(anchor) != "aten.linear.default":
         return Reject("per_token", (anchor,), f"{anchor.name} sums over rows with different scales")
-    weight = weight_of(place)
+    weight = weight_of(site)
     if isinstance(weight, Reject):
         return weight
-    if not all(map(is_constant, place.match.inputs("bias"))):
+    if not all(map(is_constant, site.match.inputs("bias"))):
         return Reject("bias", (anchor,), f"the bias of {anchor.name} is computed from the input")
-    bias = bias_in_steps(place, source, weight) if isinstance(source, PerTensor) else None
+    bias = bias_in_steps(site, source, weight) if isinstance(source, PerTensor) else None
     if bias is not None and not bool((bias.abs() < 2**31).all()):
         return Reject("bias", (anchor,), f"the bias of {anchor.name} does not fit into int32")
     return None
 
 
-def weighted(place: Place, write: Writer, grid: Grid) -> Node:
+def weighted(site: Site, write: Writer, grid: Grid) -> Node:
     """The operator on integers, brought to the grid of the output."""
-    source, weight = _operands(place)
+    source, weight = _operands(site)
     if isinstance(source, Dynamic):
-        return write(_OPS.quantize_per_tensor.default, weighted_in_float(place, write), *grid.parameters)
-    sums = _summed(place, write, source, weight, bias_in_steps(place, source, weight))
+        return write(_OPS.quantize_per_tensor.default, weighted_in_float(site, write), *grid.parameters)
+    sums = _summed(site, write, source, weight, bias_in_steps(site, source, weight))
     step, output_step = float32(source.grid.scale, grid.scale)
     scale = step * weight.scale / output_step
     return requantized(write, sums, scale, grid, weight.name("requantization_scale"))
 
 
-def weighted_in_float(place: Place, write: Writer) -> Node:
+def weighted_in_float(site: Site, write: Writer) -> Node:
     """The operator on integers, times the scales of input and weight, plus the bias, in float32."""
-    source, weight = _operands(place)
-    sums, scale = _summed(place, write, source, weight, None), weight.scale
+    source, weight = _operands(site)
+    sums, scale = _summed(site, write, source, weight, None), weight.scale
     if isinstance(source, Dynamic):
         sums = scaled_by_each(write, sums, source.scale)
     else:
         scale = float32(source.grid.scale)[0] * scale
     result = scaled(write, sums, scale, weight.name("accumulator_scale"))
-    for bias in place.match.inputs("bias"):
-        shape = along_channels(place.anchor)
+    for bias in site.match.inputs("bias"):
+        shape = along_channels(site.anchor)
         aligned = write(_ATEN.view.default, bias, shape) if len(shape) > 1 else bias
         result = write(_ATEN.add.Tensor, result, aligned)
-    return write.cast(result, place.match.output.meta["val"].dtype)
+    return write.cast(result, site.match.output.meta["val"].dtype)
 
 
-def _operands(place: Place) -> tuple[PerTensor | Dynamic, Weight]:
-    (source,), weight = place.read("input_activation"), weight_of(place)
+def _operands(site: Site) -> tuple[PerTensor | Dynamic, Weight]:
+    (source,), weight = site.read("input_activation"), weight_of(site)
     assert isinstance(source, (PerTensor, Dynamic)), "the check is for that"
     assert isinstance(weight, Weight), "the check is for that"
     return source, weight
 
 
 def _summed(
-    place: Place, write: Writer, source: PerTensor | Dynamic, weight: Weight, bias: torch.Tensor | None
+    site: Site, write: Writer, source: PerTensor | Dynamic, weight: Weight, bias: torch.Tensor | None
 ) -> Node:
     """The operator on the integers of input and weight, and of the bias where there is one."""
     largest = weight.fan_in * weight.reach * source.reach
     dtype = accumulator(largest if bias is None else largest + float(bias.abs().max()))
-    if is_transposed(place.anchor) or any(step != 1 for step in place.arguments.get("dilation", ())):
+    if is_transposed(site.anchor) or any(step != 1 for step in site.arguments.get("dilation", ())):
         dtype = torch.int64  # torch 2.13 convolves int32 neither transposed nor dilated
     # The padding of a convolution is 0, which is the zero point once that has been taken off.
     operands = [centred(write, source, dtype), weight.centred(write, dtype), None]
     if bias is not None:
-        (node,) = place.match.inputs("bias")
+        (node,) = site.match.inputs("bias")
         operands[2] = write.cast(write.stored(bias.to(torch.int32), f"{name_of(node)}_int32"), dtype)
-    options = list(place.arguments.values())[len(operands) :]
-    return write(place.anchor.target, *operands, *options)
+    options = list(site.arguments.values())[len(operands) :]
+    return write(site.anchor.target, *operands, *options)

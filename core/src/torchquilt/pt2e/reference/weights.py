@@ -11,7 +11,7 @@ from torch.fx import Node
 from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.node_values import is_constant, overload_name
 from torchquilt.pt2e.reference.arithmetic import float32
-from torchquilt.pt2e.reference.sites import Place
+from torchquilt.pt2e.reference.sites import Site
 from torchquilt.pt2e.reference.tensors import PerAxis, PerTensor
 from torchquilt.pt2e.reference.writer import Writer
 from torchquilt.support.pattern import Reject
@@ -48,10 +48,10 @@ class Weight:
         return write(torch.ops.aten.sub.Tensor, integers, write.cast(zero_point, dtype))
 
 
-def weight_of(place: Place) -> Weight | Reject:
+def weight_of(site: Site) -> Weight | Reject:
     """The weight of an operator, or why there are no integers to compute with."""
-    anchor = place.anchor
-    (weight,) = place.read("weight")
+    anchor = site.anchor
+    (weight,) = site.read("weight")
     if not isinstance(weight, (PerTensor, PerAxis)) or not is_constant(weight.integers):
         return Reject("weight", (anchor,), f"the weight of {anchor.name} is not a constant of integers")
     shape = weight.integers.meta["val"].shape
@@ -64,12 +64,12 @@ def weight_of(place: Place) -> Weight | Reject:
         return Weight(weight.integers, scale, zero_point, weight.reach, fan_in)
     if weight.axis != channel_axis(anchor):
         return Reject("axis", (anchor,), f"the scales of the weight of {anchor.name} go along its inputs")
-    zero_point = constant_value(place.model, weight.zero_point)
+    zero_point = constant_value(site.model, weight.zero_point)
     if zero_point.is_floating_point():
         return Reject("zero_point", (anchor,), f"the weight of {anchor.name} has a float zero point")
     # A transposed convolution has the same output channels, counted within the group, for each group.
-    groups = int(place.arguments["groups"]) if is_transposed(anchor) else 1
-    scale = constant_value(place.model, weight.scale).float().repeat(groups)
+    groups = int(site.arguments["groups"]) if is_transposed(anchor) else 1
+    scale = constant_value(site.model, weight.scale).float().repeat(groups)
     return Weight(
         weight.integers,
         scale.reshape(along_channels(anchor)),
@@ -79,14 +79,14 @@ def weight_of(place: Place) -> Weight | Reject:
     )
 
 
-def bias_in_steps(place: Place, source: PerTensor, weight: Weight) -> torch.Tensor | None:
+def bias_in_steps(site: Site, source: PerTensor, weight: Weight) -> torch.Tensor | None:
     """``round(bias / (input scale * weight scale))``, float32; None where there is no bias.
 
     It is multiplied by the reciprocal, as by the operators that quantize.
     """
-    for node in place.match.inputs("bias"):
+    for node in site.match.inputs("bias"):
         step = weight.scale.flatten() * float32(source.grid.scale)[0]
-        return torch.round(constant_value(place.model, node).float() * (1.0 / step))
+        return torch.round(constant_value(site.model, node).float() * (1.0 / step))
     return None
 
 

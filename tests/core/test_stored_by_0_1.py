@@ -1,0 +1,48 @@
+"""Files that torchquilt 0.1.0 wrote are read, under the names of today."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+import torchquilt as tq
+from torchquilt.ledger.rows import Reason, Row
+from torchquilt_xnnpack import SUPPORT
+
+#: Reason code of 0.1.0 → of today.
+CODES = {"not_worth_it": "not_profitable", "body_not_entered": "subgraph_not_entered"}
+
+
+def row(code: str) -> Row:
+    """A row of a ledger with one reason."""
+    return Row("add", "aten.add.Tensor", "", None, "", "", (), (Reason("q", code, "a text"),), 0, ())
+
+
+@pytest.mark.parametrize(("old", "new"), CODES.items())
+def test_a_ledger_with_an_old_code_has_the_new_one(old: str, new: str) -> None:
+    """A code that was renamed reads as what it is called now; the text is as it was."""
+    text = tq.Ledger((row(old),)).to_json()
+    assert f'"{old}"' in text
+    assert tq.Ledger.from_json(text) == tq.Ledger((row(new),))
+
+
+def _as_0_1(value: Any) -> Any:
+    """Capabilities under the names of 0.1.0."""
+    if isinstance(value, list):
+        return [_as_0_1(item) for item in value]
+    if not isinstance(value, dict):
+        return "passed_on" if value == "follows_input" else value
+    old = {"anchor_index": "lead", "excluded_ranges": "other_ranges"}
+    return {old.get(name, name): _as_0_1(item) for name, item in value.items()}
+
+
+def test_capabilities_of_0_1_equal_those_of_today() -> None:
+    """Renamed fields and values of rows are read; nothing of them differs."""
+    today = SUPPORT.capabilities()
+    text = json.dumps(_as_0_1(json.loads(today.to_json())))
+    assert '"lead"' in text
+    assert '"other_ranges"' in text
+    assert '"passed_on"' in text
+    assert tq.Capabilities.from_json(text) == today
