@@ -23,8 +23,14 @@ def show_ledger(ledger: Ledger) -> None:
     for row in ledger.left_in_float:
         grouped.setdefault((row.op, row.code), []).append(row)
     if grouped:
+        # A listing of plugins imports this module and needs no reasons.
+        from torchquilt.reasons import reason_of
+
         rows = [(op, str(len(rows)), code, rows[0].reasons[0].text) for (op, code), rows in grouped.items()]
         write_table([("operator", "number", "reason", "for example"), *rows], "left in float")
+        found = dict.fromkeys(code for _, code in grouped)
+        remedies = [(code, reason.remedy) for code in found if (reason := reason_of(code)) is not None]
+        write_table([("reason", "to have it quantized"), *remedies])
     if ledger.boundaries:
         edges = [
             (edge.producer, edge.user, f"{edge.made_as} ({edge.made_by})", f"{edge.used_as} ({edge.used_by})")

@@ -3,35 +3,7 @@
 A ledger is plain data, made from an annotated graph and from what each quantizer says of the nodes that
 it left. It can be printed, compared and written as JSON. Reading one needs no torch.
 
-The reason codes are stable:
-
-==========================  ============================================================================
-``unsupported_op``          no quantizer here has a row for the operator
-``no_kernel``               the backend refuses the operator, since what it is for has no kernel of it
-``not_the_operator``        the rows for it are about longer patterns, and what follows it is in none of them
-``decomposed``              no row, and ``run_decompositions()`` made it of an operator that may have one
-``not_asked``               no rule asks for it
-``excluded_by_intent``      a rule says that it stays in float
-``excluded_by_filter``      the filter function leaves it out
-``different_intent``        the operators of the pattern are asked for with different configs
-``config_not_supported``    the backend has a row for the operator, but not with this config
-``claimed_by:<quantizer>``  the pattern needs a neighbour that another quantizer took
-``constraint:<code>``       a condition of the row does not hold
-``constant``                it is computed from constants alone
-``function_transform``      it runs under ``torch.vmap`` or the like, whose tensors cannot be observed
-``random``                  it draws random numbers
-``not_float``               the tensors are not floating point
-``no_elements``             a tensor has no elements
-``writes_in_place``         it writes into a tensor that others can see
-``used_elsewhere``          the chain cannot be fused, since a tensor inside of it has other users
-``no_quantized_neighbour``  it only passes on what it gets, and gets nothing that is quantized
-``neighbour_not_supported`` it only passes on what it gets, and the backend cannot take that
-``not_profitable``            it is cheap, and converting tensors for it would cost more than it saves
-``not_annotated``           the quantizer chose not to, and says no more
-``control_flow``            it runs subgraphs, whose operators have rows of their own (``subgraph.node``)
-``subgraph_not_entered``        a higher-order operator that is not known, so its subgraph is left as it is
-``never_reached``           calibration never reached it (``convert_pt2e(..., unseen="float")``)
-==========================  ============================================================================
+:data:`torchquilt.reasons.REASONS` has the reason codes, which are stable, each with its meaning and remedy.
 """
 
 from __future__ import annotations

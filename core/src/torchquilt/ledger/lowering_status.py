@@ -1,16 +1,6 @@
 """Lowering status of an operator.
 
-The codes are stable:
-
-===========================  ===========================================================================
-``delegated_as_integers``    a delegate computes it with integers
-``delegated_as_float``       a delegate computes it, in float
-``portable_integer_kernel``  a kernel of the runtime itself computes it with integers
-``fell_back_to_float``       it was quantized, and a kernel of the runtime itself computes it in float
-``portable_kernel``          it was not quantized, and a kernel of the runtime itself computes it
-``refused_by_delegate``      a delegate refuses it, so that a kernel of the runtime itself computes it
-``removed``                  nothing of the program comes from it: it was folded, or did nothing
-===========================  ===========================================================================
+:data:`torchquilt.reasons.LOWERING_STATUSES` has the codes, which are stable.
 """
 
 from __future__ import annotations
@@ -28,7 +18,7 @@ class LoweringStatus:
     """Lowering status of an operator.
 
     Args:
-        code: a stable code, see above.
+        code: a stable code, one of :data:`torchquilt.reasons.LOWERING_STATUSES`.
         place: the delegate that runs it and its number in the program; empty where none does.
         text: how that is known; for what a delegate refuses, its words.
     """

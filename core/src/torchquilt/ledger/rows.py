@@ -16,7 +16,7 @@ class Reason:
 
     Args:
         quantizer: its name; empty where the reason is nobody's.
-        code: a stable code, see above.
+        code: a stable code, one of :data:`torchquilt.reasons.REASONS` or of a plugin's own.
         text: a sentence for people.
         rule: its rule that decides for the node, in words; empty where none does.
         asked: what that rule asks for: a config in words, or ``float``.
@@ -118,11 +118,7 @@ class Caution:
 
     Args:
         place: where the tensor is.
-        code: a stable code: ``outlier`` (nearly all values use next to nothing of the range),
-            ``far_apart`` (the range is for some of the values, the others are less than one step of it),
-            ``mask_values`` (the range is that of a mask, or of what became of one),
-            ``scale_raised`` (the integers of the kernels need a larger scale than calibration chose) or
-            ``cut_off`` (a symmetric range has next to no integers on one side of zero, where values are).
+        code: a stable code, one of :data:`torchquilt.reasons.CAUTIONS`.
         text: a sentence for people.
     """
 

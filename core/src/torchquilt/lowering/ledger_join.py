@@ -20,20 +20,12 @@ from torchquilt.ledger.lowering_status import LoweringStatus
 from torchquilt.ledger.rows import Row
 from torchquilt.lowering.program_facts import Leftover, Placed
 from torchquilt.lowering.target import Conversion, Lowered, Operation
+from torchquilt.reasons import rank_of_status
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-#: From the worst to the best: what comes of a row is the worst of what comes of its operations.
-_RANKS = (
-    "refused_by_delegate",
-    "fell_back_to_float",
-    "portable_kernel",
-    "delegated_as_float",
-    "portable_integer_kernel",
-    "delegated_as_integers",
-)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -157,7 +149,7 @@ def _lowering_status(row: Row, operations: list[Operation]) -> LoweringStatus:
     if not operations:
         return LoweringStatus("removed", "", "no operator of the program comes from it")
     statuses = [LoweringStatus(_code(row, one), one.place, one.refused or one.why) for one in operations]
-    return min(statuses, key=lambda status: _RANKS.index(status.code))
+    return min(statuses, key=lambda status: rank_of_status(status.code))
 
 
 def _code(row: Row, operation: Operation) -> str:

@@ -25,6 +25,7 @@ from torchquilt.graph.subgraphs import nodes_of, regions
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, Rule
 from torchquilt.quantizers.matching import Claim, decide
+from torchquilt.reasons import reason_of
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.support.pattern import Reject
 from torchquilt.support.table import Sharing, SupportTable
@@ -32,18 +33,6 @@ from torchquilt.support.table import Sharing, SupportTable
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
-# Reasons for which a node is lost that the quantizer could have quantized.
-_LOST = (
-    "claimed_by",
-    "function_transform",
-    "random",
-    "used_elsewhere",
-    "no_elements",
-    "excluded_by_filter",
-    "different_intent",
-    "writes_in_place",
-    "constraint",
-)
 
 _MOST_REASONS = 5
 _MOST_TARGETS = 12
@@ -170,7 +159,8 @@ class _Outcome:
         for node, reject in self.rejects.items():
             rule = self._intent.rule_for(node)
             config = rule.config if rule is not None else None
-            if config is None or reject.code.partition(":")[0] not in _LOST:
+            told = reason_of(reject.code)
+            if config is None or told is None or not told.is_lost_chance:
                 continue
             rows = [row for row in index[overload_name(node)] if row.sharing is not Sharing.FOLLOWS_INPUT]
             if any(not row.differences(config) for row in rows):

@@ -15,35 +15,11 @@ import attrs
 
 from torchquilt.errors import PatternError
 from torchquilt.graph.node_values import is_constant, overload_name
+from torchquilt.reasons import rank_of
 from torchquilt.support.operators import Operand, Operator
 
 if TYPE_CHECKING:
     from torch.fx import Node
-
-
-# The order in which a row is tried, see torchquilt.quantizers.matching.
-_ORDER_OF_QUESTIONS = (
-    "not_annotated",
-    "no_kernel",
-    "not_the_operator",
-    "used_elsewhere",
-    "claimed_by",
-    "constant",
-    "function_transform",
-    "random",
-    "not_float",
-    "no_elements",
-    "not_asked",
-    "excluded_by_intent",
-    "excluded_by_filter",
-    "different_intent",
-    "config_not_supported",
-    "writes_in_place",
-    "constraint",
-    "no_quantized_neighbour",
-    "neighbour_not_supported",
-    "not_profitable",
-)
 
 
 @attrs.frozen
@@ -67,9 +43,7 @@ class Reject:
     @property
     def weight(self) -> int:
         """How far a row came before it was rejected: the larger, the more telling the reason is."""
-        kind = self.code.partition(":")[0]
-        # A code of somebody's own is told last of all, as the most particular one.
-        return _ORDER_OF_QUESTIONS.index(kind) if kind in _ORDER_OF_QUESTIONS else len(_ORDER_OF_QUESTIONS)
+        return rank_of(self.code)
 
 
 @attrs.frozen

@@ -10,6 +10,7 @@ import pytest
 
 from torchquilt.errors import TorchquiltError
 from torchquilt.quantizers.matching import Claim
+from torchquilt.reasons import REASONS
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.support.constraints import CONSTANT_WEIGHT, input_rank, one_dtype
 from torchquilt.support.table import Constraint, SupportRow
@@ -25,17 +26,7 @@ _MEANINGS: dict[tuple[str, str], _Meaning] = {
 
 
 # Why a row may leave a model that stands for its pattern, asked for a config that it takes.
-_REASONS = (
-    "constraint",
-    "claimed_by",
-    "constant",
-    "not_float",
-    "no_elements",
-    "writes_in_place",
-    "used_elsewhere",
-    "no_quantized_neighbour",
-    "neighbour_not_supported",
-)
+_REASONS = frozenset(reason.code for reason in REASONS if reason.is_of_model)
 
 
 def describe(trial: Trial) -> str:
