@@ -186,7 +186,7 @@ def test_no_public_name_is_that_of_a_module(package: str) -> None:
 
 
 def test_every_error_is_public() -> None:
-    """Whoever uses the package can catch each of its errors by a name of ``torchquilt``."""
+    """Users can catch each error by a name of ``torchquilt``."""
     defined = {
         name
         for name, value in vars(errors).items()

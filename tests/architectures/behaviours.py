@@ -1,7 +1,7 @@
 """What holds for every architecture. A test file derives from :class:`Behaviours` with its table.
 
 The fixtures ``subject`` and ``outcome`` are in ``integration/conftest.py``. An architecture is exported once
-and quantized in two ways, and each behaviour is a test that looks at what came of it.
+and quantized in two ways, and each behaviour is a test that looks at the result.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Subject:
 
 @attrs.frozen(eq=False)
 class Outcome:
-    """What came of quantizing a subject in one of the two ways.
+    """Result of quantizing a subject in one of the two ways.
 
     Args:
         subject: what was quantized.

@@ -62,7 +62,7 @@ def _frames(length: int, bins: int, said: int) -> Any:
 
 
 def _with_image_tokens(seed: int) -> Inputs:
-    """A text with a place for each of the 16 patches of an image."""
+    """A text with a token for each of the 16 patches of an image."""
     text = ids(2, 24, seed)
     text[:, :16] = 98
     return {"input_ids": text, "attention_mask": mask(2, 24), "pixel_values": normal(2, 3, 32, 32, seed=seed)}

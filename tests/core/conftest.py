@@ -15,7 +15,7 @@ from torchquilt.plugins import registry
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A place for plugins that is the only one looked at, whatever is installed where the tests run."""
+    """A folder for plugins that is the only one looked at, whatever is installed where the tests run."""
     site = Site(tmp_path / "site")
     site.folder.mkdir()
     find = importlib_metadata.distributions

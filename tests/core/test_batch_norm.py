@@ -318,7 +318,7 @@ def test_a_batch_norm_over_another_dimension_is_not_folded(case: str) -> None:
 
 
 def test_a_batch_norm_before_a_convolution_is_not_folded() -> None:
-    """With padding it could not be: the border is zero behind the BatchNorm, not before it."""
+    """With padding it could not be: the padding is zero behind the BatchNorm, not before it."""
     model = nn.Sequential(with_statistics(nn.BatchNorm2d(3)), nn.Conv2d(3, 4, 3, padding=1)).eval()
     x = normal(2, 3, 8, 8)
     result = folded(model, x)

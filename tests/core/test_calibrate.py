@@ -340,7 +340,7 @@ def test_the_second_interrupt_does_not_wait() -> None:
 
 
 def test_there_is_no_progress_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever reads the output of a program does not read a bar."""
+    """The output of a program has no progress bar when it is no terminal."""
     tq.calibrate(one_input(), [LEFT, RIGHT])
     assert capsys.readouterr() == ("", "")
 

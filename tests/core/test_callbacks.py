@@ -258,7 +258,7 @@ class Annotating(tq.Quantizer):
 
 
 def test_annotate_returns_the_model_or_nothing(program: ExportedProgram) -> None:
-    """Another model would carry annotations that nobody reads: an error with the quantizer."""
+    """Another model would carry annotations that are never read: an error with the quantizer."""
     for returned in (lambda model: model, lambda model: None):
         tq.prepare_pt2e(program, Annotating(returned))
     with unharmed(program), pytest.raises(tq.QuantizerError, match="another model") as caught:
@@ -465,8 +465,8 @@ def _not_constant(points: Points) -> None:
 @pytest.mark.parametrize(
     ("deed", "said"),
     [
-        (_remove, "removed a place"),
-        (_add_a_place, "added a place"),
+        (_remove, "removed an edge or node"),
+        (_add_a_place, "added an edge or node"),
         (_split, "share parameters"),
         (_join, "share parameters"),
         (_no_point, "not a point"),

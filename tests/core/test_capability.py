@@ -110,10 +110,10 @@ def test_every_overload_exists_in_torch(operator: ops.Operator) -> None:
         ({"role": "input_activation", "dtype": "uint8"}, 0),
         ({"preset": "byte_per_row"}, 1),
         ({"preset": "dynamic_int8"}, len(IN_DYNAMIC)),
-        ({"preset": "nobody's"}, 0),
+        ({"preset": "unknown"}, 0),
         ({"backend": "executorch_embedding"}, len(EMBEDDING.rows)),
         ({"backend": "xnnpack"}, len(SUPPORT.rows)),
-        ({"backend": "nobody"}, 0),
+        ({"backend": "unknown"}, 0),
         ({"mode": "weight_only"}, len(EMBEDDING.rows)),
         ({"mode": "dynamic"}, sum(row.mode == "dynamic" for row in SUPPORT.rows)),
         ({"dtype": torch.uint8}, len(BYTES)),
@@ -221,7 +221,7 @@ def test_a_question_about_nothing_is_an_error(op: object) -> None:
     ids=name_of,
 )
 def test_an_operator_without_rows_is_no(op: object) -> None:
-    """What nobody has a row for is a plain no that says so, by whatever name of torch it is asked for."""
+    """An operator without a row gets a plain no that says so, by whatever name of torch it is asked for."""
     answer = BOTH.supports(op, STATIC)
     assert not answer
     assert answer.capability is None
@@ -363,8 +363,8 @@ SHUFFLES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "channel_shuffle": lambda x: torch.channel_shuffle(x, 2),
 }
 
-# For each operator that can stand first in a row: an expression over x (behind something quantized where
-# the operator only passes on), the parts that it needs, and an input.
+# For each operator that can stand first in a row: an expression over x (behind something quantized where the
+# operator follows), the parts that it needs, and an input.
 FIRST: dict[str, tuple[Callable[..., Any], dict[str, Any], torch.Tensor]] = {
     "linear": (lambda m, x: m.fc(x), {"fc": nn.Linear(8, 8)}, MATRIX),
     "conv1d": (lambda m, x: m.conv(x), {"conv": nn.Conv1d(4, 4, 3)}, normal(2, 4, 8)),

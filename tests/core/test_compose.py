@@ -1,4 +1,4 @@
-"""ComposableQuantizer: who comes first keeps a node, and nobody touches another's decision."""
+"""ComposableQuantizer: the first to claim a node keeps it, and no quantizer changes another's decision."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_tied_weights_are_split_between_backends() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Nobody touches another's decision
+# No quantizer changes another's decision
 # ----------------------------------------------------------------------------------------------------------
 
 DEEDS = {
@@ -273,7 +273,7 @@ def test_what_one_quantizer_does_not_accept_is_an_error_in_its_name(nested: bool
     """The error of the one that refuses the composed model comes through, and says whose it is."""
     critic: tq.Quantizer = Validates("critic", "somebody")
     composed = tq.ComposableQuantizer(
-        [tq.ComposableQuantizer([critic]) if nested else critic, xnnpack(), Validates("other", "nobody")]
+        [tq.ComposableQuantizer([critic]) if nested else critic, xnnpack(), Validates("other", "never")]
     )
     with pytest.raises(tq.AnnotationError, match="somebody has nothing") as caught:
         tq.prepare_pt2e(mlp(), composed)
@@ -343,7 +343,9 @@ def test_disjoint_quantizers_compose_in_any_order(order: list[int], split: int) 
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_what_is_passed_on_between_backends_does_not_depend_on_their_order(order: tuple[int, int]) -> None:
+def test_what_follows_its_input_between_backends_does_not_depend_on_their_order(
+    order: tuple[int, int],
+) -> None:
     """A pool of one quantizer behind a convolution of another is quantized whichever comes first."""
     model = Fn(
         lambda self, x: self.second(nn.functional.max_pool2d(self.first(x), 2)),

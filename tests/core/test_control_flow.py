@@ -290,7 +290,7 @@ def test_rules_reach_into_subgraphs(ask: Callable[..., Any], strict: bool) -> No
     """A module name and a type mean the same inside of a subgraph and outside, in both exports."""
     exported = export(module("cond"), X, strict=strict)
     quantizer = ask(XNNPACKQuantizer().set_global(STATIC), None)
-    ledger = tq.explain(exported, quantizer, strict=False)  # without linears nothing is worth it
+    ledger = tq.explain(exported, quantizer, strict=False)  # without linears nothing is profitable
     assert ledger["false_graph_0.linear_1"].code == "excluded_by_intent"
 
 

@@ -271,7 +271,7 @@ def test_a_missing_package_is_answered_with_the_pip_line(
 
 
 def test_a_pipe_is_read_when_its_turn_comes(program: ExportedProgram, tmp_path: Path) -> None:
-    """Opening a folder does not wait for what nobody has written yet."""
+    """Opening a folder does not wait for a pipe without a writer."""
     save(tmp_path / "data/0.npz", x=X[0], ids=IDS[0])
     os.mkfifo(tmp_path / "data/1.npz")
     batches = iter(open_batches(tmp_path / "data", program))

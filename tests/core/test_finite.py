@@ -70,7 +70,7 @@ def test_so_are_tables_and_constants(model: nn.Module, inputs: tuple[Any, ...], 
 
 
 def test_what_stays_in_float_keeps_them() -> None:
-    """A layer that nobody asked for is as broken as it was, and the rest is quantized."""
+    """A layer that no rule asks for is as broken as it was, and the rest is quantized."""
     own = quantizer().set_module_name("2", None)
     prepared = prepare(spoilt("2.bias", float("nan")), own, normal(2, 8))
     prepared(normal(2, 8))

@@ -84,7 +84,7 @@ def test_a_batch_that_fails_under_a_transform_leaves_torch_outside_of_it() -> No
 
 
 def test_an_annotation_under_a_transform_is_refused() -> None:
-    """Whoever wrote it; the error says where and what to do."""
+    """In every form of writing it; the error says where and what to do."""
     model = Fn(mapped, **{name: nn.Linear(16, 16) for name in ("first", "inner", "last")}).eval()
     with pytest.raises(tq.AnnotationError, match=r"torch\.vmap") as caught:
         tq.prepare_pt2e(export(model, X), outputs_of("linear"))

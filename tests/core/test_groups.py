@@ -42,7 +42,7 @@ def chain_of(count: int) -> tuple[GraphModule, list[Node]]:
 
 
 def names(groups: tuple[Group, ...]) -> list[set[str]]:
-    """The places of each group by name."""
+    """The edges and nodes of each group by name."""
     return [{edge_name(place) for place in group.members} for group in groups]
 
 
@@ -104,7 +104,7 @@ def test_the_place_that_is_shared_with_may_come_later() -> None:
 
 
 def test_a_chain_of_shared_specs_is_one_group() -> None:
-    """Sharing with a place that shares with another one reaches the spec at the end of the chain."""
+    """Sharing with a node that shares with another one reaches the spec at the end of the chain."""
     model, nodes = chain_of(6)
     for node, following in pairwise(nodes):
         node.meta[ANNOTATION_KEY] = Annotation({}, Shared(following))
@@ -125,7 +125,7 @@ def test_implicit_sharing_sees_the_spec_that_was_settled() -> None:
 
 
 def test_a_circle_is_an_error_that_prints_the_chain() -> None:
-    """The error follows the circle from each place to the one that it points at, and back to the first."""
+    """The error follows the circle from each node to the one that it points at, and back to the first."""
     model, (a, b, c) = chain_of(3)
     for node, other in ((a, c), (c, b), (b, a)):
         node.meta[ANNOTATION_KEY] = Annotation({}, Shared(other), quantizer="acme")
@@ -136,7 +136,9 @@ def test_a_circle_is_an_error_that_prints_the_chain() -> None:
 
 
 def test_what_leads_into_a_circle_is_not_printed() -> None:
-    """Only the places that have to be changed are named; an edge is told from the arrows of the chain."""
+    """Only the edges and nodes that have to be changed are named; an edge is told from the arrows of the
+    chain.
+    """
     model, (a, b, c) = chain_of(3)
     a.meta[ANNOTATION_KEY] = Annotation({}, Shared(b))
     b.meta[ANNOTATION_KEY] = Annotation({}, Shared((b, c)))
@@ -182,7 +184,7 @@ def derived(*sources: Any) -> tq.DerivedQuantizationSpec:
 
 @pytest.mark.parametrize("kind", ["fixed", "derived"])
 def test_the_root_decides_whatever_kind_it_is(kind: str) -> None:
-    """A place that shares has the spec at the end, be it a known one or a derived one."""
+    """A node that shares has the spec at the end, be it a known one or a derived one."""
     model, (a, b, c) = chain_of(3)
     root = FIXED if kind == "fixed" else derived(a)
     a.meta[ANNOTATION_KEY] = Annotation({}, UINT8)
@@ -220,7 +222,7 @@ def test_equal_derived_specs_of_one_tensor_are_joined() -> None:
 
 
 def test_a_spec_that_is_derived_from_itself_is_a_circle() -> None:
-    """A place cannot have parameters that are computed from its own."""
+    """A node cannot have parameters that are computed from its own."""
     model, (a,) = chain_of(1)
     a.meta[ANNOTATION_KEY] = Annotation({}, derived(a))
     with pytest.raises(tq.SharingError, match="circle") as caught:
@@ -290,7 +292,7 @@ def joined_with_fixed(node: Node) -> Annotation | None:
 
 
 def test_what_shares_with_a_fixed_spec_has_its_parameters() -> None:
-    """An operator that passes on a tensor of known parameters passes these on, too, without calibration."""
+    """An operator that follows a tensor of known parameters has the same ones, without calibration."""
 
     def decide(node: Node) -> Annotation | None:
         if "sigmoid" in str(node.target):
@@ -383,7 +385,7 @@ def test_groups_do_not_depend_on_the_order_of_annotation(case: Any) -> None:
 @settings(max_examples=60)
 @given(sharings())
 def test_each_place_is_in_one_group_with_whom_it_shares(case: Any) -> None:
-    """Every annotated place has one group, and a sharing place is in that of the place that it names."""
+    """Every annotated edge or node has one group, and one that shares is in that of the one that it names."""
     rows, order = case
     model = annotate_sharings(rows, order)
     try:

@@ -127,7 +127,7 @@ class Numbers(Linear):
 
 
 class PassedThrough(Linear):
-    """Inputs that are returned as they are, one of them quantized on the way, and one that nobody reads."""
+    """Inputs that are returned as they are, one of them quantized on the way, and one without readers."""
 
     def forward(self, x: Any, other: Any, unused: Any) -> Any:
         """fc(x) twice, and the inputs."""

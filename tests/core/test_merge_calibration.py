@@ -119,7 +119,7 @@ def test_a_shard_that_is_not_through_is_refused(tmp_path: Path) -> None:
 
 
 def test_moving_averages_are_not_merged(tmp_path: Path) -> None:
-    """Nobody knows which came first: the error names a tensor, and observers that can be merged."""
+    """Their order is not known: the error names a tensor, and observers that can be merged."""
     paths = [shard(tmp_path / f"{n}", [BATCHES[n]], observer="moving_average") for n in range(2)]
     with pytest.raises(tq.CalibrationError, match="order of the data") as caught:
         tq.calibrate(prepared_model("moving_average"), tq.merge_calibration(paths))

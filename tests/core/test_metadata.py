@@ -244,9 +244,7 @@ def test_a_fault_in_a_subgraph_is_named_with_its_path() -> None:
 
 
 def test_a_pass_may_return_another_subgraph() -> None:
-    """A pass that is run everywhere may make a new module of a subgraph: it takes the place of the old
-    one.
-    """
+    """A pass that is run everywhere may make a new module of a subgraph: it replaces the old one."""
 
     def function(self: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.cond(x.sum() > 0, lambda x: torch.tanh(x), lambda x: torch.relu(x), (x,))  # type: ignore[no-any-return]

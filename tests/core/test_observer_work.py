@@ -69,7 +69,7 @@ def test_a_dense_tensor_is_not_copied(name: str, layout: str) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", [64, 100_000])
 def test_no_device_is_waited_for(name: str, dtype: torch.dtype, size: int) -> None:
-    """Tensors without data stand for those of a device: whoever looks at a value of one fails."""
+    """Tensors without data stand for those of a device: reading a value of one fails."""
     observer = make_observer(name, INT8)
     for _ in range(2):
         observer.update(torch.empty(size, dtype=dtype, device="meta"))

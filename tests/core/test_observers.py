@@ -143,7 +143,7 @@ def test_float64_beyond_float32_makes_no_infinite_scale(kind: type[Observer]) ->
 
 
 def test_a_row_without_data_is_all_zero() -> None:
-    """Per axis, a row of masks beside rows with data gets parameters that harm nobody."""
+    """Per axis, a row of masks beside rows with data gets parameters that do no harm."""
     x = torch.tensor([[1.0, -2.0], [math.nan, math.inf]])
     observer = observed(MinMaxObserver, x, spec=PER_ROW)
     assert (observer.count, observer.ignored) == (2, 2)

@@ -227,7 +227,7 @@ def test_an_unknown_observer_is_refused(choice: Any) -> None:
 
 
 def test_every_node_of_a_prepared_graph_says_what_it_computes() -> None:
-    """Points have the shape and dtype of what they pass on, and the module path of what they serve."""
+    """Points have the shape and dtype of what they return, and the module path of what they serve."""
     prepared = prepare(Net(), xnnpack(is_per_channel=True), normal(2, 3, 8, 8))
     for node in prepared.graph.nodes:
         if node.op == "call_module" and node.target.startswith("quantization_point"):

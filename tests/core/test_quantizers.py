@@ -190,8 +190,8 @@ def test_a_long_way_of_views_has_one_set_of_parameters() -> None:
     assert len(behind) > 6
 
 
-def test_passing_on_works_behind_another_backend() -> None:
-    """A view behind an int8 tensor of somebody else passes that on; behind a uint8 one it stays float."""
+def test_following_works_behind_another_backend() -> None:
+    """A view behind an int8 tensor of another backend follows it; behind a uint8 one it stays in float."""
 
     def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.sin(x).view(-1)

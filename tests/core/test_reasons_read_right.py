@@ -1,4 +1,4 @@
-"""Reasons say what would have to hold, so that nobody reads the opposite of what is so."""
+"""Reasons say what would have to hold, and cannot be read as its opposite."""
 
 from __future__ import annotations
 

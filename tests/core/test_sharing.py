@@ -452,7 +452,7 @@ def annotate_at_random(graph: torch.fx.Graph, seed: int) -> None:
 
 
 def groups_of(model: GraphModule) -> Any:
-    """The groups by names with their specs, or the places that stand in a circle."""
+    """The groups by names with their specs, or the edges and nodes that stand in a circle."""
     try:
         found = find_groups(model.graph)
     except tq.SharingError as error:

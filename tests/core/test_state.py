@@ -372,7 +372,7 @@ def written_through_a_view(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def written_and_not_read(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """A part of a buffer is written by way of a view, and nobody reads it in this call."""
+    """A part of a buffer is written by way of a view, and not read in this call."""
     self.memory.view(-1)[:2].zero_()
     return x * 2
 

@@ -200,7 +200,7 @@ def test_a_rule_about_a_function_reaches_the_operator_that_it_is() -> None:
 
 
 def test_a_function_that_is_not_one_operator_is_refused() -> None:
-    """Only export can tell what becomes of it, so a rule about it could never take effect."""
+    """Only export can tell which operators it becomes, so a rule about it could never take effect."""
     with pytest.raises(tq.IntentError, match="not one operator") as caught:
         xnnpack().set_object_type(functional.interpolate, None)
     assert "name the operators" in str(caught.value.remedy)
@@ -268,7 +268,7 @@ def test_an_operator_that_the_backend_does_not_know_is_refused(subject: object, 
 
 @pytest.mark.parametrize("subject", ["liner", 3, None, len], ids=name_of)
 def test_what_is_no_type_is_refused(subject: object) -> None:
-    """What nobody could mean is an error where it is said, with the nearest name."""
+    """A name without a meaning is an error where it is said, with the nearest name."""
     with pytest.raises(tq.IntentError) as caught:
         xnnpack().set_object_type(subject, STATIC)
     assert "module class" in str(caught.value.expected)
@@ -381,7 +381,9 @@ def test_a_backend_that_finds_nothing_to_do_is_no_error(
 def test_a_backend_alone_that_finds_nothing_to_do_is_an_error(
     image_model: torch.export.ExportedProgram,
 ) -> None:
-    """Where nothing at all is quantized, whoever asked is told; with what the table would have taken."""
+    """Where nothing at all is quantized, each rule that asked is an error, with what the table would have
+    taken.
+    """
     error = refused(image_model, ExecuTorchEmbeddingQuantizer())
     assert "aten.conv2d.default, aten.max_pool2d.default" in str(error.got)
 

@@ -226,7 +226,7 @@ def test_who_annotates_may_clean_up() -> None:
 
     class Sized(Net):
         def forward(self, x: torch.Tensor, *, more: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            more["y"].new_zeros(2 * x.shape[0] + 1)  # which nobody reads
+            more["y"].new_zeros(2 * x.shape[0] + 1)  # without readers
             return super().forward(x, more=more)
 
     xnnpack = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
@@ -242,7 +242,7 @@ def test_who_annotates_may_clean_up() -> None:
 
 
 def test_who_annotates_may_not_erase_what_has_an_effect() -> None:
-    """A write into a buffer is read by nobody in the graph, and is not dead."""
+    """A write into a buffer has no readers in the graph, and is not dead."""
 
     def erase_write(model: GraphModule) -> None:
         for node in calls(model, "copy_"):

@@ -183,7 +183,7 @@ exports = pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "s
 @exports
 @pytest.mark.parametrize("how", STORED)
 def test_a_weight_is_quantized_however_it_is_stored(how: str, strict: bool) -> None:
-    """Integers take the place of the weight, and the model that was exported keeps it as it was."""
+    """Integers replace the weight, and the model that was exported keeps it as it was."""
     model = Storing(STORED[how]).eval()
     weight = model.weight
     before = weight.detach().clone()

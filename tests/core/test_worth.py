@@ -41,7 +41,7 @@ KEPT: dict[str, tuple[Callable[..., Any], set[str]]] = {
         lambda m, x, y: torch.tanh(m.fc(x) + m.fc(y)),
         {"linear", "linear_1", "add"},
     ),
-    "of two linears, passed on to a float operator": (
+    "of two linears, reshaped for a float operator": (
         lambda m, x, y: torch.tanh((m.fc(x) + m.fc(y)).view(6, 3)),
         {"linear", "linear_1", "add", "view"},
     ),
@@ -58,7 +58,7 @@ LEFT: dict[str, tuple[Callable[..., Any], set[str]]] = {
         lambda m, x, y: torch.tanh((torch.tanh(x) + y) * y),
         {"add", "mul"},
     ),
-    "what moves numbers does not count": (
+    "data movement does not count": (
         lambda m, x, y: torch.tanh((torch.tanh(x) + y).view(6, 3).relu().t()),
         {"add", "view", "relu", "t"},
     ),
@@ -67,10 +67,10 @@ LEFT: dict[str, tuple[Callable[..., Any], set[str]]] = {
         lambda m, x, y: torch.tanh((m.fc(x) + y) * y),
         {"add", "mul"},
     ),
-    "behind a linear, passed on": (lambda m, x, y: torch.tanh((m.fc(x) + y).view(6, 3)), {"add", "view"}),
-    "behind what passes on a linear": (lambda m, x, y: torch.tanh(m.fc(x).t().t() + y), {"add"}),
+    "behind a linear, reshaped": (lambda m, x, y: torch.tanh((m.fc(x) + y).view(6, 3)), {"add", "view"}),
+    "behind the transpose of a linear": (lambda m, x, y: torch.tanh(m.fc(x).t().t() + y), {"add"}),
     "before a linear": (lambda m, x, y: m.fc(torch.tanh(x) * torch.tanh(y)), {"mul"}),
-    "passed on to a linear": (
+    "reshaped for a linear": (
         lambda m, x, y: m.fc((torch.tanh(x) + torch.tanh(y)).view(6, 3).view(3, 6)),
         {"add", "view", "view_1"},
     ),
@@ -83,7 +83,7 @@ LEFT: dict[str, tuple[Callable[..., Any], set[str]]] = {
 
 @pytest.mark.parametrize("name", KEPT)
 def test_what_saves_more_than_it_costs_is_quantized(name: str) -> None:
-    """Cheap operators are quantized in company of others, and at the borders of the model."""
+    """Cheap operators are quantized in company of others, and at the inputs and outputs of the model."""
     function, quantized = KEPT[name]
     ledger = ledger_of(static(), function)
     assert {row.node for row in ledger.quantized} == quantized
@@ -107,7 +107,7 @@ def test_what_is_asked_for_by_name_is_done() -> None:
 
 @pytest.mark.parametrize("order", [1, -1], ids=["behind", "before"])
 def test_what_another_quantizer_makes_of_the_neighbours_counts(order: int) -> None:
-    """Integers of another quantizer are as good as one's own, whoever comes first in the composition."""
+    """Integers of another quantizer are as good as one's own, in whatever order they are composed."""
     function = LEFT["between float operators"][0]
     others = [outputs_of("tanh", spec=STATIC.input_activation), static()][::order]
     assert ledger_of(tq.ComposableQuantizer(others), function)["add"].is_quantized
@@ -137,19 +137,19 @@ def test_a_residual_stream_stays_in_float() -> None:
 
 
 def test_a_sum_that_was_asked_for_by_name_is_quantized_behind_a_linear() -> None:
-    """The rule about a border yields to one about the operator, as that about islands does."""
+    """The rule about the edge of an island yields to one about the operator, as that about islands does."""
     by_name = static().set_object_type(torch.add, STATIC)
     assert {row.node for row in ledger_of(by_name, LEFT["behind a linear"][0]).quantized} == {"linear", "add"}
 
 
 def test_what_passes_a_sum_on_and_was_asked_for_by_name_keeps_it() -> None:
-    """It has integers to pass on only where the sum is quantized."""
-    function = LEFT["behind a linear, passed on"][0]
+    """It has integers to reshape only where the sum is quantized."""
+    function = LEFT["behind a linear, reshaped"][0]
     ledger = ledger_of(static().set_object_type(torch.Tensor.view, STATIC), function)
     assert {row.node for row in ledger.quantized} == {"linear", "add", "view"}
 
 
-def test_integers_of_another_quantizer_count_at_a_border() -> None:
+def test_integers_of_another_quantizer_count_at_the_edge_of_an_island() -> None:
     """What another quantizer reads as integers is not better made in float."""
     reader = outputs_of("tanh", spec=STATIC.input_activation)
     function = KEPT["between linears"][0]
@@ -173,8 +173,10 @@ def test_the_cost_is_linear() -> None:
     assert sum(row.is_quantized for row in ledger) == 400
 
 
-def test_a_border_is_decided_in_few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each operator at a border is asked once, and again when a neighbour of it was left in float."""
+def test_the_edge_of_an_island_is_decided_in_few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each operator at the edge of an island is asked once, and again when a neighbour of it was left in
+    float.
+    """
     asked: list[object] = []
     question = profitability._IslandEdges._conversions
     monkeypatch.setattr(

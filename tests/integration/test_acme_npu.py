@@ -70,7 +70,7 @@ def test_the_example_is_short() -> None:
 
 
 def test_the_extra_for_testing_is_what_the_kit_needs(environment: Environment) -> None:
-    """The core's wheel declares pytest and hypothesis for those who test a plugin, and for nobody else."""
+    """The core's wheel declares pytest and hypothesis for those who test a plugin alone."""
     (core,) = importlib_metadata.distributions(name="torchquilt", path=[str(environment.site)])
     extra = [line for line in core.requires or () if "extra == 'testing'" in line.replace('"', "'")]
     assert {re.split(r"[>=; ]", line)[0] for line in extra} == {"pytest", "hypothesis"}

@@ -129,9 +129,9 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def broken_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plugin of somebody else that needs a library that nobody has."""
+    """A plugin of a third party that needs a library that is not installed."""
     project = tmp_path_factory.mktemp("acme")
-    (project / "acme_quilt.py").write_text("import library_that_nobody_has\n")
+    (project / "acme_quilt.py").write_text("import library_that_is_not_there\n")
     (project / "pyproject.toml").write_text(
         dedent("""
             [build-system]
@@ -219,7 +219,7 @@ def test_a_broken_plugin_is_listed_beside_the_others(
     assert environment.run(dedent(LIST) + dedent(code)) == [
         BROKEN,
         XNNPACK,
-        """ModuleNotFoundError("No module named 'library_that_nobody_has'")""",
+        """ModuleNotFoundError("No module named 'library_that_is_not_there'")""",
     ]
 
 

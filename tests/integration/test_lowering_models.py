@@ -2,7 +2,7 @@
 
 Each is tiny, with random weights. For both sides the same things are counted, in the same way, from the
 programs: operators that delegates run as integers, and islands of float. Ours has never more of the latter,
-and fewer of the former only where it says of operators that they are not worth it.
+and fewer of the former only where it says of operators that they are not profitable.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def test_what_was_quantized_runs_as_integers(name: str) -> None:
 
 @each_model
 def test_it_is_never_worse_than_the_other_flow(name: str, record_property: Any) -> None:
-    """At most as many islands of float, and as many operators as integers but for what is not worth it."""
+    """At most as many islands of float, and as many operators as integers but for what is not profitable."""
     found = pair(name)
     counts = {}
     for side, program in (("ours", found.ours), ("theirs", found.theirs)):

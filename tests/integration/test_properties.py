@@ -48,7 +48,7 @@ def examples(number: int) -> Any:
 class AtRandom(tq.Quantizer):
     """Annotates any edges and outputs that can be quantized, with specs of several kinds, or leaves them.
 
-    What it decides depends on the seed and on the place of a node in its graph alone.
+    What it decides depends on the seed and on the position of a node in its graph alone.
     """
 
     SPECS = (

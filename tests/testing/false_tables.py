@@ -121,7 +121,7 @@ class ExemptConstraint(EmptyConstraint):
 
 
 class ClaimsNowhere(tq.PatternQuantizer):
-    """Claims a target that nobody lowers to."""
+    """Claims a target without a lowering."""
 
     TABLE = tq.SupportTable("nowhere", (row(ops.LINEAR, targets=("toy", "nowhere")),))
 

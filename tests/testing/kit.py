@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 @attrs.frozen
 class Run:
-    """What came of a run.
+    """Result of a run.
 
     Args:
         code: the exit code of pytest.

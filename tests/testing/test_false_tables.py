@@ -193,7 +193,7 @@ def test_a_manifest_that_imports_torch_is_caught(tmp_path: Path) -> None:
 
 
 def test_a_manifest_with_presets_that_the_class_does_not_have_is_caught(tmp_path: Path) -> None:
-    """A listing may not show presets that nobody can make."""
+    """A listing may not show presets that cannot be made."""
     install(tmp_path / "site", presets="PresetInfo('fast', 'very'),")
     run = run_kit(tmp_path, "--torchquilt-backend=honest", "-k", "presets", path=(tmp_path / "site",))
     assert run.failed == {"test_the_manifest_names_the_presets_of_the_class"}, run.text

@@ -28,9 +28,9 @@ def test_a_backend_that_is_not_installed_is_named(tmp_path: Path) -> None:
 
 def test_a_class_that_is_not_there_is_named(tmp_path: Path) -> None:
     """A reference that leads nowhere is a usage error."""
-    run = run_kit(tmp_path, "--torchquilt-quantizer=false_tables:Nobody")
+    run = run_kit(tmp_path, "--torchquilt-quantizer=false_tables:Missing")
     assert run.code == _USAGE_ERROR
-    assert "There is no quantizer at 'false_tables:Nobody'" in run.text
+    assert "There is no quantizer at 'false_tables:Missing'" in run.text
 
 
 def test_a_class_without_a_table_claims_nothing(tmp_path: Path) -> None:

@@ -202,5 +202,5 @@ def _installed_version() -> str:
     try:
         return version("torchquilt")
     except PackageNotFoundError:
-        # A source tree on the path that nobody installed has no version, and none is made up for it.
+        # A source tree on the path that is not installed has no version, and none is made up for it.
         return "0+not.installed"

@@ -68,7 +68,7 @@ class TorchquiltError(Exception):
 
 
 def _rebuild(cls: type[TorchquiltError], problem: str, fields: dict[str, Any]) -> TorchquiltError:
-    """Make an error again from its pickled state (errors cross process borders in tests and torchrun)."""
+    """Make an error again from its pickled state (errors cross processes in tests and torchrun)."""
     error = cls.__new__(cls)
     Exception.__init__(error, problem)
     error.__dict__.update(fields)

@@ -256,7 +256,7 @@ def test_a_node_calls_an_operator_or_arithmetic(saved: Path, target_: str) -> No
     "entry", ["data/aotinductor/model/model.so", "data/constants/custom_obj_0", "extra/evil"]
 )
 def test_an_entry_that_no_program_needs_is_refused(saved: Path, entry: str) -> None:
-    """A shared library, an object, a file that nobody asked for."""
+    """A shared library, an object, an unknown file."""
     with pytest.raises(tq.ArtifactError, match="an entry") as caught:
         tq.load(forge(saved, lambda entries: entries.update({entry: b"x"})))
     assert caught.value.got == entry

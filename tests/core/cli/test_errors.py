@@ -1,4 +1,4 @@
-"""Help, exit codes, and what becomes of errors."""
+"""Help, exit codes, and errors."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_an_encoding_that_lacks_a_character_spells_it_out() -> None:
 
 
 def with_a_closed_pipe(*arguments: object) -> tuple[int, str]:
-    """The exit code and standard error of the command when nobody reads its output."""
+    """The exit code and standard error of the command when its output has no reader."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -183,7 +183,7 @@ def opened_by_both(pipe: Path) -> Iterator[None]:
             end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
             break
         except OSError as error:
-            if error.errno != errno.ENXIO:  # which it is as long as nobody has opened the other end
+            if error.errno != errno.ENXIO:  # which it is as long as the other end is not open
                 raise
             time.sleep(0.05)
     try:
@@ -200,7 +200,7 @@ def test_a_calibration_that_was_cut_short_goes_on(
 ) -> None:
     """Nothing but the checkpoint is left behind; the same command ends in what an uninterrupted run ends in.
 
-    The third batch is a pipe that nobody writes to: the process waits there for the signal.
+    The third batch is a pipe without a writer: the process waits there for the signal.
     """
     data, place = Path(shutil.copytree(files.folder, tmp_path / "data")), tmp_path / "place"
     place.mkdir()

@@ -199,7 +199,7 @@ def test_merged_runs_end_like_one_over_all_of_the_data(
 def test_shards_that_do_not_belong_together_are_refused(
     run: Run, files: Files, shards: list[Path], tmp_path: Path
 ) -> None:
-    """The same one twice, or one of another recipe: what is at the place of the output stays."""
+    """The same one twice, or one of another recipe: what is at the path of the output stays."""
     out, other = tmp_path / "out.pt2", tmp_path / "other.toml"
     out.write_bytes(b"what was there")
     recipe_of("static_int8_per_channel").save(other)
@@ -221,7 +221,7 @@ def test_shards_that_do_not_belong_together_are_refused(
 def test_a_batch_that_the_model_cannot_take_is_told_with_its_file(
     run: Run, files: Files, tmp_path: Path
 ) -> None:
-    """Which file it is, and what the model said of it; what was at the place of the output stays."""
+    """Which file it is, and what the model said of it; what was at the path of the output stays."""
     folder, out = Path(shutil.copytree(files.folder, tmp_path / "data")), tmp_path / "out.pt2"
     np.savez(folder / "2.npz", x=normal(3, 16).numpy(), ids=np.array([0, 99, 0]))
     out.write_bytes(b"what was there")
@@ -260,7 +260,7 @@ def test_missing_data_is_told_with_what_needs_it(run: Run, files: Files, tmp_pat
     [
         (("--limit", "2"), "--limit is about --data"),
         (("--checkpoint", "state"), "--checkpoint is about --data"),
-        (("--merge", "{data}", "--data", "{data}"), "--merge stands in the place of --data"),
+        (("--merge", "{data}", "--data", "{data}"), "--merge replaces --data"),
         (("--merge", "{data}", "--output", "{data}"), "Another option names the same file"),
         (("--merge", "{data}", "--limit", "2"), "--limit is about --data"),
         (("--limit", "0", "--data", "{data}"), "0 is not in the range"),

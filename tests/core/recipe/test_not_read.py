@@ -353,7 +353,7 @@ def test_an_error_of_a_text_without_a_file_has_its_line() -> None:
 
 
 def test_an_error_survives_pickling() -> None:
-    """It crosses the border of a process with its location."""
+    """It crosses from one process to another with its location."""
     with pytest.raises(tq.RecipeError) as caught:
         read("\nx = 1")
     copy = pickle.loads(pickle.dumps(caught.value))

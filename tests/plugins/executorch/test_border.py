@@ -47,7 +47,7 @@ MODELS: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
 
 @cache
 def case(name: str) -> tuple[GraphModule, tq.LoweredProgram]:
-    """A model and its program with integers at the border."""
+    """A model and its program with integer inputs and outputs."""
     module, inputs = MODELS[name]
     model = converted(module, xnnpack(), *inputs)
     return model, tq.lower(model, inputs, io_dtype=torch.int8)
@@ -75,7 +75,7 @@ def test_no_conversion_is_left_in_the_program() -> None:
 
 
 def test_the_model_is_not_changed() -> None:
-    """The same model is lowered with floats at its border afterwards."""
+    """The same model is lowered with float inputs and outputs afterwards."""
     model, _ = case("linear")
     program = tq.lower(model, (normal(3, 8),))
     assert [port.dtype for port in (*program.io.inputs, *program.io.outputs)] == ["float32", "float32"]
@@ -89,7 +89,7 @@ def test_floats_are_refused_where_integers_are_taken() -> None:
     assert f"scale {program.io.inputs[0].scale:.6g}" in str(caught.value.expected)
 
 
-def test_verifying_goes_through_the_border() -> None:
+def test_verifying_converts_inputs_and_outputs() -> None:
     """Inputs are quantized and outputs dequantized to compare with the model."""
     module, inputs = MODELS["network"]
     program = tq.lower(converted(module, xnnpack(), *inputs), inputs, io_dtype=torch.int8, verify=True)
@@ -115,7 +115,7 @@ class Tail(nn.Module):
         return self.fc(x).softmax(-1)
 
 
-def test_what_is_not_quantized_at_the_border_is_refused_by_name() -> None:
+def test_an_input_or_output_that_is_not_quantized_is_refused_by_name() -> None:
     """An output that is computed in float cannot be integers, and is named with what computes it."""
     model = converted(Tail(), xnnpack(), normal(3, 8))
     with pytest.raises(tq.LoweringError, match="output 'output_0' is not quantized to int8") as caught:
@@ -123,7 +123,7 @@ def test_what_is_not_quantized_at_the_border_is_refused_by_name() -> None:
     assert "aten.softmax.int" in str(caught.value.got)
 
 
-def test_some_of_the_border_can_be_asked_for() -> None:
+def test_some_inputs_and_outputs_can_be_asked_for() -> None:
     """By name; the rest stays as it is."""
     model = converted(Tail(), xnnpack(), normal(3, 8))
     program = tq.lower(model, (normal(3, 8),), io_dtype={"x": torch.int8}, verify=True)
@@ -144,7 +144,7 @@ def test_another_dtype_or_name_is_refused(io_dtype: Any, problem: str) -> None:
         tq.lower(model, (normal(3, 8),), io_dtype=io_dtype)
 
 
-def test_a_dynamic_model_has_no_integers_at_its_border() -> None:
+def test_a_dynamic_model_has_no_integer_inputs_or_outputs() -> None:
     """There the integers are made when it runs, so no scale could be told."""
     model = converted(nn.Linear(8, 4), xnnpack(is_dynamic=True), normal(3, 8))
     with pytest.raises(tq.LoweringError, match="is not quantized to int8"):

@@ -78,7 +78,7 @@ def test_constants_may_be_left_out_and_inputs_named(called: tuple[tq.LoweredProg
 
 
 def test_another_constant_is_refused_and_both_are_named(called: tuple[tq.LoweredProgram, str]) -> None:
-    """A program cannot compute with it; a tensor in the place of None is one, too."""
+    """A program cannot compute with it; a tensor instead of None is one, too."""
     program, name = called
     args, kwargs = CALLS[name]
     if name == "by position":

@@ -207,7 +207,7 @@ def test_what_is_asked_has_to_be_there(options: dict[str, Any], problem: str) ->
 
 
 def test_backends_have_to_be_named_where_nothing_is_known_of_them() -> None:
-    """A program that nobody quantized does not say who should lower it."""
+    """A float program does not say which backend should lower it."""
     with pytest.raises(tq.LoweringError, match="which backends") as caught:
         tq.lower(export(nn.Linear(8, 4), normal(3, 8)))
     assert "backends=" in str(caught.value.remedy)
@@ -234,7 +234,7 @@ def bad_pass(program: Any) -> Any:
     [
         ({"options": {"do_quant_fusion_and_const_prop": False}}, "Two backends ask for different values"),
         ({"passes": (bad_pass,)}, "A pass of the backend 'xnnpack' failed"),
-        ({"libraries": ("library_that_nobody_has",)}, "library_that_nobody_has of the backend 'xnnpack'"),
+        ({"libraries": ("library_that_is_not_there",)}, "library_that_is_not_there of the backend 'xnnpack'"),
     ],
     ids=["options", "passes", "libraries"],
 )

@@ -1,4 +1,4 @@
-"""The ledger of a lowered model: what came of each operator, and what is left outside."""
+"""The ledger of a lowered model: the lowering status of each operator, and what is left outside."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def encoder_ledger(is_dynamic: bool) -> tq.Ledger:
 
 
 def codes(ledger: tq.Ledger) -> dict[str, str]:
-    """Node → the code of what came of it."""
+    """Node → the code of its lowering status."""
     return {row.node: row.lowered.code for row in ledger if row.lowered is not None}
 
 

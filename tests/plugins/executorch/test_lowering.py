@@ -63,7 +63,7 @@ def test_backends_can_be_named() -> None:
 
 
 def test_a_float_program_is_lowered_with_the_backends_that_are_named() -> None:
-    """A model that nobody quantized has no ledger; its operators run in float in the delegate."""
+    """A float model has no ledger; its operators run in float in the delegate."""
     exported = export(nn.Linear(8, 4), normal(3, 8))
     program = tq.lower(exported, backends=["xnnpack"])
     assert (program.ledger, program.delegates) == (None, ("XnnpackBackend",))

@@ -49,7 +49,7 @@ def in_a_process(code: str, path: Path) -> list[str]:
 
 
 def test_lowering_and_running_say_nothing_that_is_known_and_harmless() -> None:
-    """What torchao and ExecuTorch say of kernels and files of other processors is for nobody here."""
+    """Warnings of torchao and ExecuTorch about kernels and files of other processors do not matter here."""
     code = """
         from torch import nn
         from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -182,7 +182,7 @@ def test_wrong_shapes_and_dtypes(path: Path) -> None:
 
 
 def test_the_memory_of_a_program_is_kept(path: Path) -> None:
-    """The runtime reads from the bytes for as long as it runs, whoever else has let go of them."""
+    """The runtime reads from the bytes for as long as it runs, also where it alone still holds them."""
     code = """
         import gc
         program = load(PATH)

@@ -36,7 +36,7 @@ class Diamond(nn.Module):
 
 
 def codes(program: tq.LoweredProgram) -> dict[str, str]:
-    """Node → what came of it."""
+    """Node → its lowering status."""
     return {row.node: row.lowered.code for row in program.ledger}
 
 

@@ -170,7 +170,9 @@ def test_nan_where_the_model_has_it_is_no_difference() -> None:
 
 
 def test_a_tie_may_fall_another_way() -> None:
-    """One of up to ten indices may differ where nobody asked; more are wrong, and asked for each one is."""
+    """One of up to ten indices may differ by default; more are wrong, and where a comparison is asked for
+    each one is.
+    """
     one, tie = torch.zeros(10, dtype=torch.int64), torch.eye(10, dtype=torch.int64)[0] * 7
     assert agreement(one, tie).is_within(40)
     assert "tie" in str(agreement(one, tie))

@@ -97,7 +97,7 @@ def both(module: nn.Module, **composed: bool) -> tuple[Model, GraphModule, Graph
         theirs = OracleComposableQuantizer([theirs, oracle_quantizer(**composed)])
         linears = our_quantizer(**composed)
         if not composed.get("is_dynamic"):
-            # By its name, since between embeddings and a LayerNorm it is not worth it.
+            # By its name, since between embeddings and a LayerNorm it is not profitable.
             linears.set_object_type(torch.add, our_config(**composed))
         ours = tq.ComposableQuantizer([ours, linears])
     return model, quantized_by_oracle(model, theirs), quantized_by_us(model, ours)

@@ -65,7 +65,7 @@ def check_plans(process: Process, plans: Sequence[Plan]) -> None:
 
 
 def outcome(process: Process, plan: Plan) -> Outcome:
-    """What comes of one plan."""
+    """Result of one plan."""
     (found,) = process.call(tried, [plan], "xnnpack", True, {})
     assert isinstance(found, Outcome)
     return found

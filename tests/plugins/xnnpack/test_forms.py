@@ -1,4 +1,6 @@
-"""The forms in which the delegate takes what is claimed: nobody decides beforehand where none is needed."""
+"""The forms in which the delegate takes what is claimed: nothing is decided beforehand where none is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ def slope(m: Any, x: torch.Tensor) -> torch.Tensor:
     return functional.linear(x, m.weight, m.bias)
 
 
-#: Operators with a bias that nobody can claim, or whose channels are not known ahead.
+#: Operators with a bias that cannot be claimed, or whose channels are not known ahead.
 ODD: dict[str, tuple[nn.Module, torch.Tensor, Any]] = {
     "unbatched, of any length": (nn.Conv1d(4, 4, 1), normal(4, 4), ({1: torch.export.Dim("length")},)),
     "a number": (
@@ -78,7 +80,7 @@ ODD: dict[str, tuple[nn.Module, torch.Tensor, Any]] = {
 
 
 def decisions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Is added to whenever all claims of a graph are decided: whether wherever something is passed on."""
+    """Is added to whenever all claims of a graph are decided: whether as if inputs were quantized."""
     made: list[bool] = []
     claims = XNNPACKQuantizer.claims
 

@@ -154,7 +154,7 @@ def test_a_pruned_channel_is_said_nothing_of() -> None:
 
 
 def test_the_ledger_says_which_scale_was_raised_and_why() -> None:
-    """The place, the factor, and what it is good for."""
+    """The edge or node, the factor, and what it is good for."""
     model = quantize(nn.Sequential(nn.Linear(8, 4), nn.Hardtanh(-1e-4, 1e-4)), STATIC, normal(4, 8) * 1e3)
     ((place, text),) = raised(model).items()
     assert place == "hardtanh"
@@ -186,7 +186,9 @@ def scales_of(model: GraphModule) -> list[float]:
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_a_group_has_one_scale_after_it_was_raised(swapped: bool) -> None:
-    """Whoever raised it, all of the group are quantized with it; in whatever order the graph has them."""
+    """Whichever operator raised it, all of the group are quantized with it; in whatever order the graph has
+    them.
+    """
     x = normal(4, 8)
     model = quantize(Joined(swapped), STATIC, x)
     assert raised(model)

@@ -1,9 +1,9 @@
 """What the support table claims runs: each row is lowered to XNNPACK, looked at, and run.
 
 The rule for a row of the target ``executorch``: nothing of its model is left outside of the delegate, and
-inside of it no kernel but the conversions at the border reads or writes float. (A dynamic kernel reads
-integers that are made when it runs, and writes float.) The program returns what the converted model returns,
-up to one step of the output's grid; a dynamic one up to the order of float additions.
+inside of it no kernel but the conversions of inputs and outputs reads or writes float. (A dynamic kernel
+reads integers that are made when it runs, and writes float.) The program returns what the converted model
+returns, up to one step of the output's grid; a dynamic one up to the order of float additions.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def fused(name: str, activation: Callable[[torch.Tensor], torch.Tensor]) -> Call
 
 
 def behind_an_add(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Model]:
-    """An operator that passes on what it gets, behind one that is quantized."""
+    """An operator that follows its input, behind one that is quantized."""
     return lambda: Model(Fn(lambda m, x, y: function(x + y)), IMAGES)
 
 

@@ -74,7 +74,7 @@ def test_static_outputs_are_bit_equal(name: str, is_per_channel: bool) -> None:
 def test_in_place_operators_are_quantized_like_the_others(name: str) -> None:
     """What writes in place has the quantize and dequantize of the oracle, and is written functionally.
 
-    The oracle lets it write into what comes out of a dequantize, which is right only as long as nobody
+    The oracle lets it write into what comes out of a dequantize, which is right only as long as no operator
     else reads the tensor; a test of the differences has a case where somebody does.
     """
     torch.manual_seed(0)

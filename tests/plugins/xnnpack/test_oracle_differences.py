@@ -50,7 +50,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Something was asked for in this 
 
 @attrs.frozen
 class Difference:
-    """A place where we do not do what the oracle does.
+    """A case where we do not do what the oracle does.
 
     Args:
         model: makes the smallest model that shows it.
@@ -287,13 +287,13 @@ DIFFERENCES = {
         after_linear(write_into_a_part),
         (LINEAR, "slice(q)", "add_(q)", "output(q)"),
         ("linear(-, -, -)", "slice(-)", "add_(-)", "output(-)"),
-        "the oracle writes into what comes out of a dequantize, which nobody reads",
+        "the oracle writes into what comes out of a dequantize, which has no other readers",
     ),
     "relu6 behind an add": Difference(
         after_add(functional.relu6),
         ("add(q, q)", "relu6(q)", "output(-)"),
         ("add(q, q)", "relu6(q)", "output(q)"),
-        "the oracle passes on what becomes a hardtanh, as the module does, and not the function relu6",
+        "the oracle keeps the parameters of a hardtanh, as of the module, and not of the function relu6",
     ),
     "inverted residual": Difference(
         inverted_residual,
@@ -533,7 +533,7 @@ def test_a_dynamic_conv_is_of_one_sample() -> None:
 # Rules
 # ----------------------------------------------------------------------------------------------------------
 
-#: How each side is asked, what comes of it, and why ours is right.
+#: How each side is asked, its answer, and why ours is right.
 RULES: dict[str, tuple[Callable[[], Model], Any, Any, tuple[str, ...], tuple[str, ...], str]] = {
     "a type that is followed by relu": (
         classifier,

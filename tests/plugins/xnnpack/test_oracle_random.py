@@ -59,7 +59,7 @@ def _is(*names: str) -> Callable[[list[Call], int], bool]:
     return lambda calls, number: calls[number].name in names
 
 
-# What is not worth converting tensors for, and what is.
+# What it is not profitable to convert tensors for, and what it is.
 _CHEAP = (
     "add",
     "mul",
@@ -106,7 +106,9 @@ def _is_in_float(calls: list[Call], number: int) -> bool:
 
 
 def _is_near_the_edge_of_an_island(calls: list[Call], number: int) -> bool:
-    """Whether a call that rounds, or passes that on, has a float neighbour, or hangs together with one."""
+    """Whether a call that rounds, or moves what was rounded, has a float neighbour, or hangs together with
+    one.
+    """
     may_be_left = (*_ROUNDS, *_SHAPES, "relu", "hardtanh", "clamp")
     if calls[number].name not in may_be_left:
         return False

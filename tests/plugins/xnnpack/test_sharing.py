@@ -54,7 +54,7 @@ def overlapping_joins() -> Model:
 
 @attrs.frozen
 class Case:
-    """A model, and the outline of what becomes of it, see :func:`plugins.oracle.outline`."""
+    """A model, and the outline of the quantized one, see :func:`plugins.oracle.outline`."""
 
     model: Callable[[], Model]
     outline: tuple[str, ...]

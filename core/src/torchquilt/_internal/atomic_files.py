@@ -42,7 +42,7 @@ def check_is_replaceable(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a new file, to read and write, that takes the place of ``path`` when the block ends well.
+    """Open a new file, to read and write, that replaces ``path`` when the block ends well.
 
     It lies in the same folder and is on the disk, whole, before it takes the name. Whatever happens before
     that (an exception, a full disk, the end of the process or of the machine) leaves what was there as it

@@ -32,13 +32,13 @@ def console(stream: Any) -> Any:
 
 @contextlib.contextmanager
 def progress(what: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """How far it is, on standard error, if that is a terminal, for as long as the block runs.
+    """Show progress on standard error, if that is a terminal, for as long as the block runs.
 
     With rich installed it is a bar, without a line of text.
 
     Args:
         what: what is being done.
-        total: how much there is to do; None if nobody knows.
+        total: how much there is to do; None if that is not known.
         unit: what it is counted in, such as ``batches``.
 
     Yields:
@@ -91,7 +91,7 @@ def _write(text: str) -> None:
 
 
 class _Rate:
-    """How fast it goes. All but the last of what was done when it is first asked for was done before."""
+    """Rate of a progress. All but the last of what was done when it is first asked for was done before."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
@@ -108,5 +108,5 @@ class _Rate:
         return f"{self._speed:.2f} {self.unit}/s" if self.unit else ""
 
     def seconds_for(self, number: int) -> float:
-        """How long so many more take."""
+        """Time that so many more take."""
         return number / self._speed if self._speed > 0 else 0.0

@@ -10,7 +10,7 @@ from typing import TypeVar
 _CELL = "text-align: left; vertical-align: top; padding: 2px 8px"
 
 
-#: A listing shows so many lines where nobody asked for all of them.
+#: A listing shows so many lines unless all of them are asked for.
 _MOST_LINES = 20
 
 _T = TypeVar("_T")

@@ -50,9 +50,9 @@ def load(path: str | os.PathLike[str], *, sha256: str | None = None) -> Artifact
     No plugin is needed. Nothing in the file is executed: whatever torch would unpickle, import or evaluate is
     looked at before torch reads the file, and only plain tensors, names and arithmetic pass.
 
-    The lock holds a digest of itself and of every entry of the file. That shows damage and careless edits.
-    It cannot show that someone wrote another model and another lock: nothing in a file can. Against that,
-    keep the ``sha256`` of the lock where whoever can write the file cannot reach it, and pass it here.
+    The lock holds a digest of itself and of every entry of the file. That shows damage and careless edits. It
+    cannot show that someone wrote another model and another lock: nothing in a file can. Against that, keep
+    the ``sha256`` of the lock where an attacker who can write the file cannot reach it, and pass it here.
 
     Args:
         path: the file.

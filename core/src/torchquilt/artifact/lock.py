@@ -111,7 +111,7 @@ class QuantizedTensor:
 
 @attrs.frozen
 class OperatorCount:
-    """How often the program calls an operator."""
+    """Number of calls of an operator in a program."""
 
     operator: str = attrs.field(validator=_text)
     count: int = attrs.field(validator=_whole)
@@ -163,7 +163,7 @@ class Lock:
 
     @property
     def bytes_by_dtype(self) -> dict[str, int]:
-        """How many bytes of the file the tensors of each dtype take; memory that is shared counts once."""
+        """Bytes of the file that the tensors of each dtype take; memory that is shared counts once."""
         sizes = {entry.name: entry.nbytes for entry in self.entries}
         held = {(tensor.entry, tensor.dtype) for tensor in self.tensors}
         found: Counter[str] = Counter()

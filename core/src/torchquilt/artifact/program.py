@@ -79,7 +79,7 @@ def _plain_tensor(name: str, role: str, value: Any) -> torch.Tensor:
 
 
 def operator_counts(program: ExportedProgram) -> tuple[OperatorCount, ...]:
-    """How often each operator is called, in the subgraphs of control flow as well."""
+    """Number of calls of each operator, in the subgraphs of control flow as well."""
     counts = Counter(
         str(node.target)
         for _, graph in _graphs(program)

@@ -130,7 +130,7 @@ def _ranged_sizes(model: GraphModule, values: list[Any]) -> dict[Any, Any]:
 
 
 def _dynamic_dimensions(value: Any) -> tuple[int, ...]:
-    """Which dimensions of a recorded input have no fixed size; ``(0,)`` for a number that is not fixed."""
+    """Dimensions of a recorded input without a fixed size; ``(0,)`` for a number that is not fixed."""
     import torch
 
     if isinstance(value, torch.SymInt):

@@ -181,8 +181,8 @@ def _check_calls(model: GraphModule) -> None:
         graphs = call.graphs() if call else ()
         inside = [inner for graph in graphs for inner in graph.nodes if inner.op == "call_function"]
         traces = (str(inner.meta.get("stack_trace") or "") for inner in [*inside, node])
-        # The last two lines of a trace are the place and its code.
-        return "\n".join(next(filter(None, traces), "a place that is not known").splitlines()[-2:])
+        # The last two lines of a trace are the source line and its code.
+        return "\n".join(next(filter(None, traces), "a source line that is not known").splitlines()[-2:])
 
     for node in nodes_of(model):
         if is_without_results(node):

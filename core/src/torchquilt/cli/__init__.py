@@ -2,7 +2,7 @@
 
 The files, in the order of their imports: ``exits`` (exit codes), ``output`` (what is printed, and where),
 ``options`` (what several commands have), a file for each command, ``application`` (all of them together, and
-what becomes of errors). Importing this package does not import torch, and neither do the commands until they
+errors as exit codes). Importing this package does not import torch, and neither do the commands until they
 need it.
 """
 

@@ -1,4 +1,4 @@
-"""All commands together, and what becomes of errors."""
+"""All commands together, and the exit code of each error."""
 
 from __future__ import annotations
 

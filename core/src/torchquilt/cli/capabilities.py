@@ -98,7 +98,7 @@ def _check_operator(op: str | None, found: Capabilities) -> None:
 
 
 def _check_choice(option: str, value: str | None, known: set[str]) -> None:
-    """Refuse a word that no row has: nothing would be found for a reason that nobody sees."""
+    """Refuse a word that no row has: the answer would be empty, and the reason hidden."""
     if value is not None and value not in known:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sorted(known)) or 'none'}."

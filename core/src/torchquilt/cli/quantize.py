@@ -55,7 +55,7 @@ class Request:
                 if getattr(self, option) is not None:
                     raise click.UsageError(f"--{option} is about --data, which is not given.")
         elif self.merge:
-            raise click.UsageError("--merge stands in the place of --data; only one of them can be given.")
+            raise click.UsageError("--merge replaces --data; only one of them can be given.")
         read = [path for path in (self.model, self.recipe, self.data, *self.merge) if path is not None]
         check_is_writable("output", self.output, read)
         if self.checkpoint is not None:
@@ -98,7 +98,7 @@ An array has the name of its input, or input_0, input_1 … by position.
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="In the place of --data: what a run with --checkpoint FILE saw; several are merged.",
+    help="Instead of --data: what a run with --checkpoint FILE saw; several are merged.",
 )
 @click.option(
     "-o",
@@ -128,7 +128,7 @@ An array has the name of its input, or input_0, input_1 … by position.
     type=click.Choice(["error", "float"]),
     default="error",
     show_default=True,
-    help="What becomes of operators that no batch reaches, as in a branch that is never taken.",
+    help="Refuse operators that no batch reaches, as in a branch never taken, or leave them in float.",
 )
 @json_option
 def quantize(**options: Any) -> int:

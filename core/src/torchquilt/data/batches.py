@@ -100,7 +100,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _samples(path: Path, arrays: Mapping[str, StoredArray]) -> int:
-    """How many batches a file holds."""
+    """Number of batches in a file."""
     if not arrays:
         raise CalibrationError(f"{path} has no batches for this model, which takes no data.")
     sizes = {name: array.shape[0] for name, array in arrays.items()}

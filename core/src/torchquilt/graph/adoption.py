@@ -28,7 +28,7 @@ def adopt(made: GraphModule, convention: Convention, known: frozenset[Node], ste
     """Let a graph that was made of another one take its place; changes ``made`` only.
 
     Args:
-        made: the graph module that takes the place of another one, or the same one, edited.
+        made: the graph module that replaces another one, or the same one, edited.
         convention: how the one before it was called.
         known: the nodes that it had, of which all is known.
         step: what made it, for errors.
@@ -50,7 +50,8 @@ def adopt(made: GraphModule, convention: Convention, known: frozenset[Node], ste
 
 
 class Convention:
-    """How a graph module is called: its inputs, its outputs and who checks them. Kept while others edit it.
+    """Calling convention of a graph module: its inputs, its outputs and their checks. Kept while others edit
+    it.
 
     Args:
         model: it.

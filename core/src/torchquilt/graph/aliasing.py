@@ -1,7 +1,7 @@
-"""Which nodes of a graph share memory, and when it is written.
+"""Aliasing: nodes of a graph that share memory, and the writes into it.
 
-Where a tensor is quantized, its readers get a copy of what it was at that moment. That is right as long as
-nobody writes into the tensor afterwards, and nobody writes into the copy in its place.
+Where a tensor is quantized, its readers get a copy of what it was at that moment. That is right as long as no
+operator writes into the tensor afterwards, or into the copy in its stead.
 
 Importing this module does not import torch.
 """
@@ -50,7 +50,7 @@ class Memory:
         return bool(self._writes)
 
     def version(self, node: Node, reader: Node) -> int:
-        """How often the memory of ``node`` has been written before ``reader`` runs."""
+        """Number of writes into the memory of ``node`` before ``reader`` runs."""
         return bisect.bisect_left(self._writes.get(self._first(node), ()), self._position[reader])
 
     def output_can_be_copied(self, node: Node) -> bool:

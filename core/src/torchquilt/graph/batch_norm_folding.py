@@ -1,13 +1,13 @@
-"""Folding BatchNorm into the operator before it, where the two are provably equal to one.
+"""Fold BatchNorm into the preceding operator where that is exact.
 
 ``bn(conv(x)) = conv'(x)``, where for each output channel, with ``s = gamma / sqrt(variance + eps)``, the
 weight is multiplied by ``s`` and the bias becomes ``(bias - mean) * s + beta`` (Jacob et al. 2017,
-arXiv:1712.05877, section 3.2). It holds when all of these are constants (evaluation mode, statistics
-that nothing writes to), nobody else reads what the BatchNorm reads, and the channel that BatchNorm
-normalises (dimension 1 of its input) is the output channel of the operator.
+arXiv:1712.05877, section 3.2). It holds when all of these are constants (evaluation mode, statistics that
+nothing writes to), the BatchNorm is the only reader of its input, and the channel that BatchNorm normalises
+(dimension 1 of its input) is the output channel of the operator.
 
-A BatchNorm *before* a convolution is never folded: with padding the border would have to be padded with
-other numbers than zero, and without it the two would be two orders of rounding for nothing gained.
+A BatchNorm *before* a convolution is never folded: the padding would have to have other values than zero, and
+without it the two would be two orders of rounding for nothing gained.
 """
 
 from __future__ import annotations

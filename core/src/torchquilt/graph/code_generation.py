@@ -2,7 +2,7 @@
 
 fx generates code for a whole graph whenever a graph module is made, copied or recompiled, which takes longer
 than most passes do. So a pass that edits a graph only says that its code is out of date, copies are made
-without code, and who hands out a model has the code generated, once. Whoever runs a model in between (a
+without code, and the function that returns a model generates it, once. Code that runs a model in between (a
 quantizer, a callback) gets it generated on the spot.
 """
 
@@ -34,7 +34,7 @@ _CODE = ("_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec")
 def outdate(model: GraphModule) -> None:
     """Note that a graph was edited: its code is generated before it is run, or by :func:`generate_code`.
 
-    Whoever looks at ``forward`` before, as export does for its signature, has it generated, too.
+    Reading ``forward`` before, as export does for its signature, generates it, too.
     """
     own: Any = type(model)  # which torch makes for each graph module
     own.forward = _NOT_GENERATED

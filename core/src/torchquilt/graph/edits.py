@@ -265,7 +265,7 @@ def redirect(user: Node, old: Node, new: Node) -> None:
 
 
 def erase_unused(node: Node) -> None:
-    """Erase a node that nobody reads, and then what it was computed from, as far as nobody reads that."""
+    """Erase a node without readers, and then its inputs, as far as they have no other readers."""
     pending = [node]
     while pending:
         current = pending.pop()
@@ -315,7 +315,7 @@ def _is_harmless(node: Node) -> bool:
 def drop_unused_tensors(model: GraphModule) -> None:
     """Forget stored tensors that no node reads, and modules that are empty without them.
 
-    Modules that the graph calls or passes on (branches of control flow) are left as they are.
+    Modules that the graph calls or hands to an operator (branches of control flow) are left as they are.
     """
     graph = model.graph
     for node in list(graph.nodes):

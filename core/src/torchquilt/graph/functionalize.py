@@ -1,9 +1,8 @@
 """Operators that write in place, in their functional form where that is the same.
 
-``nn.ReLU(inplace=True)`` is exported as ``relu_``, which writes into the output of the convolution
-before it. Once something stands between the two (an observer, a quantize and dequantize pair) the write
-would go elsewhere, so it is turned into ``relu`` first, and whoever read the tensor afterwards reads
-the result.
+``nn.ReLU(inplace=True)`` is exported as ``relu_``, which writes into the output of the convolution before it.
+Once something stands between the two (an observer, a quantize and dequantize pair) the write would go
+elsewhere, so it is turned into ``relu`` first, and later readers of the tensor read the result.
 """
 
 from __future__ import annotations
@@ -156,9 +155,9 @@ def _recorded(source: Node) -> Any:
 
 
 def _is_private(write: Node, order: dict[Node, int]) -> bool:
-    """Whether the write can only be seen in its result: nobody else reads that memory from then on.
+    """Whether only its result shows the write: no other node reads that memory from then on.
 
-    The tensor that is written into may be a view; whoever reads it later is going to read the result.
+    The tensor that is written into may be a view; its later readers are going to read the result.
     """
     written: Any = write.args[0]
     whole = written

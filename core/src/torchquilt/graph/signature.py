@@ -1,4 +1,4 @@
-"""How an exported model is called: what it takes by position and what by name, and who checks that.
+"""Signature of an exported model: inputs by position and by name, and their checks.
 
 Importing this module does not import torch.
 """
@@ -65,7 +65,7 @@ def call_arguments(model: GraphModule, batch: object) -> tuple[tuple[Any, ...], 
 
 
 def _positional_inputs(model: GraphModule) -> int | None:
-    """How many inputs were exported by position, None where nothing is known of it."""
+    """Number of inputs that were exported by position, None where that is not known."""
     known = getattr(model.graph._codegen, "pytree_info", None)
     structure = None if known is None else known.in_spec
     # Export writes the structure of (args, kwargs).

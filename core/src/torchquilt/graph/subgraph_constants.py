@@ -1,10 +1,9 @@
 """Constants that subgraphs of control flow use: held by the subgraph itself while the model is worked on.
 
-Export hands weights into a subgraph as operands, so inside they look like any other input. Whoever decides,
-folds or quantizes there has to know that they are constants. :func:`close_subgraphs` therefore lets each
-subgraph read them itself, so that every region of the model looks like an exported model.
-:func:`open_subgraphs` hands in what a subgraph reads, in the form in which export left it and in which a
-model can be exported again.
+Export hands weights into a subgraph as operands, so inside they look like any other input. Deciding, folding
+and quantizing need to know that they are constants. :func:`close_subgraphs` therefore lets each subgraph read
+them itself, so that every region of the model looks like an exported model. :func:`open_subgraphs` hands in
+what a subgraph reads, in the form in which export left it and in which a model can be exported again.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from torchquilt.graph.subgraphs import Region, SubgraphCall, call_of, placeholde
 def close_subgraphs(model: GraphModule) -> GraphModule:
     """Let each subgraph read the constants that are handed into it; changes ``model``.
 
-    A constant is a stored tensor that nobody writes into and that is the same whenever the subgraph runs.
+    A constant is a stored tensor that is never written into and that is the same whenever the subgraph runs.
     Where several calls run one subgraph, it has to be the same in all of them.
     """
     for region in regions(model):

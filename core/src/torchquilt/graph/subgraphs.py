@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class HigherOrderOperator:
-    """How one higher-order operator takes its operands.
+    """Signature of a higher-order operator: its subgraphs and its operands.
 
     Args:
         name: its name, as ``torch.ops.higher_order`` has it.

@@ -159,7 +159,7 @@ class _Names:
         self._patterns: dict[str, _Names] = {}
 
     def below(self, name: str) -> _Names:
-        """The place in the tree of a name, made where it is not there yet."""
+        """The node of a name in the tree, made where it is not there yet."""
         here = self
         for part in name.split(".") if name else ():
             here = here._child(part)
@@ -191,7 +191,7 @@ def _forms(overload: str) -> tuple[str, str]:
 
 
 def _closed(places: Iterable[_Names]) -> tuple[_Names, ...]:
-    """The places, and those that are reached from them without a further part."""
+    """The nodes of the tree, and those that are reached from them without a further part."""
     found = dict.fromkeys(places)
     pending = list(found)
     for place in pending:  # grows while it is walked

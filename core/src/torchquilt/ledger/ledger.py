@@ -73,11 +73,11 @@ class Ledger:
 
     @property
     def left_in_float(self) -> tuple[Row, ...]:
-        """The rows of operators that nobody took, each with its reasons."""
+        """The rows of operators in float, each with its reasons."""
         return tuple(row for row in self.rows if not row.is_quantized)
 
     def share(self, name: str = "all", rows: tuple[Row, ...] | None = None) -> Share:
-        """How much is quantized, of all rows or of some."""
+        """Share of what is quantized, in all rows or in some."""
         rows = self.rows if rows is None else rows
         sizes = {parameter: size for row in rows for parameter, size in row.parameters}
         taken = {name for row in rows if row.is_quantized for name, _ in row.parameters}
@@ -105,11 +105,11 @@ class Ledger:
         return tuple(found)
 
     def by_op(self) -> tuple[Share, ...]:
-        """How much of each operator is quantized."""
+        """Share of what is quantized, for each operator."""
         return self._shares(lambda row: row.op)
 
     def by_module(self, depth: int = 1) -> tuple[Share, ...]:
-        """How much of each module is quantized, down to a depth of the module path."""
+        """Share of what is quantized, for each module, down to a depth of the module path."""
         return self._shares(lambda row: ".".join(row.module.split(".")[:depth]) or "(root)")
 
     def _shares(self, key: Callable[[Row], str]) -> tuple[Share, ...]:
@@ -120,7 +120,7 @@ class Ledger:
 
     @property
     def by_lowering_status(self) -> dict[str, tuple[Row, ...]]:
-        """Code of what came of rows when the model was lowered → these rows; empty where it was not."""
+        """Code of a lowering status → its rows; empty where the model was not lowered."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             if row.lowered is not None:
@@ -232,7 +232,7 @@ class Ledger:
         )
 
     def _shares_told(self) -> tuple[Share, ...]:
-        """How much is quantized in all, and by each quantizer; of one that is alone that is said once."""
+        """Shares of the whole and of each quantizer; a quantizer that is alone has one."""
         by_quantizer = self.by_quantizer()
         return by_quantizer if len(by_quantizer) == 1 else (self.share(), *by_quantizer)
 

@@ -29,7 +29,7 @@ class LoweringStatus:
 
 
 def lowered_lines(statuses: Mapping[str, Sequence[Any]]) -> list[str]:
-    """How many rows of a ledger came to what, by code, and each that was quantized for nothing."""
+    """Number of rows for each lowering status, and each row that was quantized for nothing."""
     lines = ["lowered:"] if statuses else []
     for code, rows in sorted(statuses.items()):
         quantized = sum(row.is_quantized for row in rows)

@@ -12,10 +12,10 @@ from torchquilt.ledger.lowering_status import LoweringStatus
 
 @attrs.frozen
 class Reason:
-    """Why a quantizer left a node.
+    """Reason for which a quantizer left a node.
 
     Args:
-        quantizer: its name; empty where the reason is nobody's.
+        quantizer: its name; empty where the reason is not that of a quantizer.
         code: a stable code, one of :data:`torchquilt.reasons.REASONS` or of a plugin's own.
         text: a sentence for people.
         rule: its rule that decides for the node, in words; empty where none does.
@@ -59,7 +59,7 @@ class Row:
         reasons: for a node in float, why each quantizer left it; never empty then.
         macs: multiply-adds for one call, for the example shapes; 0 where it has none.
         parameters: ``(name, bytes)`` of each stored float tensor that it reads.
-        lowered: what came of it; None where the model has not been lowered.
+        lowered: its lowering status; None where the model has not been lowered.
         written_as: the nodes that it consists of after a backend wrote it in another form, each with its
             overload; empty where it is as the user wrote it.
     """
@@ -132,7 +132,7 @@ class Caution:
 
 @attrs.frozen
 class Share:
-    """How much of something is quantized.
+    """Share of what is quantized in something.
 
     Args:
         name: what it is about: a backend, an operator or a module.

@@ -30,7 +30,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 class Joint:
-    """Which row of a ledger, and which place in the code, the nodes of an exported program stand for.
+    """Rows of a ledger, and lines of code, that the nodes of an exported program stand for.
 
     Args:
         program: what is lowered.
@@ -92,7 +92,7 @@ class Joint:
                 yield operation, row
 
     def left_in_float(self) -> Iterator[str]:
-        """The nodes of the program that stand for rows of operators that nobody took."""
+        """The nodes of the program for rows of operators in float."""
         return (name for name, row in self._rows.items() if not row.is_quantized)
 
     def stems_from(self, source: str) -> str:
@@ -136,7 +136,7 @@ def _call_of(region: Region) -> str:
 
 
 def joined(ledger: Ledger, joint: Joint, lowered: Lowered) -> Ledger:
-    """The ledger with what came of each row."""
+    """The ledger with the lowering status of each row."""
     found: dict[str, list[Operation]] = defaultdict(list)
     for operation, row in joint.rows(lowered.operations):
         found[row.node].append(operation)
@@ -165,7 +165,7 @@ def _code(row: Row, operation: Operation) -> str:
 def float_islands(operations: Iterable[Operation], joint: Joint) -> tuple[tuple[str, ...], ...]:
     """The operations that compute in float, those together that hand floats to each other.
 
-    Those that read one tensor of floats are together as well, whoever made it.
+    Those that read one tensor of floats are together as well, whichever operator made it.
     """
     operations = tuple(operations)
     names = {one.name: one for one in operations if one.arithmetic == "float"}

@@ -141,7 +141,7 @@ def lower(
 def _verification(
     tried: LoweredProgram, model: ExportedProgram, example_inputs: object, verify: bool | float | str
 ) -> Verification | None:
-    """How a program compares with the model, as far as that was asked for."""
+    """Comparison of a program with the model, as far as that was asked for."""
     from torchquilt.lowering.verification import LEAST_SQNR, verified, verified_if_possible
 
     if verify is False:

@@ -62,7 +62,7 @@ class LoweredProgram:
 
     @property
     def size(self) -> int:
-        """How large it is, in bytes."""
+        """Size in bytes."""
         return len(self.buffer)
 
     @property

@@ -164,7 +164,7 @@ class Placed:
 
 @attrs.frozen
 class Agreement:
-    """How one output compares with that of the quantized model.
+    """Comparison of one output with that of the quantized model.
 
     Args:
         output: its name.
@@ -198,7 +198,7 @@ class Agreement:
 
 @attrs.frozen
 class Verification:
-    """How the program compares with the quantized model on the example inputs; false if an output disagrees.
+    """Comparison of the program with the quantized model on the example inputs; false if an output disagrees.
 
     Args:
         outputs: what it returns, in order; empty where nothing was compared.

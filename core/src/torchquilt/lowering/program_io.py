@@ -41,7 +41,7 @@ class _Grid:
 def with_integer_io(
     program: ExportedProgram, io_dtype: torch.dtype | Mapping[str, torch.dtype] | None
 ) -> tuple[ExportedProgram, Ports]:
-    """The program with integers at its border, and what it then takes and returns.
+    """The program with integer inputs and outputs, and a description of these.
 
     Args:
         program: it is not changed.
@@ -71,7 +71,7 @@ def output_grids(program: ExportedProgram) -> tuple[float | None, ...]:
 
 @attrs.frozen
 class _Fixed:
-    """In the place of a node: what export made a constant of."""
+    """The constant that export made of an input, instead of a node."""
 
     value: Constant
 
@@ -154,7 +154,7 @@ def _grid_of(name: str, node: Any, is_input: bool, dtype: torch.dtype) -> _Grid:
             node=node.name,
             expected=expected,
             got=f"read by {got}" if is_input else got,
-            remedy="quantize what is at the border, or name only the others: "
+            remedy="quantize these inputs and outputs, or name only the others: "
             "io_dtype={'name of an input': torch.int8, 'output_0': torch.int8}",
         )
     return grid

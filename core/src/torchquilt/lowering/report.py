@@ -136,7 +136,7 @@ def report_path(path: Path) -> Path:
 
 
 def plain_verification(verification: Verification) -> dict[str, Any]:
-    """How a program compares, for JSON, which has no infinite numbers: a ratio without noise is null."""
+    """Comparison of a program for JSON, which has no infinite numbers: a ratio without noise is null."""
     return {
         "least_sqnr": verification.least_sqnr,
         "skipped": verification.skipped,

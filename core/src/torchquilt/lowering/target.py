@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Makes another program of one.
 Pass: TypeAlias = "Callable[[ExportedProgram], ExportedProgram]"
-#: In what an operator computes. What only moves numbers is what it moves.
+#: In what an operator computes. A data-movement operator has that of the data.
 Arithmetic: TypeAlias = Literal["integer", "float"]
 
 #: An input that export made a constant of, or an output that is one.

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 #: What ``verify=True`` stands for, in dB: noise of a hundredth of the signal's norm.
 LEAST_SQNR = 40.0
-#: Of so many indices, truth values and the like one may differ where nobody asked for a comparison: two
-#: numbers that are equal in one of the models may be a step apart in the other.
+#: Of so many indices, truth values and the like one may differ where the comparison is a default: two numbers
+#: that are equal in one of the models may be a step apart in the other.
 _ONE_TIE_IN = 10
 #: How often a model is run with other roundings at most, where a program is too far from it: a short text has
 #: few values that lie halfway, and one of these runs may find none of them.

@@ -1,4 +1,4 @@
-"""How the range of a tensor is found: observers as values, apart from the specs that they serve.
+"""Observers: find the range of a tensor. They are values, apart from the specs that they serve.
 
 An observer is fed with tensors (``update``), can be merged with one that saw other data (``merge``),
 and answers with the parameters for a spec (``qparams``). What it keeps does not depend on the order in

@@ -72,7 +72,7 @@ class Observer(ABC):
         return float(low.min()), float(high.max())
 
     def outlier_ratio(self) -> float | None:
-        """How many times the 99.9th percentile of magnitudes the range reaches; None if not known."""
+        """Ratio of the range to the 99.9th percentile of magnitudes; None if not known."""
         return None
 
     def has_outliers(self) -> bool | None:
@@ -94,7 +94,7 @@ class Observer(ABC):
 
     @property
     def ignored(self) -> Any:
-        """How many values were no data: NaN, infinities and mask values."""
+        """Number of values that were no data: NaN, infinities and mask values."""
         return self.nan + self.infinite + self.masked
 
     @property

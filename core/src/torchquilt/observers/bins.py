@@ -158,7 +158,7 @@ class Bins:
         return max(0.0, -self.low, self.high)
 
     def reach_beside_massive_values(self) -> float | None:
-        """How far a range should reach where a few values are far beyond all others; None where none are.
+        """Reach of a range where a few values are far beyond all others; None where none are.
 
         Transformers have such values: one for each sequence, mostly, a hundred times as large as what is
         usual (Sun et al. 2024, arXiv:2402.17762). Their squares outweigh those of all others together, so
@@ -217,7 +217,7 @@ def magnitude_quantile(counts: torch.Tensor, share: float) -> float:
 
 
 def _position(counts: torch.Tensor, share: float) -> float:
-    """How many bins from the first on hold a share of all values; the last of them may be a part."""
+    """Number of bins from the first on that hold a share of all values; the last of them may be a part."""
     reached = counts.cumsum(0)
     wanted = share * int(reached[-1])
     index = min(int(torch.searchsorted(reached, wanted)), len(counts) - 1)

@@ -128,7 +128,7 @@ class HistogramObserver(ExtremesObserver):
         return -usual, usual
 
     def outlier_ratio(self) -> float | None:
-        """How many times the 99.9th percentile of magnitudes the range reaches."""
+        """Ratio of the range to the 99.9th percentile of magnitudes."""
         low, high = (float(end) for end in self.range())
         reach, usual = max(0.0, -low, high), self._bins().magnitude_quantile(0.999)
         return reach / usual if usual else (math.inf if reach else 0.0)

@@ -71,7 +71,7 @@ def _pair(best: torch.Tensor, ends: _Ends) -> torch.Tensor:
 
 
 def _tolerance(bins: Bins) -> float:
-    """How far two errors may be apart, relatively, and still be taken for the same.
+    """Relative difference of two errors that are taken for the same.
 
     A fiftieth, and ``1 / (2 sqrt(n)) + 10 / n`` for n values: a mean over n values differs by some
     ``1 / sqrt(n)`` from that over all data there will be, and among few values it is a handful that decides
@@ -273,7 +273,7 @@ def _divergence(counts: torch.Tensor, bounds: torch.Tensor, size: int, step: flo
         mass.index_add_(0, level, inside)
         room.index_add_(0, level, width)
         quantized = (mass / room.clamp(min=torch.finfo(torch.float64).tiny))[level] * width / kept
-        # Where values are clipped to a place that had none there is next to nothing to compare with.
+        # Where values are clipped into an empty bin there is next to nothing to compare with.
         p, q = clipped / total, quantized.clamp(min=1e-12)
         found += float(torch.xlogy(p, p / q).sum())
     return found

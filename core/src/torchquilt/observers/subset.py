@@ -1,4 +1,4 @@
-"""Which values of a large tensor a histogram reads.
+"""Subset of a large tensor that a histogram reads.
 
 The rule. Of a tensor with n values every ``step``-th in the order of memory is read, and counts ``step``
 times. ``step`` is 1 up to 99,999 values; from there on it is the first number from ``min(n // 50000, 8)`` on

@@ -96,7 +96,7 @@ def _listed(variable: str) -> tuple[str, ...] | None:
 
 
 def disabled_by(offer: Offer) -> str | None:
-    """How the environment disables a plugin, as the end of a sentence, or None."""
+    """Variable of the environment that disables a plugin, as the end of a sentence, or None."""
     if offer.handles & {normal(name) for name in _listed(BLOCK_VARIABLE) or ()}:
         return f"by {BLOCK_VARIABLE}, which names it"
     allowed = _listed(ALLOW_VARIABLE)

@@ -134,7 +134,7 @@ def _of_plugin(plugin: Backend) -> Iterator[Finding]:
 
 
 def _of_lowering(plugin: Backend) -> Iterator[Finding]:
-    """Why models cannot be lowered to it, or why what it gives to a target cannot be had."""
+    """Reasons for which models cannot be lowered to it, or its contribution cannot be loaded."""
     report = f"report it to the authors of {plugin.distribution}"
     if plugin.is_target:
         error = _failure(partial(target, plugin.name, distribution=plugin.distribution))
@@ -148,7 +148,7 @@ def _of_lowering(plugin: Backend) -> Iterator[Finding]:
 
 
 def _of_backend(backend: Backend) -> Iterator[Finding]:
-    """Why its quantizer cannot be made, or what is wrong with the quantizers that it makes."""
+    """Reasons for which its quantizer cannot be made, or faults of the quantizers that it makes."""
     report = f"report it to the authors of {backend.distribution}"
 
     def make(preset: str | None = None) -> Quantizer:

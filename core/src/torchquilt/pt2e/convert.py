@@ -120,7 +120,7 @@ def _replace_points(model: GraphModule, fold_quantize: bool, cautions: list[Caut
 
 
 def _drop_unused(model: GraphModule) -> GraphModule:
-    """Forget the float values that nobody reads any more."""
+    """Forget the float values without readers."""
     size = len(model.graph.nodes)
     drop_unused_tensors(model)
     compact(model)

@@ -13,9 +13,9 @@ from torchquilt.spec.annotation import annotation_of
 
 
 def _readers_of_float(node: Node, region: Region) -> str:
-    """Who reads the output of an operator beside the observer that stands behind it.
+    """Readers of the output of an operator beside the observer that stands behind it.
 
-    An input is no output of an operator: nobody has to compute it, and guards check it as it was handed in.
+    An input is no output of an operator: it is not computed, and guards check it as it was handed in.
     """
     annotation = annotation_of(node)
     if node.op == "placeholder" or annotation is None or annotation.output_qspec is None:

@@ -39,7 +39,7 @@ def make_ledger(
 def _reasons(
     node: Node, rejected: tuple[tuple[str, Reject], ...], transformed: frozenset[Node]
 ) -> tuple[Reason, ...]:
-    """Why a node stays in float, the most telling first."""
+    """Reasons for which a node stays in float, the most telling first."""
     reasons = tuple(
         Reason(quantizer, reject.code, reject.text, reject.rule, reject.asked)
         for quantizer, reject in rejected
@@ -51,7 +51,7 @@ def _reasons(
 
 
 def _reason_of_itself(node: Node, transformed: frozenset[Node]) -> Reason:
-    """Why a node stays in float of which no quantizer says anything."""
+    """Reason for which a node stays in float where no quantizer gives one."""
     if node in transformed:
         return Reason("", "function_transform", f"{node.name} {UNDER_A_TRANSFORM}")
     if is_random(node):

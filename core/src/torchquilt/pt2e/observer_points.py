@@ -1,8 +1,8 @@
 """The modules that stand in a prepared graph where a tensor is going to be quantized.
 
-Each one returns its input unchanged. Only :class:`ObservedPoint` looks at the data; the others mark a
-place whose parameters come from elsewhere: from a constant, from each input, from the spec, or from
-other points. One module stands at all edges and nodes of a group.
+Each one returns its input unchanged. Only :class:`ObservedPoint` looks at the data; the others mark an edge
+or node whose parameters come from elsewhere: from a constant, from each input, from the spec, or from other
+points. One module stands at all edges and nodes of a group.
 """
 
 from __future__ import annotations

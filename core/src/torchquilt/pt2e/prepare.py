@@ -201,7 +201,7 @@ def _checks_input(user: Node, producer: Node) -> bool:
 
 
 def _was_seen_by(name: str, producer: Node, memory: Memory, before: Container[Node]) -> bool:
-    """Whether a node only moves numbers all of which a point has been shown, as its inputs.
+    """Whether a node is a data-movement operator whose inputs have all been observed.
 
     The points of its inputs are in the graph by now. A group of tensors with one set of parameters is often
     one tensor seen from several sides, and looking at it once is enough.
@@ -269,7 +269,7 @@ def _note_limits(model: GraphModule, points: dict[EdgeOrNode, Any], names: dict[
 
 
 def _fan_in(weight: EdgeOrNode | None, bias: tuple[Node, Node] | None) -> int:
-    """How many products of a weight are summed up for an element of the output; 0 where that is of no use."""
+    """Number of products of a weight in a sum for an element of the output; 0 where that is of no use."""
     if weight is None or bias is None:
         return 0
     values = producer_of(weight).meta["val"], bias[0].meta["val"]

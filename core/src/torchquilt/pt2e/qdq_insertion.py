@@ -315,7 +315,7 @@ def _name_of(node: Node) -> str:
 
 
 def _behind_points(node: Node, points: dict[str, AnyPoint]) -> Node:
-    """The node whose value a call of a point passes on."""
+    """The node whose value a call of a point returns."""
     while node.op == "call_module" and str(node.target) in points:
         (node,) = node.all_input_nodes
     return node

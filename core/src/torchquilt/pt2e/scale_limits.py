@@ -112,13 +112,13 @@ class Bounded:
 
     @property
     def most_steps(self) -> float:
-        """How many steps of the accumulator, or of the output, a bias may have."""
+        """Number of steps of the accumulator, or of the output, that a bias may have."""
         assert self.limits.accumulator_bits is not None
         return _SHARE_OF_BIAS * 2.0 ** (self.limits.accumulator_bits - 1)
 
     @property
     def _share_of_products(self) -> float:
-        """How large all products together are at most, in :attr:`most_steps`; no more than half."""
+        """Largest sum of all products, in :attr:`most_steps`; no more than half."""
         assert self.weight is not None
         of_input = math.prod(_span(point.spec) for point in self.inputs)
         return min(self.fan_in * of_input * _span(self.weight.spec) / self.most_steps, 0.5)
@@ -154,7 +154,7 @@ class Bounded:
 
 
 def _span(spec: OwnSpec) -> int:
-    """How far the integers of a spec are apart at most, zero among them."""
+    """Largest distance of the integers of a spec, zero among them."""
     return max(spec.quant_max, 0) - min(spec.quant_min, 0)
 
 

@@ -1,4 +1,4 @@
-"""Which tensors have one set of parameters: found over the whole graph first, then settled once.
+"""Sharing groups: tensors with one set of parameters, found over the whole graph, then settled once.
 
 An edge leads from a node to one of its users; *edge or node* means such an edge or the output of a node. The
 rule:
@@ -128,7 +128,7 @@ def _check_sources(specs: dict[EdgeOrNode, AnySpec]) -> None:
 
 
 def _check_circles(specs: dict[EdgeOrNode, AnySpec]) -> None:
-    """Whoever follows the sources of an edge or node comes to an end.
+    """Refuse sources of edges and nodes that lead round in a circle.
 
     What is joined implicitly has equal specs, and so equal sources: it closes no circle of its own.
     """

@@ -30,7 +30,7 @@ class Quantizer:
 
     @property
     def name(self) -> str:
-        """How this quantizer is called in annotations and errors; by default its class."""
+        """Name of this quantizer in annotations and errors; by default its class."""
         return type(self).__name__
 
     def __repr__(self) -> str:
@@ -58,17 +58,17 @@ class Quantizer:
         graph itself: others have decided about it as it is. Dead code may be erased. Returns the model, or
         nothing.
 
-        Whoever stands before others in a composition is asked twice: while those behind it transform, so that
-        they do not rewrite what is not going to be theirs, and then for good. So it writes annotations, and
-        what it writes depends on the model alone.
+        A quantizer with others behind it in a composition is asked twice: while those transform, so that they
+        do not rewrite what is not going to be theirs, and then for good. So it writes annotations, and what
+        it writes depends on the model alone.
         """
         raise NotImplementedError(f"{self.name} does not say what it annotates")
 
     def annotate_rest(self, model: GraphModule) -> None:
         """Annotate what only now can be, because others annotated its neighbours.
 
-        A composition calls this once all of its quantizers have annotated, so that operators that pass
-        on what they get are quantized whichever backend comes first. By default it does nothing.
+        A composition calls this once all of its quantizers have annotated, so that operators that share their
+        input's parameters are quantized whichever backend comes first. By default it does nothing.
         """
 
     def validate(self, model: GraphModule) -> None:
@@ -87,9 +87,9 @@ class Quantizer:
         return ()
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
-        """For nodes of an annotated model that nobody took: the name of this quantizer, and why not it.
+        """Name and reasons of this quantizer for each node of an annotated model that stays in float.
 
-        By default all that is known is that it did not.
+        By default the reason is ``not_annotated``.
         """
         text = f"{self.name} did not annotate it, and says no more"
         return {

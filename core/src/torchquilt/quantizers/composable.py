@@ -81,7 +81,8 @@ class ComposableQuantizer(Quantizer):
         watch = _Watch(model)
         for quantizer in self.quantizers:
             _annotate(watch, quantizer)
-        # Go on until nothing is added: what one backend passes on, another may pass on further.
+        # Go on until nothing is added: an operator of one backend may share what an operator of another one
+        # shares.
         before = -1
         while len(watch.decided) > before and len(self.quantizers) > 1:
             before = len(watch.decided)

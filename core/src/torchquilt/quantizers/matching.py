@@ -1,8 +1,7 @@
 """Deciding, node by node, what a support table takes of a graph under an intent. Reads only.
 
 This is the one place where table, intent and graph meet. :class:`torchquilt.PatternQuantizer` writes
-annotations from what is decided here, and whoever wants to know why something stays in float reads the
-same decisions.
+annotations from what is decided here, and the ledger reads the reasons from the same decisions.
 """
 
 from __future__ import annotations

@@ -307,7 +307,7 @@ class PatternQuantizer(Quantizer):
         return model
 
     def annotate_rest(self, model: GraphModule) -> None:
-        """Annotate again: what is annotated is left alone, and what passes it on can be claimed now."""
+        """Annotate again: operators that share their input's parameters can be claimed now."""
         self.annotate(model)
 
     def claims(self, model: GraphModule, *, as_if_inputs_were_quantized: bool = False) -> tuple[Claim, ...]:
@@ -329,7 +329,7 @@ class PatternQuantizer(Quantizer):
         return self.intent.problems(model, self.name)
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
-        """Rules that ask for something, and of which nothing came; with the reasons. See :mod:`.outcome`."""
+        """Errors for rules without effect, with the reasons. See :mod:`torchquilt.quantizers.unmet_rules`."""
 
         def is_own(node: Node) -> bool:
             annotation = annotation_of(node)
@@ -338,7 +338,7 @@ class PatternQuantizer(Quantizer):
         return unmet_rules(self.table, self.intent, model, self.name, is_own)
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
-        """For each node that the table has rows for and nobody took: the most telling reason."""
+        """The most telling reason for each node that the table has rows for and that stays in float."""
         rejects = telling_rejects(self.table, self.intent, model)
         return {
             node: ((self.name, reject),) for node, reject in rejects.items() if annotation_of(node) is None

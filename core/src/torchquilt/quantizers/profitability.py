@@ -3,13 +3,13 @@
 Rows of a table that are not ``profitable_alone`` (an addition, in contrast to a convolution) are decided over
 the whole graph. Claims that hand each other integers, or read the same ones, make an island. It is quantized
 
-1. if one of its rows is worth it alone,
+1. if one of its rows is profitable alone,
 2. if a rule asks for one of its operators by the operator's own name,
 3. if it reads or is read by something that another quantizer made integers of, or
 4. if it computes more often than tensors are converted between it and float operators.
 
-Conversions at the inputs and outputs of the model are not counted: whoever runs it may hand in integers. What
-only moves numbers does not count as computing. Else the island stays in float.
+Conversions at the inputs and outputs of the model are not counted: a caller may hand in integers.
+Data-movement operators do not count as computing. Else the island stays in float.
 
 Of an island that is quantized for one of the first three reasons, a cheap operator whose output has a grid
 of its own is left in float where that takes no more conversions than to quantize it. So it is with what a
@@ -53,7 +53,7 @@ class Claim(Protocol):
 
     @property
     def rule(self) -> Rule:
-        """Who asked."""
+        """The rule that asked."""
 
     @property
     def config(self) -> QuantizationConfig:
@@ -155,7 +155,7 @@ def _is_operator(user: Node) -> bool:
 
 
 def _conversions(island: list[Claim]) -> int:
-    """How many tensors are converted between an island and float operators."""
+    """Number of tensors that are converted between an island and float operators."""
     inside = {node for claim in island for node in claim.match.nodes}
     made = {claim.match.output for claim in island}
     entering = {
@@ -174,7 +174,7 @@ def _conversions(island: list[Claim]) -> int:
 
 @attrs.define(eq=False)
 class _Tensor:
-    """A tensor at the border of an island, and how it is read.
+    """A tensor at the edge of an island, and how it is read.
 
     Args:
         maker: the claim that makes it.
@@ -205,17 +205,17 @@ class _IslandEdges:
         self._tensors = _tensors_around(claims)
         waiting = [claim for claim in claims if _may_be_left(claim)]
         while waiting:
-            claim = waiting.pop()  # the last one first: most borders are where something ends
+            claim = waiting.pop()  # the last one first: most edges are where an island ends
             if claim.match.anchor not in self.left:
                 waiting += self._leave_or_keep(claim)
 
     def _leave_or_keep(self, claim: Claim) -> list[Claim]:
-        """Leave a claim, and what passes on its output, in float if that takes no more conversions.
+        """Leave a claim and its followers in float if that takes no more conversions.
 
         Returns:
             Whom that concerns.
         """
-        group = self._with_what_passes_it_on(claim)
+        group = self._with_followers(claim)
         quantized, in_float = self._conversions(group)
         if not quantized or in_float > quantized or any(map(_is_asked_for_by_name, group)):
             return []
@@ -223,12 +223,12 @@ class _IslandEdges:
         text = f"{name} is cheap, and would take {quantized} conversions as integers, {in_float} in float"
         changed: list[_Tensor] = []
         for each in group:
-            passes = "" if each is claim else f"{each.match.anchor.name} passes it on; "
+            passes = "" if each is claim else f"{each.match.anchor.name} shares its parameters; "
             self.left[each.match.anchor] = Reject("not_profitable", each.match.nodes, passes + text)
             changed += self._read_in_float(each)
         return [other for tensor in changed for other in self._around(tensor)]
 
-    def _with_what_passes_it_on(self, claim: Claim) -> list[Claim]:
+    def _with_followers(self, claim: Claim) -> list[Claim]:
         group = [claim]
         for each in group:  # grows while it is walked
             readers = self._tensors[each.match.output].readers.values()
@@ -236,7 +236,7 @@ class _IslandEdges:
         return group
 
     def _conversions(self, group: list[Claim]) -> tuple[int, int]:
-        """How many tensors are converted around a claim and what passes it on: as integers, and in float."""
+        """Number of conversions around a claim and its followers: as integers, and in float."""
         within = Counter(node for each in group[1:] for node in _reads(each).elements())
         quantized = in_float = 0
         for node in (each.match.output for each in group):
@@ -304,7 +304,7 @@ def _edges(claim: Claim) -> set[tuple[Node, Node]]:
 
 
 def _reads(claim: Claim) -> Counter[Node]:
-    """How many nodes of a claim read each of its activations."""
+    """Number of nodes of a claim that read each of its activations."""
     return Counter(tensor for tensor, _ in _edges(claim))
 
 

@@ -1,12 +1,12 @@
-"""Unmet rules of a quantizer: the errors for them, with the reasons.
+"""Rules without effect: an error for each, with the reasons.
 
-A rule that names a module or a type is met once the quantizer has annotated something where it decides. That
-another quantizer did does not meet it: who asks for something that has been taken should know.
+A rule is fulfilled when its own quantizer annotated at least one node it applies to; another quantizer's
+annotation does not count.
 
-The global rule asks for whatever the backend can do. It is met as soon as the quantizer has annotated
-anything, and has no effect to miss where the model has nothing for the backend to do: a composition for
-models with embeddings may meet one without. It is not met where the quantizer could have quantized something
-and lost it, to another quantizer or to a condition, nor where nothing in the model is quantized at all.
+The global rule asks for all that the backend supports. It is fulfilled when the quantizer annotated anything,
+or when the model has no operator for the backend: a composition for models with embeddings may be given a
+model without. It is not fulfilled when the quantizer could have quantized an operator and lost it to another
+quantizer or to a condition, or when nothing in the model is quantized.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def unmet_rules(
     quantizer: str,
     is_own: Callable[[Node], bool],
 ) -> tuple[IntentError, ...]:
-    """An error for each rule that asks for something and of which nothing came.
+    """An error for each rule without effect.
 
     Args:
         table: of the quantizer.
@@ -147,7 +147,7 @@ class _Outcome:
 
     @property
     def rejects(self) -> dict[Node, Reject]:
-        """Why not, for each node that the table has rows for."""
+        """Reason for each node that the table has rows for."""
         if self._rejects is None:
             self._rejects = telling_rejects(self._table, self._intent, self._model)
         return self._rejects

@@ -90,7 +90,7 @@ def _refuse_edit(annotation: QuantizationAnnotation, *_: object) -> NoReturn:
     raise EditedAnnotationError(annotation)
 
 
-# Not attrs.frozen, whose error cannot say which annotation it was, so that nobody could tell the node.
+# Not attrs.frozen, whose error cannot say which annotation it was, nor on which node.
 @attrs.define(on_setattr=_refuse_edit, unsafe_hash=True)
 class QuantizationAnnotation:
     """The specs of the tensors around one node.

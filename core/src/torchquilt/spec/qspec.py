@@ -30,7 +30,7 @@ FLOAT32_EPS = 2.0**-23
 
 
 class Granularity(str, enum.Enum):
-    """How many scales a tensor has, and which elements share one."""
+    """Granularity: the number of scales of a tensor, and the elements that share one."""
 
     PER_TENSOR = "per_tensor"  #: one scale for the whole tensor
     PER_AXIS = "per_axis"  #: one scale for each index of ``ch_axis`` (a row or a channel)
@@ -115,7 +115,7 @@ def _check_quant_range(dtype: object, quant_min: object, quant_max: object) -> N
 
 @attrs.frozen(cache_hash=True)
 class QuantizationSpec:
-    """How one tensor is represented by integers: ``x ≈ (q - zero_point) * scale``.
+    """Representation of a tensor by integers: ``x ≈ (q - zero_point) * scale``.
 
     The formula is the affine quantization of Jacob et al. 2018 (arXiv:1712.05877), as the
     ``quantized_decomposed`` operators of torch compute it.

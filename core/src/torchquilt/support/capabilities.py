@@ -68,7 +68,7 @@ class Capabilities:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """Who owns the rows, in order of precedence."""
+        """Owners of the rows, in order of precedence."""
         return tuple(dict.fromkeys(row.backend for row in self.rows))
 
     @property
@@ -139,7 +139,7 @@ class Capabilities:
 
         Raises:
             IntentError: ``op`` is nothing that a row can be about. An operator or a function of torch that
-                nobody here has a row for is no error: the answer is "no".
+                no backend has a row for is no error: the answer is "no".
         """
         order = {backend: number for number, backend in enumerate(self.backends)}
         answers: list[tuple[tuple[int, int, int], Support]] = []
@@ -260,7 +260,7 @@ def _not_on(target: str | None, row: Capability) -> str:
 
 
 def _no_row(capabilities: Capabilities, op: object) -> str:
-    """Why nothing is known about an operator, in a sentence."""
+    """Sentence about an operator that no row is about."""
     name = object_type(op).name
     owners = ", ".join(capabilities.backends)
     text = f"no row of {owners} is about {name}" if owners else f"there is no row, so none is about {name}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Reject:
-    """Why something is not done. A value, so that it can be collected, compared and shown.
+    """Reason for which something is not done. A value, so that it can be collected, compared and shown.
 
     Args:
         code: stable code for programs, such as ``used_elsewhere`` or ``constraint:rank``.
@@ -42,13 +42,13 @@ class Reject:
 
     @property
     def weight(self) -> int:
-        """How far a row came before it was rejected: the larger, the more telling the reason is."""
+        """Rank of the reason, see :data:`torchquilt.reasons.REASONS`: the larger, the more telling."""
         return rank_of(self.code)
 
 
 @attrs.frozen
 class Match:
-    """A place in a graph where a pattern stands.
+    """Operators of a graph that a pattern matches.
 
     Args:
         pattern: what matched.

@@ -51,7 +51,7 @@ class Constraint:
 
 
 class Sharing(str, enum.Enum):
-    """How the parameters of a match's inputs and output hang together."""
+    """Sharing of parameters between a match's inputs and output."""
 
     NONE = "none"  #: every tensor has its own
     OUTPUT_AS_INPUT = "output_as_input"  #: the output has those of the first input
@@ -90,7 +90,7 @@ class SupportRow:
         channel_axis: the axis of the weight that a config's axis 0 means (1 for transposed conv).
         one_range_for_input: dynamic kernels of the row find one set of parameters for all of the input (a
             convolution). A config's ``per_token`` then means ``per_tensor``: the input is one token.
-        profitable_alone: whether it is worth converting tensors for it alone, see
+        profitable_alone: whether converting tensors for it alone is profitable, see
             :mod:`torchquilt.quantizers.profitability`.
         limits: what the integers of its kernels can hold. Convert raises scales so that they do.
         is_qat: whether the row is for quantization-aware training.
@@ -211,7 +211,7 @@ class SupportTable:
             seen.add(key)
 
     def refusal_of(self, kind: ObjectType) -> Refusal | None:
-        """Why there is no row for a type, where the backend says it."""
+        """Reason for which there is no row for a type, where the backend says it."""
         return next((refusal for refusal in self.refusals if refusal.is_about(kind)), None)
 
     def rows_starting_with(self) -> dict[str, tuple[SupportRow, ...]]:

@@ -1,8 +1,8 @@
 """Operators between two static layers: what the ledger says of each is what runs.
 
-A delegate may take an operator that nobody quantized for a quantized one, since it reads what is dequantized
-and what it returns is quantized; or one that it is decomposed into. So operators of many kinds are put
-between two layers, many in one program, and looked at in the lowered program.
+A delegate may take an operator in float for a quantized one, since it reads what is dequantized and what it
+returns is quantized; or one that it is decomposed into. So operators of many kinds are put between two
+layers, many in one program, and looked at in the lowered program.
 """
 
 from __future__ import annotations
@@ -351,7 +351,7 @@ def differences(subject: Subject, target: str, operators: Operators) -> Iterator
 
 
 def _contradiction(row: Row) -> str:
-    """How what runs contradicts a row of the ledger, empty where it does not."""
+    """Contradiction between what runs and a row of the ledger, empty where there is none."""
     code = row.lowered.code if row.lowered is not None else "nothing is known of it"
     if row.is_quantized and code not in AS_CLAIMED:
         return f"{row.node} ({row.op}) is quantized, and the program has it as {code}"

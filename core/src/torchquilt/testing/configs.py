@@ -63,7 +63,7 @@ def specs_of(allowed: AllowedSpec) -> tuple[QuantizationSpec, ...]:
                     zero_point_domain=allowed.zero_point_domain,
                 )
             except SpecError:
-                continue  # no spec can say this combination, so nobody can ask for it
+                continue  # no spec can say this combination, so no rule can ask for it
             found.append(spec)
     return tuple(found)
 

@@ -84,7 +84,7 @@ def _cell(notes: list[Note]) -> str:
 
 
 def _lowering(row: SupportRow, notes: list[Note], checked: frozenset[str]) -> str:
-    """For each target that the row names, whether it lowers there; not checked where nobody could tell."""
+    """For each target that the row names, whether it lowers there, as far as a lowering is there."""
     found = []
     for target in row.targets:
         here = [note for note in notes if (note.row, note.column) == (row_id(row), f"lowers:{target}")]

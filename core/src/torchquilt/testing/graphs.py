@@ -298,7 +298,7 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _like(extra: torch.Tensor, values: list[torch.Tensor], more: list[int], n: int) -> int | torch.Tensor:
-    """An earlier value in the place of an extra input, if there is one of its shape."""
+    """An earlier value instead of an extra input, if there is one of its shape."""
     fitting = [
         index
         for index, value in enumerate(values)

@@ -52,14 +52,14 @@ def pairs_of(
         dtype: of the inputs and layers.
     """
     patterns = patterns_of(table)
-    passed_on = {row.pattern.operators for row in table.rows if row.sharing is Sharing.FOLLOWS_INPUT}
+    followers = {row.pattern.operators for row in table.rows if row.sharing is Sharing.FOLLOWS_INPUT}
     turn, met = 0, set()
     for one in first:
         for other in second:
             turn += 1
             names = one[turn % len(one)], other[(turn // len(one)) % len(other)]
-            # What passes on what it gets needs something quantized to get.
-            front = any(patterns[name] in passed_on for name in names)
+            # An operator that follows its input needs a quantized one.
+            front = any(patterns[name] in followers for name in names)
             yield from _fitting(names, 0, ask, patterns, front, dtype)
             if frozenset((one, other)) not in met:
                 met.add(frozenset((one, other)))

@@ -11,7 +11,7 @@ from torchquilt.support.table import SupportRow
 
 
 def own_spec(edge_or_node: EdgeOrNode) -> OwnSpec | None:
-    """The spec at a place, followed through whatever it shares its parameters with; None for float."""
+    """The spec of an edge or node, or of the one that it shares its parameters with; None for float."""
     seen: set[EdgeOrNode] = set()
     while edge_or_node not in seen:
         seen.add(edge_or_node)

@@ -114,7 +114,7 @@ class Trial:
         return quantizer
 
     def neighbour(self) -> tuple[Quantizer, ...]:
-        """For a row that only passes on what it gets: who quantizes the operator in front of it."""
+        """For a row that follows its input: the quantizer of the operator in front of it."""
         spec = self.config.input_activation
         if self.row.sharing is not Sharing.FOLLOWS_INPUT or spec is None:
             return ()
@@ -188,7 +188,7 @@ class Trial:
 
 
 def _lost_by_sharing(inputs: Iterable[Any], output: torch.Tensor) -> float:
-    """How much smaller an output is than what fills the range of the inputs evenly, in dB."""
+    """Difference in dB between an output and what fills the range of the inputs evenly."""
     floats = [one.double() for one in inputs if isinstance(one, torch.Tensor) and one.is_floating_point()]
     high, low = (max(0.0, *(float((sign * one).max()) for one in floats)) for sign in (1, -1))
     even, size = (high + low) / math.sqrt(12), float(output.double().square().mean().sqrt())

@@ -129,7 +129,7 @@ class _Told:
 
 
 def _all_nodes(program: ExportedProgram) -> Iterator[tuple[str, Node]]:
-    """The nodes of a program and of every graph in it, whoever calls that, each with its full name."""
+    """The nodes of a program and of every graph in it, each with its full name."""
     for path, module in program.graph_module.named_modules():
         if isinstance(module, GraphModule):
             for node in module.graph.nodes:

@@ -192,11 +192,11 @@ class Opened:
         return found
 
     # ------------------------------------------------------------------------------------------------------
-    # What became of the operators outside of delegates
+    # The operators outside of delegates
     # ------------------------------------------------------------------------------------------------------
 
     def settle(self, final: ExportedProgram) -> None:
-        """Find out what became of operators outside of delegates, and which conversions are left.
+        """Find the operators outside of delegates, and the conversions that are left.
 
         Args:
             final: the program as it is stored, in which operators may have been fused and folded.
@@ -278,7 +278,7 @@ def _in_delegate(
     if found.reads and (kernels is not None or not found.dequantized):
         first = next((one for one in found.reads if one.arithmetic == "float"), found.reads[0])
         return first.arithmetic, f"it is computed with {first.op}"
-    # It is one of those that name no operator. A kernel that reads one tensor may only move it.
+    # It is one of those that name no operator. A kernel that reads one tensor may be data movement.
     computing = [one for one in nameless if one.arithmetic == "float" and len(one.reads) > 1]
     if computing and not found.reads:
         return "float", f"the delegate runs {', '.join(map(str, computing))}, which names no operator"

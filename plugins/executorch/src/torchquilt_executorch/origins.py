@@ -1,4 +1,4 @@
-"""Which node of the exported program a node of a later program comes from.
+"""Origins: the node of the exported program that a node of a later program comes from.
 
 torch notes in ``from_node`` what a node was made of, step by step, and ExecuTorch's passes keep that. A node
 comes from the node of the exported program that is in its chain with the same rest of a chain.
@@ -40,7 +40,7 @@ def subgraph_names(node: Node) -> list[str]:
 
 
 class Origins:
-    """The nodes of a program, to be found by what became of them.
+    """The nodes of a program, to be found by the nodes that were made of them.
 
     Args:
         nodes: each with its name. What their chains are is noted now, so that the nodes may change.

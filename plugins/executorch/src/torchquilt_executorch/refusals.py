@@ -1,4 +1,4 @@
-"""Which operators a delegate refuses, found when it could not make its part of a program.
+"""Refusals: the operators that a delegate refuses, found when it could not make its part of a program.
 
 A delegate compiles each part that its partitioner made, and may fail at an operator that the partitioner let
 through. The part that fails is divided again without some of its operators, until those are known without

@@ -81,7 +81,7 @@ def _check_is_stored(node: Node) -> None:
 
 
 def _forget_output(graph: Graph, signature: ExportGraphSignature, number: int) -> None:
-    """Return None in the place of an output that cannot be stored."""
+    """Return None instead of an output that cannot be stored."""
     output = graph.output_node()
     (values,) = output.args
     assert isinstance(values, (tuple, list))

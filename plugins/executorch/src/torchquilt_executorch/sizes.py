@@ -56,7 +56,7 @@ def narrowed_by(
 
     Args:
         program: the model.
-        stored: what became of it.
+        stored: the same input in the program.
         lows: the smallest sizes that it takes.
     """
     reasons: list[str] = []
@@ -114,7 +114,7 @@ def _is_traced_for_some(node: Node) -> bool:
 
 def _anew(value: torch.Tensor, mode: FakeTensorMode, symbols: dict[int, Any]) -> torch.Tensor:
     """A tensor like a recorded one, whose dynamic sizes may be any."""
-    real = torch.empty([_hint(size) for size in value.shape], dtype=value.dtype)  # nobody touches it
+    real = torch.empty([_hint(size) for size in value.shape], dtype=value.dtype)  # never read
     sizes = [DimDynamic.STATIC if isinstance(size, int) else DimDynamic.DYNAMIC for size in value.shape]
     made = mode.from_tensor(real, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
     for size in made.shape:

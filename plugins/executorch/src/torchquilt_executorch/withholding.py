@@ -72,7 +72,7 @@ class Withheld:
         return self._origins.of(node, prefix) or prefix + node.name
 
     def reason(self, node: Node, prefix: str = "") -> str:
-        """Why an operator is withheld, empty where it is not.
+        """Reason for which an operator is withheld, empty where it is not.
 
         What quantizes and dequantizes is never: by it a partitioner sees how its neighbours compute.
         """

@@ -92,7 +92,7 @@ def table_of(node: Node) -> Table | None:
 
 
 def call_kernel(node: Node, table: Table, tensors: tuple[Node, ...]) -> Node:
-    """Put the call of a kernel in the place of a lookup, with integers and parameters as it reads them."""
+    """Replace a lookup by the call of a kernel, with integers and parameters as it reads them."""
     import torch
 
     from torchquilt.backend import take_origin

@@ -59,7 +59,7 @@ def call_kernels(program: ExportedProgram) -> ExportedProgram:
 
 
 def _is_read_by_lookups_alone(table: Table, lookups: set[Node]) -> bool:
-    """Whether the integers may be packed: nobody reads them but what is going to call a kernel."""
+    """Whether the integers may be packed: only lookups that become calls of a kernel read them."""
     return all(user in lookups for dequantize in table.integers.users for user in dequantize.users)
 
 

@@ -38,7 +38,7 @@ def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:
 def may_need_other_forms(model: GraphModule, table: SupportTable, intent: Intent) -> bool:
     """Whether anything that could be claimed in a graph is in a form that the delegate does not take.
 
-    In many models nothing is, and then nobody has to decide beforehand what will be claimed.
+    In many models nothing is, and then it need not be known beforehand what will be claimed.
     """
     is_dynamic = any(rule.config is not None and _is_dynamic(rule.config) for rule in intent.rules)
     operators = {id(operator): operator for row in table.rows for operator in row.pattern.operators}

@@ -95,7 +95,7 @@ def _as_decided(config: Any, *, is_generic: bool) -> Any:
     class AsDecided(config):  # type: ignore[misc]
         def check_constraints(self, node: Any, ep: Any) -> bool:
             # What is asked of a product marks the conversions around it as its own, also where it is refused;
-            # then they are done by nobody.
+            # then no kernel applies them.
             marked = {one: one.meta.get(_OWN_CONVERSION) for one in _around(node)}
             is_taken = bool(super().check_constraints(node, ep))
             for one, mark in marked.items():
@@ -350,7 +350,7 @@ _PRELU_DIMENSIONS = 4
 
 
 def _withholds(overload: str, node: Any) -> str:
-    """Why the delegate must not be given an operator that its partitioners take."""
+    """Reason for which the delegate must not be given an operator that its partitioners take."""
     if overload == "aten.addmm.default" and any(node.kwargs.get(one, 1) != 1 for one in ("alpha", "beta")):
         return "XNNPACK's delegate computes addmm without alpha and beta"
     if overload != "aten.prelu.default":

@@ -49,7 +49,7 @@ _NEARBY = 16
 
 
 def _users_nearby(node: Node, through: Container[str]) -> Iterator[tuple[Node, Node]]:
-    """Each user of a tensor, and of what becomes of it through some operators, with what it uses."""
+    """Each user of a tensor, and of the results of some operators on it, with what it uses."""
     reached = [node]
     for current in reached:  # which grows on the way
         for user in current.users:

@@ -209,8 +209,8 @@ _OTHERS = (
     ),
 )
 
-# What only moves numbers, or cuts them off, keeps the parameters of what it gets.
-_PASSING_ON = (
+# Data-movement operators, and those that clip, keep the parameters of their input.
+_FOLLOWING = (
     *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)),
     *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.PERMUTE, ops.TRANSPOSE, ops.T, ops.DROPOUT)),
     *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.CONTIGUOUS, ops.TO)),
@@ -259,5 +259,5 @@ _REFUSALS = (
 )
 
 SUPPORT = SupportTable(
-    "xnnpack", (*_STATIC_WEIGHTED, *_DYNAMIC, *_ELEMENTWISE, *_OTHERS, *_PASSING_ON), _REFUSALS
+    "xnnpack", (*_STATIC_WEIGHTED, *_DYNAMIC, *_ELEMENTWISE, *_OTHERS, *_FOLLOWING), _REFUSALS
 )

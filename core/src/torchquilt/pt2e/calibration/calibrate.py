@@ -162,7 +162,7 @@ def _updates(prepared: GraphModule) -> list[tuple[int, int]]:
 
 
 def _number_of(batches: Iterable[Any], limit: int | None) -> int | None:
-    """How many batches there are going to be, where that is known."""
+    """Number of batches to come, where that is known."""
     try:
         number = len(batches)  # type: ignore[arg-type]
     except TypeError:  # a generator, or a loader of an iterable dataset

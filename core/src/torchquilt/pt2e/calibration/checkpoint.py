@@ -82,7 +82,7 @@ class Checkpoint:
     def open(self) -> Seen:
         """Say what the calibration in the file has seen; :meth:`restore` brings the model to its state.
 
-        Where there is no file, one is written: a place that cannot be written to shows before there is
+        Where there is no file, one is written: a path that cannot be written to shows before there is
         something to lose, and a model that was interrupted within its first batch can be brought back.
 
         Raises:

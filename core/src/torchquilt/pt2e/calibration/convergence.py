@@ -1,4 +1,4 @@
-"""How many batches a prepared model has seen, and whether they still move its ranges.
+"""Convergence: the batches that a prepared model has seen, and whether they still move its ranges.
 
 After 8, 16, 32 … batches, and after the last one, each range is compared with what it was the time before.
 What is compared is cheap to find and follows the range: smallest and largest value of a min-max observer, the
@@ -23,14 +23,14 @@ SETTLED = 0.02
 
 @attrs.frozen
 class Progress:
-    """How far a calibration is.
+    """Progress of a calibration.
 
     Args:
         batches: how many the model has seen.
         extents: name of each point → what was compared the last time.
         moves: ``(batches, move)`` of each time but the first: how far, as a share of itself, the range moved
             that moved most since the time before.
-        is_merged: whether what others saw is in it. Then nobody knows what moved when.
+        is_merged: whether what others saw is in it. Then the order of their batches is not known.
     """
 
     batches: int = 0
@@ -91,7 +91,7 @@ def _move(before: tuple[float, float] | None, now: tuple[float, float]) -> float
 
 
 def progress_of(prepared: GraphModule) -> Progress:
-    """How far the calibration of a prepared model is."""
+    """Progress of the calibration of a prepared model."""
     found: Progress = prepared.meta.get(_KEY, Progress())
     return found
 

@@ -31,7 +31,7 @@ class Calibration:
 
     @property
     def batches(self) -> int:
-        """How many batches were seen in all."""
+        """Number of batches that were seen in all."""
         return sum(batches for _, batches, _ in self.shards)
 
     def __repr__(self) -> str:
@@ -98,9 +98,9 @@ def merge_calibration(paths: Iterable[str | os.PathLike[str]]) -> Calibration:
     """Merge several calibrations of one prepared model, from their checkpoints.
 
     Each of them was written by ``calibrate(prepared, shard, checkpoint=path)``, on whatever machine, and ran
-    to its end. To convert what all of them saw, hand the result to :func:`torchquilt.calibrate` in the place
-    of batches: ``convert_pt2e(calibrate(prepared, merge_calibration(paths)))``. It is the model that one
-    process makes of all the data.
+    to its end. To convert what all of them saw, hand the result to :func:`torchquilt.calibrate` instead of
+    batches: ``convert_pt2e(calibrate(prepared, merge_calibration(paths)))``. It is the model that one process
+    makes of all the data.
 
     Args:
         paths: the checkpoints, in any order.

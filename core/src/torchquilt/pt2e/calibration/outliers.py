@@ -1,7 +1,7 @@
 """Ranges that leave next to nothing of an integer's steps to the data: a warning in the ledger for each.
 
 Outliers leave a thousandth of the range to nearly all values, which is less than one step of eight bits. So
-does what became of a mask, and so do two kinds of values that lie that far apart.
+do values computed from a mask, and so do two kinds of values that lie that far apart.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def find_outliers(model: GraphModule) -> tuple[Caution, ...]:
 
 
 def warn_of(found: tuple[Caution, ...]) -> None:
-    """Warn whoever called the flow of the first of some ranges, and say how many there are."""
+    """Warn the caller of the flow of the first of some ranges, and say how many there are."""
     if found:
         more = f" (and {len(found) - 1} more, see ledger_of(model).warnings)" if len(found) > 1 else ""
         warnings.warn(f"{found[0]}{more}", stacklevel=3)

@@ -40,7 +40,7 @@ class ObservedTensor:
 
     @property
     def ignored(self) -> int:
-        """How many values were no data."""
+        """Number of values that were no data."""
         return self.nan + self.infinite + self.masked
 
 
@@ -52,8 +52,8 @@ class CalibrationReport:
         batches: how many :func:`torchquilt.calibrate` ran, those of other ranks and shards among them.
         settled_since: the number of batches from which on no range moved by more than two percent, as far as
             it was looked at, which is after 8, 16, 32 … batches and after the last; None where a range still
-            moves, where there were too few batches, or where nobody knows, since several calibrations were
-            merged.
+            moves, where there were too few batches, or where the order is not known, since several
+            calibrations were merged.
         moves: ``(batches, move)`` of each time that it was looked at: how far the range moved that moved
             most, as a share of itself.
         is_merged: whether what other ranks or shards saw is in it.
@@ -97,7 +97,7 @@ class CalibrationReport:
 
     def _settling(self) -> str:
         if self.is_merged:
-            return "merged from several calibrations, so nobody knows which batch moved what"
+            return "merged from several calibrations, so the batch that moved it is not known"
         if not self.moves:
             return f"too few batches to say whether more would move a range: that takes more than {FIRST}"
         batches, move = self.moves[-1]
@@ -110,7 +110,7 @@ def calibration_of(prepared: GraphModule) -> CalibrationReport:
     """Report what a prepared model has seen so far.
 
     Batches that were not run by :func:`torchquilt.calibrate` but by calling the model are in what its tensors
-    saw, but nobody counted them.
+    saw, but they were not counted.
 
     Raises:
         ModelError: the model is not a prepared one.

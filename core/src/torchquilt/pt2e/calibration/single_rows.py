@@ -24,7 +24,7 @@ def batches_of_rows(rows: Iterable[Any], model: GraphModule) -> Iterator[Any]:
     A row that has one dimension less than the model's inputs becomes a batch of one.
 
     Args:
-        rows: of a dataset; what is no mapping is passed on as it is.
+        rows: of a dataset; what is no mapping stays as it is.
         model: as export made it, or a copy.
     """
     wanted = {str(node.target): node.meta.get("val") for node in model.graph.find_nodes(op="placeholder")}

@@ -77,7 +77,7 @@ _PASSES = (
 
 
 def left_in_float(model: GraphModule) -> dict[Node, Reject]:
-    """Why the operators of a model that read dequantized tensors are not in integer arithmetic.
+    """Reasons for which operators of a model that read dequantized tensors are not in integer arithmetic.
 
     Tells of the outermost graph: in the subgraphs of control flow weights are inputs like any others.
 

@@ -64,7 +64,7 @@ class Rule:
         return answers[0]
 
     def rewrite(self, site: Site) -> None:
-        """Put integer operators in the place of each output, and erase what nobody reads any more."""
+        """Replace each output by integer operators, and erase what has no readers any more."""
         for output in site.outputs:
             write = Writer(site.model, output, site.anchor)
             grid = site.grid(output)

@@ -66,7 +66,7 @@ class Site:
 
 
 def site_of(model: GraphModule, match: Match) -> Site | Reject:
-    """The place of a match whose value is quantized by all that read it, or that quantizes itself."""
+    """The site of a match whose value is quantized by all that read it, or that quantizes itself."""
     last = match.output
     if not all(map(_has_plain_bounds, match.nodes)):
         return Reject("bounds", match.nodes, f"the bounds of {last.name} are not numbers")
