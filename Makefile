@@ -4,7 +4,7 @@
 #   make test           run all tests but a few that take long                  (TEST_ARGS=...)
 #   make test-long      run those that take long: the demo, the benchmarks, the kit on our own plugins
 #   make test-exhaustive  run 2,000 random graphs and all pairs of rows on the runtime: an hour
-#   make check          ruff, ruff format --check, mypy --strict, import-linter
+#   make check          ruff, ruff format --check, mypy --strict, import-linter, the words
 #   make bench          what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
 #   make cost           what prepare and convert cost for each node             (COST_ARGS=...)
 #   make presets        size, agreement and time of each preset, on ExecuTorch  (PRESETS_ARGS=...)
@@ -59,6 +59,7 @@ check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict $(SOURCES)
 	$(BIN)/lint-imports
+	$(BIN)/python checks/words.py
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/flow.py $(BENCH_ARGS)

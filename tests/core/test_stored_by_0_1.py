@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import torchquilt as tq
 from torchquilt.ledger.rows import Reason, Row
@@ -46,3 +48,27 @@ def test_capabilities_of_0_1_equal_those_of_today() -> None:
     assert '"other_ranges"' in text
     assert '"passed_on"' in text
     assert tq.Capabilities.from_json(text) == today
+
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def test_an_artifact_of_0_1_is_loaded_with_its_ledger() -> None:
+    """A model that was saved before codes were renamed runs, and its ledger has the codes of today."""
+    loaded = tq.load(DATA / "saved_by_0_1_0.pt2")
+    assert loaded.lock.ledger is not None
+    codes = {row.node: row.code for row in loaded.lock.ledger}
+    assert codes["add"] == "not_profitable"
+    assert codes["linear"] == ""
+    x = torch.arange(8.0).reshape(2, 4) / 8
+    first, second = loaded.module()(x)
+    assert first.shape == (2, 2)
+    assert torch.allclose(second, torch.tanh(torch.tanh(x) + torch.sin(x)))
+
+
+def test_a_recipe_of_0_1_is_read() -> None:
+    """It makes the quantizers that it was written from, and is written as it was."""
+    path = DATA / "saved_by_0_1_0.toml"
+    recipe = tq.Recipe.load(path)
+    (quantizer,) = recipe.quantizer().quantizers
+    assert type(quantizer).__name__ == "XNNPACKQuantizer"

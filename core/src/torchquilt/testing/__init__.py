@@ -28,7 +28,7 @@ file           what is in it
 ``process``    another process, which may die of what it runs
 ``specs``      the spec that an annotation comes down to
 ``coverage``   the table that is printed
-``test_*``     what has to hold
+``test_*``     the tests
 =============  ====================================================================================
 
 Three things can be supplied. A class may have ``conformance_examples``: the name of a pattern → a function
