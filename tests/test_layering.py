@@ -84,7 +84,7 @@ def test_imports_keep_to_the_contracts() -> None:
 def lowers(module: str) -> bool:
     """Whether a module is of a lowering target, or says what a backend gives to one."""
     return begins_with(module, "torchquilt_executorch") or (
-        module.endswith((".lowering", ".layout")) and not begins_with(module, "torchquilt")
+        module.endswith((".lowering", ".layout", ".parts")) and not begins_with(module, "torchquilt")
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,20 @@ def test_copies_of_graph_modules() -> None:
     """The class that a graph module is copied as, and the key of what its copy keeps."""
     assert issubclass(private.CodeOnlyModule, nn.Module)
     assert isinstance(private.USER_PRESERVED_ATTRIBUTES_KEY, str)
+
+
+def test_a_dispatch_mode_sees_each_operator() -> None:
+    """It is handed the overload and the arguments, and its answer is the result."""
+    seen = []
+
+    class Mode(private.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        torch.relu(torch.zeros(2))
+    assert "aten.relu.default" in seen
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

@@ -56,6 +56,34 @@ def test_the_codes_that_are_documented_are_those_that_are_given() -> None:
     assert set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)) == met
 
 
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("way", ["as it is", "saved"])
+def test_an_operator_written_as_another_keeps_its_row(way: str, is_dynamic: bool, tmp_path: Path) -> None:
+    """Products are written as linears, and export names those anew: by the names that other rows have."""
+    torch.manual_seed(0)
+    tensors = {"turned": nn.Parameter(normal(6, 6)), "bias": nn.Parameter(normal(6))}
+    layers = {"first": nn.Linear(6, 6), "second": nn.Linear(6, 6)}
+    module = Fn(
+        lambda m, x: (
+            m.first(torch.tanh(x @ m.turned)) + m.second(torch.sigmoid(torch.addmm(m.bias, x, m.turned)))
+        ),
+        **tensors,
+        **layers,
+    )
+    x = normal(3, 6)
+    quantized: Any = converted(module, xnnpack(is_dynamic=is_dynamic), x)
+    if way == "saved":
+        tq.save(quantized, tmp_path / "model.tq", (x,))
+        quantized = tq.load(tmp_path / "model.tq")
+
+    ledger = tq.lower(quantized, (x,), target="executorch").ledger
+
+    assert ledger is not None
+    found = codes(ledger)
+    products = ("matmul", "linear", "addmm", "linear_1")
+    assert {name: found[name] for name in products} == dict.fromkeys(products, "delegated_as_integers")
+
+
 def test_what_is_fused_is_where_its_kernel_is() -> None:
     """A relu that the delegate computes in the kernel of the linear is delegated like that."""
     assert codes(encoder_ledger(False))["relu"] == "delegated_as_integers"

@@ -45,6 +45,27 @@ REGRESSIONS: dict[str, Plan] = {
         _STATIC,
         channels_last=True,
     ),
+    "a dynamic linear in a part of its own, before a convolution": Plan(
+        (1, 6, 7, 7), (Step("square_linear"), Step("conv2d"), Step("pixel_shuffle", back=(1, 0, 0))), _DYNAMIC
+    ),
+    "a dynamic linear in a part of its own, before another image": Plan(
+        (1, 6, 7, 7),
+        (Step("square_linear"), Step("pixel_shuffle"), Step("conv_transpose2d", back=(1, 0, 0))),
+        _DYNAMIC,
+    ),
+    "images of six operators in channels_last": Plan(
+        (1, 4, 6, 6),
+        (
+            Step("conv_bn_relu", 4, (0, 3, 4), 1),
+            Step("again", 2, (0, 0, 0), 2),
+            Step("as_signal", 4, (1, 2, 0), 0),
+            Step("vstack", 1, (1, 1, 1), 1),
+            Step("pad_conv2d_relu6", 0, (0, 3, 2), 1),
+        ),
+        ("static_int8",),
+        channels_last=True,
+        seed=40081,
+    ),
     "two dynamic convolutions of one tensor": Plan(
         (1, 8, 5, 5), (Step("pointwise"), Step("conv_same", back=(1, 0, 0)), Step("add")), _DYNAMIC
     ),

@@ -22,6 +22,8 @@ _HOME = {
     "OpOverload": ("torch._ops", "OpOverload"),
     # The calling convention of an exported module.
     "PyTreeCodeGen": ("torch.fx.graph", "_PyTreeCodeGen"),
+    # Sees each operator that torch runs.
+    "TorchDispatchMode": ("torch.utils._python_dispatch", "TorchDispatchMode"),
     # What copying a graph module keeps.
     "USER_PRESERVED_ATTRIBUTES_KEY": ("torch.fx.graph_module", "_USER_PRESERVED_ATTRIBUTES_KEY"),
     # The smallest and largest size of a dynamic dimension.
@@ -39,6 +41,7 @@ __all__ = [
     "HigherOrderOperator",
     "OpOverload",
     "PyTreeCodeGen",
+    "TorchDispatchMode",
     "USER_PRESERVED_ATTRIBUTES_KEY",
     "bound_sympy",
     "functorch",
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as USER_PRESERVED_ATTRIBUTES_KEY
     from torch.fx.graph_module import _CodeOnlyModule as CodeOnlyModule
     from torch.utils import _pytree as pytree
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
     from torch.utils._sympy.value_ranges import bound_sympy as bound_sympy
 else:
 

@@ -58,8 +58,10 @@ class Joint:
                 earlier = _earlier_names(node)
                 # What is in a region has the origin of the call, which says nothing of the operator.
                 last = () if prefix else earlier[:1]
-                told = [prefix + one for one in (*last, node.name)]
-                fitting = [(one, overload_name(node)) for one in (before, *told)]
+                # Export names nodes anew by what they call: a product written as linear gets the name that
+                # another linear had. So what a node was called before tells more than what it is called.
+                told = (*last, before) if before == name else (before, *last)
+                fitting = [(one, overload_name(node)) for one in (*told, prefix + node.name)]
                 row = next((rows[one] for one in fitting if one in rows), None)
                 if row is not None:
                     self._rows[name] = row

@@ -1,4 +1,4 @@
-"""How far a quantized model moves by itself where what it quantizes rounds otherwise.
+"""Rounding noise: the distance that a quantized model moves by itself where it rounds otherwise.
 
 A runtime sums in another order than torch, so its floats differ in their last bits. Mostly that is all. But a
 value halfway between two integers becomes the one or the other by such a bit, and is then a whole step off;
@@ -28,7 +28,8 @@ def rounded_otherwise(seed: int) -> Iterator[None]:
         seed: of the changes. torch's own generators stay as they are.
     """
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from torchquilt._internal.torch_private import TorchDispatchMode
 
     generator = torch.Generator().manual_seed(seed)
 

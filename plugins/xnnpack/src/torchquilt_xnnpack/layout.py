@@ -170,7 +170,7 @@ def _apart_from_integers(image: Any) -> Any:
         return image
     largest = torch.finfo(torch.float32).max
     same = image.graph.call_function(ops.edge.aten.hardtanh.default, (image, -largest, largest))
-    same.meta = {**image.meta, _SAYS_LAYOUT: True}
+    same.meta = _meta_like(image)
     return same
 
 
@@ -182,13 +182,23 @@ def _say_behind(node: Any) -> None:
         reader.replace_input_with(node, copy)
 
 
+def _meta_like(image: Any) -> dict[str, Any]:
+    """The facts about a node that a copy of it shares.
+
+    Not where it comes from: the ledger tells how an operator runs, and a copy that the delegate computes in
+    float, maybe in another part, is not that operator.
+    """
+    own = ("from_node", "debug_handle")
+    return {**{key: value for key, value in image.meta.items() if key not in own}, _SAYS_LAYOUT: True}
+
+
 def _copy(image: Any, order: tuple[int, ...]) -> Any:
     import torch
     from executorch.exir.dialects._ops import ops
 
     target = ops.edge.dim_order_ops._to_dim_order_copy.default
     copy = image.graph.call_function(target, (image,), {"dim_order": list(order)})
-    copy.meta = {**image.meta, _SAYS_LAYOUT: True}
+    copy.meta = _meta_like(image)
     layout = torch.channels_last if order == _CHANNELS_LAST else torch.contiguous_format
     value = image.meta["val"]
     with value.fake_mode:
