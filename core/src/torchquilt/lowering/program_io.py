@@ -63,10 +63,21 @@ def with_integer_io(
 
 
 def output_grids(program: ExportedProgram) -> tuple[float | None, ...]:
-    """The scale of each output, None for one that is not dequantized right before it is returned."""
-    nodes = _outputs(program).values()
-    grids = (None if isinstance(node, _Fixed) else _dequantized(node) for node in nodes)
-    return tuple(None if grid is None else grid.scale for grid in grids)
+    """The step of each output, None for one that has none.
+
+    That is the scale of what is dequantized right before it is returned, and 1 for integers that are returned
+    as they were quantized.
+    """
+    return tuple(map(_step, _outputs(program).values()))
+
+
+def _step(output: Any) -> float | None:
+    if isinstance(output, _Fixed):
+        return None
+    if ".quantize_per_" in str(output.target):
+        return 1.0
+    grid = _dequantized(output)
+    return None if grid is None else grid.scale
 
 
 @attrs.frozen
