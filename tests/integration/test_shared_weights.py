@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 import torchquilt as tq
 from strategies import Fn, annotated, calls, export, normal, prepare, quantize, sqnr
+from torchquilt.backend import operators
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -216,7 +217,7 @@ def test_one_weight_used_by_two_backends(strict: bool) -> None:
         "acme",
         (
             tq.SupportRow(
-                tq.OperatorPattern.of(tq.operators.LINEAR),
+                tq.OperatorPattern.of(operators.LINEAR),
                 {"weight": (tq.AllowedSpec("int8", -8, 7, ("per_axis",), symmetric=True, ch_axis=0),)},
             ),
         ),

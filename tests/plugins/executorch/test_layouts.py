@@ -115,6 +115,15 @@ def test_operators_compute_the_same_of_images_in_channels_last(
         assert found[name].is_contiguous(memory_format=CHANNELS_LAST), name
 
 
+def test_a_view_orders_no_memory() -> None:
+    """What is turned by a view alone is returned as the runtime orders it, without another copy."""
+    model = Fn(lambda m, x: m.fc(x).permute(0, 3, 1, 2), fc=nn.Linear(6, 4))
+    x = normal(2, 5, 5, 6)
+    program = tq.lower(converted(model, xnnpack(), x), (x,), verify=True)
+    assert "dim_order_ops::_clone_dim_order.out" not in program.operators
+    assert not program.io.outputs[0].dim_order or program.io.outputs[0].dim_order == (0, 1, 2, 3)
+
+
 def test_expanded_inputs_are_taken() -> None:
     """One number that stands for many, when the model is exported and when it is run."""
     x = normal(3, 1).expand(3, 6)

@@ -32,9 +32,7 @@ def computed_contiguous(program: ExportedProgram) -> ExportedProgram:
         program: it is not changed. Shares its tensors with the result, but those in channels_last.
     """
     nodes = list(_nodes(program))
-    if not any(_in_channels_last(node) for node in nodes) or any(
-        node.target is _BY_STRIDES for node in nodes
-    ):
+    if not any(map(_orders, nodes)) or any(node.target is _BY_STRIDES for node in nodes):
         return program
     graph, copies = copied_graph(program.graph)
     signature = copy.deepcopy(program.graph_signature)
@@ -53,6 +51,12 @@ def computed_contiguous(program: ExportedProgram) -> ExportedProgram:
 def _nodes(program: ExportedProgram) -> Iterator[Node]:
     for region in regions(program.graph_module):
         yield from region.module.graph.nodes
+
+
+def _orders(node: Node) -> bool:
+    """Whether this node gives an image in channels_last, or orders one so. A view orders no memory."""
+    is_given = node.op == "placeholder" and _in_channels_last(node)
+    return is_given or node.kwargs.get("memory_format") is torch.channels_last
 
 
 def _in_channels_last(node: Node) -> bool:
