@@ -1,8 +1,8 @@
 # Everything that a developer runs. Each target makes its own .venv when there is none.
 #
 #   make demo           quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
-#   make test           run all tests but a few that take long                  (TEST_ARGS=...)
-#   make test-long      run those that take long: the demo, the benchmarks, the kit on our own plugins
+#   make test           run the tests that take minutes together                (TEST_ARGS=...)
+#   make test-long      run those that take long: rows and models on the runtime, the demo, the benchmarks, the kit
 #   make test-exhaustive  run 2,000 random graphs and all pairs of rows on the runtime: an hour
 #   make check          ruff, ruff format --check, mypy --strict, import-linter, the words
 #   make bench          what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
@@ -49,7 +49,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 $(TEST_ARGS)
 
 test-long: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 -m long $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "long and not exhaustive" $(TEST_ARGS)
 
 test-exhaustive: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 -m exhaustive $(TEST_ARGS)

@@ -15,6 +15,9 @@ import pytest
 
 from integration.test_installation import PROJECTS, ROOT, Environment, build_wheel, needed_by, run
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 ACME = ROOT / "examples/acme_npu"
 GUIDE = ROOT / "docs/writing-a-plugin.md"
 _MOST_LINES = 150

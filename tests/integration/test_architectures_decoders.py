@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from architectures.behaviours import Behaviours, architectures
 from architectures.decoders import TABLE
+
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
 
 
 @architectures(*TABLE)

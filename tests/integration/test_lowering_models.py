@@ -21,6 +21,9 @@ from strategies import export, sqnr
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 MODELS = {subject.name: subject for subject in SMALL_MODELS}
 MODELS["transformer, static"] = attrs.evolve(MODELS["transformer"], is_dynamic=False)
 WITH_TABLES = frozenset({"transformer", "transformer, static", "decoder"})

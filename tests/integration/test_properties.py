@@ -26,6 +26,9 @@ from torchquilt.graph.node_values import constant_nodes, is_float_tensor, is_ove
 from torchquilt.graph.subgraphs import Region, regions
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 # Eight bits on a signal of an ordinary shape leave noise of a hundredth of it (40 dB). A path of up to eight
 # operators, concatenated with larger tensors and cut out again, has to stay well below the signal. The worst
 # that was met is a fourth power that is bounded to [0, 2] afterwards, on its largest values' grid: 19 dB.

@@ -23,6 +23,9 @@ from torchquilt.observers import Observer
 from torchquilt.pt2e.calibration.checkpoint import load_checkpoint
 from torchquilt.pt2e.observer_points import observed_points
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 #: What each rank does: its shard is a part of twelve batches, as the first argument says. It writes the
 #: digest of its model, or the error that it met.
 PROGRAM = """

@@ -9,6 +9,9 @@ import pytest
 
 from testing.kit import Run, run_kit
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:

@@ -19,6 +19,9 @@ from torchquilt.lowering import Contribution
 from torchquilt_executorch import ExecuTorchTarget
 from torchquilt_executorch.failures import step
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 LIBRARY = torch.library.Library("torchquilt_tests", "DEF")
 LIBRARY.define("twist(Tensor x) -> Tensor")
 LIBRARY.impl("twist", lambda x: x * 2, "CompositeExplicitAutograd")

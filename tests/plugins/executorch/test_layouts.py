@@ -14,6 +14,9 @@ from plugins.executorch.models import converted, xnnpack
 from strategies import Fn, export, normal, sqnr
 from torchquilt.lowering import load
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 CHANNELS_LAST = torch.channels_last
 
 

@@ -18,6 +18,9 @@ from plugins.executorch.models import TOKENS, Encoder, composed, converted
 from strategies import Fn, normal
 from torchquilt_executorch.known_noise import without_known_lines, without_known_records
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 _BEGINNING = """
     import sys
     import torch

@@ -20,6 +20,9 @@ from plugins.executorch.models import converted, xnnpack
 from strategies import Fn, normal
 from torchquilt_executorch.runner import ExecuTorchRunner
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 
 class Diamond(nn.Module):
     """Two branches that meet, one of them behind a layer that both read."""

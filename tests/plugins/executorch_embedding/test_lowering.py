@@ -28,6 +28,9 @@ from torchquilt_executorch_embedding import (
 from torchquilt_executorch_embedding.kernels import pack
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 IDS = torch.tensor([[0, 8, 3, 3, 6], [5, 1, 7, 2, 4]])
 KERNEL = "quantized_decomposed::embedding_byte.out"
 _KERNELS = {8: "byte", 4: "4bit", 2: "2bit"}

@@ -14,6 +14,9 @@ import torchquilt as tq
 from strategies import Fn, export, normal, sqnr
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 ROWS, IMAGE = normal(3, 16), normal(2, 3, 12, 12)
 
 Step = Callable[[torch.Tensor], torch.Tensor]

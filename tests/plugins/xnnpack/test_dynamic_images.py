@@ -23,6 +23,9 @@ from plugins.oracle import outputs_of
 from strategies import Fn, export, name_of, normal, quantize, sqnr
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
 STATIC = get_symmetric_quantization_config(is_per_channel=True)
 LEAST = 60

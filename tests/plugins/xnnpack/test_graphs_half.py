@@ -11,6 +11,9 @@ from torchquilt.testing.graphs import Plan
 from torchquilt.testing.pairs import kinds_of, pairs_of
 from torchquilt.testing.process import Process
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 __all__ = ["process"]  # a fixture
 
 ASKS = (*DYNAMIC, "dynamic_int8_weight_int4")

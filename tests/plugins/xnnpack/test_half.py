@@ -13,6 +13,9 @@ from torch.nn import functional
 import torchquilt as tq
 from strategies import Fn, calls, export, normal, sqnr
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 #: Preset → the type of its weights in the delegate, and decibels between program and Q/DQ model for a layer.
 #: The delegate rounds the scales of groups to bfloat16.
 PRESETS = {

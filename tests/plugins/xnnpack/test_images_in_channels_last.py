@@ -14,6 +14,9 @@ from plugins.oracle import Model
 from plugins.xnnpack.cases import Case, case_of
 from strategies import Fn, normal, sqnr
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 _Operator = tuple[Callable[[Any, torch.Tensor], torch.Tensor], dict[str, Callable[[], nn.Module]]]
 
 OPERATORS: dict[str, _Operator] = {

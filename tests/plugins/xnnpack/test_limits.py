@@ -17,6 +17,9 @@ from strategies import export, normal, prepare, quantize, sqnr
 from torchquilt.lowering.verification import LEAST_SQNR
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 CHANNELS = 4
 IMAGE, SIGNAL, ROWS = (1, CHANNELS, 5, 5), (1, CHANNELS, 9), (3, CHANNELS)
 

@@ -25,6 +25,9 @@ from torchquilt.testing.configs import configs_of
 from torchquilt_xnnpack import SUPPORT
 from torchquilt_xnnpack.specs import GROUP_SIZES
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 # ----------------------------------------------------------------------------------------------------------
 # The smallest model for each row
 # ----------------------------------------------------------------------------------------------------------

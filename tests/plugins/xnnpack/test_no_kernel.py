@@ -19,6 +19,9 @@ from torchquilt import OperatorPattern, SupportTable
 from torchquilt.support.operators import Operand, Operator
 from torchquilt_xnnpack import SUPPORT, XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 IMAGE = normal(1, 4, 8, 8)
 _READS = tuple(Operand("input_activation", position, name) for position, name in enumerate(("self", "other")))
 

@@ -45,7 +45,11 @@ from strategies import Fn, normal, sqnr
 from torchquilt_xnnpack import XNNPACKQuantizer
 
 # A model of which nothing is to be quantized is what some of these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore:Something was asked for in this model")
+#: It takes long: `make test-long` runs it.
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore:Something was asked for in this model"),
+]
 
 
 @attrs.frozen

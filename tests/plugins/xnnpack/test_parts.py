@@ -20,6 +20,9 @@ from strategies import normal, sqnr
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from torchquilt_xnnpack.parts import parts
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 WIDTH = 8
 #: What a program has to agree with the quantized model in, in dB.
 LEAST = 40.0

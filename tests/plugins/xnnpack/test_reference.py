@@ -24,6 +24,9 @@ from strategies import Fn, integer_outputs, normal, prepare, sqnr
 from torchquilt.pt2e.reference import left_in_float
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 
 def conv(outputs: int = 16, kernel: Any = 3, **options: Any) -> nn.Conv2d:
     """A convolution of images with eight channels."""

@@ -20,6 +20,9 @@ from plugins.xnnpack.cases import Case, case_of, in_float, largest_step
 from strategies import export, normal, sqnr
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 IMAGE = (normal(2, 4, 7, 6),)
 ONE_IMAGE = (IMAGE[0][:1],)
 SEQUENCE = (normal(2, 4, 9),)

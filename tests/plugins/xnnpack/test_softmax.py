@@ -14,6 +14,9 @@ import torchquilt as tq
 from strategies import Fn, export, normal, quantize
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 IMAGE = normal(1, 4, 8, 8)
 
 #: What stands in front of the softmax, and behind it.
