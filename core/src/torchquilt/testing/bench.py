@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import attrs
 import pytest
@@ -53,9 +54,19 @@ class Bench:
                 match is not None and not constraint.holds(match)
                 for row in rows
                 for config in configs_of(row)[:1]
-                for match in (trial.judged()[0] for trial in self.surveyed(row, config))
+                for trials in (self.surveyed(row, config), self._largest(row, config))
+                for match in (trial.judged()[0] for trial in trials)
             )
         return self._broken[constraint]
+
+    def _largest(self, row: SupportRow, config: QuantizationConfig) -> Iterator[Trial]:
+        """The plain model of the largest sizes, which are multiples of nothing.
+
+        Sizes are drawn as well, but what is drawn may be even by chance.
+        """
+        sizes = Sizes(lambda _, high: high, group_size(config))
+        for example in islice(examples_of(row.pattern, sizes), 1):
+            yield Trial(row, config, self.subject.cls, example, export(example))
 
     def _examples(self, row: SupportRow, config: QuantizationConfig) -> Iterator[Example]:
         for number, build in enumerate(self.subject.supplied(row.pattern.name)):
