@@ -26,6 +26,7 @@ def both(layer: Callable[[Any, torch.Tensor], torch.Tensor]) -> Callable[..., An
 
 CONV = both(lambda m, x: m.conv(x))
 LINEAR = both(lambda m, x: m.linear(x))
+BUFFER = both(lambda m, x: nn.functional.linear(x, m.weight, m.bias))
 
 
 def model(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -33,7 +34,9 @@ def model(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     if name == "convolution":
         return Fn(CONV, conv=nn.Conv2d(4, 5, 3, padding=1)), normal(1, 4, 6, 6)
-    return Fn(LINEAR, linear=nn.Linear(6, 5)), normal(3, 6)
+    if name == "linear":
+        return Fn(LINEAR, linear=nn.Linear(6, 5)), normal(3, 6)
+    return Fn(BUFFER, weight=nn.Parameter(normal(5, 6)), bias=normal(5, seed=1)), normal(3, 6)
 
 
 def quantizer(asked: tuple[bool, bool]) -> ByFunction:
@@ -57,7 +60,7 @@ def quantizer(asked: tuple[bool, bool]) -> ByFunction:
 
 
 @pytest.mark.parametrize("asked", [(True, True), (False, True), (True, False)], ids=str)
-@pytest.mark.parametrize("name", ["convolution", "linear"])
+@pytest.mark.parametrize("name", ["convolution", "linear", "linear with a buffer"])
 def test_each_reader_gets_the_bias_that_it_needs(name: str, asked: tuple[bool, bool]) -> None:
     """The delegate has a bias once, on the scale of one input; it is right for the other reader, too."""
     module, x = model(name)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 _BIAS = {
     "aten.addmm.default": 0,
     "aten.conv1d.default": 2,
+    "aten.conv1d.padding": 2,
     "aten.conv2d.default": 2,
     "aten.conv2d.padding": 2,
+    "aten.conv_transpose1d.default": 2,
     "aten.conv_transpose2d.input": 2,
     "aten.convolution.default": 2,
     "aten.linear.default": 2,
@@ -50,12 +52,22 @@ def _read_in(program: ExportedProgram) -> Iterator[tuple[Node, Node]]:
     """Each operator with the stored bias that it reads."""
     from torchquilt.backend import overload_name
 
-    stored = program.graph_signature.inputs_to_parameters.keys()
+    stored = _names_of_stored(program)
     for node in program.graph.nodes:
         position = _BIAS.get(overload_name(node))
         bias: Any = node.args[position] if position is not None and len(node.args) > position else None
         if bias is not None and bias.name in stored:
             yield node, bias
+
+
+def _names_of_stored(program: ExportedProgram) -> dict[str, str]:
+    """Input of the graph → the name of the tensor that is stored for it, whatever stores it."""
+    signature = program.graph_signature
+    return {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
 
 
 def _is_shared(bias: Node) -> bool:
@@ -71,7 +83,8 @@ def _give_own(program: ExportedProgram, node: Node, bias: Node) -> None:
     import torch
     from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-    value = program.state_dict[program.graph_signature.inputs_to_parameters[bias.name]]
+    name = _names_of_stored(program)[bias.name]
+    value = program.constants[name] if name in program.constants else program.state_dict[name]
     with program.graph.inserting_after(bias):
         own = program.graph.placeholder(f"{bias.name}_of_{node.name}")
     own.meta = copy.copy(bias.meta)
