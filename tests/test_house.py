@@ -61,7 +61,7 @@ def test_a_plugin_imports_the_public_face_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["docs/writing-a-plugin.md", "CONTRIBUTING.md"])
 def test_the_docs_for_authors_import_the_public_face_alone(page: str) -> None:
-    """What is shown to be copied imports what a plugin may import."""
+    """Code that docs and examples show to be copied imports only what a plugin may import."""
     text = (ROOT / page).read_text(encoding="utf-8")
     shown = set(re.findall(r"^ *from (torchquilt(?:\.\w+)*) import ", text, re.M))
     assert shown

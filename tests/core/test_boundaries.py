@@ -41,7 +41,7 @@ def test_a_tensor_that_is_quantized_anew_is_a_boundary() -> None:
 
 
 def test_two_backends_with_one_grid_have_no_boundary() -> None:
-    """Where both ask for the same integers nothing is requantized, whichever quantizer made it."""
+    """Nothing is requantized between two that ask for the same integers, whichever quantizer did."""
     model = Fn(lambda self, x: self.two(torch.tanh(x)), two=nn.Linear(6, 6))
     activation = STATIC.input_activation
     assert (

@@ -124,7 +124,7 @@ def linears_in_float(model: GraphModule) -> list[str]:
 def test_every_linear_in_every_subgraph_is_quantized(
     kind: str, config: tq.QuantizationConfig, strict: bool, tmp_path: Path
 ) -> None:
-    """Whatever the control flow and the export, subgraphs are quantized, run, and are saved and loaded."""
+    """Subgraphs of any control flow, exported in any way, are quantized, run, saved and loaded."""
     exported = export(module(kind), X, strict=strict)
     _, quantized = through_the_flow(exported, config)
     assert len([node for node in nodes_of(quantized) if "linear" in str(node.target)]) >= 1

@@ -425,7 +425,7 @@ def _fails(pairs: Any) -> Any:
     ids=["raises", "a number", "numbers", "too many"],
 )
 def test_a_function_that_derives_parameters_wrongly_is_named_by_its_place(function: Any) -> None:
-    """What it raised, or the error from what it returned, is the cause."""
+    """The cause is the error that it raised, or the one that its answer led to."""
 
     def decide(node: Node) -> Annotation | None:
         if "linear" not in str(node.target):

@@ -74,7 +74,7 @@ OF_THE_REFERENCE: frozenset[str] = frozenset(
 
 
 def test_a_code_of_a_plugin_is_the_most_telling() -> None:
-    """What a plugin says in a code of its own is more particular than any reason of the core."""
+    """A code of a plugin's own is more particular than any reason of the core."""
     assert reason_of("acme_is_full") is None
     assert rank_of("acme_is_full") > max(
         rank_of(reason.code) for reason in REASONS if reason.rank is not None

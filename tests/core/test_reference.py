@@ -402,7 +402,7 @@ def test_input_with_one_dynamic_scale(make: Callable[[], nn.Module], output: Any
 
 
 def test_static_input_with_a_float_output() -> None:
-    """Where the output is not quantized, the accumulator is scaled to float."""
+    """The accumulator is scaled to float if the output is not quantized."""
 
     def decide(node: Node) -> tq.QuantizationAnnotation | None:
         is_linear = "linear" in str(node.target)

@@ -381,9 +381,7 @@ def test_a_backend_that_finds_nothing_to_do_is_no_error(
 def test_a_backend_alone_that_finds_nothing_to_do_is_an_error(
     image_model: torch.export.ExportedProgram,
 ) -> None:
-    """Where nothing at all is quantized, each rule that asked is an error, with what the table would have
-    taken.
-    """
+    """Each rule of a model of which nothing is quantized is an error, with what the table would take."""
     error = refused(image_model, ExecuTorchEmbeddingQuantizer())
     assert "aten.conv2d.default, aten.max_pool2d.default" in str(error.got)
 

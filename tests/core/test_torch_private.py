@@ -38,7 +38,7 @@ def is_private(name: str) -> bool:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_no_other_module_reaches_into_torch(path: Path) -> None:
-    """What is private in torch is imported through the one module."""
+    """Private modules of torch are imported through the one module."""
     if path.name == "torch_private.py":
         return
     assert {name for name in imported(path) if is_private(name)} <= {DIALECT}

@@ -221,7 +221,7 @@ def test_shards_that_do_not_belong_together_are_refused(
 def test_a_batch_that_the_model_cannot_take_is_told_with_its_file(
     run: Run, files: Files, tmp_path: Path
 ) -> None:
-    """Which file it is, and what the model said of it; what was at the path of the output stays."""
+    """The error names the file and the model's own words; the file at the path of the output stays."""
     folder, out = Path(shutil.copytree(files.folder, tmp_path / "data")), tmp_path / "out.pt2"
     np.savez(folder / "2.npz", x=normal(3, 16).numpy(), ids=np.array([0, 99, 0]))
     out.write_bytes(b"what was there")

@@ -119,7 +119,7 @@ def test_operators_compute_the_same_of_images_in_channels_last(
 
 
 def test_a_view_orders_no_memory() -> None:
-    """What is turned by a view alone is returned as the runtime orders it, without another copy."""
+    """A result that only a view turned is returned as the runtime orders it, without another copy."""
     model = Fn(lambda m, x: m.fc(x).permute(0, 3, 1, 2), fc=nn.Linear(6, 4))
     x = normal(2, 5, 5, 6)
     program = tq.lower(converted(model, xnnpack(), x), (x,), verify=True)

@@ -58,7 +58,7 @@ class Steps(nn.Module):
         self.steps = steps
 
     def forward(self, x: torch.Tensor) -> Any:
-        """What the layer returns, and all that has no readers."""
+        """The result of the layer, and all that has no readers."""
         return self.behind(self.layer(x), x)
 
     def behind(self, y: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:

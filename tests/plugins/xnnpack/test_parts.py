@@ -50,7 +50,7 @@ def graph_of(drawn: Drawn) -> tuple[Graph, list[list[Node]]]:
 
 
 def joined(graph: Graph, groups: Iterable[Iterable[Node]]) -> networkx.DiGraph:
-    """What reads what, where each group is one; the groups are those with numbers."""
+    """Readers of each group and node; a group is known by its number."""
     group_of = {node: number for number, group in enumerate(groups) for node in group}
     found = networkx.DiGraph()
     found.add_nodes_from(group_of.get(node, node) for node in graph.nodes)

@@ -57,7 +57,7 @@ def test_images_that_come_channels_last_are_no_other() -> None:
 
 
 def test_nothing_is_put_in_front_of_other_softmaxes() -> None:
-    """What is computed from views is contiguous, as the scores of an attention are."""
+    """Results computed from views are contiguous, as the scores of an attention are."""
     module = Fn(lambda m, x: torch.softmax(m.fc(x).view(1, 8, 4, 2), -1), fc=nn.Linear(8, 8))
     program = tq.lower(export(module, normal(8, 8)), backends=["xnnpack"])
     assert not any(kernel.name == "StaticTranspose" for kernel in program.kernels)
