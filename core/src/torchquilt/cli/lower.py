@@ -23,7 +23,7 @@ class Request:
     """Request of a command line, checked as far as possible without loading anything."""
 
     model: Path
-    target: str
+    target: str | None
     output: Path
     backends: tuple[str, ...]
     data: Path | None
@@ -48,10 +48,9 @@ class Request:
 @model_argument
 @click.option(
     "--target",
-    default="executorch",
-    show_default=True,
     metavar="NAME",
-    help="The lowering target; `plugins list` has those that are installed.",
+    help="The lowering target; `plugins list` has those that are installed. By default the one that each "
+    "backend of the model names.",
 )
 @click.option(
     "-o",
@@ -110,7 +109,7 @@ def lower(**options: Any) -> int:
     program = lowered_by(
         model,
         _example(model, request),
-        request.target,
+        target=request.target,
         backends=request.backends or None,
         io_dtype=_dtype(request.io_dtype),
         verify=_asked(request),

@@ -2,11 +2,12 @@
 
 ``target`` is the contract between a lowering target and the backends that contribute to it. ``program_facts``
 and ``program`` are what a user gets, ``report`` writes that as JSON, ``calling`` checks inputs.
-``quantized_source`` finds the program, ledger and backends of a model, ``region_inlining`` writes regions
-into the graph around them, ``float_marks`` marks operators that stay in float, ``program_io`` takes quantize
-and dequantize off inputs and outputs, ``stored_io`` reads these off the stored program, ``ledger_join`` joins
-the ledger with where each operator runs, ``verification`` compares outputs; ``lower_program`` runs these
-steps in order. Importing this package does not import torch.
+``quantized_source`` finds the program, ledger and backends of a model, ``target_choice`` the target that
+these backends name, ``region_inlining`` writes regions into the graph around them, ``float_marks`` marks
+operators that stay in float, ``program_io`` takes quantize and dequantize off inputs and outputs,
+``stored_io`` reads these off the stored program, ``ledger_join`` joins the ledger with where each operator
+runs, ``verification`` compares outputs; ``lower_program`` runs these steps in order. Importing this package
+does not import torch.
 """
 
 from torchquilt.lowering.float_marks import stays_in_float

@@ -21,9 +21,10 @@ from torchquilt.errors import (
 from torchquilt.lowering.program import LoweredProgram, with_report
 from torchquilt.lowering.program_facts import Verification
 from torchquilt.lowering.quantized_source import Source, source_of
-from torchquilt.lowering.report import report_path
+from torchquilt.lowering.report import ProgramReport, report_path
 from torchquilt.lowering.stored_io import as_stored, narrowed, ports_of
 from torchquilt.lowering.target import Contribution, Lowered, Runner, Target, TryingTarget
+from torchquilt.lowering.target_choice import target_of
 from torchquilt.plugins import registry
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ _NOT_REFUSED = (MissingRuntimeError, ProgramInputError)
 def lower(
     quantized: GraphModule | ExportedProgram | Artifact,
     example_inputs: object = None,
-    target: str = "executorch",
     *,
+    target: str | None = None,
     dynamic_shapes: Any = None,
     backends: Iterable[str] | None = None,
     io_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
@@ -58,7 +59,7 @@ def lower(
             ExportedProgram.
         example_inputs: one batch as for :func:`torchquilt.calibrate`. Needed for a GraphModule, which has to
             be exported again, and to verify.
-        target: name of an installed lowering target.
+        target: name of an installed lowering target. By default the one that each backend of the model names.
         dynamic_shapes: for a GraphModule, as for ``torch.export.export``. By default the dimensions that were
             dynamic when the model was exported stay so.
         backends: names of the backends whose contributions are used, the first one to take an operator first.
@@ -91,9 +92,14 @@ def lower(
     from torchquilt.lowering.program_io import with_integer_io
     from torchquilt.lowering.region_inlining import inlined
 
-    runtime: Target = registry.target(target)
+    # One that is named is loaded before the model is exported again, which takes its time.
+    runtime: Target | None = None if target is None else registry.target(target)
     source = source_of(quantized, example_inputs, dynamic_shapes)
-    contributions = _contributions(source, target, backends)
+    names = _backends_of(source, backends)
+    if target is None or runtime is None:
+        target = target_of(names)
+        runtime = registry.target(target)
+    contributions = {name: _contribution(name, target) for name in names}
     flat = inlined(source.program)
     program, ports = with_integer_io(flat.program, io_dtype)
     joint = Joint(program, source.ledger, flat.earlier)
@@ -169,7 +175,7 @@ def _check_is_taken(lowered: Lowered, joint: Joint) -> None:
 
 
 @default_global_state()
-def load(path: str | os.PathLike[str], target: str = "executorch") -> LoweredProgram:
+def load(path: str | os.PathLike[str], target: str | None = None) -> LoweredProgram:
     """Read a program that was saved, to look at it and to run it.
 
     What :meth:`LoweredProgram.save` wrote beside it is read, too, if it is there and about this program.
@@ -177,17 +183,23 @@ def load(path: str | os.PathLike[str], target: str = "executorch") -> LoweredPro
 
     Args:
         path: the file.
-        target: name of the installed lowering target that knows such programs.
+        target: name of the installed lowering target that knows such programs. By default the one that the
+            report beside it names, or the one that is installed.
 
     Raises:
+        LoweringError: no target is named, there is no report, and not just one target is installed.
         ProgramError: the file is damaged, cut off, or something else. Nothing of it has been run then.
         ModelError: the report beside it is about another program, or is damaged.
         PluginNotFoundError, PluginLoadError: the target is not installed, or does not load.
         OSError: the file cannot be opened.
     """
     path = Path(path)
-    runtime: Target = registry.target(target)
     buffer = path.read_bytes()
+    file = report_path(path)
+    report = ProgramReport.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if target is None:
+        target = report.target if report else target_of(())
+    runtime: Target = registry.target(target)
     try:
         runner: Runner = runtime.open(buffer, _libraries(_installed_contributions(target)))
     except ProgramError as error:
@@ -202,8 +214,7 @@ def load(path: str | os.PathLike[str], target: str = "executorch") -> LoweredPro
         operators=runner.operators,
         runner=runner,
     )
-    report = report_path(path)
-    return with_report(found, report.read_text(encoding="utf-8")) if report.is_file() else found
+    return found if report is None else with_report(found, report)
 
 
 def _warn_of_sizes(dimensions: list[str], reasons: tuple[str, ...]) -> None:
@@ -218,11 +229,11 @@ def _warn_of_sizes(dimensions: list[str], reasons: tuple[str, ...]) -> None:
         )
 
 
-def _contributions(source: Source, target: str, backends: Iterable[str] | None) -> dict[str, Contribution]:
-    """Contributions of the backends to a target, in their order.
+def _backends_of(source: Source, backends: Iterable[str] | None) -> tuple[str, ...]:
+    """Names of the backends whose contributions are used, in their order.
 
     Raises:
-        LoweringError: it is not known which, or one has nothing for this target.
+        LoweringError: nothing says which.
     """
     if backends is None and source.backends is None:
         raise LoweringError(
@@ -234,7 +245,7 @@ def _contributions(source: Source, target: str, backends: Iterable[str] | None) 
     installed = {backend.name for backend in _listed()}
     # A quantizer of the user's own, which is no plugin, gives nothing.
     names = [name for name in source.backends or () if name in installed] if backends is None else [*backends]
-    return {name: _contribution(name, target) for name in dict.fromkeys(names)}
+    return tuple(dict.fromkeys(names))
 
 
 def _contribution(backend: str, target: str) -> Contribution:

@@ -171,16 +171,15 @@ def read_report(path: Path) -> LoweredProgram:
         OSError: a file cannot be read.
     """
     nothing = LoweredProgram("", (), path.read_bytes(), Ports((), ()), (), ())
-    return with_report(nothing, report_path(path).read_text(encoding="utf-8"))
+    return with_report(nothing, ProgramReport.from_json(report_path(path).read_text(encoding="utf-8")))
 
 
-def with_report(program: LoweredProgram, text: str) -> LoweredProgram:
-    """The program with everything that a report says of it.
+def with_report(program: LoweredProgram, report: ProgramReport) -> LoweredProgram:
+    """The program with everything that its report says of it.
 
     Raises:
-        ModelError: the text is no report, or that of another program.
+        ModelError: it is the report of another program.
     """
-    report = ProgramReport.from_json(text)
     if report.sha256 != (found := _digest(program)):
         raise ModelError(
             "This report is about another program.",

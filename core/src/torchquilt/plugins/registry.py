@@ -58,6 +58,7 @@ __all__ = [
     "quantizer_class",
     "target",
     "targets",
+    "targets_of",
 ]
 
 
@@ -156,6 +157,19 @@ def target(name: str, *, distribution: str | None = None) -> Any:
     """
     plugin, _, reference = _asked_for(name, distribution, "target")
     return _load_class(plugin, reference)()
+
+
+def targets_of(name: str) -> tuple[str, ...]:
+    """Names of the targets that a backend says it can be lowered to, installed or not.
+
+    Args:
+        name: of the backend, as for :func:`quantizer`.
+
+    Raises:
+        As :func:`quantizer`, where the preset plays no part.
+    """
+    _, manifest, _ = _asked_for(name, None, "backend")
+    return manifest.targets
 
 
 def contribution(name: str, target: str) -> Any:
