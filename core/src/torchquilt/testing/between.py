@@ -337,7 +337,7 @@ def differences(subject: Subject, target: str, operators: Operators) -> Iterator
         prepared = prepare_pt2e(exported, quantizer, activation_observer="minmax", strict=False)
     quantized = convert_pt2e(calibrate(prepared, [inputs]))
     try:
-        program = lower(quantized, inputs, target, backends=[subject.name], verify=False)
+        program = lower(quantized, inputs, target=target, backends=[subject.name], verify=False)
     except LoweringError:
         for half in operators.halves():
             yield from differences(subject, target, half)

@@ -35,7 +35,7 @@ def installed_lowerings(subject: Subject) -> dict[str, Lowering]:
 def _lowering(target: str, subject: Subject) -> Lowering:
     def run(quantized: GraphModule, inputs: tuple[Any, ...]) -> Any:
         # The kit compares outputs itself, with the bound of the row.
-        program = lower(quantized, inputs, target, backends=[subject.name], verify=False)
+        program = lower(quantized, inputs, target=target, backends=[subject.name], verify=False)
         _check_runs_as_integers(program, subject.cls.__name__)
         _check_ledger(program)
         return program.run(*inputs)
