@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import attrs
-from attrs import validators
 
+from torchquilt._internal.json_values import NOT_SUCH_VALUES, from_document, from_plain, parsed, to_plain
 from torchquilt._internal.text_tables import Listing, counted
 from torchquilt.errors import ArtifactError
 from torchquilt.ledger.ledger import Ledger
@@ -22,16 +22,6 @@ from torchquilt.ledger.ledger import Ledger
 JSON_SCHEMA = 1
 
 _T = TypeVar("_T")
-
-_text = validators.instance_of(str)
-_whole = validators.instance_of(int)
-_maybe_text = validators.optional(_text)
-_maybe_whole = validators.optional(_whole)
-_number_or_name = validators.optional(validators.instance_of((int, float, str)))
-
-
-def _tuple_of(kind: type) -> Any:
-    return validators.deep_iterable(validators.instance_of(kind), validators.instance_of(tuple))
 
 
 @attrs.frozen
@@ -44,18 +34,18 @@ class Plugin:
             (a quantizer of the user's own).
     """
 
-    backend: str = attrs.field(validator=_text)
-    distribution: str | None = attrs.field(default=None, validator=_maybe_text)
-    version: str | None = attrs.field(default=None, validator=_maybe_text)
+    backend: str
+    distribution: str | None = None
+    version: str | None = None
 
 
 @attrs.frozen
 class Entry:
     """One entry of the archive: its name below the root folder, its size in bytes, its digest."""
 
-    name: str = attrs.field(validator=_text)
-    nbytes: int = attrs.field(validator=_whole)
-    sha256: str = attrs.field(validator=_text)
+    name: str
+    nbytes: int
+    sha256: str
 
 
 @attrs.frozen
@@ -72,12 +62,12 @@ class StoredTensor:
         entry: the entry of the archive that holds it; tensors that share memory share an entry.
     """
 
-    name: str = attrs.field(validator=_text)
-    role: str = attrs.field(validator=_text)
-    dtype: str = attrs.field(validator=_text)
-    shape: tuple[int, ...] = attrs.field(validator=_tuple_of(int))
-    sha256: str = attrs.field(validator=_text)
-    entry: str = attrs.field(default="", validator=_text)
+    name: str
+    role: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    entry: str = ""
 
 
 @attrs.frozen
@@ -96,25 +86,25 @@ class QuantizedTensor:
             None where the program computes them.
     """
 
-    name: str = attrs.field(validator=_text)
-    kind: str = attrs.field(validator=_text)
-    module: str = attrs.field(validator=_text)
-    dtype: str = attrs.field(validator=_text)
-    quant_min: int = attrs.field(validator=_whole)
-    quant_max: int = attrs.field(validator=_whole)
-    granularity: str = attrs.field(validator=_text)
-    axis: int | None = attrs.field(default=None, validator=_maybe_whole)
-    group_size: int | None = attrs.field(default=None, validator=_maybe_whole)
-    scale: float | str | None = attrs.field(default=None, validator=_number_or_name)
-    zero_point: float | str | None = attrs.field(default=None, validator=_number_or_name)
+    name: str
+    kind: str
+    module: str
+    dtype: str
+    quant_min: int
+    quant_max: int
+    granularity: str
+    axis: int | None = None
+    group_size: int | None = None
+    scale: float | str | None = None
+    zero_point: float | str | None = None
 
 
 @attrs.frozen
 class OperatorCount:
     """Number of calls of an operator in a program."""
 
-    operator: str = attrs.field(validator=_text)
-    count: int = attrs.field(validator=_whole)
+    operator: str
+    count: int
 
 
 @attrs.frozen(repr=False)
@@ -135,17 +125,17 @@ class Lock:
         entries: each entry of the archive but the lock.
     """
 
-    torchquilt: str = attrs.field(validator=_text)
-    torch: str = attrs.field(validator=_text)
-    plugins: tuple[Plugin, ...] = attrs.field(validator=_tuple_of(Plugin))
-    quantizer: str | None = attrs.field(validator=_maybe_text)
-    recipe: str | None = attrs.field(repr=False, validator=_maybe_text)
-    capabilities: str | None = attrs.field(validator=_maybe_text)
-    ledger_json: str | None = attrs.field(repr=False, validator=_maybe_text)
-    quantized: tuple[QuantizedTensor, ...] = attrs.field(validator=_tuple_of(QuantizedTensor))
-    tensors: tuple[StoredTensor, ...] = attrs.field(validator=_tuple_of(StoredTensor))
-    operators: tuple[OperatorCount, ...] = attrs.field(validator=_tuple_of(OperatorCount))
-    entries: tuple[Entry, ...] = attrs.field(validator=_tuple_of(Entry))
+    torchquilt: str
+    torch: str
+    plugins: tuple[Plugin, ...]
+    quantizer: str | None
+    recipe: str | None = attrs.field(repr=False)
+    capabilities: str | None
+    ledger_json: str | None = attrs.field(repr=False)
+    quantized: tuple[QuantizedTensor, ...]
+    tensors: tuple[StoredTensor, ...]
+    operators: tuple[OperatorCount, ...]
+    entries: tuple[Entry, ...]
 
     @property
     def ledger(self) -> Ledger | None:
@@ -177,8 +167,12 @@ class Lock:
 
     def to_json(self) -> str:
         """The lock as JSON text, with a schema version and its own digest."""
+        return json.dumps(self.to_plain(), indent=1)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The same as dicts, lists, texts and numbers."""
         content = self._content()
-        return json.dumps({**content, "sha256": _digest(content)}, indent=1)
+        return {**content, "sha256": _digest(content)}
 
     @classmethod
     def from_json(cls, text: str) -> Lock:
@@ -187,56 +181,40 @@ class Lock:
         Raises:
             ArtifactError: the text is no lock, is of another schema version, or was changed.
         """
-        try:
-            data = json.loads(text)
-            schema, written = data.pop("schema"), data.pop("sha256")
-            found = _digest({"schema": schema, **data})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ArtifactError(
-                "This is not JSON of a lock.", got=f"{type(error).__name__}: {error}"
-            ) from error
-        if schema != JSON_SCHEMA:
-            raise ArtifactError(
-                "This lock is of another schema version.",
-                expected=JSON_SCHEMA,
-                got=schema,
-                remedy="read it with the torchquilt that wrote it",
-            )
-        if found != written:
-            raise ArtifactError(
-                "The lock was changed after it was written: its content does not have its digest.",
-                expected=f"sha256 {written}",
-                got=f"sha256 {found}",
-                remedy="get the file again from where it was saved",
-            )
-        try:
-            return cls(**{name: _field(name, value) for name, value in data.items()})
-        except (TypeError, ValueError, AttributeError) as error:
-            # attrs says the rest of it in further arguments, with the whole definition of the field.
-            raise ArtifactError(
-                "The lock does not have the fields that a lock has.",
-                expected=", ".join(attribute.name for attribute in attrs.fields(cls)),
-                got=str(error.args[0]) if error.args else type(error).__name__,
-            ) from error
+        return cls.from_plain(parsed(text, "a lock", ArtifactError))
+
+    @classmethod
+    def from_plain(cls, data: object) -> Lock:
+        """The inverse of :meth:`to_plain`.
+
+        Raises:
+            ArtifactError: as for :meth:`from_json`.
+        """
+        return from_document(data, JSON_SCHEMA, "a lock", ArtifactError, _lock_from)
 
     def _content(self) -> dict[str, Any]:
-        return {"schema": JSON_SCHEMA, **attrs.asdict(self)}
+        return {"schema": JSON_SCHEMA, **to_plain(self)}
 
 
-def _field(name: str, value: Any) -> Any:
-    """A field of a lock from JSON, whose lists become tuples of values again."""
-    kinds: dict[str, type] = {
-        "plugins": Plugin,
-        "quantized": QuantizedTensor,
-        "tensors": StoredTensor,
-        "operators": OperatorCount,
-        "entries": Entry,
-    }
-    if name not in kinds:
-        return value
-    return tuple(
-        kinds[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in value
-    )
+def _lock_from(data: dict[str, Any]) -> Lock:
+    """A lock from JSON, whose digest is checked first."""
+    content = dict(data)
+    written, found = content.pop("sha256"), _digest({"schema": JSON_SCHEMA, **content})
+    if found != written:
+        raise ArtifactError(
+            "The lock was changed after it was written: its content does not have its digest.",
+            expected=f"sha256 {written}",
+            got=f"sha256 {found}",
+            remedy="get the file again from where it was saved",
+        )
+    try:
+        return from_plain(Lock, content)
+    except NOT_SUCH_VALUES as error:
+        raise ArtifactError(
+            "The lock does not have the fields that a lock has.",
+            expected=", ".join(attribute.name for attribute in attrs.fields(Lock)),
+            got=f"{type(error).__name__}: {error}",
+        ) from error
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -292,7 +270,7 @@ class LockDiff:
 
     def to_json(self) -> str:
         """The changes as JSON text, with a schema version."""
-        return json.dumps({"schema": JSON_SCHEMA, **attrs.asdict(self)}, indent=1)
+        return json.dumps({"schema": JSON_SCHEMA, **to_plain(self)}, indent=1)
 
 
 def diff(before: Lock, after: Lock) -> LockDiff:

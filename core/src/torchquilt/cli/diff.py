@@ -63,9 +63,9 @@ def _read(path: Path) -> tuple[str, Any]:
     except ValueError:
         data = {}
     if "lock" in data:
-        return "lock", Lock.from_json(json.dumps(data["lock"]))
+        return "lock", Lock.from_plain(data["lock"])
     if "boundaries" in data:
-        return "ledger", Ledger.from_json(text)
+        return "ledger", Ledger.from_plain(data)
     if "rows" in data:
         return "capabilities", Capabilities.from_json(text)
     raise ArtifactError(

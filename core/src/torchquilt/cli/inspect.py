@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +38,7 @@ def inspect(file: Path, as_json: bool) -> int:
     if is_reported(file):
         program = read_report(file)
         if as_json:
-            write_json(json.loads(program.to_json()))
+            write_json(program.to_plain())
         else:
             show_program(file, program)
         return OK
@@ -55,8 +54,8 @@ def inspect(file: Path, as_json: bool) -> int:
                 "nbytes": file.stat().st_size,
                 "bytes_by_dtype": lock.bytes_by_dtype,
                 "share": None if ledger is None else share_of(ledger),
-                "ledger": None if ledger is None else json.loads(ledger.to_json()),
-                "lock": json.loads(lock.to_json()),
+                "ledger": None if ledger is None else ledger.to_plain(),
+                "lock": lock.to_plain(),
             }
         )
     else:

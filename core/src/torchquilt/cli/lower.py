@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +116,7 @@ def lower(**options: Any) -> int:
     )
     program.save(request.output)
     if request.as_json:
-        write_json({"file": str(request.output), **json.loads(program.to_json())})
+        write_json({"file": str(request.output), **program.to_plain()})
     else:
         show_program(request.output, program)
     return OK

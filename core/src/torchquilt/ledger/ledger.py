@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 import attrs
 
+from torchquilt._internal.json_values import from_document, from_plain, parsed, to_plain
 from torchquilt._internal.text_tables import Listing, counted, html_folded, html_list, html_table
 from torchquilt.errors import LedgerError, ModelError, did_you_mean
-from torchquilt.ledger.lowering_status import LoweringStatus, lowered_lines
-from torchquilt.ledger.rows import Boundary, Caution, Change, Reason, Row, Share, Tensor
+from torchquilt.ledger.lowering_status import lowered_lines
+from torchquilt.ledger.rows import Boundary, Caution, Change, Row, Share
 
 #: Version of the JSON that :meth:`Ledger.to_json` writes.
 JSON_SCHEMA = 1
@@ -144,10 +144,7 @@ class Ledger:
 
     def to_plain(self) -> dict[str, Any]:
         """The same as dicts, lists, texts and numbers."""
-        plain: dict[str, Any] = json.loads(
-            json.dumps({"schema": JSON_SCHEMA, **_fields(self)}, default=_fields)
-        )
-        return plain
+        return {"schema": JSON_SCHEMA, **to_plain(self)}
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
@@ -156,27 +153,16 @@ class Ledger:
         Raises:
             ModelError: the text is no ledger, or one of another schema version.
         """
-        try:
-            data = json.loads(text)
-            if data["schema"] != JSON_SCHEMA:
-                raise ModelError(
-                    "This ledger is of another schema version.",
-                    expected=JSON_SCHEMA,
-                    got=data["schema"],
-                    remedy="read it with the torchquilt that wrote it",
-                )
-            return cls(
-                tuple(_row_from(row) for row in data["rows"]),
-                tuple(Boundary(**boundary) for boundary in data["boundaries"]),
-                tuple(data["problems"]),
-                tuple(Caution(**caution) for caution in data.get("warnings", ())),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ModelError):
-                raise
-            raise ModelError(
-                "This is not JSON of a ledger.", got=f"{type(error).__name__}: {error}"
-            ) from error
+        return cls.from_plain(parsed(text, "a ledger", ModelError))
+
+    @classmethod
+    def from_plain(cls, data: object) -> Ledger:
+        """The inverse of :meth:`to_plain`.
+
+        Raises:
+            ModelError: as for :meth:`from_json`.
+        """
+        return from_document(data, JSON_SCHEMA, "a ledger", ModelError, _ledger_from)
 
     def __repr__(self) -> str:
         taken = len(self.quantized)
@@ -277,29 +263,18 @@ def _decision(row: Row | None) -> str:
     return f"{row.quantizer} {row.pattern}" + (f" ({specs})" if specs else "")
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    """Fields of a value of ours, by name."""
-    return {name: getattr(value, name) for name in _names_of_fields(value.__class__)}
-
-
-@cache
-def _names_of_fields(kind: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in attrs.fields(kind))
-
-
 #: Reason codes as ledgers have them that torchquilt 0.1.0 wrote → as they are called now.
 _NEW_CODES = {"not_worth_it": "not_profitable", "body_not_entered": "subgraph_not_entered"}
 
 
-def _row_from(data: dict[str, Any]) -> Row:
-    values = dict(data)
-    values["tensors"] = tuple(Tensor(**tensor) for tensor in data["tensors"])
-    values["reasons"] = tuple(
-        Reason(**{**reason, "code": _NEW_CODES.get(reason["code"], reason["code"])})
-        for reason in data["reasons"]
-    )
-    values["parameters"] = tuple((name, size) for name, size in data["parameters"])
-    values["written_as"] = tuple((node, op) for node, op in data.get("written_as", ()))
-    status = data.get("lowered")
-    values["lowered"] = None if status is None else LoweringStatus(**status)
-    return Row(**values)
+def _ledger_from(data: dict[str, Any]) -> Ledger:
+    known = {field.name: data[field.name] for field in attrs.fields(Ledger) if field.name in data}
+    found = from_plain(Ledger, known)
+    return attrs.evolve(found, rows=tuple(map(_with_new_codes, found.rows)))
+
+
+def _with_new_codes(row: Row) -> Row:
+    if not any(reason.code in _NEW_CODES for reason in row.reasons):
+        return row
+    renamed = (attrs.evolve(one, code=_NEW_CODES.get(one.code, one.code)) for one in row.reasons)
+    return attrs.evolve(row, reasons=tuple(renamed))

@@ -141,6 +141,10 @@ class LoweredProgram:
         """All but the program itself as JSON text, with a schema version and the digest of the program."""
         return self._report().to_json()
 
+    def to_plain(self) -> dict[str, Any]:
+        """The same as dicts, lists, texts and numbers."""
+        return self._report().to_plain()
+
     def _report(self) -> ProgramReport:
         """Everything about it but the program itself."""
         return ProgramReport(

@@ -5,7 +5,6 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +94,6 @@ def _with_record(program: ExportedProgram, record: object) -> Source:
     ledger, backends = record.get("ledger"), record.get("backends") or ()
     return Source(
         program,
-        None if ledger is None else Ledger.from_json(json.dumps(ledger)),
+        None if ledger is None else Ledger.from_plain(ledger),
         tuple(map(str, backends)) if isinstance(backends, Sequence) else (),
     )

@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from torchquilt._internal.json_values import from_document, from_plain, parsed, to_plain
 from torchquilt._internal.text_tables import counted
 from torchquilt.errors import ModelError
 from torchquilt.ledger.ledger import Ledger
-from torchquilt.lowering.program_facts import (
-    Agreement,
-    Dimension,
-    Leftover,
-    Placed,
-    Port,
-    Ports,
-    Verification,
-)
+from torchquilt.lowering.program_facts import Leftover, Placed, Ports, Verification
 from torchquilt.lowering.target import Kernel
 
 #: What is added to the name of a program for the file beside it that says what is in it.
@@ -41,8 +35,8 @@ class ProgramReport:
     Args:
         sha256: digest of the program.
         nbytes: its size.
-        target, backends, io, delegates, operators, ledger, operations, kernels, leftovers, float_islands,
-            verification: as for :class:`torchquilt.LoweredProgram`.
+        target, backends, io, delegates, operators, operations, kernels, leftovers, float_islands,
+            verification, ledger: as for :class:`torchquilt.LoweredProgram`.
     """
 
     sha256: str
@@ -52,36 +46,25 @@ class ProgramReport:
     io: Ports
     delegates: tuple[str, ...]
     operators: tuple[str, ...]
-    ledger: Ledger | None
     operations: tuple[Placed, ...]
     kernels: tuple[Kernel, ...]
     leftovers: tuple[Leftover, ...]
     float_islands: tuple[tuple[str, ...], ...]
     verification: Verification | None
+    ledger: Ledger | None
 
     def to_json(self) -> str:
         """The report as JSON text, with a schema version."""
-        checked = self.verification
-        return json.dumps(
-            {
-                "schema": JSON_SCHEMA,
-                "sha256": self.sha256,
-                "nbytes": self.nbytes,
-                "target": self.target,
-                "backends": [*self.backends],
-                "io": attrs.asdict(self.io),
-                "delegates": [*self.delegates],
-                "operators": [*self.operators],
-                "operations": [attrs.asdict(one) for one in self.operations],
-                "kernels": [attrs.asdict(kernel) for kernel in self.kernels],
-                "leftovers": [attrs.asdict(one) for one in self.leftovers],
-                "float_islands": [[*island] for island in self.float_islands],
-                "verification": None if checked is None else plain_verification(checked),
-                "ledger": None if self.ledger is None else self.ledger.to_plain(),
-            },
-            indent=1,
-            allow_nan=False,
-        )
+        return json.dumps(self.to_plain(), indent=1, allow_nan=False)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The same as dicts, lists, texts and numbers."""
+        plain = {"schema": JSON_SCHEMA, **to_plain(self)}
+        return {
+            **plain,
+            "verification": _without_infinity(plain["verification"]),
+            "ledger": None if self.ledger is None else self.ledger.to_plain(),
+        }
 
     @classmethod
     def from_json(cls, text: str) -> ProgramReport:
@@ -90,22 +73,8 @@ class ProgramReport:
         Raises:
             ModelError: the text is no report, or one of another schema version.
         """
-        try:
-            data = json.loads(text)
-            if data["schema"] != JSON_SCHEMA:
-                raise ModelError(
-                    "This report is of another schema version.",
-                    expected=JSON_SCHEMA,
-                    got=data["schema"],
-                    remedy="read it with the torchquilt that wrote it",
-                )
-            return cls(sha256=data["sha256"], nbytes=data["nbytes"], **_fields(data))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, ModelError):
-                raise
-            raise ModelError(
-                "This is no report of a program.", got=f"{type(error).__name__}: {error}"
-            ) from error
+        what = "the report of a program"
+        return from_document(parsed(text, what, ModelError), JSON_SCHEMA, what, ModelError, _report_from)
 
     def summary(self) -> list[str]:
         """Summary of the program, in lines."""
@@ -135,18 +104,6 @@ def report_path(path: Path) -> Path:
     return path.with_name(path.name + REPORT_SUFFIX)
 
 
-def plain_verification(verification: Verification) -> dict[str, Any]:
-    """Comparison of a program for JSON, which has no infinite numbers: a ratio without noise is null."""
-    return {
-        "least_sqnr": verification.least_sqnr,
-        "skipped": verification.skipped,
-        "outputs": [
-            {**attrs.asdict(output), "sqnr": output.sqnr if math.isfinite(output.sqnr) else None}
-            for output in verification.outputs
-        ],
-    }
-
-
 def is_reported(path: Path) -> bool:
     """Whether there is a report beside a file that is no saved model."""
     with path.open("rb") as file:
@@ -154,40 +111,25 @@ def is_reported(path: Path) -> bool:
     return not is_archive and report_path(path).is_file()
 
 
-def _fields(data: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a program from the JSON of its report."""
-    checked = data["verification"]
-    return {
-        "target": data["target"],
-        "backends": tuple(data["backends"]),
-        "delegates": tuple(data["delegates"]),
-        "operators": tuple(data["operators"]),
-        "io": _read_ports(data["io"]),
-        "operations": tuple(Placed(**one) for one in data["operations"]),
-        "kernels": tuple(
-            Kernel(**{**one, "reads": tuple(one["reads"]), "writes": tuple(one["writes"])})
-            for one in data["kernels"]
-        ),
-        "leftovers": tuple(Leftover(**one) for one in data["leftovers"]),
-        "float_islands": tuple(map(tuple, data["float_islands"])),
-        "verification": None
-        if checked is None
-        else Verification(
-            tuple(map(_read_agreement, checked["outputs"])), checked["least_sqnr"], checked.get("skipped", "")
-        ),
-        "ledger": None if data["ledger"] is None else Ledger.from_json(json.dumps(data["ledger"])),
-    }
+def _report_from(data: dict[str, Any]) -> ProgramReport:
+    checked = {**data, "verification": _with_infinity(data["verification"]), "ledger": None}
+    report = from_plain(ProgramReport, checked)
+    ledger = data["ledger"]
+    return report if ledger is None else attrs.evolve(report, ledger=Ledger.from_plain(ledger))
 
 
-def _read_ports(data: dict[str, Any]) -> Ports:
-    inputs, outputs = (tuple(map(_read_port, data[name])) for name in ("inputs", "outputs"))
-    return Ports(inputs, outputs, tuple(data["arguments"]))
+def _without_infinity(verification: Any) -> Any:
+    """Comparison of a program for JSON, which has no infinite numbers: a ratio without noise is null."""
+    return _with_ratios(verification, lambda sqnr: sqnr if math.isfinite(sqnr) else None)
 
 
-def _read_port(data: dict[str, Any]) -> Port:
-    shape = tuple(Dimension(**size) for size in data["shape"])
-    return Port(**{**data, "shape": shape, "dim_order": tuple(data["dim_order"])})
+def _with_infinity(verification: Any) -> Any:
+    """The inverse."""
+    return _with_ratios(verification, lambda sqnr: math.inf if sqnr is None else sqnr)
 
 
-def _read_agreement(data: dict[str, Any]) -> Agreement:
-    return Agreement(**{**data, "sqnr": math.inf if data["sqnr"] is None else data["sqnr"]})
+def _with_ratios(verification: Any, change: Callable[[Any], Any]) -> Any:
+    if verification is None:
+        return None
+    outputs = [{**output, "sqnr": change(output["sqnr"])} for output in verification["outputs"]]
+    return {**verification, "outputs": outputs}

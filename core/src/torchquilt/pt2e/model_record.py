@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -71,4 +70,4 @@ def ledger_of(model: torch.nn.Module) -> Ledger:
             got=f"{type(model).__module__}.{type(model).__qualname__}",
             remedy="torchquilt.explain(exported, quantizer) makes one without preparing",
         )
-    return Ledger.from_json(json.dumps(record["ledger"]))
+    return Ledger.from_plain(record["ledger"])

@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 
+from torchquilt._internal.json_values import from_document, parsed, to_plain
 from torchquilt._internal.text_tables import Listing, aligned, counted, html_list, html_table
 from torchquilt.errors import IntentError, PatternError
 from torchquilt.spec.config import ROLES, QuantizationConfig
@@ -184,8 +186,8 @@ class Capabilities:
         """JSON text, for people with line breaks; without them it is written ten times as fast."""
         content = {
             "schema": JSON_SCHEMA,
-            "rows": [attrs.asdict(row) for row in self.rows],
-            "contested": [attrs.asdict(contest) for contest in self.contested],
+            "rows": to_plain(self.rows),
+            "contested": to_plain(self.contested),
         }
         return json.dumps(content, indent=indent)
 
@@ -196,18 +198,8 @@ class Capabilities:
         Raises:
             PatternError: the text is of another schema version, or not such JSON at all.
         """
-        try:
-            data = json.loads(text)
-            if data["schema"] == JSON_SCHEMA:
-                return cls(tuple(capability_from(row) for row in data["rows"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PatternError("This is not JSON of capabilities.", got=repr(error)) from error
-        raise PatternError(
-            "These capabilities are of another schema version.",
-            expected=JSON_SCHEMA,
-            got=data["schema"],
-            remedy="read them with the torchquilt that wrote them",
-        )
+        data = parsed(text, "capabilities", PatternError)
+        return from_document(data, JSON_SCHEMA, "capabilities", PatternError, _capabilities_from)
 
     def __repr__(self) -> str:
         owners = ", ".join(self.backends) or "no backend"
@@ -253,6 +245,11 @@ class Capabilities:
                 for row in self.rows
             ),
         ]
+
+
+def _capabilities_from(data: dict[str, Any]) -> Capabilities:
+    """Capabilities from JSON, where who comes first stands beside the rows that it follows from."""
+    return Capabilities(tuple(map(capability_from, data["rows"])))
 
 
 def _not_on(target: str | None, row: Capability) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 import attrs
 
+from torchquilt._internal.json_values import from_plain
 from torchquilt.spec.config import QuantizationConfig
-from torchquilt.support.allowed_spec import AllowedSpec, SpecsByRole, differences_of
+from torchquilt.support.allowed_spec import SpecsByRole, differences_of
 from torchquilt.support.object_type import ObjectType
 
 #: Shown where there is nothing.
@@ -170,19 +171,11 @@ _NEW_SHARING = {"passed_on": "follows_input"}
 
 
 def capability_from(data: dict[str, Any]) -> Capability:
-    """A row from JSON, whose lists become tuples again so that rows compare and hash."""
-    data = {_NEW_FIELDS.get(name, name): value for name, value in data.items()}
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    values["sharing"] = _NEW_SHARING.get(data["sharing"], data["sharing"])
-    values["constraints"] = tuple((code, text) for code, text in data["constraints"])
-    values["specs"] = tuple(
-        (role, tuple(_allowed_from(spec) for spec in specs)) for role, specs in data["specs"]
-    )
-    return Capability(**values)
+    """A row from JSON, under the names of today."""
+    specs = [(role, [_renamed(spec) for spec in specs]) for role, specs in data["specs"]]
+    sharing = _NEW_SHARING.get(data["sharing"], data["sharing"])
+    return from_plain(Capability, {**_renamed(data), "specs": specs, "sharing": sharing})
 
 
-def _allowed_from(data: dict[str, Any]) -> AllowedSpec:
-    data = {_NEW_FIELDS.get(name, name): value for name, value in data.items()}
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    values["excluded_ranges"] = tuple(map(tuple, data["excluded_ranges"]))
-    return AllowedSpec(**values)
+def _renamed(data: dict[str, Any]) -> dict[str, Any]:
+    return {_NEW_FIELDS.get(name, name): value for name, value in data.items()}

@@ -21,6 +21,7 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt._internal.atomic_files import check_is_replaceable, replacing
+from torchquilt._internal.json_values import from_plain, to_plain
 from torchquilt._internal.torch_private import pytree
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.node_values import attribute
@@ -110,7 +111,7 @@ class Checkpoint:
         with torch.no_grad():
             for name, value in self._state["buffers"].items():
                 attribute(self._prepared, name).copy_(value)
-        set_progress(self._prepared, Progress.from_plain(self._state["progress"]))
+        set_progress(self._prepared, from_plain(Progress, self._state["progress"]))
 
     def save_now_and_then(self, seen: Seen) -> None:
         """Write the file, unless that was done within the last :data:`INTERVAL` seconds."""
@@ -134,7 +135,7 @@ class Checkpoint:
         for name, state in observers.items():
             _check_is_plain(state, self._points[name])
         buffers = {name: attribute(self._prepared, name) for name in initial_state(self._prepared)}
-        progress = progress_of(self._prepared).to_plain()
+        progress = to_plain(progress_of(self._prepared))
         content = io.BytesIO()
         torch.save(
             {

@@ -7,8 +7,6 @@ What is compared is cheap to find and follows the range: smallest and largest va
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 from torch.fx import GraphModule
 
@@ -31,13 +29,14 @@ class Progress:
         moves: ``(batches, move)`` of each time but the first: how far, as a share of itself, the range moved
             that moved most since the time before.
         is_merged: whether what others saw is in it. Then the order of their batches is not known.
+        compared: the number of batches at which ranges were compared the last time.
     """
 
     batches: int = 0
     extents: dict[str, tuple[float, float]] = attrs.field(factory=dict, repr=False)
     moves: tuple[tuple[int, float], ...] = ()
     is_merged: bool = False
-    _compared: int = 0
+    compared: int = 0
 
     def after_batch(self, prepared: GraphModule) -> Progress:
         """One batch more."""
@@ -47,7 +46,7 @@ class Progress:
 
     def compare(self, prepared: GraphModule) -> Progress:
         """Compare the ranges as they are now with those of the last time."""
-        if self.batches < FIRST or self._compared == self.batches:
+        if self.batches < FIRST or self.compared == self.batches:
             return self
         points = observed_points(prepared).items()
         now = {name: point.observer.extent() for name, point in points if point.observer.has_data}
@@ -65,21 +64,6 @@ class Progress:
         for start, (_, move) in zip(before, self.moves, strict=False):
             since = None if move > SETTLED else (since or start)
         return since
-
-    def to_plain(self) -> dict[str, Any]:
-        """As numbers, lists and dicts."""
-        found = attrs.asdict(self)
-        found["extents"] = {name: [*ends] for name, ends in self.extents.items()}
-        found["moves"] = [[*move] for move in self.moves]
-        found["compared"] = found.pop("_compared")
-        return found
-
-    @classmethod
-    def from_plain(cls, data: dict[str, Any]) -> Progress:
-        """The inverse of :meth:`to_plain`."""
-        extents = {name: (low, high) for name, (low, high) in data["extents"].items()}
-        moves = tuple((batches, move) for batches, move in data["moves"])
-        return cls(**{**data, "extents": extents, "moves": moves})
 
 
 def _move(before: tuple[float, float] | None, now: tuple[float, float]) -> float:

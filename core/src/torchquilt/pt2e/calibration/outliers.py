@@ -6,7 +6,6 @@ do values computed from a mask, and so do two kinds of values that lie that far 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable
 
@@ -42,7 +41,7 @@ def note_cautions(model: GraphModule, found: Iterable[Caution]) -> None:
     found = tuple(found)
     if found:
         record = model.meta[RECORD_KEY]
-        ledger = attrs.evolve(Ledger.from_json(json.dumps(record["ledger"])), warnings=found)
+        ledger = attrs.evolve(Ledger.from_plain(record["ledger"]), warnings=found)
         model.meta[RECORD_KEY] = {**record, "ledger": ledger.to_plain()}
 
 

@@ -7,7 +7,6 @@ half of its tensors quantized would cost conversions and save nothing.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import attrs
@@ -125,7 +124,7 @@ def _erase_idle(call: Node) -> None:
 def _note(model: GraphModule, names: set[str]) -> None:
     """Say in the ledger that these operators stay in float after all."""
     record = model.meta[RECORD_KEY]
-    ledger = Ledger.from_json(json.dumps(record["ledger"]))
+    ledger = Ledger.from_plain(record["ledger"])
     rows = tuple(
         attrs.evolve(row, quantizer=None, pattern="", tensors=(), reasons=(_REASON,))
         if row.node in names
