@@ -24,7 +24,16 @@ SAMPLE = Operators(
         "matmul",
     )
 )
-SAMPLE_OF_IMAGES = Operators(("shuffle by hand", "pixel_shuffle", "dstack of images", "windows"))
+SAMPLE_OF_IMAGES = Operators(
+    (
+        "shuffle by hand",
+        "pixel_shuffle",
+        "dstack of images",
+        "windows",
+        "mish of an image",
+        "attention of an image to itself",
+    )
+)
 
 
 def test_the_list_is_long_enough() -> None:

@@ -241,6 +241,11 @@ IMAGES: Mapping[str, Function] = {
     "unfold to columns": lambda y: F.unfold(y, 3),
     "select of an image": lambda y: y[:, 1],
     "unbind of an image": lambda y: y.unbind(1)[2],
+    # Decomposed into operators that read one image several times, each in the order in memory that it needs.
+    "mish of an image": F.mish,
+    "softplus of an image": F.softplus,
+    "attention of an image to itself": lambda y: F.scaled_dot_product_attention(y, y, y),
+    "attention to an image": lambda y: F.scaled_dot_product_attention(3 * y, y, y),
     "scaled by channels": lambda y: y * y.mean((2, 3), keepdim=True).sigmoid(),
 }
 #: Operators that one step of a quantized tensor can change by much.

@@ -10,12 +10,16 @@ that change nothing are dropped by the delegate.
 A softmax is computed along what lies last in memory, which behind a convolution are the channels, and the
 pass does not know that. So it gets a copy that says the layout, too, where its input may be of another.
 
+Where an operator needs an image turned that is dequantized, the pass turns it for all who read that
+dequantize, also for those whose layout is settled. Convert gives each operator a dequantize of its own; but
+where the operator is decomposed, several read it. So each of those gets its own.
+
 Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 _IMAGE = 4
@@ -69,6 +73,34 @@ def say_layouts(model: Any) -> Any:
     if quantized or softmaxes:
         model.recompile()
     return PassResult(model, bool(quantized or softmaxes))
+
+
+def own_dequantizes(model: Any, taken: Container[str]) -> Any:
+    """Give each operator a dequantize of its own where several read one of an image.
+
+    What stays outside of the delegate shares one: each costs a conversion.
+
+    Args:
+        model: the program's graph in ExecuTorch's dialect.
+        taken: the operators that the delegate may take (``aten.permute_copy.default``).
+    """
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    is_changed = False
+    for node in list(model.graph.nodes):
+        if _name(node) != _DEQUANTIZE or node.meta["val"].dim() != _IMAGE:
+            continue
+        readers = [user for user in node.users if _name(user) in taken]
+        kept = 1 if len(readers) == len(node.users) else 0
+        for reader in readers[kept:]:
+            with model.graph.inserting_after(node):
+                own = model.graph.call_function(node.target, node.args, node.kwargs)
+            own.meta = dict(node.meta)
+            reader.replace_input_with(node, own)
+            is_changed = True
+    if is_changed:
+        model.recompile()
+    return PassResult(model, is_changed)
 
 
 def is_dynamic_convolution(node: Any) -> bool:

@@ -19,6 +19,7 @@ from torchquilt_xnnpack.layout import (
     copies_before,
     is_dynamic_convolution,
     is_softmax,
+    own_dequantizes,
     say_layouts,
     says_layout,
 )
@@ -191,7 +192,14 @@ def _graph_of(payload: bytes) -> dict[str, Any]:
 
 
 def _edge_passes() -> list[Any]:
-    return [_drop_copies, _write_as_view, _keep_pads_in_float, _choose_from_half, say_layouts]
+    passes = [_drop_copies, _write_as_view, _keep_pads_in_float, _choose_from_half, say_layouts]
+    return [*passes, _own_dequantizes]  # last, since a copy that is dropped leaves its readers
+
+
+def _own_dequantizes(model: Any) -> Any:
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+
+    return own_dequantizes(model, {f"aten.{config.target_name}" for config in ALL_PARTITIONER_CONFIGS})
 
 
 def _drop_copies(model: Any) -> Any:
