@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -214,17 +215,74 @@ assert "torch" not in sys.modules, "torch was imported"
 
 
 def test_the_printed_table_has_a_line_for_each_row() -> None:
-    """Header, rule, and one line a row with backend, pattern, mode, targets and specs in columns."""
+    """Header, rule, and one line a row with backend, pattern, mode, targets, specs and limits in columns."""
     lines = str(BOTH).splitlines()
     assert len(lines) == len(BOTH) + 2
-    assert re.split("  +", lines[0]) == ["backend", "pattern", "mode", "integers on", "specs"]
+    assert re.split("  +", lines[0]) == ["backend", "pattern", "mode", "integers on", "specs", "limits"]
     start = lines[0].index("mode")
     for line, row in zip(lines[2:], BOTH, strict=True):
         assert line.startswith(row.backend)
         assert line[start:].startswith(row.mode)
         assert row.pattern in line
         assert "executorch" in line
-        assert line.endswith(row.spec_text())
+        assert row.spec_text() in line
+        assert line.endswith(row.limit_text() or "–")
+
+
+def test_the_limits_of_a_row_are_told_wherever_it_is() -> None:
+    """As numbers in the data and JSON, in words in the table, the row by itself, and a notebook."""
+    limits = tq.ArithmeticLimits(accumulator_bits=24, product_ratio=2.5, input_ratio=8)
+    first, second = (
+        row for row in SUPPORT.rows if row.pattern.name in ("linear", "add") and row.mode == "static"
+    )
+    given = attrs.evolve(
+        SUPPORT, rows=(attrs.evolve(first, limits=limits), attrs.evolve(second, limits=None))
+    )
+    row, other = given.capabilities()
+    assert dict(row.limits) == {"accumulator_bits": 24, "product_ratio": 2.5, "input_ratio": 8}
+    texts = (
+        "accumulator of 24 bits",
+        "product of input scales < 2.5 output scales",
+        "each input scale < 8 output scales",
+    )
+    assert other.limits == ()
+    assert "limits" not in str(other)
+    for shown in (str(given.capabilities()), str(row), given.capabilities()._repr_html_()):
+        assert all(html.escape(text) in shown or text in shown for text in texts)
+    read = tq.Capabilities.from_json(given.capabilities().to_json())
+    assert read == given.capabilities()
+    assert read.content_hash == given.capabilities().content_hash
+
+
+def test_another_limit_is_a_change() -> None:
+    """A backend whose kernels hold less can do less."""
+    (linear,) = (row for row in SUPPORT.rows if row.pattern.name == "linear" and row.mode == "static")
+    tables = [
+        attrs.evolve(SUPPORT, rows=(attrs.evolve(linear, limits=limits),))
+        for limits in (tq.ArithmeticLimits(accumulator_bits=32), tq.ArithmeticLimits(accumulator_bits=16))
+    ]
+    (change,) = tables[0].capabilities().diff(tables[1].capabilities())
+    assert (change.field, change.before, change.after) == (
+        "limits",
+        "32 (accumulator_bits)",
+        "16 (accumulator_bits)",
+    )
+
+
+def test_a_table_of_rows_without_limits_has_no_column_of_them() -> None:
+    """As that of rules: a column is there only if some row has something for it."""
+    assert str(EMBEDDING.capabilities()).splitlines()[0].endswith("specs")
+
+
+def test_rows_of_an_earlier_torchquilt_have_no_limits() -> None:
+    """Its JSON is read; what is no number is no limit."""
+    data = json.loads(SUPPORT.capabilities().to_json())
+    for row in data["rows"]:
+        del row["limits"]
+    assert not any(row.limits for row in tq.Capabilities.from_json(json.dumps(data)))
+    data["rows"][0]["limits"] = [["product_ratio", "many"]]
+    with pytest.raises(tq.TorchquiltError, match="not JSON"):
+        tq.Capabilities.from_json(json.dumps(data))
 
 
 def test_a_table_with_rules_says_where() -> None:

@@ -50,8 +50,7 @@ def capabilities(
     if as_json:
         write(found.to_json())
     elif found.rows and is_terminal(sys.stdout):
-        rows = [(r.backend, r.pattern, r.mode, ", ".join(r.targets), r.spec_text("\n")) for r in found]
-        write_table([("backend", "pattern", "mode", "integers on", "specs"), *rows])
+        write_table(found.cells())
         if found.contested:
             contests = [(contest.operator, ", then ".join(contest.backends)) for contest in found.contested]
             write_table([("operator", "backends"), *contests], "who takes a node first")

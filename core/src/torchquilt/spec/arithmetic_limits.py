@@ -42,6 +42,19 @@ class ArithmeticLimits:
     product_ratio: float | None = attrs.field(default=None, validator=_is_positive, kw_only=True)
     input_ratio: float | None = attrs.field(default=None, validator=_is_positive, kw_only=True)
 
+    @property
+    def stated(self) -> tuple[tuple[str, float], ...]:
+        """Name and value of each limit that there is."""
+        return tuple((name, value) for name, value in attrs.asdict(self).items() if value is not None)
+
+
+#: Name of a limit → the limit in words, with its value to be filled in.
+IN_WORDS = {
+    "accumulator_bits": "accumulator of {:g} bits",
+    "product_ratio": "product of input scales < {:g} output scales",
+    "input_ratio": "each input scale < {:g} output scales",
+}
+
 
 @attrs.frozen
 class Arithmetic:

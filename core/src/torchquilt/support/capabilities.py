@@ -206,16 +206,14 @@ class Capabilities:
         return f"<Capabilities: {counted(len(self.rows), 'row')} of {owners}; print them for the table>"
 
     def __str__(self) -> str:
-        """A table for a terminal: who, what, when, where as integers, with which specs; then who comes first.
+        """A table for a terminal: who, what, when, where as integers, with which specs and limits; then who
+        comes first.
 
         Printing one row tells its constraints and presets as well.
         """
         if not self.rows:
             return "no capabilities"
-        header, *cells = self._cells()
-        specs = [row.spec_text() for row in self.rows]
-        lines = [(*cell, spec) for cell, spec in zip(cells, specs, strict=True)]
-        text = aligned([(*header, "specs"), *lines])
+        text = aligned(self.cells("; "))
         contests = [f"  {contest}" for contest in self.contested]
         return "\n".join([text, *(["who takes a node first:", *contests] if contests else [])])
 
@@ -223,17 +221,23 @@ class Capabilities:
         """The same for a notebook, with the constraints."""
         if not self.rows:
             return "<p>no capabilities</p>"
-        header, *cells = self._cells()
-        details = ((row.spec_text("\n"), "\n".join(text for _, text in row.constraints)) for row in self.rows)
-        rows = [(*cell, *detail) for cell, detail in zip(cells, details, strict=True)]
+        header, *cells = self.cells()
+        conditions = ("\n".join(text for _, text in row.constraints) for row in self.rows)
+        rows = [(*cell, condition) for cell, condition in zip(cells, conditions, strict=True)]
         contests = html_list("Who takes a node first:", [str(contest) for contest in self.contested])
-        return html_table((*header, "specs", "only if"), rows) + contests
+        return html_table((*header, "only if"), rows) + contests
 
-    def _cells(self) -> list[tuple[str, ...]]:
-        """The columns that every table has, the header first; where is one only if some row says where."""
+    def cells(self, between: str = "\n") -> list[tuple[str, ...]]:
+        """The table as text, the header first. A column is there only if some row has something for it.
+
+        Args:
+            between: stands between the parts of one cell.
+        """
         scoped = any(row.scope for row in self.rows)
+        limited = any(row.limits for row in self.rows)
+        where, limits = (("where",) if scoped else ()), (("limits",) if limited else ())
         return [
-            ("backend", "pattern", "mode", *(("where",) if scoped else ()), "integers on"),
+            ("backend", "pattern", "mode", *where, "integers on", "specs", *limits),
             *(
                 (
                     row.backend,
@@ -241,6 +245,8 @@ class Capabilities:
                     row.mode,
                     *((row.scope,) if scoped else ()),
                     ", ".join(row.targets) or NONE,
+                    row.spec_text(between),
+                    *((row.limit_text(between) or NONE,) if limited else ()),
                 )
                 for row in self.rows
             ),

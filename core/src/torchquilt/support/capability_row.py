@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from torchquilt._internal.json_values import from_plain
+from torchquilt.spec.arithmetic_limits import IN_WORDS
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.support.allowed_spec import SpecsByRole, differences_of
 from torchquilt.support.object_type import ObjectType
@@ -38,6 +39,8 @@ class Capability:
         scope: where in the model it applies, in words; empty where the answer is not about a model.
         presets: names of the backend's presets whose config it takes.
         anchor_index: index of the operator that does the work.
+        limits: name and value of each limit of its kernels' integers (:class:`ArithmeticLimits`). Convert
+            raises scales to keep them.
     """
 
     backend: str
@@ -56,6 +59,7 @@ class Capability:
     scope: str = ""
     presets: tuple[str, ...] = ()
     anchor_index: int = 0
+    limits: tuple[tuple[str, float], ...] = ()
 
     @property
     def working(self) -> str:
@@ -98,6 +102,13 @@ class Capability:
             roles.setdefault(text, []).append(role.removesuffix("_activation"))
         return between.join(f"{', '.join(names)}: {text}" for text, names in roles.items())
 
+    def limit_text(self, between: str = "; ") -> str:
+        """The limits of its kernels' integers in words, empty where there are none."""
+        return between.join(
+            IN_WORDS[name].format(value) if name in IN_WORDS else f"{name}: {value:g}"
+            for name, value in self.limits
+        )
+
     def __str__(self) -> str:
         """All that there is to say about the row, a line for each kind of thing."""
         names = (*self.modules, *self.functionals, *self.overloads)
@@ -106,6 +117,7 @@ class Capability:
             f"  operators: {' → '.join(self.operators)}; {self.working} is also called {', '.join(names)}",
             f"  specs: {self.spec_text()}",
             f"  runs as integers on: {', '.join(self.targets) or NONE}",
+            *([f"  limits: {self.limit_text()} (convert raises scales to keep them)"] if self.limits else ()),
             *([f"  presets: {', '.join(self.presets)}"] if self.presets else ()),
             *(f"  only if {text} ({code})" for code, text in self.constraints),
         ]

@@ -157,6 +157,7 @@ class SupportRow:
             targets=self.targets,
             is_qat=self.is_qat,
             scope=scope,
+            limits=() if self.limits is None else self.limits.stated,
             presets=tuple(name for name, preset in presets.items() if self._is_asked_by(preset, config)),
         )
 
