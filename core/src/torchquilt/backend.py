@@ -9,6 +9,7 @@ else of the core: these stay as they are within a minor version, whatever moves 
   ``Refusal``, ``Sharing``; ``operators``, and ready conditions such as ``CONSTANT_WEIGHT``.
 - The quantizer: ``PatternQuantizer``, or ``Quantizer`` with ``annotate_node``; ``Claim`` and ``Intent``.
 - Facts about a node: ``overload_name``, ``arguments_of``, ``tensor_of``, ``rank``, ``constant_value``, …
+- Quantize and dequantize operators: ``qdq_of`` reads one; ``is_quantize``, ``is_dequantize``, ….
 - Rewriting: ``write_as``, ``call_before``, ``call_behind``, ``read_tensor``, ``erase_unused``, …
 - Lowering: ``Contribution`` and ``Kernel`` for a backend; ``Target``, ``Lowered``, ``Operation``,
   ``Conversion``,
@@ -74,6 +75,16 @@ _PUBLIC = {
         "tensor_of",
     ),
     "graph.constant_folding": ("constant_value",),
+    "graph.qdq": (
+        "QDQ",
+        "chooses_qparams",
+        "dequantize_of",
+        "is_conversion",
+        "is_dequantize",
+        "is_quantize",
+        "qdq_of",
+        "quantize_of",
+    ),
     "graph.module_scope": ("module_path",),
     "graph.subgraphs": ("Region", "regions"),
     # Rewriting: write a match in the form that the backend wants.
@@ -152,6 +163,14 @@ if TYPE_CHECKING:
     from torchquilt.graph.node_values import overload_name as overload_name
     from torchquilt.graph.node_values import rank as rank
     from torchquilt.graph.node_values import tensor_of as tensor_of
+    from torchquilt.graph.qdq import QDQ as QDQ
+    from torchquilt.graph.qdq import chooses_qparams as chooses_qparams
+    from torchquilt.graph.qdq import dequantize_of as dequantize_of
+    from torchquilt.graph.qdq import is_conversion as is_conversion
+    from torchquilt.graph.qdq import is_dequantize as is_dequantize
+    from torchquilt.graph.qdq import is_quantize as is_quantize
+    from torchquilt.graph.qdq import qdq_of as qdq_of
+    from torchquilt.graph.qdq import quantize_of as quantize_of
     from torchquilt.graph.subgraphs import Region as Region
     from torchquilt.graph.subgraphs import regions as regions
     from torchquilt.intent.intent import Intent as Intent

@@ -32,6 +32,8 @@ _HOME = {
     "functorch": ("torch._C._functorch", ""),
     # Nested inputs and outputs as flat lists.
     "pytree": ("torch.utils._pytree", ""),
+    # Importing it registers the operators of ``quantized_decomposed``.
+    "qdq_registration": ("torch.ao.quantization.fx._decomposed", ""),
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "bound_sympy",
     "functorch",
     "pytree",
+    "qdq_registration",
 ]
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from torch._ops import OpOverload as OpOverload
     from torch._subclasses import FakeTensor as FakeTensor
     from torch._subclasses import FakeTensorMode as FakeTensorMode
+    from torch.ao.quantization.fx import _decomposed as qdq_registration
     from torch.fx.graph import _PyTreeCodeGen as PyTreeCodeGen
     from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY as USER_PRESERVED_ATTRIBUTES_KEY
     from torch.fx.graph_module import _CodeOnlyModule as CodeOnlyModule

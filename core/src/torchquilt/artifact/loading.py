@@ -64,8 +64,7 @@ def load(path: str | os.PathLike[str], *, sha256: str | None = None) -> Artifact
         OSError: the file cannot be opened.
     """
     # Registers the quantized_decomposed operators, which the program calls.
-    from torch.ao.quantization.fx import _decomposed  # noqa: F401
-
+    from torchquilt._internal.torch_private import qdq_registration  # noqa: F401
     from torchquilt.pt2e.model_record import RECORD_KEY
 
     # One handle from first to last: a file that is replaced meanwhile cannot be checked here and read there.
@@ -100,7 +99,7 @@ def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
         OSError: the file cannot be opened.
     """
     # Registers the quantized_decomposed operators, so that a quantized program is told to be one.
-    from torch.ao.quantization.fx import _decomposed  # noqa: F401
+    from torchquilt._internal.torch_private import qdq_registration  # noqa: F401
 
     with Path(path).open("rb") as file, about(path):
         check_is_program(file)

@@ -11,7 +11,7 @@ import attrs
 from torchquilt.artifact.lock import OperatorCount, QuantizedTensor, StoredTensor
 from torchquilt.errors import ArtifactError
 from torchquilt.graph.module_scope import module_path
-from torchquilt.graph.node_values import arguments_of, operator_of
+from torchquilt.graph.qdq import is_quantize, qdq_of
 from torchquilt.graph.subgraphs import name_operands, placeholders, regions
 from torchquilt.graph.tensor_digest import tensor_digest
 from torchquilt.spec.dtypes import dtype_name
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
     from torch.fx import Graph, Node
-
-_NAMESPACE = "quantized_decomposed"
-_GRANULARITIES = {  # by what follows quantize_ or dequantize_; the longest that fits
-    "per_channel_group": "per_group",
-    "per_channel": "per_axis",
-    "per_token": "per_token",
-    "per_tensor": "per_tensor",
-}
 
 
 def stored_tensors(program: ExportedProgram, entries: Mapping[str, str]) -> tuple[StoredTensor, ...]:
@@ -108,44 +100,26 @@ def quantized_tensors(program: ExportedProgram) -> tuple[QuantizedTensor, ...]:
 
 
 def _quantized_tensor(node: Node, prefix: str, stored: Mapping[Node, str]) -> QuantizedTensor | None:
-    form = _form(node)
-    if form is None:
+    told = qdq_of(node)
+    # What is behind a quantize operator is told by that one.
+    if told is None or (not told.is_quantize and is_quantize(told.input)):
         return None
-    is_quantize, granularity = form
-    arguments = arguments_of(node)
-    source = arguments["input"]
-    if not is_quantize and (_form(source) or (False,))[0]:
-        return None  # what is behind a quantize operator is told by that one
-    scale = _parameter(arguments.get("scale", arguments.get("scales")), stored)
-    zero_point = _parameter(arguments.get("zero_point", arguments.get("zero_points")), stored)
-    is_constant = not is_quantize and source in stored
+    scale = _parameter(told.scale, stored)
+    is_constant = not told.is_quantize and told.input in stored
     kind = "constant" if is_constant else "dynamic" if scale is None else "static"
     return QuantizedTensor(
-        name=stored.get(source, f"{prefix}{source.name}"),
+        name=stored.get(told.input, f"{prefix}{told.input.name}"),
         kind=kind,
         module=module_path(node),
-        dtype=dtype_name(arguments["dtype"]),
-        quant_min=int(arguments["quant_min"]),
-        quant_max=int(arguments["quant_max"]),
-        granularity=granularity,
-        axis=arguments.get("axis"),
-        group_size=arguments.get("group_size"),
+        dtype=dtype_name(told.dtype),
+        quant_min=told.quant_min,
+        quant_max=told.quant_max,
+        granularity=str(told.granularity),
+        axis=told.axis,
+        group_size=told.group_size,
         scale=scale,
-        zero_point=zero_point,
+        zero_point=_parameter(told.zero_point, stored),
     )
-
-
-def _form(node: Node) -> tuple[bool, str] | None:
-    """Whether a node quantizes (or dequantizes) and with which granularity; None where it does neither."""
-    operator = operator_of(node)
-    if operator is None or operator._schema.name.partition("::")[0] != _NAMESPACE:
-        return None
-    verb, _, manner = operator._schema.name.partition("::")[2].partition("_")
-    fitting = (told for start, told in _GRANULARITIES.items() if manner.startswith(start))
-    granularity = next(fitting, None)
-    if verb not in ("quantize", "dequantize") or granularity is None:
-        return None
-    return verb == "quantize", granularity
 
 
 def _parameter(value: Any, stored: Mapping[Node, str]) -> float | str | None:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import attrs
 import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.errors import ModelError
-from torchquilt.graph.node_values import attribute, operator_of, overload_name, tensor_of
+from torchquilt.graph.node_values import attribute, tensor_of
 from torchquilt.graph.passes import watching
 from torchquilt.graph.provenance import is_call
+from torchquilt.graph.qdq import qdq_of
 from torchquilt.graph.subgraphs import OPERATORS, Region, call_of, regions, subgraph_of
 
 
@@ -121,14 +121,12 @@ def _missing_attribute(node: Node, region: Region) -> str:
 
 def _wrong_integers(node: Node, _: Region) -> str:
     """A quantize operator returns what its dtype says, and a dequantize operator takes that."""
-    if not overload_name(node).startswith(("quantized_decomposed.quantize", "quantized_decomposed.dequ")):
+    told = qdq_of(node)
+    if told is None:
         return ""
-    names = [argument.name for argument in operator_of(node)._schema.arguments]
-    dtype = node.args[names.index("dtype")]
-    integers: Any = node if ".quantize" in overload_name(node) else node.args[0]
-    value = tensor_of(integers)
+    value = tensor_of(node if told.is_quantize else told.input)
     found = None if value is None else value.dtype
-    return "" if found == dtype else f"{found} instead of {dtype}"
+    return "" if found == told.dtype else f"{found} instead of {told.dtype}"
 
 
 def _wrong_number_of_operands(node: Node, _: Region) -> str:

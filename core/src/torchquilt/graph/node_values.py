@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def operator_of(node: Node) -> Any:
-    """The ``OpOverload`` that a node calls, or None."""
+    """The ``OpOverload`` that a node calls, or None.
+
+    Of an operator in a runtime's dialect that wraps one of torch, that is the one of torch.
+    """
     facts = _facts_of(node)
     return None if facts is None else facts.operator
 
@@ -62,6 +65,7 @@ def asked_name(node: Node) -> str:
 class _Facts:
     """Facts about an operator. They never change and are needed at every node: torch is asked once."""
 
+    target: Any
     operator: Any
     name: str
     is_mutable: bool
@@ -69,17 +73,28 @@ class _Facts:
     returns_view: bool
 
     @classmethod
-    def of(cls, operator: Any) -> _Facts:
+    def of(cls, target: Any) -> _Facts:
+        wrapped: Any = getattr(target, "_op", None)
+        operator: Any = wrapped if _is_overload(wrapped) else target
         name, is_mutable = str(operator), bool(operator._schema.is_mutable)
         is_random = any(tag.name == "nondeterministic_seeded" for tag in operator.tags)
         returned = [value.alias_info for value in operator._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in returned)
         return cls(
-            operator, name, is_mutable, not is_mutable and not is_random, is_view or name in UNDECLARED_VIEWS
+            target,
+            operator,
+            name,
+            is_mutable,
+            not is_mutable and not is_random,
+            is_view or name in UNDECLARED_VIEWS,
         )
 
 
-#: By ``id``, since torch hashes operators in Python. An operator in here is held, so no other gets its id.
+def _is_overload(target: Any) -> bool:
+    return hasattr(target, "_schema") and hasattr(target, "_overloadname")
+
+
+#: By ``id``, since torch hashes operators in Python. A target in here is held, so no other gets its id.
 _FACTS: dict[int, _Facts] = {}
 
 
@@ -89,7 +104,7 @@ def _facts_of(node: Node) -> _Facts | None:
         return None
     target: Any = node.target
     facts = _FACTS.get(id(target))
-    if facts is None and hasattr(target, "_schema") and hasattr(target, "_overloadname"):
+    if facts is None and _is_overload(target):
         facts = _FACTS[id(target)] = _Facts.of(target)
     return facts
 

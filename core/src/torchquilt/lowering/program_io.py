@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt.errors import LoweringError
-from torchquilt.graph.node_values import arguments_of, overload_name
+from torchquilt.graph.node_values import overload_name
+from torchquilt.graph.qdq import is_dequantize, is_quantize, qdq_of
 from torchquilt.lowering.program_facts import LARGEST, Dimension, Port, Ports
+from torchquilt.spec.dtypes import dtype_name
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from torchquilt.lowering.target import Constant
-
-_QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
-_DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
 
 
 @attrs.frozen
@@ -74,9 +73,9 @@ def output_grids(program: ExportedProgram) -> tuple[float | None, ...]:
 def _step(output: Any) -> float | None:
     if isinstance(output, _Fixed):
         return None
-    if ".quantize_per_" in str(output.target):
+    if is_quantize(output):
         return 1.0
-    grid = _dequantized(output)
+    grid = _grid(output)
     return None if grid is None else grid.scale
 
 
@@ -151,11 +150,11 @@ def _grid_of(name: str, node: Any, is_input: bool, dtype: torch.dtype) -> _Grid:
     wanted = str(dtype).removeprefix("torch.")
     if is_input:
         users = [user for user in node.users if user.op != "output"]
-        grids = {_quantized(user) for user in users}
+        grids = {_grid(user) if is_quantize(user) else None for user in users}
         got = ", ".join(f"{user.name} ({overload_name(user)})" for user in users) or "nothing"
         expected = f"an input that is only read to be quantized, in one way, to {wanted}"
     else:
-        grids = {_dequantized(node)}
+        grids = {_grid(node) if is_dequantize(node) else None}
         got = f"{node.name} ({overload_name(node)})"
         expected = f"an output that is dequantized from {wanted} right before it is returned"
     grid = next(iter(grids)) if len(grids) == 1 else None
@@ -171,25 +170,12 @@ def _grid_of(name: str, node: Any, is_input: bool, dtype: torch.dtype) -> _Grid:
     return grid
 
 
-def _quantized(node: Any) -> _Grid | None:
-    """The grid that a node quantizes to."""
-    return _grid(node) if overload_name(node) == _QUANTIZE else None
-
-
-def _dequantized(node: Any) -> _Grid | None:
-    """The grid that a node dequantizes from."""
-    return _grid(node) if overload_name(node) == _DEQUANTIZE else None
-
-
-def _grid(node: Node) -> _Grid:
-    found = arguments_of(node)
-    return _Grid(
-        str(found["dtype"]).removeprefix("torch."),
-        float(found["scale"]),
-        int(found["zero_point"]),
-        int(found["quant_min"]),
-        int(found["quant_max"]),
-    )
+def _grid(node: Node) -> _Grid | None:
+    """The grid that a node quantizes to or dequantizes from, if it has one scale that is known."""
+    told = qdq_of(node)
+    if told is None or not told.has_numbers:
+        return None
+    return _Grid(dtype_name(told.dtype), told.scale, told.zero_point, told.quant_min, told.quant_max)
 
 
 def _without_conversions(

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import torch
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 
 from torchquilt.spec.qspec import Granularity, OwnSpec, ZeroPointDomain
 
@@ -81,7 +80,7 @@ def integers_of(
         Integers of the shape of ``value`` and the dtype of ``spec``, contiguous.
     """
     found = torch.empty(value.shape, dtype=spec.dtype, device=value.device)
-    is_plain = value.dtype is torch.float32 and quantize in _IN_PLACE
+    is_plain = value.dtype is torch.float32 and spec.granularity in _IN_PLACE
     is_plain = is_plain and spec.zero_point_domain is not ZeroPointDomain.FLOAT
     room = torch.empty(0, device=value.device)
     for here, into, own in _parts(value, found, spec, arguments):
@@ -95,16 +94,13 @@ def integers_of(
     return found
 
 
-_IN_PLACE = (
-    torch.ops.quantized_decomposed.quantize_per_tensor.default,
-    torch.ops.quantized_decomposed.quantize_per_channel.default,
-)
+_IN_PLACE = (Granularity.PER_TENSOR, Granularity.PER_AXIS)
 
 
 def _quantize_into(
     into: torch.Tensor, value: torch.Tensor, spec: OwnSpec, arguments: tuple[Any, ...], room: torch.Tensor
 ) -> None:
-    """Compute as :data:`_IN_PLACE` do of float32, operation by operation, in the memory of ``room``.
+    """Compute as the operators for :data:`_IN_PLACE` do, operation by operation, in the memory of ``room``.
 
     The operators make a tensor for each of their operations. Those would lie between the weights that are
     kept, and the memory under them would be lost to the process.

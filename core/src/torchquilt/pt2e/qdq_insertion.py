@@ -11,9 +11,7 @@ import operator
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-import attrs
 import torch
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 from torch.fx import GraphModule, Node
 
 from torchquilt._internal.torch_private import FakeTensor
@@ -27,6 +25,7 @@ from torchquilt.graph.edits import (
     take_origin,
 )
 from torchquilt.graph.node_values import constant_nodes
+from torchquilt.graph.qdq import QDQOperators, choosing_operator
 from torchquilt.ledger.rows import Caution
 from torchquilt.observers import QParams, qparams_together
 from torchquilt.pt2e.finite_constants import check_is_finite
@@ -45,28 +44,6 @@ from torchquilt.spec.dtypes import dtype_name
 from torchquilt.spec.qspec import Granularity
 
 AnyPoint: TypeAlias = QuantizationPoint[Any]
-
-_OPS = torch.ops.quantized_decomposed
-
-
-@attrs.frozen(eq=False)
-class _Operators:
-    """A quantize operator, its dequantize operator, and what follows the tensor in the call of either."""
-
-    quantize: Any
-    dequantize: Any
-    arguments: tuple[Any, ...]
-
-    @property
-    def is_exact_in_half(self) -> bool:
-        """Whether dequantizing right into half precision loses nothing.
-
-        Per tensor, torch casts the integers before it subtracts the zero point; bfloat16 has 8 bits.
-        """
-        if self.dequantize not in (_OPS.dequantize_per_tensor.default, _OPS.dequantize_per_tensor.tensor):
-            return True
-        low, high = self.arguments[2:4]
-        return bool(max(abs(low), abs(high), high - low) <= 256)
 
 
 class Conversion:
@@ -197,19 +174,11 @@ class Conversion:
         self.model.graph.erase_node(node)
         erase_unused(source)
 
-    def _dequantize(self, quantized: Node, operators: _Operators, served: Node) -> Node:
+    def _dequantize(self, quantized: Node, operators: QDQOperators, served: Node) -> Node:
         value = served.meta.get("val")
         dtype = value.dtype if isinstance(value, torch.Tensor) else torch.float32
-        arguments: tuple[Any, ...] = (quantized, *operators.arguments)
-        keywords: dict[str, Any] = {}
-        if operators.dequantize in (
-            _OPS.dequantize_per_token.default,
-            _OPS.dequantize_per_channel_group.default,
-        ):
-            arguments = (*arguments, dtype)
-        elif dtype is not torch.float32 and operators.is_exact_in_half:
-            keywords = {"out_dtype": dtype}
-        node = self._call(operators.dequantize, arguments, served, keywords)
+        arguments, keywords = operators.dequantizing_to(dtype)
+        node = self._call(operators.dequantize, (quantized, *arguments), served, keywords)
         node.meta["val"] = value
         if dtype is not torch.float32 and not operators.is_exact_in_half:
             node.meta["val"] = fake_cast(served, torch.float32)
@@ -224,7 +193,7 @@ class Conversion:
         take_origin(node, served)
         return node
 
-    def _choose_qparams(self, node: Node, source: Node, point: DynamicPoint) -> _Operators:
+    def _choose_qparams(self, node: Node, source: Node, point: DynamicPoint) -> QDQOperators:
         """Compute the parameters from the tensor itself, in float32: per token, or per tensor.
 
         Half precision would round the scale to 8 or 11 bits, and overflow where a range is twice the largest
@@ -233,13 +202,10 @@ class Conversion:
         spec = point.spec
         seen = self._in_float32(source, node)
         grid = (spec.quant_min, spec.quant_max, spec.dtype)
-        if spec.granularity is Granularity.PER_TOKEN:
-            choose = self._call(_OPS.choose_qparams_per_token_asymmetric.default, (seen, spec.dtype), node)
-            pair = (_OPS.quantize_per_token.default, _OPS.dequantize_per_token.default)
-        else:
-            op = _OPS.choose_qparams_symmetric if spec.symmetric else _OPS.choose_qparams
-            choose = self._call(op.tensor, (seen, spec.quant_min, spec.quant_max, spec.eps, spec.dtype), node)
-            pair = (_OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
+        target = choosing_operator(spec.granularity, symmetric=spec.symmetric)
+        is_per_token = spec.granularity is Granularity.PER_TOKEN
+        asked = (spec.dtype,) if is_per_token else (spec.quant_min, spec.quant_max, spec.eps, spec.dtype)
+        choose = self._call(target, (seen, *asked), node)
         choose.meta["val"] = _fake_run(choose.target, choose.args)
         found = []
         for index in range(2):
@@ -247,7 +213,7 @@ class Conversion:
             value = choose.meta["val"]
             item.meta["val"] = value[index] if value is not None else None
             found.append(item)
-        return _Operators(*pair, (*found, *grid))
+        return QDQOperators.of(spec.granularity, found, grid)
 
     def _in_float32(self, source: Node, served: Node) -> Node:
         """A tensor, cast where it is of half precision."""
@@ -258,26 +224,18 @@ class Conversion:
         cast.meta["val"] = fake_cast(source, torch.float32)
         return cast
 
-    def _static_operators(self, node: Node, point: AnyPoint) -> _Operators:
+    def _static_operators(self, node: Node, point: AnyPoint) -> QDQOperators:
         spec, found = point.spec, self.qparams(point)
         grid = (spec.quant_min, spec.quant_max, spec.dtype)
         if spec.granularity is Granularity.PER_TENSOR and not found.zero_point.is_floating_point():
-            arguments = (float(found.scale), int(found.zero_point), *grid)
-            return _Operators(_OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default, arguments)
+            numbers = float(found.scale), int(found.zero_point)
+            return QDQOperators.of(spec.granularity, numbers, grid)
         if isinstance(point, DerivedPoint):
             point.check_fits(found, node.meta.get("val"))
-        scale = self._read(point, node, "scale", found.scale)
-        zero_point = self._read(point, node, "zero_point", found.zero_point)
-        if spec.granularity is Granularity.PER_AXIS:
-            pair = (_OPS.quantize_per_channel.default, _OPS.dequantize_per_channel.default)
-            return _Operators(*pair, (scale, zero_point, spec.ch_axis, *grid))
-        if spec.granularity is Granularity.PER_GROUP:
-            pair = (_OPS.quantize_per_channel_group.default, _OPS.dequantize_per_channel_group.default)
-            return _Operators(*pair, (scale, zero_point, *grid, spec.group_size))
-        pair = (_OPS.quantize_per_tensor.tensor, _OPS.dequantize_per_tensor.tensor)
-        return _Operators(*pair, (scale, zero_point, *grid))
+        tensors = (self._read(point, node, name, getattr(found, name)) for name in ("scale", "zero_point"))
+        return QDQOperators.of(spec.granularity, tensors, grid, axis=spec.ch_axis, group_size=spec.group_size)
 
-    def _quantize_constant(self, node: Node, origin: Node, point: AnyPoint, operators: _Operators) -> Node:
+    def _quantize_constant(self, node: Node, origin: Node, point: AnyPoint, operators: QDQOperators) -> Node:
         """Quantize a constant: in the graph, or right now, and then read the integers that are stored."""
         value = constant_value(self.model, origin, self.points)
         if self.fold_quantize:

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from torchquilt._internal.torch_private import pytree
-from torchquilt.graph.node_values import overload_name
+from torchquilt.graph.qdq import dequantize_of
 from torchquilt.pt2e.calibration.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
@@ -278,11 +278,14 @@ def _steps(converted: GraphModule, expected: Sequence[Any], graph: int) -> dict[
     begin, end = (sum(len(pytree.tree_leaves(one)) for one in expected[:last]) for last in (graph, graph + 1))
     outputs = pytree.tree_leaves(converted.graph.output_node().args)[begin:end]
     floats = [one for one in outputs if _is_float_node(one)]
-    return {number: node.args[1] for number, node in enumerate(floats) if _is_dequantize(node)}
+    scales = enumerate(map(_scale, floats))
+    return {number: scale for number, scale in scales if scale is not None}
 
 
-def _is_dequantize(node: Any) -> bool:
-    return overload_name(node) == "quantized_decomposed.dequantize_per_tensor.default"
+def _scale(node: Any) -> float | None:
+    """The scale of what a node dequantizes, where there is one, known ahead of time."""
+    told = dequantize_of(node)
+    return told.scale if told is not None and told.has_numbers else None
 
 
 def _is_float_node(node: Any) -> bool:
@@ -292,8 +295,7 @@ def _is_float_node(node: Any) -> bool:
 
 def _largest_step(converted: GraphModule) -> float:
     """The largest scale of an activation: what is smaller than that has no numbers to be right in."""
-    steps = [float(node.args[1]) for node in converted.graph.nodes if _is_dequantize(node)]
-    return max(steps, default=_NOTHING)
+    return max(filter(None, map(_scale, converted.graph.nodes)), default=_NOTHING)
 
 
 def _largest(one: torch.Tensor, other: torch.Tensor) -> float:

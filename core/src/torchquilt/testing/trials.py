@@ -15,6 +15,7 @@ from torchquilt.graph.batch_norm_folding import fold_batch_norm
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.functionalize import make_functional
 from torchquilt.graph.node_values import is_float_tensor, is_overwritten, overload_name, tensor_of
+from torchquilt.graph.qdq import is_dequantize
 from torchquilt.pt2e.annotate import annotate_copy
 from torchquilt.pt2e.calibration.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
@@ -225,9 +226,7 @@ def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
 
 def has_quantized_tensors(model: GraphModule) -> bool:
     """Whether a converted model dequantizes anything."""
-    return any(
-        overload_name(node).startswith("quantized_decomposed.dequantize") for node in model.graph.nodes
-    )
+    return any(map(is_dequantize, model.graph.nodes))
 
 
 def decisions(model: GraphModule) -> dict[int, tuple[Any, ...]]:

@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt.backend import Arithmetic, Conversion, Kernel, Operation, OpOverload
+from torchquilt.backend import Arithmetic, Conversion, Kernel, Operation, is_conversion, overload_name
 from torchquilt_executorch.origins import Origins, chain, subgraph_names
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 Readers = Mapping[str, Callable[[bytes], Iterable[Kernel]]]
 
-_DIALECT = "quantized_decomposed"
-_STEPS = ("quantize_", "dequantize_", "choose_qparams")
 #: The types that tensors are quantized to. Wider integers are numbers of elements, indices and the like.
 _NARROW = frozenset({torch.int8, torch.uint8, torch.int16, torch.uint16})
 _DELEGATE_CALL = "executorch_call_delegate"
@@ -33,23 +31,9 @@ _DELEGATE_CALL = "executorch_call_delegate"
 _NAMELESS = -2
 
 
-def overload(node: Node) -> str:
-    """The overload that a node calls, ``aten.linear.default``; empty where it calls none."""
-    target: Any = node.target
-    if not isinstance(target, OpOverload):
-        target = getattr(target, "_op", None)  # an operator of the edge dialect wraps one of ATen
-    return str(target) if isinstance(target, OpOverload) else ""
-
-
 def _packet(name: str) -> str:
     """An overload without its last part: ``aten.mean`` of ``aten.mean.out``."""
     return name.rpartition(".")[0]
-
-
-def is_step(name: str) -> bool:
-    """Whether an overload quantizes, dequantizes, or finds parameters for that at run time."""
-    namespace, _, rest = name.partition(".")
-    return namespace == _DIALECT and rest.startswith(_STEPS)
 
 
 @attrs.define(eq=False)
@@ -87,7 +71,7 @@ class _Heirs:
             (found for index in range(len(steps)) if (found := self._by_chain.get(steps[index:]))), []
         )
         # What one operator was decomposed into may have one chain; then the operators tell, and their order.
-        same = [one for one in candidates if _packet(one.op) == _packet(overload(node))]
+        same = [one for one in candidates if _packet(one.op) == _packet(overload_name(node))]
         chosen = next(iter(same or candidates), None)
         if chosen is not None and len(candidates) > 1:
             candidates.remove(chosen)
@@ -124,10 +108,10 @@ class Opened:
             elif node.target is operator.getitem:
                 whole = producers.get(node.args[0])
                 producers[node] = whole[node.args[1]] if isinstance(whole, list) else whole
-            elif not overload(node):
+            elif not overload_name(node):
                 self._walk_subgraphs(module, node, prefix)
-            elif is_step(overload(node)):
-                self._steps.append(_Found(node, prefix, overload(node), ""))
+            elif is_conversion(node):
+                self._steps.append(_Found(node, prefix, overload_name(node), ""))
             else:
                 producers[node] = self._operator(node, prefix, "", producers)
         return [producers.get(node) for node in module.graph.output_node().all_input_nodes]
@@ -141,12 +125,12 @@ class Opened:
 
     def _operator(self, node: Node, prefix: str, place: str, producers: Mapping[Node, Any]) -> _Found:
         reads = (producers.get(source) for source in node.all_input_nodes)
-        found = _Found(node, prefix, overload(node), place)
+        found = _Found(node, prefix, overload_name(node), place)
         found.reads = tuple(one for one in reads if isinstance(one, _Found))
         found.dequantized = tuple(
             source.all_input_nodes[0].name
             for source in node.all_input_nodes
-            if is_step(overload(source)) and source.all_input_nodes
+            if is_conversion(source) and source.all_input_nodes
         )
         self._operators.append(found)
         return found
@@ -168,9 +152,9 @@ class Opened:
         handles = {node.meta.get("debug_handle") for node in program.graph.nodes}
         nameless = [one for key in (kernels or {}).keys() - handles for one in (kernels or {})[key]]
         for node in program.graph.nodes:
-            if node.op != "call_function" or is_step(overload(node)):
+            if node.op != "call_function" or is_conversion(node):
                 continue
-            if node.target is operator.getitem or not overload(node):
+            if node.target is operator.getitem or not overload_name(node):
                 producers[node] = producers.get(node.args[0])
                 continue
             found = producers[node] = self._operator(node, "", place, producers)
@@ -219,15 +203,15 @@ class Opened:
     @staticmethod
     def _settle(found: _Found, became: list[Node], fused: Mapping[str, list[Node]]) -> bool:
         """Find out in what an operator outside of delegates computes; returns whether it is still there."""
-        nodes = [node for name in found.dequantized for node in fused[name] if not is_step(overload(node))]
+        nodes = [node for name in found.dequantized for node in fused[name] if not is_conversion(node)]
         node = next(iter((*became, *nodes)), None)
         if node is None:
             return False  # folded into a constant
         if any(_dtype(source) in _NARROW for source in node.all_input_nodes):
-            found.arithmetic, found.why = "integer", f"{overload(node)} reads the integers"
+            found.arithmetic, found.why = "integer", f"{overload_name(node)} reads the integers"
         else:
             found.arithmetic = "float" if _touches_float(node) else "integer"
-            found.why = f"{overload(node)} is a kernel of the runtime"
+            found.why = f"{overload_name(node)} is a kernel of the runtime"
         return True
 
     def operations(self, withheld: Mapping[str, str]) -> tuple[Operation, ...]:
@@ -290,7 +274,7 @@ def _in_delegate(
 def _is_quantized(node: Node, depth: int = 2) -> bool:
     """Whether an output is quantized, itself or behind what is computed with it."""
     return any(
-        is_step(overload(user)) or (depth > 0 and bool(overload(user)) and _is_quantized(user, depth - 1))
+        is_conversion(user) or (depth > 0 and bool(overload_name(user)) and _is_quantized(user, depth - 1))
         for user in node.users
     )
 
@@ -298,7 +282,7 @@ def _is_quantized(node: Node, depth: int = 2) -> bool:
 def _final_nodes(program: ExportedProgram) -> Iterator[Node]:
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):
-            yield from (node for node in module.graph.nodes if node.op == "call_function" and overload(node))
+            yield from filter(overload_name, module.graph.nodes)
 
 
 def _name_of_target(node: Node) -> str:

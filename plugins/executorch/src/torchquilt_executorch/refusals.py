@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt import ProgramError
+from torchquilt.backend import is_conversion, overload_name
 from torchquilt_executorch.failures import causes
-from torchquilt_executorch.opened import is_step, overload
 from torchquilt_executorch.withholding import Withheld, WithholdingPartitioner
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _parts(partitioner: WithholdingPartitioner) -> Iterator[_Part]:
 
 
 def _is_operator(node: Node) -> bool:
-    return bool(overload(node)) and not is_step(overload(node))
+    return bool(overload_name(node)) and not is_conversion(node)
 
 
 def _has_word(text: str, name: str) -> bool:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from executorch.exir.backend.partitioner import Partitioner
 
-from torchquilt.backend import regions, stays_in_float
-from torchquilt_executorch.opened import is_step, overload
+from torchquilt.backend import is_conversion, overload_name, regions, stays_in_float
 from torchquilt_executorch.origins import Origins
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class Withheld:
         for node in waiting:  # grows while it is walked
             for other in (*node.all_input_nodes, *node.users):
                 if other in prefixes and other not in found and _are_quantized_together(node, other):
-                    found[other] = f"it is computed with {overload(node)}: {found[node]}"
+                    found[other] = f"it is computed with {overload_name(node)}: {found[node]}"
                     self._reasons.setdefault(self.key(other, prefixes[other]), found[other])
                     waiting.append(other)
         return waiting
@@ -76,10 +75,10 @@ class Withheld:
 
         What quantizes and dequantizes is never: by it a partitioner sees how its neighbours compute.
         """
-        if is_step(overload(node)):
+        if is_conversion(node):
             return ""
         key = self.key(node, prefix)
-        if key not in self._reasons and (stated := self._withholds(overload(node), node)):
+        if key not in self._reasons and (stated := self._withholds(overload_name(node), node)):
             self._reasons[key] = stated
         return self._reasons.get(key, "")
 
@@ -139,17 +138,17 @@ def calls_of(program: ExportedProgram) -> Iterator[tuple[str, Node]]:
     """The calls of operators in a program and the subgraphs in it, each with its name."""
     for region in regions(program.graph_module):
         for node in region.module.graph.nodes:
-            if overload(node):
+            if overload_name(node):
                 yield region.name_of(node), node
 
 
 def _are_quantized_together(node: Node, other: Node) -> bool:
     """Whether two operators, one of which reads the other, are of one claim of a quantizer."""
     pair = (node, other)
-    if any(is_step(overload(one)) or stays_in_float(one) for one in pair):
+    if any(is_conversion(one) or stays_in_float(one) for one in pair):
         return False
     around = (near for one in pair for near in (*one.all_input_nodes, *one.users))
-    return any(is_step(overload(near)) for near in around)
+    return any(map(is_conversion, around))
 
 
 def _withheld_operator(*_: object) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from torchquilt.backend import Granularity, dequantize_of, overload_name
+
 if TYPE_CHECKING:
     import torch
     from torch.fx import Node
@@ -70,25 +72,19 @@ class Table:
 
 def table_of(node: Node) -> Table | None:
     """The table that a lookup in an exported program reads, if it is stored and a kernel takes it."""
-    if str(node.target) != "aten.embedding.default":
+    if overload_name(node) != "aten.embedding.default":
         return None
-    dequantize: Any = node.args[0]
-    operator, arguments = str(dequantize.target), tuple(dequantize.args)
-    if operator == "quantized_decomposed.dequantize_per_channel.default":
-        integers, scale, zero_point, axis, low, high, dtype = arguments[:7]
-    elif operator == "quantized_decomposed.dequantize_per_channel_group.default":
-        axis = 0
-        integers, scale, zero_point, low, high, dtype = arguments[:6]
-    else:
+    weight: Any = node.args[0]
+    told = dequantize_of(weight)
+    if told is None or told.granularity not in (Granularity.PER_AXIS, Granularity.PER_GROUP):
         return None
-    bits = _BITS.get((str(dtype), low, high))
-    if (
-        bits is None
-        or axis != 0
-        or any(tensor.op != "placeholder" for tensor in (integers, scale, zero_point))
-    ):
+    tensors = told.input, told.scale, told.zero_point
+    grid = told.quant_min, told.quant_max
+    bits = _BITS.get((str(told.dtype), *grid))
+    is_by_row = told.axis in (0, None)
+    if bits is None or not is_by_row or any(tensor.op != "placeholder" for tensor in tensors):
         return None
-    return Table(integers, scale, zero_point, bits, (low, high), node.meta["val"].dtype)
+    return Table(*tensors, bits, grid, node.meta["val"].dtype)
 
 
 def call_kernel(node: Node, table: Table, tensors: tuple[Node, ...]) -> Node:

@@ -10,6 +10,8 @@ import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from torchquilt.backend import is_dequantize, overload_name
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
@@ -50,8 +52,6 @@ def own_biases(program: ExportedProgram) -> ExportedProgram:
 
 def _read_in(program: ExportedProgram) -> Iterator[tuple[Node, Node]]:
     """Each operator with the stored bias that it reads."""
-    from torchquilt.backend import overload_name
-
     stored = _names_of_stored(program)
     for node in program.graph.nodes:
         position = _BIAS.get(overload_name(node))
@@ -75,7 +75,7 @@ def _is_shared(bias: Node) -> bool:
 
 
 def _reads_integers(node: Node) -> bool:
-    return any(".dequantize_per" in str(source.target) for source in node.all_input_nodes)
+    return any(map(is_dequantize, node.all_input_nodes))
 
 
 def _give_own(program: ExportedProgram, node: Node, bias: Node) -> None:

@@ -22,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from typing import Any
 
+from torchquilt.backend import Granularity, chooses_qparams, dequantize_of, overload_name, quantize_of
+
 _IMAGE = 4
 _CHANNELS_LAST = (0, 2, 3, 1)
 _CONTIGUOUS = (0, 1, 2, 3)
@@ -42,9 +44,6 @@ _TURNING = (
     "aten.prelu.default",
 )
 _CONTIGUOUS_ANYWAY = ("aten.view_copy.default", "aten.linear.default")
-_DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
-_PER_TENSOR = "quantized_decomposed.quantize_per_tensor.tensor"
-_PER_TOKEN = "quantized_decomposed.quantize_per_token.default"
 #: What the delegate computes in the kernel of the convolution before it.
 _FUSED = ("aten.relu.default", "aten.hardtanh.default")
 
@@ -61,7 +60,7 @@ def say_layouts(model: Any) -> Any:
     convolutions = [node for node in model.graph.nodes if is_dynamic_convolution(node)]
     images = {node.args[0].args[0] for node in convolutions}
     for node in quantized:
-        if node in images or _name(node) == _PER_TOKEN:
+        if node in images or _is_per_token(node):
             _say_before(node, _CHANNELS_LAST if node in images else _CONTIGUOUS)
     for node in convolutions:
         _say_behind(_with_what_is_fused(node)[-1])
@@ -105,18 +104,19 @@ def own_dequantizes(model: Any, taken: Container[str]) -> Any:
 
 def is_dynamic_convolution(node: Any) -> bool:
     """Whether a node is a convolution of an image quantized when it runs, as the delegate takes it."""
-    if _name(node) != _CONVOLUTION:
+    if overload_name(node) != _CONVOLUTION:
         return False
     dequantize, weight, groups, is_transposed = node.args[0], node.args[1], node.args[8], node.args[6]
     shape = weight.meta["val"].shape
     is_depthwise = not is_transposed and groups > 1 and shape[1] == 1
-    source = dequantize.args[0] if dequantize.args else None
-    return len(shape) == _IMAGE and not is_depthwise and _is_dynamic_quantize(source)
+    source = dequantize_of(dequantize)
+    is_image = len(shape) == _IMAGE and not is_depthwise
+    return is_image and source is not None and _is_dynamic_quantize(source.input)
 
 
 def is_softmax(node: Any) -> bool:
     """Whether a node is a softmax."""
-    return _name(node) == _SOFTMAX
+    return overload_name(node) == _SOFTMAX
 
 
 def copies_before(softmax: Any) -> Iterator[Any]:
@@ -138,7 +138,7 @@ def _is_softmax_of_turned(node: Any) -> bool:
         if source in seen or not hasattr(value, "dim") or value.dim() != _IMAGE:
             continue
         seen.add(source)
-        name = _name(source)
+        name = overload_name(source)
         if name in _TURNING or (source.op == "placeholder" and not value.is_contiguous()):
             return True
         if name not in _CONTIGUOUS_ANYWAY:
@@ -164,20 +164,22 @@ def says_layout(node: Any) -> bool:
     return bool(node.meta.get(_SAYS_LAYOUT))
 
 
-def _name(node: Any) -> str:
-    return str(getattr(getattr(node, "target", None), "__name__", ""))
-
-
 def _is_dynamic_quantize(node: Any) -> bool:
     """Whether a node quantizes an image with parameters that are found when it runs."""
-    if _name(node) not in (_PER_TENSOR, _PER_TOKEN) or node.args[0].meta["val"].dim() != _IMAGE:
+    told = quantize_of(node)
+    if told is None or told.has_numbers or told.input.meta["val"].dim() != _IMAGE:
         return False
-    return "choose_qparams" in _name(next(iter(getattr(node.args[1], "all_input_nodes", ())), None))
+    return any(map(chooses_qparams, told.scale.all_input_nodes))
+
+
+def _is_per_token(quantize: Any) -> bool:
+    told = quantize_of(quantize)
+    return told is not None and told.granularity is Granularity.PER_TOKEN
 
 
 def _with_what_is_fused(convolution: Any) -> tuple[Any, ...]:
     readers = list(convolution.users)
-    if len(readers) == 1 and _name(readers[0]) in _FUSED:
+    if len(readers) == 1 and overload_name(readers[0]) in _FUSED:
         return convolution, readers[0]
     return (convolution,)
 
@@ -198,7 +200,8 @@ def _apart_from_integers(image: Any) -> Any:
     import torch
     from executorch.exir.dialects._ops import ops
 
-    if _DEQUANTIZE not in _name(image):
+    told = dequantize_of(image)
+    if told is None or not told.has_numbers:
         return image
     largest = torch.finfo(torch.float32).max
     same = image.graph.call_function(ops.edge.aten.hardtanh.default, (image, -largest, largest))

@@ -13,7 +13,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torchquilt.backend import Arithmetic, Contribution, Kernel, stays_in_float
+from torchquilt.backend import (
+    Arithmetic,
+    Contribution,
+    Granularity,
+    Kernel,
+    chooses_qparams,
+    dequantize_of,
+    is_dequantize,
+    is_quantize,
+    overload_name,
+    qdq_of,
+    quantize_of,
+    stays_in_float,
+)
 from torchquilt_xnnpack.layout import (
     copies_around,
     copies_before,
@@ -47,7 +60,6 @@ _KEEPS_PARAMETERS = (
     "aten.unsqueeze_copy.",
     "aten.view_copy.",
 )
-_CONVERTING = ("quantized_decomposed.quantize_per_tensor.", "quantized_decomposed.dequantize_per_tensor.")
 #: The delegate's mark of a conversion that is done within the kernel of the operator beside it.
 _OWN_CONVERSION = "IS_IMPLICIT_Q_DQ_TAG"
 _CASTS = ("aten._to_copy.", "dim_order_ops._to_dim_order_copy.")
@@ -123,12 +135,10 @@ def _around(node: Any) -> Iterator[Any]:
 
 def _has_fitting_parameters(node: Any) -> bool:
     """Whether an operator that moves data reads and returns tensors with one set of parameters."""
-    if not _name(node).startswith(_KEEPS_PARAMETERS):
+    if not overload_name(node).startswith(_KEEPS_PARAMETERS):
         return True
-    around = {
-        one.args[1:] for one in (*node.all_input_nodes, *node.users) if _name(one).startswith(_CONVERTING)
-    }
-    return len(around) <= 1
+    around = filter(None, map(qdq_of, (*node.all_input_nodes, *node.users)))
+    return len({one.parameters for one in around if one.granularity is Granularity.PER_TENSOR}) <= 1
 
 
 def kernels_of(payload: bytes) -> Iterator[Kernel]:
@@ -213,7 +223,7 @@ def _drop_copies(model: Any) -> Any:
     from torch.fx.passes.infra.pass_base import PassResult
 
     graph = model.graph
-    found = [node for node in graph.nodes if _name(node).startswith(_COPIES) and _is_redundant(node)]
+    found = [node for node in graph.nodes if overload_name(node).startswith(_COPIES) and _is_redundant(node)]
     for node in found:
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
@@ -232,10 +242,11 @@ def _drop_copies(model: Any) -> Any:
 
 def _converts_back(node: Any) -> bool:
     """Whether a node quantizes what was dequantized with the same parameters, and is no output."""
-    if _name(node) != f"{_CONVERTING[0]}default" or any(user.op == "output" for user in node.users):
+    there = quantize_of(node)
+    if there is None or not there.has_numbers or any(user.op == "output" for user in node.users):
         return False
-    source = node.args[0]
-    return bool(_name(source) == f"{_CONVERTING[1]}default" and source.args[1:] == node.args[1:])
+    back = dequantize_of(there.input)
+    return back is not None and back.parameters == there.parameters
 
 
 def _is_redundant(copy: Any) -> bool:
@@ -245,11 +256,6 @@ def _is_redundant(copy: Any) -> bool:
         return False
     read, returned = source.meta["val"], copy.meta["val"]
     return bool(read.dim_order() == returned.dim_order() and read.dtype == returned.dtype)
-
-
-def _name(node: Any) -> str:
-    """The operator of ExecuTorch's dialect that a node calls, as text."""
-    return str(getattr(node.target, "__name__", ""))
 
 
 def _write_as_view(model: Any) -> Any:
@@ -263,7 +269,7 @@ def _write_as_view(model: Any) -> Any:
 
     changed = False
     for node in model.graph.nodes:
-        if not (_name(node).startswith(_MOVES) and _is_between_conversions(node)):
+        if not (overload_name(node).startswith(_MOVES) and _is_between_conversions(node)):
             continue
         sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
         if sizes.count(-1) <= 1:  # a view infers one of them
@@ -301,18 +307,18 @@ def _keep_pads_in_float(model: Any) -> Any:
 
 def _is_taken_for_integers(node: Any) -> bool:
     """Whether a node is a float padding that the delegate would pad integers for."""
-    if getattr(node.target, "__name__", "") != "aten.constant_pad_nd.default":
+    if overload_name(node) != "aten.constant_pad_nd.default":
         return False
     value = node.args[2] if len(node.args) > 2 else 0
-    if value != 0 or not _calls(node.args[0], ".dequantize_per_tensor.default"):
+    source = dequantize_of(node.args[0])
+    if value != 0 or source is None or not source.has_numbers:
         return False
     users = list(node.users)
-    if any(_calls(user, ".quantize_per") for user in users):
+    if any(map(is_quantize, users)):
         return False
     # In front of a convolution with a weight of integers it is meant for one of integers.
-    return not (
-        len(users) == 1 and _calls(users[0], "aten.convolution.default") and _calls(users[0].args[1], ".dequ")
-    )
+    is_convolved = len(users) == 1 and overload_name(users[0]) == "aten.convolution.default"
+    return not (is_convolved and is_dequantize(users[0].args[1]))
 
 
 def _choose_from_half(model: Any) -> Any:
@@ -336,21 +342,19 @@ def _choose_from_half(model: Any) -> Any:
 
 def _chooses_from_a_cast(node: Any) -> bool:
     """Whether a node chooses parameters from the cast of a tensor that is quantized with them as it is."""
-    if not _calls(node, ".choose_qparams"):
+    if not chooses_qparams(node):
         return False
     cast = node.args[0]
-    quantized = {user.args[0] for item in node.users for user in item.users if _calls(user, ".quantize_per")}
-    return _name(cast).startswith(_CASTS) and quantized == {cast.args[0]}
-
-
-def _calls(node: Any, part: str) -> bool:
-    """Whether a node calls an operator with this part in its name."""
-    return part in getattr(node.target, "__name__", "")
+    quantized = {user.args[0] for item in node.users for user in item.users if is_quantize(user)}
+    return overload_name(cast).startswith(_CASTS) and quantized == {cast.args[0]}
 
 
 def _is_between_conversions(node: Any) -> bool:
-    before, behind = str(node.args[0].target), [str(user.target) for user in node.users]
-    return ".dequantize_per_tensor" in before and all(".quantize_per_tensor" in name for name in behind)
+    before = dequantize_of(node.args[0])
+    if before is None or before.granularity is not Granularity.PER_TENSOR:
+        return False
+    behind = map(quantize_of, node.users)
+    return all(one is not None and one.granularity is Granularity.PER_TENSOR for one in behind)
 
 
 #: How many dimensions the delegate's PReLU has, whose passes fail for others.

@@ -10,6 +10,7 @@ from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import copy_model, drop_unused_tensors
 from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.passes import Pass, everywhere, run_passes
+from torchquilt.graph.qdq import is_dequantize
 from torchquilt.graph.subgraph_constants import close_subgraphs, open_subgraphs
 from torchquilt.pt2e.model_record import stage_of
 from torchquilt.pt2e.reference.rules import RULE_OF
@@ -86,7 +87,7 @@ def left_in_float(model: GraphModule) -> dict[Node, Reject]:
     """
     found: dict[Node, Reject] = {}
     for node in model.graph.nodes:
-        if node.op != "call_function" or not any(map(_dequantizes, node.all_input_nodes)):
+        if node.op != "call_function" or not any(map(is_dequantize, node.all_input_nodes)):
             continue
         rule = RULE_OF.get(overload_name(node))
         answer = rule.find(model, node) if rule is not None else None
@@ -95,7 +96,3 @@ def left_in_float(model: GraphModule) -> dict[Node, Reject]:
         if isinstance(answer, Reject):
             found[node] = answer
     return found
-
-
-def _dequantizes(node: Node) -> bool:
-    return overload_name(node).startswith("quantized_decomposed.dequantize_")

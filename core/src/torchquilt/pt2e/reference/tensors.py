@@ -9,12 +9,11 @@ from typing import TypeAlias
 
 import attrs
 import torch
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantized_decomposed operators)
 from torch.fx import Node
 
-from torchquilt.graph.node_values import arguments_of, is_constant, overload_name
-
-_OPS = torch.ops.quantized_decomposed
+from torchquilt.graph.node_values import is_constant
+from torchquilt.graph.qdq import QDQ, QDQOperators, dequantize_of, quantize_of
+from torchquilt.spec.qspec import Granularity
 
 #: Integer types that the rules compute with. torch has no clamp and no maximum of uint16.
 INTEGER_DTYPES = (torch.int8, torch.uint8, torch.int16)
@@ -31,13 +30,15 @@ class Grid:
     dtype: torch.dtype
 
     @property
-    def parameters(self) -> tuple[float, int, int, int, torch.dtype]:
-        """Arguments that follow the tensor in the call of an operator that quantizes."""
-        return (self.scale, self.zero_point, self.low, self.high, self.dtype)
+    def operators(self) -> QDQOperators:
+        """The operators that quantize and dequantize a tensor of it."""
+        integers = (self.low, self.high, self.dtype)
+        return QDQOperators.of(Granularity.PER_TENSOR, (self.scale, self.zero_point), integers)
 
     def nearest(self, value: float) -> int:
         """The integer for a real number, computed by the operator that quantizes tensors."""
-        return int(_OPS.quantize_per_tensor(torch.tensor(value, dtype=torch.float32), *self.parameters))
+        operators = self.operators
+        return int(operators.quantize(torch.tensor(value, dtype=torch.float32), *operators.arguments))
 
     def clamped(self, low: float | None, high: float | None) -> Grid:
         """The part of the grid within two real bounds. Quantizing first and clamping then is the same."""
@@ -96,39 +97,31 @@ Quantized: TypeAlias = PerTensor | PerAxis | Dynamic
 
 def dequantized(node: Node) -> Quantized | None:
     """Tensor that a dequantize operator reads; None for another operator, or a layout that no rule knows."""
-    name = overload_name(node)
-    if not name.startswith("quantized_decomposed.dequantize_"):
+    told = dequantize_of(node)
+    if told is None or told.dtype not in INTEGER_DTYPES:
         return None
-    arguments = arguments_of(node)
-    if arguments["dtype"] not in INTEGER_DTYPES:
+    if told.has_numbers:
+        return PerTensor(told.input, _grid(told))
+    if told.granularity is Granularity.PER_AXIS:
+        assert told.axis is not None
+        axis = told.axis % told.input.meta["val"].dim()
+        if not all(map(is_constant, (told.input, told.scale, told.zero_point))):
+            return None
+        return PerAxis(told.input, told.scale, told.zero_point, axis, told.quant_min, told.quant_max)
+    is_for_groups = told.granularity is Granularity.PER_GROUP
+    if is_for_groups or told.zero_point.meta["val"].is_floating_point():
         return None
-    if name == "quantized_decomposed.dequantize_per_tensor.default":
-        return PerTensor(arguments["input"], _grid(node))
-    if name == "quantized_decomposed.dequantize_per_channel.default":
-        integers, scale, zero_point = (arguments[key] for key in ("input", "scales", "zero_points"))
-        axis = arguments["axis"] % integers.meta["val"].dim()
-        if not all(map(is_constant, (integers, scale, zero_point))):
-            return None
-        return PerAxis(integers, scale, zero_point, axis, arguments["quant_min"], arguments["quant_max"])
-    per_token = name == "quantized_decomposed.dequantize_per_token.default"
-    if per_token or name == "quantized_decomposed.dequantize_per_tensor.tensor":
-        scale = arguments["scales" if per_token else "scale"]
-        zero_point = arguments["zero_points" if per_token else "zero_point"]
-        if zero_point.meta["val"].is_floating_point():
-            return None
-        reach = arguments["quant_max"] - arguments["quant_min"]
-        return Dynamic(arguments["input"], scale, zero_point, reach, per_token)
-    return None
+    reach = told.quant_max - told.quant_min
+    per_token = told.granularity is Granularity.PER_TOKEN
+    return Dynamic(told.input, told.scale, told.zero_point, reach, per_token)
 
 
 def grid_of(node: Node) -> Grid | None:
     """The grid of a quantize operator, or None: another operator, or a layout that no rule knows."""
-    if overload_name(node) != "quantized_decomposed.quantize_per_tensor.default":
-        return None
-    grid = _grid(node)
-    return grid if grid.dtype in INTEGER_DTYPES else None
+    told = quantize_of(node)
+    is_known = told is not None and told.has_numbers and told.dtype in INTEGER_DTYPES
+    return _grid(told) if told is not None and is_known else None
 
 
-def _grid(node: Node) -> Grid:
-    arguments = arguments_of(node)
-    return Grid(*(arguments[key] for key in ("scale", "zero_point", "quant_min", "quant_max", "dtype")))
+def _grid(told: QDQ) -> Grid:
+    return Grid(told.scale, told.zero_point, told.quant_min, told.quant_max, told.dtype)

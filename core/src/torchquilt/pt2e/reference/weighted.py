@@ -33,7 +33,6 @@ from torchquilt.pt2e.reference.writer import Writer
 from torchquilt.support.pattern import Reject
 
 _ATEN = torch.ops.aten
-_OPS = torch.ops.quantized_decomposed
 
 
 def check_weighted(site: Site) -> Reject | None:
@@ -59,7 +58,8 @@ def weighted(site: Site, write: Writer, grid: Grid) -> Node:
     """The operator on integers, brought to the grid of the output."""
     source, weight = _operands(site)
     if isinstance(source, Dynamic):
-        return write(_OPS.quantize_per_tensor.default, weighted_in_float(site, write), *grid.parameters)
+        operators = grid.operators
+        return write(operators.quantize, weighted_in_float(site, write), *operators.arguments)
     sums = _summed(site, write, source, weight, bias_in_steps(site, source, weight))
     step, output_step = float32(source.grid.scale, grid.scale)
     scale = step * weight.scale / output_step
