@@ -9,8 +9,10 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from torchquilt._internal.connected import connected
 from torchquilt.graph.node_values import is_overwritten, operator_of, returns_view, writes
 from torchquilt.graph.subgraphs import SubgraphCall, call_of, placeholders
 
@@ -26,23 +28,17 @@ class Memory:
 
     def __init__(self, graph: Graph) -> None:
         self._position = {node: number for number, node in enumerate(graph.nodes)}
-        self._shared_with: dict[Node, Node] = {}
+        self._representatives: dict[Node, Node] = {}
         #: the representative of a memory → when it is written; empty for most graphs, which write nothing
         self._writes: dict[Node, list[int]] = {}
         written = {node: inputs for node in graph.nodes if (inputs := written_inputs(node))}
         if written:
-            self._find_shared()
+            shared = ((node, source) for node in self._position for source in aliased_inputs(node))
+            for memory in connected(self._position, shared):
+                self._representatives.update(dict.fromkeys(memory, memory[0]))
         for node, inputs in written.items():
-            for first in dict.fromkeys(map(self._first, inputs)):
+            for first in dict.fromkeys(map(self._representatives.__getitem__, inputs)):
                 self._writes.setdefault(first, []).append(self._position[node])
-
-    def _find_shared(self) -> None:
-        """Find which nodes share memory, which matters where something is written."""
-        for node in self._position:
-            for source in aliased_inputs(node):
-                one, other = self._first(node), self._first(source)
-                if one is not other:
-                    self._shared_with[one] = other
 
     @property
     def is_written(self) -> bool:
@@ -51,11 +47,11 @@ class Memory:
 
     def version(self, node: Node, reader: Node) -> int:
         """Number of writes into the memory of ``node`` before ``reader`` runs."""
-        return bisect.bisect_left(self._writes.get(self._first(node), ()), self._position[reader])
+        return bisect.bisect_left(self._times(node), self._position[reader])
 
     def output_can_be_copied(self, node: Node) -> bool:
         """Whether readers of ``node`` may get a copy: none writes into it or reads it after a later write."""
-        times = self._writes.get(self._first(node), ())
+        times = self._times(node)
         next_write = bisect.bisect_right(times, self._position[node])
         if next_write == len(times):
             return True
@@ -77,14 +73,9 @@ class Memory:
             return False
         return producer not in aliased_inputs(user) or self.output_can_be_copied(user)
 
-    def _first(self, node: Node) -> Node:
-        """The node that stands for all that share memory with ``node``."""
-        first = node
-        while first in self._shared_with:
-            first = self._shared_with[first]
-        while node is not first:  # path compression
-            self._shared_with[node], node = first, self._shared_with[node]
-        return first
+    def _times(self, node: Node) -> Sequence[int]:
+        """The positions of the writes into the memory of ``node``."""
+        return self._writes.get(self._representatives[node], ()) if self._writes else ()
 
 
 def written_inputs(node: Node) -> tuple[Node, ...]:

@@ -82,7 +82,7 @@ _NOT_PARAMETERS = ("is_quantize", "input")
 
 
 def qdq_of(node: Node) -> QDQ | None:
-    """What a node says of the tensor that it quantizes or dequantizes; None where it does neither."""
+    """Read a node that quantizes or dequantizes; None for a node that does neither."""
     form = _form(overload_name(node))
     if form is None:
         return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from torchquilt._internal.connected import connected
 from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.subgraphs import Region, regions
@@ -171,23 +172,15 @@ def float_islands(operations: Iterable[Operation], joint: Joint) -> tuple[tuple[
     """
     operations = tuple(operations)
     names = {one.name: one for one in operations if one.arithmetic == "float"}
-    makers = {one.name for one in operations if one.returns_float}
-    leader = {name: name for name in (*names, *makers)}
-
-    def lead(name: str) -> str:
-        while leader[name] != name:
-            leader[name] = leader[leader[name]]
-            name = leader[name]
-        return name
-
-    for one in names.values():
-        for source in one.reads:
-            if source in names or source in makers:
-                leader[lead(one.name)] = lead(source)
-    islands: dict[str, list[str]] = defaultdict(list)
-    for one in names.values():
-        islands[lead(one.name)].append(joint.placed(one).node or one.name)
-    return tuple(tuple(dict.fromkeys(members)) for members in islands.values())
+    makers = (one.name for one in operations if one.returns_float)
+    members = dict.fromkeys((*names, *makers))
+    links = ((one.name, source) for one in names.values() for source in one.reads if source in members)
+    islands = ([names[member] for member in group if member in names] for group in connected(members, links))
+    return tuple(
+        tuple(dict.fromkeys(joint.placed(one).node or one.name for one in island))
+        for island in islands
+        if island
+    )
 
 
 def place_of(node: Node, name: str = "") -> str:

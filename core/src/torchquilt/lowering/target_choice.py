@@ -57,7 +57,7 @@ def _listed(targets: Collection[str]) -> str:
 
 
 def _remedy(shared: Collection[str], *, is_free: bool) -> str:
-    """What to do where no installed target fits."""
+    """Remedy where no installed target fits."""
     published = [
         f"pip install {known.distribution}"
         for known in KNOWN

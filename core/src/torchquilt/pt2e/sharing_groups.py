@@ -30,6 +30,7 @@ from collections.abc import Iterable
 import attrs
 from torch.fx import Graph, Node
 
+from torchquilt._internal.connected import connected
 from torchquilt.errors import SharingError
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import (
@@ -74,18 +75,18 @@ def find_groups(graph: Graph) -> tuple[Group, ...]:
     specs = _annotated_specs(graph)
     _check_sources(specs)
     _check_circles(specs)
-    joined = _DisjointSets(specs)
-    for edge_or_node, spec in specs.items():
-        if isinstance(spec, SharedQuantizationSpec):
-            joined.unite(edge_or_node, spec.edge_or_node)
+    links: list[tuple[EdgeOrNode, EdgeOrNode]] = [
+        (edge_or_node, spec.edge_or_node)
+        for edge_or_node, spec in specs.items()
+        if isinstance(spec, SharedQuantizationSpec)
+    ]
     root_spec: dict[EdgeOrNode, OwnSpec] = {}
-    for members in joined.sets():
+    for members in connected(specs, links):
         root_spec.update(dict.fromkeys(members, _root_spec(members, specs)))
     for same_tensor in _members_by_tensor(specs):
         first_with: dict[OwnSpec, EdgeOrNode] = {}
-        for edge_or_node in same_tensor:
-            joined.unite(first_with.setdefault(root_spec[edge_or_node], edge_or_node), edge_or_node)
-    groups = tuple(Group(root_spec[members[0]], members) for members in joined.sets())
+        links += [(first_with.setdefault(root_spec[one], one), one) for one in same_tensor]
+    groups = tuple(Group(root_spec[members[0]], members) for members in connected(specs, links))
     _check_dynamic(groups, root_spec)
     return groups
 
@@ -205,35 +206,3 @@ def _root_spec(members: tuple[EdgeOrNode, ...], specs: dict[EdgeOrNode, AnySpec]
 def _owner(edge_or_node: EdgeOrNode) -> str:
     annotation = annotation_of(edge_or_node[1] if isinstance(edge_or_node, tuple) else edge_or_node)
     return (annotation.quantizer if annotation else "") or "unnamed"
-
-
-class _DisjointSets:
-    """Union-find over edges and nodes. The representative of a set is its first edge or node in graph
-    order.
-    """
-
-    def __init__(self, members: Iterable[EdgeOrNode]) -> None:
-        self._rank = {edge_or_node: number for number, edge_or_node in enumerate(members)}
-        self._parent: dict[EdgeOrNode, EdgeOrNode] = {
-            edge_or_node: edge_or_node for edge_or_node in self._rank
-        }
-
-    def first(self, edge_or_node: EdgeOrNode) -> EdgeOrNode:
-        root = edge_or_node
-        while self._parent[root] != root:
-            root = self._parent[root]
-        while self._parent[edge_or_node] != root:  # path compression
-            self._parent[edge_or_node], edge_or_node = root, self._parent[edge_or_node]
-        return root
-
-    def unite(self, left: EdgeOrNode, right: EdgeOrNode) -> None:
-        left, right = self.first(left), self.first(right)
-        if self._rank[left] > self._rank[right]:
-            left, right = right, left
-        self._parent[right] = left
-
-    def sets(self) -> tuple[tuple[EdgeOrNode, ...], ...]:
-        members: dict[EdgeOrNode, list[EdgeOrNode]] = {}
-        for edge_or_node in self._parent:
-            members.setdefault(self.first(edge_or_node), []).append(edge_or_node)
-        return tuple(tuple(members) for members in members.values())
