@@ -21,16 +21,17 @@ from torchquilt.pt2e.calibration.unreached import leave_or_refuse_unseen
 from torchquilt.pt2e.model_record import RECORD_KEY, restore_initial_state, set_stage, stage_of
 from torchquilt.pt2e.observer_points import QuantizationPoint
 from torchquilt.pt2e.qdq_insertion import Conversion
+from torchquilt.pt2e.quantization_tags import carry_tags
 from torchquilt.pt2e.reference import to_reference
 from torchquilt.pt2e.scale_limits import BOUNDED_KEY
 from torchquilt.spec.annotation import ANNOTATION_KEY
 
 
 def convert_pt2e(
-    prepared: GraphModule,
-    *,
-    fold_quantize: bool = True,
+    model: GraphModule,
     use_reference_representation: bool = False,
+    fold_quantize: bool = True,
+    *,
     unseen: str = "error",
 ) -> GraphModule:
     """Replace each point of a calibrated model by quantize and dequantize operators.
@@ -39,12 +40,12 @@ def convert_pt2e(
     :func:`torchquilt.prepare_pt2e`, Python's collector of garbage pauses meanwhile.
 
     Args:
-        prepared: what :func:`torchquilt.prepare_pt2e` returned, after calibration.
-        fold_quantize: store constants as integers. With False they stay in float, with the operators
-            that quantize them in the graph; both compute the same bits.
+        model: what :func:`torchquilt.prepare_pt2e` returned, after calibration.
         use_reference_representation: compute with the integers, as
             :func:`torchquilt.pt2e.reference.to_reference` describes, instead of with what they
             stand for.
+        fold_quantize: store constants as integers. With False they stay in float, with the operators
+            that quantize them in the graph; both compute the same bits.
         unseen: what to do with operators that calibration never reached, as in a branch that was never
             taken: ``"error"``, or ``"float"`` to leave them in float, which the ledger then says.
 
@@ -60,14 +61,14 @@ def convert_pt2e(
     Warns:
         UserWarning: a symmetric range has next to no integers on a side of zero where values are.
     """
-    _check_is_prepared(prepared)
+    _check_is_prepared(model)
     with default_global_state(), garbage_collector_disabled():
         # Points are only read, and are not in the result; the record is replaced where something is added.
-        points = [module for module in prepared.modules() if isinstance(module, QuantizationPoint)]
-        model = copy_model(prepared, kept=(*points, prepared.meta[RECORD_KEY]))
-        restore_initial_state(model)
-        leave_or_refuse_unseen(model, unseen)
-        cautions = [*find_outliers(model)]
+        points = [module for module in model.modules() if isinstance(module, QuantizationPoint)]
+        converted = copy_model(model, kept=(*points, model.meta[RECORD_KEY]))
+        restore_initial_state(converted)
+        leave_or_refuse_unseen(converted, unseen)
+        cautions = [*find_outliers(converted)]
         warn_of(tuple(cautions))
         passes = (
             everywhere(
@@ -77,16 +78,16 @@ def convert_pt2e(
             Pass("open_subgraphs", open_subgraphs),
             Pass("drop_unused", _drop_unused),
         )
-        model = run_passes(model, passes)
-        note_cautions(model, cautions)
+        converted = run_passes(converted, passes)
+        note_cautions(converted, cautions)
         for caution in cautions:
             if caution.code == "cut_off":
                 warnings.warn(str(caution), UserWarning, stacklevel=2)
-        set_stage(model, "converted")
+        set_stage(converted, "converted")
         if not use_reference_representation:
-            generate_code(model)
-            return model
-    return to_reference(model)
+            generate_code(converted)
+            return converted
+    return to_reference(converted)
 
 
 def _check_is_prepared(model: object) -> None:
@@ -110,6 +111,8 @@ def _replace_points(model: GraphModule, fold_quantize: bool, cautions: list[Caut
     for node in list(model.graph.nodes):
         if node.op == "call_module" and node.target in points:
             conversion.replace(node, points[str(node.target)])
+    carry_tags(model.graph)
+    for node in model.graph.nodes:
         for key in (ANNOTATION_KEY, BOUNDED_KEY):  # they name nodes of the prepared graph
             node.meta.pop(key, None)
     for name in points:

@@ -133,6 +133,14 @@ class PatternQuantizer(Quantizer):
         self.intent = self.intent.with_type(kind, self._checked(config, kind))
         return self
 
+    def set_module_type(self, module_type: object, config: QuantizationConfig | None) -> Self:
+        """Ask for a config in modules of a class: :meth:`set_object_type` under PyTorch's own name."""
+        return self.set_object_type(module_type, config)
+
+    def set_operator_type(self, operator_type: object, config: QuantizationConfig | None) -> Self:
+        """Ask for a config at an operator: :meth:`set_object_type` under PyTorch's own name."""
+        return self.set_object_type(operator_type, config)
+
     def set_module_name(self, name: str, config: QuantizationConfig | None) -> Self:
         """Ask for a config in the module of this name and all that is in it; None leaves it in float.
 
