@@ -59,11 +59,12 @@ def finish(process: subprocess.Popen[str]) -> str:
 def test_what_was_killed_at_random_ends_in_the_same_state(tmp_path: Path) -> None:
     """Killed twice and interrupted once, wherever it was, and then let through: the same bytes as without."""
     finish(run("", tmp_path / "whole", 0))
+    chance = random.Random(0)
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
         process = run(tmp_path / "state", tmp_path / "result", 0.2)
         assert process.stdout is not None
         process.stdout.readline()  # it has begun
-        time.sleep(random.uniform(0.0, 0.5))
+        time.sleep(chance.uniform(0.0, 0.5))
         process.send_signal(number)
         process.communicate(timeout=300)
         assert process.returncode != 0

@@ -14,6 +14,7 @@ import torchquilt as tq
 from strategies import Fn, export, normal, outputs_of
 from torchquilt.quantizers import profitability
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from work import calls_in, growth
 
 STATIC = get_symmetric_quantization_config()
 X, Y = normal(3, 6), normal(3, 6, seed=1)
@@ -161,16 +162,30 @@ def test_integers_of_another_quantizer_count_at_the_edge_of_an_island() -> None:
     assert before["mul"].is_quantized
 
 
-def test_the_cost_is_linear() -> None:
-    """A long chain of cheap operators is one island, and is decided in one pass."""
+def chain(length: int) -> Callable[..., torch.Tensor]:
+    """Cheap operators that hand each other what they compute."""
 
-    def chain(m: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        for _ in range(400):
+    def function(m: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        for _ in range(length):
             x = x + y
         return torch.tanh(x)
 
-    ledger = ledger_of(static(), chain)
+    return function
+
+
+def test_a_long_chain_is_one_island() -> None:
+    """All of its operators together are worth the conversions around them."""
+    ledger = ledger_of(static(), chain(400))
     assert sum(row.is_quantized for row in ledger) == 400
+
+
+def test_the_cost_is_linear() -> None:
+    """A chain of twice as many cheap operators is twice the work to decide about."""
+
+    def work(length: int) -> int:
+        return calls_in((profitability,), lambda: ledger_of(static(), chain(length)))
+
+    assert growth(work, 20) <= 2.1
 
 
 def test_the_edge_of_an_island_is_decided_in_few_questions(monkeypatch: pytest.MonkeyPatch) -> None:

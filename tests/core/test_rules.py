@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from types import FrameType
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +16,7 @@ from strategies import export, normal
 from torchquilt.intent import intent, rules
 from torchquilt.intent.rules import ModuleNameRule, RuleIndex
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+from work import calls_in, growth
 
 STATIC = get_symmetric_quantization_config()
 
@@ -96,23 +94,6 @@ def test_the_more_specific_name_decides(more: str, less: str) -> None:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def calls_in(modules: tuple[Any, ...], function: Callable[[], object]) -> int:
-    """How many calls are made in these modules, of their own functions and of those of Python."""
-    files = {module.__file__ for module in modules}
-    count = 0
-
-    def listen(frame: FrameType, event: str, _: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call") and frame.f_code.co_filename in files
-
-    sys.setprofile(listen)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return count
-
-
 def block(number: int) -> nn.Module:
     """A linear and a dropout in a module of a class of its own."""
     cls = type(f"Block{number:03}", (nn.Sequential,), {"__module__": __name__})
@@ -152,8 +133,7 @@ def test_many_rules_cost_as_much_as_they_are(give: Callable[[XNNPACKQuantizer, n
         exported = export(model, normal(2, 4))
         return calls_in((rules, intent), lambda: tq.explain(exported, quantizer))
 
-    small, middle, large = map(work, (10, 20, 40))
-    assert large - middle <= 2.1 * (middle - small)
+    assert growth(work, 10) <= 2.1
 
 
 def test_work_that_is_not_linear_is_seen() -> None:
@@ -164,8 +144,7 @@ def test_work_that_is_not_linear_is_seen() -> None:
         index = {number: RuleIndex(None, (), (rule,)) for number, rule in enumerate(found)}
         return calls_in((rules,), lambda: [index[n].naming(rule.name) for rule in found for n in index])
 
-    small, middle, large = map(hold_each, (10, 20, 40))
-    assert large - middle > 3 * (middle - small)
+    assert growth(hold_each, 10) > 3
 
 
 def test_the_same_module_is_looked_up_once() -> None:
