@@ -25,7 +25,7 @@ NoteDown: TypeAlias = Callable[[str, str], None]
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to run without a backend, once and before anything is collected."""
     # The options and not what was loaded for them: conftests are configured before the plugin.
-    if not (config.getoption("--torchquilt-backend") or config.getoption("--torchquilt-quantizer")):
+    if not any(config.getoption(f"--torchquilt-{one}", None) for one in ("backend", "quantizer")):
         pytest.exit("Say what to test: --torchquilt-backend=NAME", pytest.ExitCode.USAGE_ERROR)
 
 

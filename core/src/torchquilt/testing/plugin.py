@@ -1,8 +1,7 @@
 """Plugin for pytest: options, a hook, and the table at the end.
 
-pytest reads options before it looks for what ``--pyargs`` names, so this module is an entry point of pytest
-and imported in every run of it where torchquilt is installed. It imports neither torch nor anything else of
-the kit, and does nothing unless one of its options is given.
+Where the kit is asked for, an entry point of pytest (:mod:`torchquilt._internal.pytest_entry`) loads it
+before options are read. It imports no torch until one of its options is given.
 """
 
 from __future__ import annotations
