@@ -87,9 +87,10 @@ def own_dequantizes(model: Any, taken: Container[str]) -> Any:
 
     is_changed = False
     for node in list(model.graph.nodes):
-        if _name(node) != _DEQUANTIZE or node.meta["val"].dim() != _IMAGE:
+        told = dequantize_of(node)
+        if told is None or not told.has_numbers or node.meta["val"].dim() != _IMAGE:
             continue
-        readers = [user for user in node.users if _name(user) in taken]
+        readers = [user for user in node.users if overload_name(user) in taken]
         kept = 1 if len(readers) == len(node.users) else 0
         for reader in readers[kept:]:
             with model.graph.inserting_after(node):
