@@ -174,7 +174,7 @@ def chain(length: int) -> Callable[..., torch.Tensor]:
 
 
 def test_a_long_chain_is_one_island() -> None:
-    """All of its operators together are worth the conversions around them."""
+    """All of its operators together save more than the conversions around them cost."""
     ledger = ledger_of(static(), chain(400))
     assert sum(row.is_quantized for row in ledger) == 400
 
