@@ -19,6 +19,7 @@ from plugins.executorch.models import TOKENS, Encoder, composed, converted, xnnp
 from strategies import Fn, export, normal
 from torchquilt.lowering import Agreement, Port, Verification
 from torchquilt.lowering.rounding import rounded_otherwise
+from torchquilt.lowering.token_scales import chosen_as_needed
 from torchquilt.lowering.verification import _agreement, _random_operators
 from torchquilt_executorch.runner import ExecuTorchRunner
 
@@ -226,6 +227,44 @@ def test_a_program_may_be_as_far_off_as_roundings_bring_the_model(
     else:
         with pytest.raises(tq.VerificationError):
             tq.lower(model, (x,))
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-6, 1e-8, 1e-12, 0.0])
+def test_tokens_with_next_to_no_range_have_the_scale_that_they_need(size: float) -> None:
+    """The delegate is nearer to the float model than torch's operator, whose smallest scale is 2**-23."""
+    tokens = normal(4, 8) * torch.tensor([[1.0], [size], [size], [size]])
+    module = Fn(lambda m, x: m.fc(x)[1:], fc=nn.Linear(8, 8, bias=False))
+    model = converted(module, xnnpack(is_dynamic=True), tokens)
+    program = tq.lower(model, (tokens,))
+    (output,) = program.verification.outputs
+    with torch.no_grad(), chosen_as_needed():
+        expected = model(tokens)
+    assert torch.allclose(program.run(tokens), expected, rtol=1e-5, atol=0)
+    if 0 < size < 1e-5:
+        assert re.search(r"dB where the model has scales of tokens below 2\*\*-23", str(output))
+        with pytest.raises(tq.VerificationError):
+            tq.lower(model, (tokens,), verify=True)
+    else:
+        assert not output.note
+
+
+def test_scales_of_other_tokens_are_what_torch_chooses() -> None:
+    """To the last bit, and so are zero points."""
+    choose = torch.ops.quantized_decomposed.choose_qparams_per_token_asymmetric.default
+    tokens = torch.cat(
+        [normal(8, 16), normal(8, 16) * 2.0**-13, normal(8, 16) * 2.0**-15, torch.zeros(1, 16)]
+    )
+    expected = choose(tokens, torch.int8)
+    with chosen_as_needed():
+        found = choose(tokens, torch.int8)
+    assert all(torch.equal(*pair) for pair in zip(expected[1], found[1], strict=True))
+    assert torch.equal(expected[0][:24], found[0][:24])
+
+
+def test_a_wrong_program_is_not_excused_by_small_tokens(wrong: torch.fx.GraphModule) -> None:
+    """It differs from the model with the scales that are needed, too."""
+    with pytest.raises(tq.VerificationError):
+        tq.lower(wrong, (normal(3, 8) * torch.tensor([[1.0], [1e-7], [1e-7]]),))
 
 
 def test_only_what_is_quantized_rounds_otherwise() -> None:

@@ -134,7 +134,8 @@ class QuantizationSpec:
         zero_point: only for symmetric specs, and there only the value that symmetry implies;
             None fills it in.
         zero_point_domain: see :class:`ZeroPointDomain`.
-        eps: smallest scale that calibration may choose, > 0 (in units of the float tensor).
+        eps: smallest scale that may be chosen, > 0 (in units of the float tensor). Where each token has its
+            own, torch's operator chooses none below 2**-23, whatever this says.
         uniform: only for ``per_axis``: every index of the axis gets the same parameters, those of the
             whole tensor. For kernels that read one scale for each channel where one in all is wanted.
 
