@@ -381,8 +381,14 @@ def _own_biases(program: Any) -> Any:
     return own_biases(program)
 
 
+def _own_quantizes(program: Any) -> Any:
+    from torchquilt_xnnpack.quantizes import own_quantizes
+
+    return own_quantizes(program)
+
+
 CONTRIBUTION = Contribution(
-    passes=(_own_biases,),
+    passes=(_own_biases, _own_quantizes),
     partitioners=_partitioners,
     edge_passes=_edge_passes,
     readers={"XnnpackBackend": kernels_of},

@@ -1,0 +1,109 @@
+"""Quantizes of their own for dynamic operators of several kinds that share one.
+
+The delegate quantizes a tensor once for each quantize of the program, as the first operator needs it: in its
+order in memory, with one scale for the image or one for each of its rows or pixels. Operators of one kind
+need the same. Those of another compute with what is not theirs, or are left outside with integers that no one
+made. What torchquilt converts has a quantize for each kind; others, such as torchao, write one for each
+tensor.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+
+from torchquilt_xnnpack.conditions import is_pointwise
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Graph, Node
+
+_LINEARS = ("aten.linear.default", "aten.addmm.default", "aten.mm.default", "aten.matmul.default")
+
+
+@attrs.frozen(eq=False)
+class _Reader:
+    """An operator that reads what is quantized when it runs.
+
+    Args:
+        quantize: what quantizes it.
+        dequantize: what the operator reads.
+        node: the operator.
+    """
+
+    quantize: Node
+    dequantize: Node
+    node: Node
+
+    @property
+    def kind(self) -> str:
+        """Name of all that the delegate quantizes alike for."""
+        from torchquilt.backend import overload_name
+
+        name = overload_name(self.node)
+        if name in _LINEARS:
+            return "linear"
+        if not name.startswith("aten.conv"):
+            return name
+        is_matrix_product = "transpose" not in name and is_pointwise(self.node)
+        return "pointwise convolution" if is_matrix_product else "convolution"
+
+
+def own_quantizes(program: ExportedProgram) -> ExportedProgram:
+    """Give each kind of dynamic operators a quantize of its own where several kinds read one.
+
+    Args:
+        program: it is not changed. Shares its tensors with the result.
+    """
+    if not any(_to_separate(program.graph)):
+        return program
+    from torchquilt.backend import copied_graph, with_graph
+
+    graph, _ = copied_graph(program.graph)
+    for choose, readers in [*_to_separate(graph)]:
+        _give_own(graph, choose, readers)
+    return with_graph(program, graph)
+
+
+def _to_separate(graph: Graph) -> Iterator[tuple[Node, Sequence[_Reader]]]:
+    """What chooses parameters for several kinds, with the readers of each kind but the first."""
+    for choose in graph.nodes:
+        if ".choose_qparams" not in str(choose.target):
+            continue
+        kinds: dict[str, list[_Reader]] = defaultdict(list)
+        for reader in _readers(choose):
+            kinds[reader.kind].append(reader)
+        yield from ((choose, readers) for readers in [*kinds.values()][1:])
+
+
+def _readers(choose: Node) -> Iterator[_Reader]:
+    quantizes = dict.fromkeys(
+        user for item in choose.users for user in item.users if ".quantize_per" in str(user.target)
+    )
+    for quantize in quantizes:
+        for dequantize in quantize.users:
+            if ".dequantize_per" in str(dequantize.target):
+                yield from (_Reader(quantize, dequantize, node) for node in dequantize.users)
+
+
+def _give_own(graph: Graph, choose: Node, readers: Sequence[_Reader]) -> None:
+    """Let operators read a copy of all that quantizes their input."""
+    copies: dict[Node, Node] = {}
+
+    def copied(node: Node) -> Node:
+        return graph.node_copy(node, lambda source: copies.get(source, source))
+
+    for reader in readers:
+        with graph.inserting_before(reader.quantize):
+            for node in (choose, *choose.users, reader.quantize):
+                if node not in copies:
+                    copies[node] = copied(node)
+        with graph.inserting_before(reader.node):
+            own = copied(reader.dequantize)
+        reader.node.replace_input_with(reader.dequantize, own)
+        for node in (reader.dequantize, reader.quantize):
+            if not node.users:
+                graph.erase_node(node)
