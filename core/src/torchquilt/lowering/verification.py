@@ -120,14 +120,17 @@ def verified(
     expected, found = _outputs(model, args, kwargs), _returned(program, args, kwargs)
     steps = output_grids(inlined(model).program)
     ports = program.io.outputs
-    outputs = tuple(_agreement(*each, excuses) for each in zip(ports, steps, expected, found, strict=True))
+
+    def compared(values: list[Any]) -> tuple[Agreement, ...]:
+        pairs = zip(ports, steps, values, found, strict=True)
+        return tuple(_agreement(*pair, excuses) for pair in pairs)
+
+    outputs = compared(expected)
     if excuses and not Verification(outputs, least_sqnr):
-        nearer = _outputs(model, args, kwargs, chosen_as_needed())
+        nearer = compared(_outputs(model, args, kwargs, chosen_as_needed()))
         outputs = tuple(
-            output
-            if output.is_within(least_sqnr)
-            else _with_small_scales(output, _agreement(*each, excuses), least_sqnr)
-            for output, *each in zip(outputs, ports, steps, nearer, found, strict=True)
+            _with_small_scales(output, other, least_sqnr)
+            for output, other in zip(outputs, nearer, strict=True)
         )
     if excuses and not Verification(outputs, least_sqnr):
         outputs = _with_roundings(outputs, expected, model, args, kwargs, least_sqnr)
@@ -149,7 +152,7 @@ def verified(
 
 def _with_small_scales(output: Agreement, nearer: Agreement, least_sqnr: float) -> Agreement:
     """An output that differs, excused if it does not where scales of tokens are as small as they need be."""
-    if not nearer.is_within(least_sqnr):
+    if output.is_within(least_sqnr) or not nearer.is_within(least_sqnr):
         return output
     note = (
         f"{nearer.sqnr:.1f} dB where the model has scales of tokens below 2**-23, which torch does not choose"

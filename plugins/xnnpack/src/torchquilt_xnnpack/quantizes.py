@@ -69,7 +69,7 @@ def own_quantizes(program: ExportedProgram) -> ExportedProgram:
 
 
 def _to_separate(graph: Graph) -> Iterator[tuple[Node, Sequence[_Reader]]]:
-    """What chooses parameters for several kinds, with the readers of each kind but the first."""
+    """Each node that chooses parameters for several kinds, with the readers of each kind but the first."""
     for choose in graph.nodes:
         if ".choose_qparams" not in str(choose.target):
             continue
