@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 
+from torchquilt._internal.json_values import to_plain
 from torchquilt.cli.exits import NO, OK
 from torchquilt.cli.options import JSON_SCHEMA, Command, json_option
 from torchquilt.cli.output import write, write_json
@@ -37,8 +37,7 @@ def diff(before: Path, after: Path, as_json: bool) -> int:
         )
     changes = [*_changes(old, new)]
     if as_json:
-        rows = [attrs.asdict(change) for change in changes]
-        write_json({"schema": JSON_SCHEMA, "kind": kind, "changes": rows})
+        write_json({"schema": JSON_SCHEMA, "kind": kind, "changes": to_plain(changes)})
     else:
         for change in changes:
             write(str(change))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import click
 
+from torchquilt._internal.json_values import to_plain
 from torchquilt.cli.exits import NO, OK
 from torchquilt.cli.options import JSON_SCHEMA, Group, json_option
 from torchquilt.cli.output import write, write_json, write_table
@@ -55,7 +55,7 @@ def doctor(as_json: bool) -> int:
                 "versions": told.versions,
                 "variables": told.variables,
                 **_plugins(told.backends),
-                "findings": [attrs.asdict(finding) for finding in told.findings],
+                "findings": to_plain(told.findings),
             }
         )
     else:
