@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from torchquilt.backend import chooses_qparams, is_dequantize, is_quantize, overload_name
 from torchquilt_xnnpack.conditions import is_pointwise
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ class _Reader:
     @property
     def kind(self) -> str:
         """Name of all that the delegate quantizes alike for."""
-        from torchquilt.backend import overload_name
-
         name = overload_name(self.node)
         if name in _LINEARS:
             return "linear"
@@ -71,7 +70,7 @@ def own_quantizes(program: ExportedProgram) -> ExportedProgram:
 def _to_separate(graph: Graph) -> Iterator[tuple[Node, Sequence[_Reader]]]:
     """Each node that chooses parameters for several kinds, with the readers of each kind but the first."""
     for choose in graph.nodes:
-        if ".choose_qparams" not in str(choose.target):
+        if not chooses_qparams(choose):
             continue
         kinds: dict[str, list[_Reader]] = defaultdict(list)
         for reader in _readers(choose):
@@ -80,13 +79,10 @@ def _to_separate(graph: Graph) -> Iterator[tuple[Node, Sequence[_Reader]]]:
 
 
 def _readers(choose: Node) -> Iterator[_Reader]:
-    quantizes = dict.fromkeys(
-        user for item in choose.users for user in item.users if ".quantize_per" in str(user.target)
-    )
+    quantizes = dict.fromkeys(user for item in choose.users for user in item.users if is_quantize(user))
     for quantize in quantizes:
-        for dequantize in quantize.users:
-            if ".dequantize_per" in str(dequantize.target):
-                yield from (_Reader(quantize, dequantize, node) for node in dequantize.users)
+        for dequantize in filter(is_dequantize, quantize.users):
+            yield from (_Reader(quantize, dequantize, node) for node in dequantize.users)
 
 
 def _give_own(graph: Graph, choose: Node, readers: Sequence[_Reader]) -> None:
