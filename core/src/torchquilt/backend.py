@@ -43,7 +43,7 @@ _PUBLIC = {
     "spec.config": ("ROLES", "QuantizationConfig"),
     "spec.arithmetic_limits": ("ArithmeticLimits",),
     # The table: patterns of operators, the specs that a row takes, and its conditions.
-    "support.table": ("SupportTable", "SupportRow", "Constraint", "Refusal", "Sharing"),
+    "support.table": ("SupportTable", "SupportRow", "Constraint", "Refusal", "Rewrite", "Sharing"),
     "support.allowed_spec": ("AllowedSpec",),
     "support.pattern": ("OperatorPattern", "Match", "Reject"),
     "support": ("operators",),
@@ -224,6 +224,7 @@ if TYPE_CHECKING:
     from torchquilt.support.pattern import Reject as Reject
     from torchquilt.support.table import Constraint as Constraint
     from torchquilt.support.table import Refusal as Refusal
+    from torchquilt.support.table import Rewrite as Rewrite
     from torchquilt.support.table import Sharing as Sharing
     from torchquilt.support.table import SupportRow as SupportRow
     from torchquilt.support.table import SupportTable as SupportTable

@@ -35,7 +35,9 @@ from torchquilt.pt2e.ledger_recording import make_ledger
 from torchquilt.pt2e.model_record import stage_of
 from torchquilt.pt2e.sharing_groups import Group, find_groups
 from torchquilt.quantizers.base import Quantizer, as_quantizer
-from torchquilt.quantizers.composable import ComposableQuantizer
+from torchquilt.quantizers.composable import leaves_of
+from torchquilt.quantizers.deciding import Deciding, blamed
+from torchquilt.quantizers.rewriting import rewrite_claims
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of, check_annotation
 
 #: Brings every region of a model into the form in which quantizers see it, computing the same.
@@ -90,27 +92,29 @@ def annotate_copy(
 ) -> Annotated:
     """Copy a model, fold and transform it, let the quantizer decide, and check what it decided."""
     decider = as_quantizer(quantizer)
-    signed = ComposableQuantizer([decider])  # sees to it that every annotation says who made it
+    deciding = Deciding(leaves_of(decider))
     copy = run_passes(_own_copy(model), _NORMALIZE)
-    problems = [*_random_problems(copy), *signed.rule_problems(copy)]
+    problems = [*_random_problems(copy), *decider.rule_problems(copy)]
     _complain(problems, strict)
 
     def fold(region: GraphModule) -> GraphModule:
-        return fold_batch_norm(region, lambda norm, operator: signed.folds(norm, operator) is not False)
+        return fold_batch_norm(region, lambda norm, operator: decider.folds(norm, operator) is not False)
 
-    deciding = (
+    decide = (
         everywhere("fold_batch_norm", fold),
-        everywhere("transform_for_annotation", signed.transform_for_annotation),
-        everywhere("annotate", signed.annotate),
+        everywhere("transform_for_annotation", deciding.transform),
+        everywhere("annotate", deciding.annotate),
+        everywhere("rewrite_claims", rewrite_claims),
     )
-    copy = run_passes(copy, (*_SIMPLIFY, *deciding))
+    copy = run_passes(copy, (*_SIMPLIFY, *decide))
     _check_annotations(copy)
-    outcome = signed.outcome_problems(copy)
+    outcome = deciding.outcome_problems(copy)
     _complain(outcome, strict)
-    signed.validate(copy)
+    with blamed(decider):
+        decider.validate(copy)
     groups = tuple((region, find_groups(region.module.graph)) for region in regions(copy))
     texts = tuple(str(problem) for problem in (*problems, *outcome))
-    return Annotated(copy, decider, groups, make_ledger(groups, signed.rejections(copy), texts))
+    return Annotated(copy, decider, groups, make_ledger(groups, deciding.rejections(copy), texts))
 
 
 def _own_copy(model: object) -> GraphModule:

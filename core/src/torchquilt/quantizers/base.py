@@ -24,8 +24,8 @@ class Quantizer:
     made, :meth:`prepare_obs_or_fq_callback`. All of them work on a copy of the user's model.
 
     A model with control flow holds graphs within its graph (``torchquilt.graph.subgraphs``).
-    :meth:`transform_for_annotation`, :meth:`annotate` and :meth:`annotate_rest` are called for the model
-    and then for each subgraph, which looks like a model of its own; the others are asked of the whole.
+    :meth:`transform_for_annotation` and :meth:`annotate` are called for the model and then for each subgraph,
+    which looks like a model of its own; the others are asked of the whole.
     """
 
     @property
@@ -56,20 +56,9 @@ class Quantizer:
 
         Nodes that are annotated already belong to another quantizer and are left alone, and so is the
         graph itself: others have decided about it as it is. Dead code may be erased. Returns the model, or
-        nothing.
-
-        A quantizer with others behind it in a composition is asked twice: while those transform, so that they
-        do not rewrite what is not going to be theirs, and then for good. So it writes annotations, and what
-        it writes depends on the model alone.
+        nothing. Called once for each graph.
         """
         raise NotImplementedError(f"{self.name} does not say what it annotates")
-
-    def annotate_rest(self, model: GraphModule) -> None:
-        """Annotate what only now can be, because others annotated its neighbours.
-
-        A composition calls this once all of its quantizers have annotated, so that operators that share their
-        input's parameters are quantized whichever backend comes first. By default it does nothing.
-        """
 
     def validate(self, model: GraphModule) -> None:
         """Raise an error if the annotated model cannot run on this backend; it reaches the user as it is."""
@@ -164,9 +153,6 @@ class _Adapted(Quantizer):
     def folds(self, batch_norm: Node, operator: Node) -> bool | None:
         found: bool | None = self._call("folds", super().folds, batch_norm, operator)
         return found
-
-    def annotate_rest(self, model: GraphModule) -> None:
-        self._call("annotate_rest", super().annotate_rest, model)
 
     def validate(self, model: GraphModule) -> None:
         self._call("validate", super().validate, model)

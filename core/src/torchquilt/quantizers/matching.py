@@ -1,13 +1,13 @@
 """Deciding, node by node, what a support table takes of a graph under an intent. Reads only.
 
-This is the one place where table, intent and graph meet. :class:`torchquilt.PatternQuantizer` writes
-annotations from what is decided here, and the ledger reads the reasons from the same decisions.
+This is the one place where table, intent and graph meet. A quantizer looks at a graph once. Annotations are
+written from what is decided here, and the ledger reads the reasons from the same decisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from torch.fx import Graph, Node
 
 
+#: Overload of an operator → the rows whose pattern starts with it, the longest pattern first.
+Rows: TypeAlias = Mapping[str, tuple[SupportRow, ...]]
+
+
 @attrs.frozen
 class Claim:
     """A match that a quantizer takes: with which row, for which rule, under which config."""
@@ -44,8 +48,8 @@ class Claim:
     rule: Rule
     config: QuantizationConfig
 
-    def annotations(self, quantizer: str) -> tuple[tuple[Node, QuantizationAnnotation], ...]:
-        """The annotation of each node of the match, in the name of ``quantizer``."""
+    def annotations(self, quantizer: str, author: int) -> tuple[tuple[Node, QuantizationAnnotation], ...]:
+        """The annotation of each node of the match, in the name of a quantizer with the ``id`` ``author``."""
         last = self.match.output
         inputs = self._input_specs()
         return tuple(
@@ -58,6 +62,7 @@ class Claim:
                     pattern=self.row.pattern.name,
                     rule=str(self.rule),
                     arithmetic=self._arithmetic() if node is last else None,
+                    author=author,
                 ),
             )
             for node in self.match.nodes
@@ -109,72 +114,103 @@ class Claim:
         return spec
 
 
-def decide(
-    table: SupportTable, intent: Intent, graph: Graph, *, as_if_inputs_were_quantized: bool = False
-) -> Iterator[tuple[Node, Claim | tuple[Reject, ...]]]:
-    """For each node that the table has rows for: the claim, or why each row was rejected. In graph order.
+@attrs.frozen(eq=False)
+class GraphFacts:
+    """Facts about a graph that do not depend on the quantizer: each is found once for all of them."""
 
-    What other quantizers annotated is respected. The cost is linear in the nodes of the graph.
+    graph: Graph
+    constants: frozenset[Node]
+    memory: Memory
+    transformed: frozenset[Node]
+
+    @classmethod
+    def of(cls, graph: Graph) -> GraphFacts:
+        """The facts about a graph."""
+        return cls(graph, constant_nodes(graph), Memory(graph), transformed_nodes(graph))
+
+
+#: Reasons that no longer hold once a neighbour is quantized.
+_DEPENDS_ON_NEIGHBOURS = frozenset(("no_quantized_neighbour", "neighbour_not_supported", "not_profitable"))
+
+
+class Look:
+    """One quantizer's look at one graph: what it claims, and why it does not claim the rest.
+
+    :meth:`settle` goes over the whole graph once, and when it is called again over the operators alone whose
+    answer depends on their neighbours: those that share their input's parameters, and cheap ones. In between
+    others annotate. What is annotated already is respected. The cost is linear in the nodes of the graph.
 
     Args:
         table: what is supported.
         intent: what is asked.
-        graph: what of.
-        as_if_inputs_were_quantized: claim rows that follow their input also where it is not quantized, and
-            cheap ones
-            everywhere: before the others have annotated, their neighbours may still be quantized.
+        facts: facts about the graph.
     """
-    index = table.rows_starting_with()
-    facts = (constant_nodes(graph), Memory(graph), transformed_nodes(graph))
-    decision = _Decision(intent, index, *facts, as_if_inputs_were_quantized)
-    decisions = tuple(decision.decide(graph))
-    claims = (found for _, found in decisions if isinstance(found, Claim))
-    left = {} if as_if_inputs_were_quantized else not_profitable(claims)
-    for node, found in decisions:
-        yield node, ((left[node],) if node in left and isinstance(found, Claim) else found)
 
-
-class _Decision:
-    """Decisions so far in one pass over a graph."""
-
-    def __init__(
-        self,
-        intent: Intent,
-        index: dict[str, tuple[SupportRow, ...]],
-        constants: frozenset[Node],
-        memory: Memory,
-        transformed: frozenset[Node],
-        as_if_inputs_were_quantized: bool,
-    ) -> None:
-        self.transformed = transformed
-        self.as_if_inputs_were_quantized = as_if_inputs_were_quantized
+    def __init__(self, table: SupportTable, intent: Intent, facts: GraphFacts) -> None:
+        self.table = table
         self.intent = intent
-        self.constants = constants
-        self.memory = memory
-        self.index = index
+        self.facts = facts
+        #: Rows by the operator that they start with.
+        self.rows: Rows = table.rows_starting_with()
+        #: First node of a match → the claim.
+        self.claims: dict[Node, Claim] = {}
+        #: Node that the table has rows for, and that is not the first of a claim → why each row was rejected.
+        self.rejected: dict[Node, tuple[Reject, ...]] = {}
+        self._open: Iterable[Node] = facts.graph.nodes
         self._claimed: set[Node] = set()
+        self._outputs: dict[Node, QuantizationSpec | None] = {}
         # What several rows ask is answered once. Rows and configs are told apart by their ids: all are held.
         self._troubles: dict[Node, tuple[str, str] | None] = {}
         self._differences: dict[tuple[int, int], tuple[str, ...]] = {}
         self._roles: dict[int, frozenset[str]] = {}
-        self._outputs: dict[Node, QuantizationSpec | None] = {}
 
-    def decide(self, graph: Graph) -> Iterator[tuple[Node, Claim | tuple[Reject, ...]]]:
-        """Each node on its own, in graph order."""
-        for node in graph.nodes:
-            rejected: list[Reject] = []
-            for row in self.index.get(overload_name(node), ()):
-                found = self.consider(row, node)
-                if isinstance(found, Claim):
-                    self.keep(found)
-                    yield node, found
-                    break
-                rejected.append(found)
-            else:
-                if rejected:
-                    yield node, tuple(rejected)
+    def settle(self) -> tuple[Claim, ...]:
+        """Claim what can be claimed by now. Returns the new claims, in graph order."""
+        self._claimed, self._outputs = set(), {}
+        found: dict[Node, Claim] = {}
+        rejected: dict[Node, tuple[Reject, ...]] = {}
+        for node in self._open:
+            decision = self._decide(node)
+            if isinstance(decision, Claim):
+                found[node] = decision
+                self._keep(decision)
+            elif decision:
+                rejected[node] = decision
+        left = not_profitable(found.values())
+        for node in [node for node, claim in found.items() if claim.match.anchor in left]:
+            rejected[node] = (left[found.pop(node).match.anchor],)
+        self._take(found, rejected)
+        return tuple(found.values())
 
-    def keep(self, claim: Claim) -> None:
+    def _take(self, found: Mapping[Node, Claim], rejected: Mapping[Node, tuple[Reject, ...]]) -> None:
+        """Keep what is decided, and which nodes are asked again."""
+        taken = {node for claim in found.values() for node in claim.match.nodes}
+        self.claims.update(found)
+        for node in found:
+            self.rejected.pop(node, None)
+        self.rejected.update(rejected)
+        self._open = [
+            node
+            for node, reasons in rejected.items()
+            if node not in taken and any(self._may_change(reason, taken) for reason in reasons)
+        ]
+
+    def _may_change(self, reason: Reject, taken: set[Node]) -> bool:
+        if reason.code == "claimed_by:self":  # by a match that was not profitable in the end
+            return reason.nodes[0] not in taken
+        return reason.code in _DEPENDS_ON_NEIGHBOURS
+
+    def _decide(self, node: Node) -> Claim | tuple[Reject, ...]:
+        """The first row that takes what starts at a node, or why each was rejected."""
+        rejected: list[Reject] = []
+        for row in self.rows.get(overload_name(node), ()):
+            found = self.consider(row, node)
+            if isinstance(found, Claim):
+                return found
+            rejected.append(found)
+        return tuple(rejected)
+
+    def _keep(self, claim: Claim) -> None:
         self._claimed.update(claim.match.nodes)
         self._outputs[claim.match.output] = self._spec_of_output(claim)
 
@@ -187,7 +223,7 @@ class _Decision:
 
     def consider(self, row: SupportRow, node: Node) -> Claim | Reject:
         """One row at one node. The order of the questions is the order of what is most useful to hear."""
-        match = row.pattern.match(node, self.constants)
+        match = row.pattern.match(node, self.facts.constants)
         if isinstance(match, Reject):
             return match
         return (
@@ -230,27 +266,27 @@ class _Decision:
     def _written_in_place(self, row: SupportRow, match: Match) -> Reject | None:
         """Prepare has made functional what can be; what still writes is seen by others."""
         # Where the output stays in float, what is written into it later changes nothing here.
-        if not self.memory.is_written:
+        if not self.facts.memory.is_written:
             return None
         written = match.nodes if "output_activation" in dict(row.specs) else match.nodes[:-1]
         spoilt = [
             producer
             for producer, user, _ in match.operands
-            if not self.memory.edge_can_be_copied(producer, user)
+            if not self.facts.memory.edge_can_be_copied(producer, user)
         ]
-        spoilt += [node for node in written if not self.memory.output_can_be_copied(node)]
+        spoilt += [node for node in written if not self.facts.memory.output_can_be_copied(node)]
         if spoilt:
             return Reject("writes_in_place", (spoilt[0],), f"the model writes into {spoilt[0].name}")
         return None
 
     def _constant(self, match: Match) -> Reject | None:
-        if match.output in self.constants:
+        if match.output in self.facts.constants:
             text = f"{match.output.name} is computed from constants alone, so it is one itself"
             return Reject("constant", match.nodes, text)
         return None
 
     def _under_a_transform(self, match: Match) -> Reject | None:
-        inside = next((node for node in match.nodes if node in self.transformed), None)
+        inside = next((node for node in match.nodes if node in self.facts.transformed), None)
         if inside is None:
             return None
         return Reject("function_transform", (inside,), f"{inside.name} {UNDER_A_TRANSFORM}")
@@ -314,7 +350,7 @@ class _Decision:
         return None
 
     def _without_quantized_neighbour(self, row: SupportRow, match: Match) -> Reject | None:
-        if row.sharing is not Sharing.FOLLOWS_INPUT or self.as_if_inputs_were_quantized:
+        if row.sharing is not Sharing.FOLLOWS_INPUT:
             return None
         (producer, *_) = match.inputs("input_activation")
         spec = self._spec_behind(producer)

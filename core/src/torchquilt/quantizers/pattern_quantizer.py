@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchquilt.errors import IntentError, TorchquiltError, UnsupportedConfigError, did_you_mean
 from torchquilt.graph.node_values import overload_name
+from torchquilt.graph.subgraphs import regions
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, ObjectTypeRule, Rule
 from torchquilt.quantizers.base import Quantizer
-from torchquilt.quantizers.matching import Claim, decide
+from torchquilt.quantizers.matching import Claim, GraphFacts, Look
+from torchquilt.quantizers.rewriting import take
 from torchquilt.quantizers.unmet_rules import telling_rejects, unmet_rules
-from torchquilt.spec.annotation import annotate_node, annotation_of
+from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.spec.dtypes import named_dtypes
 from torchquilt.support.capabilities import Capabilities
 from torchquilt.support.capability_row import Capability
 from torchquilt.support.object_type import ObjectType, object_type
-from torchquilt.support.operators import OPERATORS, Operand
-from torchquilt.support.pattern import Reject, numbers_of
+from torchquilt.support.operators import OPERATORS
+from torchquilt.support.pattern import Reject
 from torchquilt.support.table import SupportRow, SupportTable
 
 if TYPE_CHECKING:
@@ -283,52 +285,31 @@ class PatternQuantizer(Quantizer):
         """The overloads of the operators that the rows of the table are about."""
         return frozenset(name for row in self.table.rows for name in row.pattern.working.overloads)
 
-    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Turn Python numbers into constant tensors where the operator is going to be quantized."""
-        from torchquilt.graph.edits import lift_scalar
+    def look(self, facts: GraphFacts) -> Look | None:
+        """A look at a graph, from which the flow annotates.
 
-        if not self._has_numbers(model):
-            return model  # and nothing has to be decided
-        for claim in self.claims(model):
-            for node, position, value in claim.match.scalars:
-                lift_scalar(model, node, position, value)
-        return model
-
-    def _has_numbers(self, model: GraphModule) -> bool:
-        """Whether any call has a Python number where an operator of the table can have a tensor."""
-        operands: dict[str, tuple[Operand, ...]] = {}
-        known = (operator for row in self.table.rows for operator in row.pattern.operators)
-        for operator in dict.fromkeys(known):
-            for overload in operator.overloads:
-                operands[overload] = (*operands.get(overload, ()), *operator.operands)
-        return any(
-            numbers_of(node, declared)
-            for node in model.graph.nodes
-            if (declared := operands.get(overload_name(node))) is not None
-        )
+        Returns:
+            None where a derived class annotates in its own way.
+        """
+        is_own_way = type(self).annotate is not PatternQuantizer.annotate
+        return None if is_own_way else Look(self.table, self.intent, facts)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate every match of a row that is asked for, is free, and meets the constraints."""
-        for claim in self.claims(model):
-            for node, annotation in claim.annotations(self.name):
-                annotate_node(node, annotation)
+        """Annotate every match of a row that is asked for, is free, and meets the constraints.
+
+        What a row wants to have in another form is written in that form afterwards, by the flow.
+        """
+        look = self._looked_at(model)
+        for claim in look.settle():
+            take(claim, look.rows, self)
         return model
 
-    def annotate_rest(self, model: GraphModule) -> None:
-        """Annotate again: operators that share their input's parameters can be claimed now."""
-        self.annotate(model)
+    def claims(self, model: GraphModule) -> tuple[Claim, ...]:
+        """Claims of this quantizer alone on a graph as it is annotated so far."""
+        return self._looked_at(model).settle()
 
-    def claims(self, model: GraphModule, *, as_if_inputs_were_quantized: bool = False) -> tuple[Claim, ...]:
-        """Claims on the model as it is annotated so far. Complete before anything is written.
-
-        Args:
-            model: the model.
-            as_if_inputs_were_quantized: see :func:`torchquilt.quantizers.matching.decide`.
-        """
-        decisions = decide(
-            self.table, self.intent, model.graph, as_if_inputs_were_quantized=as_if_inputs_were_quantized
-        )
-        return tuple(found for _, found in decisions if isinstance(found, Claim))
+    def _looked_at(self, model: GraphModule) -> Look:
+        return Look(self.table, self.intent, GraphFacts.of(model.graph))
 
     # Why not, from the same table again.
 
@@ -336,21 +317,41 @@ class PatternQuantizer(Quantizer):
         """Rules about nothing in this model, and rules that others decide everywhere."""
         return self.intent.problems(model, self.name)
 
-    def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
-        """Errors for rules without effect, with the reasons. See :mod:`torchquilt.quantizers.unmet_rules`."""
+    def outcome_problems(
+        self, model: GraphModule, looks: tuple[Look, ...] = ()
+    ) -> tuple[TorchquiltError, ...]:
+        """Errors for rules without effect, with the reasons. See :mod:`torchquilt.quantizers.unmet_rules`.
+
+        Args:
+            model: the annotated model.
+            looks: what this quantizer decided; without it the quantizer looks at the model as it is now.
+        """
 
         def is_own(node: Node) -> bool:
             annotation = annotation_of(node)
             return annotation is not None and annotation.author == id(self)
 
-        return unmet_rules(self.table, self.intent, model, self.name, is_own)
+        return unmet_rules(looks or self._looks(model), model, self.name, is_own)
 
-    def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
-        """The most telling reason for each node that the table has rows for and that stays in float."""
-        rejects = telling_rejects(self.table, self.intent, model)
+    def rejections(
+        self, model: GraphModule, looks: tuple[Look, ...] = ()
+    ) -> dict[Node, tuple[tuple[str, Reject], ...]]:
+        """The most telling reason for each node that the table has rows for and that stays in float.
+
+        Args:
+            model: the annotated model.
+            looks: as for :meth:`outcome_problems`.
+        """
+        rejects = telling_rejects(looks or self._looks(model))
         return {
             node: ((self.name, reject),) for node, reject in rejects.items() if annotation_of(node) is None
         }
+
+    def _looks(self, model: GraphModule) -> tuple[Look, ...]:
+        looks = tuple(self._looked_at(region.module) for region in regions(model))
+        for look in looks:
+            look.settle()
+        return looks
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

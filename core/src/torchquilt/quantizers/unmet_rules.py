@@ -12,7 +12,7 @@ quantizer or to a condition, or when nothing in the model is quantized.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import attrs
@@ -20,15 +20,15 @@ import attrs
 from torchquilt.errors import IntentError
 from torchquilt.graph.decomposition import decomposed_from, explanation
 from torchquilt.graph.module_scope import module_path
-from torchquilt.graph.node_values import FOLDED, overload_name
-from torchquilt.graph.subgraphs import nodes_of, regions
+from torchquilt.graph.node_values import FOLDED, asked_name, overload_name
+from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, Rule
-from torchquilt.quantizers.matching import Claim, decide
+from torchquilt.quantizers.matching import Look
 from torchquilt.reasons import reason_of
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.support.pattern import Reject
-from torchquilt.support.table import Sharing, SupportTable
+from torchquilt.support.table import Sharing
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -38,60 +38,62 @@ _MOST_REASONS = 5
 _MOST_TARGETS = 12
 
 
-def telling_rejects(table: SupportTable, intent: Intent, model: GraphModule) -> dict[Node, Reject]:
-    """For each node that the table does not claim, though it has rows for it or refuses it: why not.
+def telling_rejects(looks: Iterable[Look]) -> dict[Node, Reject]:
+    """Reason for each node that a quantizer does not claim, though its table has rows for it or refuses it.
 
-    With it comes the rule that asked.
+    With it comes the rule that asked. Of several rows the one that came nearest answers. What another
+    quantizer annotated is told as claimed.
 
-    Of several rows the one that came nearest answers. What is annotated, by whomever, is told as claimed.
+    Args:
+        looks: what one quantizer decided, a look for each graph.
     """
-    found = {}
-    told: dict[int, tuple[str, str]] = {}  # by the id of a rule; the intent holds them
-    decisions = (decide(table, intent, region.module.graph) for region in regions(model))
-    for node, decision in chain.from_iterable(decisions):
-        if isinstance(decision, Claim):  # what it needed was annotated after it had been asked
-            text = f"{node.name} was asked before its neighbours were quantized"
-            reject = Reject("no_quantized_neighbour", (node,), text)
-        else:
-            reject = max(decision, key=lambda reject: reject.weight)
-        rule = intent.rule_for(node)
-        if id(rule) not in told:
-            told[id(rule)] = (str(rule), str(rule.config or "float")) if rule is not None else ("", "")
-        of_rule, asked = told[id(rule)]
-        found[node] = attrs.evolve(reject, rule=of_rule, asked=asked)
-    found.update(_refused(table, intent, model))
+    found: dict[Node, Reject] = {}
+    for look in looks:
+        told: dict[int, tuple[str, str]] = {}  # by the id of a rule; the intent holds them
+        for node, rejected in look.rejected.items():
+            rule = look.intent.rule_for(node)
+            if id(rule) not in told:
+                told[id(rule)] = (str(rule), str(rule.config or "float")) if rule is not None else ("", "")
+            of_rule, asked = told[id(rule)]
+            reject = _of_its_owner(node) or max(rejected, key=lambda reject: reject.weight)
+            found[node] = attrs.evolve(reject, rule=of_rule, asked=asked)
+        found.update(_refused(look))
     return found
 
 
-def _refused(table: SupportTable, intent: Intent, model: GraphModule) -> Iterator[tuple[Node, Reject]]:
+def _of_its_owner(node: Node) -> Reject | None:
+    annotation = annotation_of(node)
+    if annotation is None:
+        return None
+    owner = annotation.quantizer or "another quantizer"
+    return Reject(f"claimed_by:{owner}", (node,), f"{node.name} is annotated by {owner}")
+
+
+def _refused(look: Look) -> Iterator[tuple[Node, Reject]]:
     """The nodes that something is asked for and that the table refuses, with the reason that it gives."""
-    texts = {name: one.text for one in table.refusals for name in one.operator.overloads}
-    for node in nodes_of(model) if texts else ():
-        rule = intent.rule_for(node) if overload_name(node) in texts else None
+    texts = {name: one.text for one in look.table.refusals for name in one.operator.overloads}
+    for node in look.facts.graph.nodes if texts else ():
+        rule = look.intent.rule_for(node) if overload_name(node) in texts else None
         if rule is not None and rule.config is not None:
             text = texts[overload_name(node)]
             yield node, Reject("no_kernel", (node,), text, str(rule), str(rule.config))
 
 
 def unmet_rules(
-    table: SupportTable,
-    intent: Intent,
-    model: GraphModule,
-    quantizer: str,
-    is_own: Callable[[Node], bool],
+    looks: tuple[Look, ...], model: GraphModule, quantizer: str, is_own: Callable[[Node], bool]
 ) -> tuple[IntentError, ...]:
     """An error for each rule without effect.
 
     Args:
-        table: of the quantizer.
-        intent: its rules.
+        looks: what the quantizer decided, a look for each graph of the model.
         model: the model, once all quantizers have annotated it.
         quantizer: its name.
         is_own: whether the quantizer annotated a node.
     """
+    intent = looks[0].intent
     if not any(rule.config for rule in intent.rules):
         return ()
-    outcome = _Outcome(table, intent, model, quantizer)
+    outcome = _Outcome(looks, model, quantizer)
     deciding: dict[Rule, list[Node]] = {}
     for node in outcome.nodes:
         rule = intent.rule_for(node)
@@ -137,33 +139,29 @@ def _folded_away(intent: Intent, nodes: list[Node], own: set[Node], quantizer: s
 class _Outcome:
     """Facts about a model in which a rule is unmet."""
 
-    def __init__(self, table: SupportTable, intent: Intent, model: GraphModule, quantizer: str) -> None:
+    def __init__(self, looks: tuple[Look, ...], model: GraphModule, quantizer: str) -> None:
         self.nodes = [node for node in nodes_of(model) if node.op == "call_function"]
-        self._table = table
-        self._intent = intent
-        self._model = model
+        self._looks = looks
         self._quantizer = quantizer
-        self._rejects: dict[Node, Reject] | None = None
 
-    @property
+    @cached_property
     def rejects(self) -> dict[Node, Reject]:
         """Reason for each node that the table has rows for."""
-        if self._rejects is None:
-            self._rejects = telling_rejects(self._table, self._intent, self._model)
-        return self._rejects
+        return telling_rejects(self._looks)
 
     def lost(self) -> list[Node]:
         """Nodes that were asked for, with a config that some row takes, and that the quantizer lost."""
-        index = self._table.rows_starting_with()
+        look = self._looks[0]
         found = []
         for node, reject in self.rejects.items():
-            rule = self._intent.rule_for(node)
+            rule = look.intent.rule_for(node)
             config = rule.config if rule is not None else None
             told = reason_of(reject.code)
             if config is None or told is None or not told.is_lost_chance:
                 continue
-            rows = [row for row in index[overload_name(node)] if row.sharing is not Sharing.FOLLOWS_INPUT]
-            if any(not row.differences(config) for row in rows):
+            rows = look.rows.get(asked_name(node), ())
+            own = (row for row in rows if row.sharing is not Sharing.FOLLOWS_INPUT)
+            if any(not row.differences(config) for row in own):
                 found.append(node)
         return found
 
@@ -171,7 +169,7 @@ class _Outcome:
         """The error for something that was asked of these nodes."""
         about = list(about)
         owners = {annotation.quantizer for node in about if (annotation := annotation_of(node)) is not None}
-        operators = {overload.rpartition(".")[0] for overload in self._table.rows_starting_with()}
+        operators = {overload.rpartition(".")[0] for overload in self._looks[0].rows}
         made = next((node for node in about if decomposed_from(node) in operators), None)
         by_it = " by this quantizer" if owners else ""
         return IntentError(

@@ -163,6 +163,37 @@ def annotate_node(node: Node, annotation: QuantizationAnnotation) -> None:
     node.meta[ANNOTATION_KEY] = annotation
 
 
+def with_edges(
+    annotation: QuantizationAnnotation, node: Node, moved: Mapping[tuple[Node, Node], tuple[Node, Node]]
+) -> QuantizationAnnotation:
+    """The annotation of a node once edges of the graph start elsewhere.
+
+    Args:
+        annotation: it.
+        node: the node.
+        moved: edge (producer, user) → the same edge, from its new producer.
+    """
+    specs = {
+        moved.get((source, node), (source, node))[0]: _with_edges(spec, moved)
+        for source, spec in annotation.input_qspec_map.items()
+    }
+    output = _with_edges(annotation.output_qspec, moved)
+    if specs == dict(annotation.input_qspec_map) and output == annotation.output_qspec:
+        return annotation
+    return attrs.evolve(annotation, input_qspec_map=specs, output_qspec=output)
+
+
+def _with_edges(spec: AnySpec | None, moved: Mapping[tuple[Node, Node], tuple[Node, Node]]) -> AnySpec | None:
+    def now(edge_or_node: EdgeOrNode) -> EdgeOrNode:
+        return moved.get(edge_or_node, edge_or_node) if isinstance(edge_or_node, tuple) else edge_or_node
+
+    if isinstance(spec, SharedQuantizationSpec):
+        return SharedQuantizationSpec(now(spec.edge_or_node))
+    if isinstance(spec, DerivedQuantizationSpec):
+        return attrs.evolve(spec, derived_from=tuple(map(now, spec.derived_from)))
+    return spec
+
+
 def check_annotation(node: Node, annotation: QuantizationAnnotation) -> None:
     """Raise :class:`AnnotationError` unless the annotation names inputs of the node and specs of ours."""
     for producer in annotation.input_qspec_map:

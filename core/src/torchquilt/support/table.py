@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
@@ -23,6 +24,12 @@ from torchquilt.support.capability_row import Capability
 from torchquilt.support.object_type import ObjectType
 from torchquilt.support.operators import Operator
 from torchquilt.support.pattern import Match, OperatorPattern
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+#: Writes a match in another form, see :class:`SupportRow`.
+Rewrite: TypeAlias = "Callable[[GraphModule, Match], None]"
 
 _NO_PRESETS: Mapping[str, QuantizationConfig] = MappingProxyType({})
 
@@ -76,6 +83,10 @@ def _by_role(specs: Mapping[str, Iterable[AllowedSpec]] | SpecsByRole) -> SpecsB
     return tuple((role, tuple(specs[role])) for role in ROLES if role in specs)
 
 
+def _to_tuple(rewrite: Rewrite | Iterable[Rewrite]) -> tuple[Rewrite, ...]:
+    return (rewrite,) if callable(rewrite) else tuple(rewrite)
+
+
 @attrs.frozen
 class SupportRow:
     """One thing that a backend can do: a pattern, the specs it takes, and under which conditions.
@@ -93,6 +104,10 @@ class SupportRow:
         profitable_alone: whether converting tensors for it alone is profitable, see
             :mod:`torchquilt.quantizers.profitability`.
         limits: what the integers of its kernels can hold. Convert raises scales so that they do.
+        rewrite: a function, or several in turn, that writes a claimed match in the form that the backend
+            wants: other operators that compute the same, for which the table has rows. It gets the model and the
+            match, edits with the functions of :mod:`torchquilt.backend`, and leaves alone what has the form
+            already.
         is_qat: whether the row is for quantization-aware training.
     """
 
@@ -105,6 +120,7 @@ class SupportRow:
     one_range_for_input: bool = attrs.field(default=False, kw_only=True)
     profitable_alone: bool = attrs.field(default=True, kw_only=True)
     limits: ArithmeticLimits | None = attrs.field(default=None, kw_only=True)
+    rewrite: tuple[Rewrite, ...] = attrs.field(default=(), converter=_to_tuple, kw_only=True)
     is_qat: bool = False
 
     @property

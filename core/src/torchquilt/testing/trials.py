@@ -22,7 +22,7 @@ from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.quantizers.base import Quantizer
 from torchquilt.quantizers.composable import ComposableQuantizer
-from torchquilt.quantizers.matching import Claim, decide
+from torchquilt.quantizers.matching import Claim, GraphFacts, Look
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.spec.annotation import QuantizationAnnotation, annotate_node, annotation_of
 from torchquilt.spec.config import QuantizationConfig
@@ -132,21 +132,23 @@ class Trial:
         model = fold_batch_norm(make_functional(copy_model(self.model)))
         ComposableQuantizer(self.neighbour()).annotate(model)
         quantizer = self.quantizer()
-        rows = quantizer.table.rows_starting_with()
+        look = Look(quantizer.table, quantizer.intent, GraphFacts.of(model.graph))
+        look.settle()
         standing = None
         answer = Reject("not_the_operator", (), f"nothing in it is what {self.row.pattern.name} begins with")
-        for node, found in decide(quantizer.table, quantizer.intent, model.graph):
-            candidates = rows[overload_name(node)]
+        for node in model.graph.nodes:
+            candidates = look.rows.get(overload_name(node), ())
             if self.row not in candidates:
                 continue
             match = self.row.pattern.match(node)
             standing = match if isinstance(match, Match) else standing
-            if not isinstance(found, Claim):
-                answer = found[candidates.index(self.row)]
-            elif found.row == self.row:
-                return standing, found
+            claim = look.claims.get(node)
+            if claim is None:
+                answer = look.rejected[node][candidates.index(self.row)]
+            elif claim.row == self.row:
+                return standing, claim
             else:
-                text = f"{node.name} is taken by the row {found.row.pattern.name}, which comes first"
+                text = f"{node.name} is taken by the row {claim.row.pattern.name}, which comes first"
                 answer = Reject("claimed_by:another_row", (node,), text)
         return standing, answer
 

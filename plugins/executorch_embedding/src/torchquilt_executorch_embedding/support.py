@@ -5,10 +5,15 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, Refusal, SupportRow, SupportTable
 from torchquilt.backend import CONSTANT_WEIGHT
 from torchquilt.backend import operators as ops
 from torchquilt_executorch_embedding.specs import GROUP_SIZES, RANGES
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
 
 
 def _is_of_the_kernel(match: Match) -> bool:
@@ -56,7 +61,35 @@ def _row(bits: int, group_size: int | None) -> SupportRow:
         {"weight": (layout,)},
         constraints=(CONSTANT_WEIGHT, ROWS, *in_bytes, *in_groups),
         targets=("executorch",),
+        rewrite=_write_for_kernel,
     )
+
+
+def _write_for_kernel(model: GraphModule, match: Match) -> None:
+    """Write an embedding as the kernel takes it: with int64 indices and no further options.
+
+    Those options (``padding_idx``, ``scale_grad_by_freq``, ``sparse``) only matter to gradients.
+    """
+    embedding = match.anchor
+    table, indices = embedding.args[:2]
+    embedding.args = (table, _as_int64(model, indices, embedding))
+    embedding.kwargs = {}
+
+
+def _as_int64(model: GraphModule, indices: Any, embedding: Node) -> Any:
+    import torch
+
+    from torchquilt.backend import take_origin
+
+    value = indices.meta["val"]
+    if value.dtype is torch.int64:
+        return indices
+    with model.graph.inserting_before(embedding):
+        cast = model.graph.call_function(torch.ops.aten.to.dtype, (indices, torch.int64))
+    take_origin(cast, embedding)
+    with value.fake_mode:
+        cast.meta["val"] = value.to(torch.int64)
+    return cast
 
 
 _BAG = ops.Operator(

@@ -1,7 +1,7 @@
 """The forms in which the delegate takes what is claimed: other operators that compute the same.
 
-Each function writes one claim. It is looked up by the name of an operator of the claim's pattern. Importing
-this module does not import torch.
+Each function writes one match; the rows of the table name those that they need. Importing this module does
+not import torch.
 """
 
 from __future__ import annotations
@@ -9,74 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.backend import arguments_of, is_empty, overload_name, tensor_of
+from torchquilt.backend import arguments_of, is_empty, overload_name
 from torchquilt.backend import operators as ops
-from torchquilt_xnnpack.conditions import bounds, is_pointwise, is_split, padding_of, split_dimension
+from torchquilt_xnnpack.conditions import bounds, is_split, padding_of, split_dimension
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
-    from torchquilt import QuantizationConfig
-    from torchquilt.backend import Claim, Intent, Operand, SupportTable
-
-
-def write_claims(model: GraphModule, claims: tuple[Claim, ...]) -> None:
-    """Write each claim in the form that the delegate takes. What is in none stays as it is.
-
-    From the last operator to the first: a form may put a node behind its operator, and the claims of what
-    reads the operator name the operator itself.
-    """
-    position = {node: number for number, node in enumerate(model.graph.nodes)}
-    for claim in sorted(claims, key=lambda claim: position[claim.match.anchor], reverse=True):
-        for name, write in _FORMS.items():
-            if name in (claim.match.pattern.working.name, claim.match.pattern.operators[-1].name):
-                write(model, claim)
-        for bias in claim.match.inputs("bias"):
-            _write_bias(model, claim, bias)
-
-
-def may_need_other_forms(model: GraphModule, table: SupportTable, intent: Intent) -> bool:
-    """Whether anything that could be claimed in a graph is in a form that the delegate does not take.
-
-    In many models nothing is, and then it need not be known beforehand what will be claimed.
-    """
-    is_dynamic = any(rule.config is not None and _is_dynamic(rule.config) for rule in intent.rules)
-    operators = {id(operator): operator for row in table.rows for operator in row.pattern.operators}
-    written: set[str] = set()
-    biases: dict[str, list[Operand]] = {}
-    for operator in operators.values():
-        if operator.name in _FORMS and (is_dynamic or operator.name not in _DYNAMIC_FORMS):
-            written.update(operator.overloads)
-        for overload in operator.overloads:
-            found = biases.setdefault(overload, [])
-            found += (operand for operand in operator.operands if operand.role == "bias")
-    return any(
-        (name := overload_name(node)) in written
-        or any(_may_need_another_bias(node, operand) for operand in biases.get(name, ()))
-        for node in model.graph.nodes
-    )
-
-
-def _is_dynamic(config: QuantizationConfig) -> bool:
-    activation = config.input_activation
-    return activation is not None and activation.is_dynamic
-
-
-def _may_need_another_bias(node: Node, operand: Operand) -> bool:
-    args, keywords = _arguments(node), node.kwargs
-    bias: Any = args[operand.position] if len(args) > operand.position else keywords.get(operand.keyword)
-    if bias is None:
-        return False
-    return not (_has_known_sizes(node, bias) and _is_stored(bias, node) and len(bias.users) == 1)
-
-
-def _has_known_sizes(node: Node, bias: Any) -> bool:
-    """Whether channels and bias can be compared. To compare a size that is not known ahead decides it."""
-    result = tensor_of(node)
-    added = tensor_of(bias) if hasattr(bias, "meta") else None
-    if result is None or added is None or result.dim() < 2:
-        return False
-    return all(isinstance(size, int) for size in (*added.shape, _channels(node)))
+    from torchquilt.backend import Intent, Match
 
 
 def _aten() -> Any:
@@ -156,29 +96,30 @@ def _write_without_empty(_: GraphModule, node: Node) -> None:
         write_as(node, _aten().cat.default, tensors, arguments_of(node)["dim"])
 
 
-def _write_clamp(_: GraphModule, claim: Claim) -> None:
+def as_hardtanh(_: GraphModule, match: Match) -> None:
     """A clamp with two bounds is fused as a ``hardtanh``."""
     from torchquilt.backend import write_as
 
-    clamp = claim.match.output
-    if clamp is not claim.match.anchor:
+    clamp = match.output
+    if clamp is not match.anchor:
         write_as(clamp, _aten().hardtanh.default, _arguments(clamp)[0], *bounds(clamp))
 
 
-def _write_reshape(_: GraphModule, claim: Claim) -> None:
+def as_reshape(_: GraphModule, match: Match) -> None:
+    """A view of any kind, as a reshape to the sizes that it has."""
     from torchquilt.backend import write_as
 
-    node = claim.match.anchor
+    node = match.anchor
     write_as(node, _aten().reshape.default, _arguments(node)[0], _new_shape(node))
 
 
-def _write_permute(_: GraphModule, claim: Claim) -> None:
+def as_permute(_: GraphModule, match: Match) -> None:
     """The order of dimensions is found by turning a tensor whose sizes are all different."""
     import torch
 
     from torchquilt.backend import write_as
 
-    node = claim.match.anchor
+    node = match.anchor
     data, *options = _arguments(node)
     turned: Any = node.target
     sizes = [*range(2, 2 + len(_shape(data)))]
@@ -186,30 +127,32 @@ def _write_permute(_: GraphModule, claim: Claim) -> None:
     write_as(node, _aten().permute.default, data, [size - 2 for size in result.shape])
 
 
-def _write_clone(_: GraphModule, claim: Claim) -> None:
+def as_clone(_: GraphModule, match: Match) -> None:
+    """A tensor without its history, as a copy."""
     from torchquilt.backend import write_as
 
-    node = claim.match.anchor
+    node = match.anchor
     write_as(node, _aten().clone.default, _arguments(node)[0])
 
 
-def _write_slice(_: GraphModule, claim: Claim) -> None:
+def as_slice(_: GraphModule, match: Match) -> None:
+    """A narrowed tensor, as a slice."""
     from torchquilt.backend import write_as
 
-    node = claim.match.anchor
+    node = match.anchor
     named = arguments_of(node)
     data, dim, start = _arguments(node)[0], named["dim"], named["start"]
     start += _shape(data)[dim] if start < 0 else 0
     write_as(node, _aten().slice.Tensor, data, dim, start, start + named["length"])
 
 
-def _write_shuffle(model: GraphModule, claim: Claim) -> None:
+def as_permuted_parts(model: GraphModule, match: Match) -> None:
     """Dimensions are taken apart, put in another order, and put together."""
     from torchquilt.backend import call_before, write_as
 
-    node = claim.match.anchor
+    node = match.anchor
     data, factor = _arguments(node)
-    apart, order = _SHUFFLES[claim.match.pattern.working.name](*_shape(data), factor)
+    apart, order = _SHUFFLES[match.pattern.working.name](*_shape(data), factor)
     parts = call_before(model, node, _aten().reshape.default, data, apart)
     turned = call_before(model, node, _aten().permute.default, parts, order)
     write_as(node, _aten().reshape.default, turned, _shape(node))
@@ -234,57 +177,67 @@ _SHUFFLES: dict[str, Callable[..., tuple[list[int], list[int]]]] = {
 }
 
 
-def _write_plain_reshape(model: GraphModule, claim: Claim) -> None:
+def as_plain_reshape(model: GraphModule, match: Match) -> None:
     """A size that is not known ahead is inferred; sizes that are numbers stay as they are."""
-    node = claim.match.anchor
+    node = match.anchor
     told = _arguments(node)[1] if len(_arguments(node)) > 1 else ()
     sizes = told if isinstance(told, (list, tuple)) else ()
     if any(not isinstance(size, int) for size in sizes) or (not sizes and -1 in _new_shape(node)):
-        _write_reshape(model, claim)
+        as_reshape(model, match)
 
 
-def _write_product(model: GraphModule, claim: Claim) -> None:
+def as_linear(model: GraphModule, match: Match) -> None:
     """``addmm`` and ``matmul`` with a constant are linears whose weight lies the other way round."""
     from torchquilt.backend import call_before, write_as
 
-    node = claim.match.anchor
-    (data,), (weight,) = claim.match.inputs("input_activation"), claim.match.inputs("weight")
+    node = match.anchor
+    (data,), (weight,) = match.inputs("input_activation"), match.inputs("weight")
     turned = call_before(model, node, _aten().permute.default, weight, [1, 0])
-    write_as(node, _aten().linear.default, data, turned, *claim.match.inputs("bias"))
+    write_as(node, _aten().linear.default, data, turned, *match.inputs("bias"))
 
 
-def _write_pointwise(model: GraphModule, claim: Claim) -> None:
+def as_linear_of_pixels(model: GraphModule, match: Match) -> None:
     """A dynamic pointwise convolution is a linear over channels, with parameters for each pixel.
 
     That is how the delegate runs it, whatever it is told.
     """
     from torchquilt.backend import call_before, call_behind, write_as_another_shape
 
-    node = claim.match.anchor
-    if claim.row.mode != "dynamic" or not is_pointwise(node):
-        return
-    (data,), (weight,) = claim.match.inputs("input_activation"), claim.match.inputs("weight")
+    node = match.anchor
+    (data,), (weight,) = match.inputs("input_activation"), match.inputs("weight")
     pixels = call_before(model, node, _aten().permute.default, data, [0, 2, 3, 1])
     matrix = call_before(model, node, _aten().reshape.default, weight, _shape(weight)[:2])
-    write_as_another_shape(node, _aten().linear.default, pixels, matrix, *claim.match.inputs("bias"))
+    write_as_another_shape(node, _aten().linear.default, pixels, matrix, *match.inputs("bias"))
     call_behind(model, node, _aten().permute.default, [0, 3, 1, 2])
 
 
-def _write_bias(model: GraphModule, claim: Claim, bias: Node) -> None:
-    """The delegate takes a stored bias with a number for each output channel, and quantizes it once.
+def with_stored_bias(model: GraphModule, match: Match) -> None:
+    """The delegate takes a stored bias with a number for each output channel.
 
-    So what is computed, or is to be spread over the channels, is stored as it is used; and each static
-    operator gets a bias of its own, since the scale depends on its input.
+    What is computed, or is to be spread over the channels, is stored as it is used.
     """
-    from torchquilt.backend import constant_value, free_name, own_copy, read_tensor
+    from torchquilt.backend import constant_value, free_name, read_tensor
 
-    node = claim.match.anchor
-    if not _is_stored(bias, node):
+    node = match.anchor
+    for bias in match.inputs("bias"):
+        if _is_stored(bias, node):
+            continue
         value = constant_value(model, bias).reshape(-1).expand(_channels(node)).clone()
         name = free_name(model, f"{bias.target if bias.op == 'get_attr' else bias.name}_{node.name}")
         node.replace_input_with(bias, read_tensor(model, name, value, before=node))
-    elif claim.row.mode == "static" and len(bias.users) > 1:
-        own_copy(model, node, bias)
+
+
+def with_own_bias(model: GraphModule, match: Match) -> None:
+    """Besides, the delegate quantizes a bias once, on a scale that depends on the input of its operator.
+
+    So each static operator gets a bias of its own.
+    """
+    from torchquilt.backend import own_copy
+
+    shared = [bias for bias in match.inputs("bias") if _is_stored(bias, match.anchor) and len(bias.users) > 1]
+    with_stored_bias(model, match)
+    for bias in shared:
+        own_copy(model, match.anchor, bias)
 
 
 def _is_stored(bias: Node, node: Node) -> bool:
@@ -296,28 +249,30 @@ def _channels(node: Node) -> Any:
     return _shape(node)[-1 if str(node.target) == "aten.linear.default" else 1]
 
 
-def _write_difference(_: GraphModule, claim: Claim) -> None:
+def as_sub(_: GraphModule, match: Match) -> None:
+    """A reversed subtraction, as a subtraction the other way round."""
     from torchquilt.backend import write_as
 
-    node = claim.match.anchor
+    node = match.anchor
     write_as(node, _aten().sub.Tensor, _arguments(node)[1], _arguments(node)[0])
 
 
-def _write_quotient(model: GraphModule, claim: Claim) -> None:
+def as_mul(model: GraphModule, match: Match) -> None:
+    """A quotient, as a product with the reciprocal."""
     from torchquilt.backend import constant_value, write_as
 
-    node = claim.match.anchor
+    node = match.anchor
     data, divisor = _arguments(node)
     if not isinstance(divisor, (int, float)):
         divisor = constant_value(model, divisor).item()
     write_as(node, _aten().mul.Tensor, data, 1.0 / divisor)
 
 
-def _write_mean(model: GraphModule, claim: Claim) -> None:
+def as_mean_of_image(model: GraphModule, match: Match) -> None:
     """The delegate keeps the dimensions of a mean; so without them it is reshaped afterwards."""
     from torchquilt.backend import call_before, write_as
 
-    node = claim.match.anchor
+    node = match.anchor
     data = _arguments(node)[0]
     sizes = _new_shape(node)
     if len(sizes) < 4:
@@ -325,23 +280,23 @@ def _write_mean(model: GraphModule, claim: Claim) -> None:
         write_as(node, _aten().reshape.default, kept, sizes)
 
 
-def _write_select(model: GraphModule, claim: Claim) -> None:
+def as_slice_of_one(model: GraphModule, match: Match) -> None:
     """One index of a dimension: a slice of one, without that dimension."""
     from torchquilt.backend import call_before, write_as
 
-    node = claim.match.anchor
+    node = match.anchor
     data, dim, index = _arguments(node)
     dim, index = dim % len(_shape(data)), index % _shape(data)[dim]
     part = call_before(model, node, _aten().slice.Tensor, data, dim, index, index + 1)
     write_as(node, _aten().reshape.default, part, _new_shape(node))
 
 
-def _write_stack(model: GraphModule, claim: Claim) -> None:
+def as_cat_and_reshape(model: GraphModule, match: Match) -> None:
     """Tensors along a new dimension: joined along the one behind it, and reshaped.
 
     Where no dimension is behind it, along the first one; then the new one is moved to the end.
     """
-    node = claim.match.anchor
+    node = match.anchor
     dim = arguments_of(node)["dim"] % len(_shape(node))
     _write_along_new_dimension(model, node, dim)
 
@@ -365,17 +320,17 @@ def _write_along_new_dimension(model: GraphModule, node: Node, dim: int) -> None
         write_as(node, _aten().reshape.default, turned, _new_shape(node))
 
 
-def _write_joined(model: GraphModule, claim: Claim) -> None:
+def as_cat(model: GraphModule, match: Match) -> None:
     """Tensors are joined along a dimension that they have, or else along a new one behind theirs."""
     from torchquilt.backend import write_as
 
-    node = claim.match.anchor
+    node = match.anchor
     tensors = list(_arguments(node)[0])
     rank = len(_shape(tensors[0]))
     dim = {"hstack": min(rank - 1, 1), "vstack": 0, "dstack": 2, "column_stack": 1}[
-        claim.match.pattern.working.name
+        match.pattern.working.name
     ]
-    if claim.match.pattern.working.name == "vstack" and rank == 1:
+    if match.pattern.working.name == "vstack" and rank == 1:
         _write_along_new_dimension(model, node, 0)
     elif dim < rank:
         write_as(node, _aten().cat.default, tensors, dim)
@@ -383,13 +338,11 @@ def _write_joined(model: GraphModule, claim: Claim) -> None:
         _write_along_new_dimension(model, node, rank)
 
 
-def _write_pad(model: GraphModule, claim: Claim) -> None:
+def as_cat_with_zeros(model: GraphModule, match: Match) -> None:
     """The delegate pads integers for a convolution only; zeros can be joined to any tensor."""
     from torchquilt.backend import call_before, write_as
 
-    node = claim.match.anchor
-    if claim.match.output is not node or len(claim.match.pattern.operators) > 1:
-        return
+    node = match.anchor
     data = _arguments(node)[0]
     padded = [(dim, sizes) for dim, sizes in padding_of(node).items() if any(sizes)]
     for dim, sizes in padded:
@@ -410,41 +363,3 @@ def _zeros(model: GraphModule, node: Node, data: Node, dim: int, size: int) -> l
     shape[dim] = size
     name = free_name(model, f"{node.name}_zeros")
     return [read_tensor(model, name, torch.zeros(shape, dtype=data.meta["val"].dtype), before=node)]
-
-
-_FORMS: dict[str, Callable[[GraphModule, Claim], None]] = {
-    "addmm": _write_product,
-    "atleast": _write_reshape,
-    "channel_shuffle": _write_shuffle,
-    "clamp": _write_clamp,
-    "column_stack": _write_joined,
-    "conv2d": _write_pointwise,
-    "detach": _write_clone,
-    "div": _write_quotient,
-    "dstack": _write_joined,
-    "expand": _write_reshape,
-    "flatten": _write_plain_reshape,
-    "hstack": _write_joined,
-    "matmul": _write_product,
-    "matrix_transpose": _write_permute,
-    "mean": _write_mean,
-    "movedim": _write_permute,
-    "narrow": _write_slice,
-    "pad": _write_pad,
-    "pixel_shuffle": _write_shuffle,
-    "pixel_unshuffle": _write_shuffle,
-    "repeat": _write_reshape,
-    "reshape": _write_plain_reshape,
-    "rsub": _write_difference,
-    "select": _write_select,
-    "squeeze": _write_reshape,
-    "stack": _write_stack,
-    "swapaxes": _write_permute,
-    "unflatten": _write_reshape,
-    "unsqueeze": _write_reshape,
-    "view": _write_plain_reshape,
-    "view_as": _write_reshape,
-    "vstack": _write_joined,
-}
-#: Of these, the operators that are written in another form only where they are dynamic.
-_DYNAMIC_FORMS = ("conv2d",)

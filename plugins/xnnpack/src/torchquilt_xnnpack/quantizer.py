@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchquilt import PatternQuantizer, Sharing
-from torchquilt_xnnpack.forms import may_need_other_forms, write_claims, write_parts
+from torchquilt import PatternQuantizer
+from torchquilt_xnnpack.forms import write_parts
 from torchquilt_xnnpack.specs import PRESETS
 from torchquilt_xnnpack.support import SUPPORT
 
@@ -32,16 +32,6 @@ class XNNPACKQuantizer(PatternQuantizer):
     PRESETS = PRESETS
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Besides what every table needs: write what is claimed in the form that the delegate takes.
-
-        What is written computes the same; :mod:`torchquilt_xnnpack.forms` has all of it.
-        """
+        """Write as slices what is split, and join without empty tensors, where something is asked."""
         write_parts(model, self.intent)
-        if may_need_other_forms(model, self.table, self.intent):
-            computing = [
-                claim for claim in self.claims(model) if claim.row.sharing is not Sharing.FOLLOWS_INPUT
-            ]
-            passing = self.claims(model, as_if_inputs_were_quantized=True)
-            following = [claim for claim in passing if claim.row.sharing is Sharing.FOLLOWS_INPUT]
-            write_claims(model, (*computing, *following))
-        return super().transform_for_annotation(model)
+        return model

@@ -20,8 +20,10 @@ from torchquilt import (
     SupportRow,
     SupportTable,
 )
+from torchquilt.backend import Rewrite
 from torchquilt.backend import operators as ops
 from torchquilt_xnnpack import conditions as when
+from torchquilt_xnnpack import forms as write
 from torchquilt_xnnpack.ranges import NO_NORMALIZATION, NOT_A_MASK
 from torchquilt_xnnpack.specs import GROUP_SIZES
 
@@ -78,6 +80,7 @@ def _row(
     one_range_for_input: bool = False,
     limits: ArithmeticLimits | None = None,
     dtypes: Constraint = when.FLOAT32,
+    rewrite: tuple[Rewrite, ...] = (),
 ) -> SupportRow:
     pattern = OperatorPattern.of(*operators, anchor_index=anchor_index)
     if "weight" in specs and "output_activation" in specs:
@@ -92,21 +95,23 @@ def _row(
         one_range_for_input=one_range_for_input,
         limits=limits,
         profitable_alone="weight" in specs,  # what has none costs little more than what converts for it
+        rewrite=rewrite,
     )
 
 
-# What XNNPACK computes in the same kernel as the operator before it, and what does not stand there.
-_FUSED: tuple[tuple[tuple[ops.Operator, ...], tuple[Constraint, ...]], ...] = (
-    *(((activation,), ()) for activation in (ops.RELU, ops.RELU6, ops.HARDTANH)),
-    ((ops.CLAMP,), (when.TWO_BOUNDS,)),
-    ((), ()),
+# What XNNPACK computes in the same kernel as the operator before it, on what condition and in which form; and
+# nothing.
+_FUSED: tuple[tuple[tuple[ops.Operator, ...], tuple[Constraint, ...], tuple[Rewrite, ...]], ...] = (
+    *(((activation,), (), ()) for activation in (ops.RELU, ops.RELU6, ops.HARDTANH)),
+    ((ops.CLAMP,), (when.TWO_BOUNDS,), (write.as_hardtanh,)),
+    ((), (), ()),
 )
 
-# Operator, axis of the weight's output channels, conditions. The last two are written as linear.
-_LINEARS = (
-    (ops.LINEAR, 0, (when.MATRIX, when.BIAS_OF_CHANNELS)),
-    (ops.ADDMM, 1, (when.UNSCALED, when.BIAS_OF_CHANNELS)),
-    (ops.MATMUL, 1, (when.MATRIX,)),
+# Operator, axis of the weight's output channels, conditions, form.
+_LINEARS: tuple[tuple[ops.Operator, int, tuple[Constraint, ...], tuple[Rewrite, ...]], ...] = (
+    (ops.LINEAR, 0, (when.MATRIX, when.BIAS_OF_CHANNELS), ()),
+    (ops.ADDMM, 1, (when.UNSCALED, when.BIAS_OF_CHANNELS), (write.as_linear,)),
+    (ops.MATMUL, 1, (when.MATRIX,), (write.as_linear,)),
 )
 _CONVOLUTIONS = ((ops.CONV1D, when.SIGNAL), (ops.CONV2D, when.IMAGE))
 _TRANSPOSED = ((ops.CONV_TRANSPOSE1D, when.SIGNAL), (ops.CONV_TRANSPOSE2D, when.IMAGE))
@@ -114,31 +119,33 @@ _TRANSPOSED = ((ops.CONV_TRANSPOSE1D, when.SIGNAL), (ops.CONV_TRANSPOSE2D, when.
 _STATIC_WEIGHTED = (
     *(
         _row(operator, *after, specs={**_STATIC, "weight": (weight,)}, suffix=suffix, channel_axis=axis,
-             constraints=(when.CONSTANT_WEIGHT, *conditions, *bits, *more))
-        for operator, axis, conditions in _LINEARS
+             constraints=(when.CONSTANT_WEIGHT, *conditions, *bits, *more),
+             rewrite=(*form, *fused, write.with_own_bias))
+        for operator, axis, conditions, form in _LINEARS
         for weight, suffix, bits in ((_WEIGHT, "", ()), (_INT4, "_int4", (when.EVEN_INPUTS,)))
-        for after, more in _FUSED
+        for after, more, fused in _FUSED
     ),
     *(
         _row(operator, *after, specs={**_STATIC, "weight": (_WEIGHT,)},
-             constraints=(when.CONSTANT_WEIGHT, rank, *more))
+             constraints=(when.CONSTANT_WEIGHT, rank, *more), rewrite=(*fused, write.with_own_bias))
         for operator, rank in _CONVOLUTIONS
-        for after, more in _FUSED
+        for after, more, fused in _FUSED
     ),
     *(
         _row(ops.PAD, operator, *after, specs={**_STATIC, "weight": (_WEIGHT,)}, anchor_index=1,
-             constraints=(when.CONSTANT_WEIGHT, rank, when.ZEROS, when.PADS_IMAGE, *more))
+             constraints=(when.CONSTANT_WEIGHT, rank, when.ZEROS, when.PADS_IMAGE, *more),
+             rewrite=(*fused, write.with_own_bias))
         for operator, rank in _CONVOLUTIONS
-        for after, more in _FUSED
+        for after, more, fused in _FUSED
     ),
     *(
         _row(operator, *after, specs={**_STATIC, "weight": (weight,)}, suffix=suffix, channel_axis=1,
-             constraints=(when.CONSTANT_WEIGHT, rank, groups, *more))
+             constraints=(when.CONSTANT_WEIGHT, rank, groups, *more), rewrite=(*fused, write.with_own_bias))
         for operator, rank in _TRANSPOSED
         for weight, suffix, groups in (
             (_WEIGHT, "", when.ONE_GROUP), (_ONE_SCALE, "_grouped", when.SEVERAL_GROUPS)
         )
-        for after, more in _FUSED
+        for after, more, fused in _FUSED
     ),
 )  # fmt: skip
 
@@ -146,8 +153,8 @@ _DYNAMIC = (
     *(
         _row(operator, specs={"input_activation": (_TOKENS,), "weight": (weight,)}, suffix=suffix,
              channel_axis=axis, dtypes=when.FLOAT32_OR_16,
-             constraints=(when.CONSTANT_WEIGHT, *conditions, *bits))
-        for operator, axis, conditions in _LINEARS
+             constraints=(when.CONSTANT_WEIGHT, *conditions, *bits), rewrite=(*form, write.with_stored_bias))
+        for operator, axis, conditions, form in _LINEARS
         for weight, suffix, bits in (
             (_CHANNELS, "", ()),
             (_INT4, "_int4", (when.EVEN_INPUTS,)),
@@ -159,7 +166,7 @@ _DYNAMIC = (
     ),
     *(
         _row(operator, specs={"input_activation": (_INPUT,), "weight": (_CHANNELS,)}, channel_axis=axis,
-             one_range_for_input=True,
+             one_range_for_input=True, rewrite=(write.with_stored_bias,),
              constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.ONE_SAMPLE, when.NOT_DEPTHWISE, *conditions))
         for operator, axis, conditions in (
             (ops.CONV2D, 0, (when.NOT_POINTWISE, when.EVEN_PADDING)),
@@ -168,7 +175,8 @@ _DYNAMIC = (
     ),
     # Written as a linear over channels: it has parameters for each pixel, in as many samples as there are.
     _row(ops.CONV2D, specs={"input_activation": (_TOKENS,), "weight": (_CHANNELS,)}, suffix="_pointwise",
-         dtypes=when.FLOAT32_OR_16, constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.POINTWISE)),
+         dtypes=when.FLOAT32_OR_16, constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.POINTWISE),
+         rewrite=(write.as_linear_of_pixels, write.with_stored_bias)),
 )  # fmt: skip
 
 # The delegate fuses relu into an integer addition, but would multiply and subtract in float with a relu
@@ -179,17 +187,25 @@ _ELEMENTWISE = (
     _row(ops.ADD, limits=_OF_SUMS, constraints=(when.NO_ALPHA, *_SAFE)),
     _row(ops.SUB, limits=_OF_SUMS, constraints=(when.NO_ALPHA, *_SAFE)),
     _row(ops.MUL, limits=_OF_PRODUCTS, constraints=_SAFE),
-    # Written as a subtraction the other way round, and as a multiplication.
-    _row(ops.RSUB, limits=_OF_SUMS, constraints=(when.NO_THIRD, *_SAFE)),
-    _row(ops.DIV, limits=_OF_PRODUCTS, constraints=(when.BY_A_NUMBER, *_SAFE)),
+    _row(ops.RSUB, limits=_OF_SUMS, constraints=(when.NO_THIRD, *_SAFE), rewrite=(write.as_sub,)),
+    _row(ops.DIV, limits=_OF_PRODUCTS, constraints=(when.BY_A_NUMBER, *_SAFE), rewrite=(write.as_mul,)),
 )
 
 _OTHERS = (
     _row(ops.CAT, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE,)),
-    # Written as cat and reshape.
-    _row(ops.STACK, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE, when.ONE_UNKNOWN)),
+    _row(
+        ops.STACK,
+        sharing=Sharing.ALL,
+        constraints=(when.TWO_OR_MORE, when.ONE_UNKNOWN),
+        rewrite=(write.as_cat_and_reshape,),
+    ),
     *(
-        _row(op, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE, when.ONE_RANK, when.ONE_UNKNOWN))
+        _row(
+            op,
+            sharing=Sharing.ALL,
+            constraints=(when.TWO_OR_MORE, when.ONE_RANK, when.ONE_UNKNOWN),
+            rewrite=(write.as_cat,),
+        )
         for op in (ops.HSTACK, ops.VSTACK, ops.DSTACK, ops.COLUMN_STACK)
     ),
     _row(
@@ -201,6 +217,7 @@ _OTHERS = (
         ops.MEAN,
         sharing=Sharing.FOLLOWS_INPUT,
         constraints=(when.IMAGE, when.MEAN_OVER_IMAGE, when.ONE_UNKNOWN),
+        rewrite=(write.as_mean_of_image,),
     ),
     _row(
         ops.MAX_POOL2D,
@@ -209,42 +226,42 @@ _OTHERS = (
     ),
 )
 
-# Data-movement operators, and those that clip, keep the parameters of their input.
+
+def _follows(
+    operator: ops.Operator, rewrite: Rewrite | None = None, constraints: tuple[Constraint, ...] = ()
+) -> SupportRow:
+    """A data-movement operator, or one that clips: it keeps the parameters of its input."""
+    rewrites = () if rewrite is None else (rewrite,)
+    return _row(operator, sharing=Sharing.FOLLOWS_INPUT, constraints=constraints, rewrite=rewrites)
+
+
+_PLAIN = (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP, ops.PERMUTE, ops.TRANSPOSE, ops.T, ops.DROPOUT,
+          ops.CONTIGUOUS, ops.TO)  # fmt: skip
+_SIZED = (when.ONE_UNKNOWN,)
+_MOVED = (when.IMAGE, when.STATIC_SHAPE)
 _FOLLOWING = (
-    *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)),
-    *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.PERMUTE, ops.TRANSPOSE, ops.T, ops.DROPOUT)),
-    *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.CONTIGUOUS, ops.TO)),
-    _row(ops.SLICE, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.STATIC_SHAPE, when.STEP_OF_ONE)),
-    # Written as permute, and as clone.
-    *(_row(op, sharing=Sharing.FOLLOWS_INPUT) for op in (ops.SWAPAXES, ops.MOVEDIM, ops.MATRIX_TRANSPOSE)),
-    _row(ops.DETACH, sharing=Sharing.FOLLOWS_INPUT),
-    # Written as slice.
-    _row(ops.NARROW, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.STATIC_SHAPE, when.STATIC_START)),
-    # Written as reshape, select as a slice before it, and pad as cat with zeros.
-    *(
-        _row(op, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.ONE_UNKNOWN,))
-        for op in (
-            ops.VIEW,
-            ops.RESHAPE,
-            ops.VIEW_AS,
-            ops.FLATTEN,
-            ops.UNFLATTEN,
-            ops.SQUEEZE,
-            ops.UNSQUEEZE,
-            ops.ATLEAST,
-        )
-    ),
-    *(
-        _row(op, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.ONE_UNKNOWN, when.REPEATS_NOTHING))
-        for op in (ops.EXPAND, ops.REPEAT)
-    ),
-    # Written as reshape, permute and reshape.
-    *(
-        _row(op, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.IMAGE, when.STATIC_SHAPE))
-        for op in (ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE, ops.CHANNEL_SHUFFLE)
-    ),
-    _row(ops.SELECT, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.STATIC_INDEX,)),
-    _row(ops.PAD, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.STATIC_SHAPE, when.ZEROS)),
+    *map(_follows, _PLAIN),
+    _follows(ops.SLICE, None, (when.STATIC_SHAPE, when.STEP_OF_ONE)),
+    _follows(ops.SWAPAXES, write.as_permute),
+    _follows(ops.MOVEDIM, write.as_permute),
+    _follows(ops.MATRIX_TRANSPOSE, write.as_permute),
+    _follows(ops.DETACH, write.as_clone),
+    _follows(ops.NARROW, write.as_slice, (when.STATIC_SHAPE, when.STATIC_START)),
+    _follows(ops.VIEW, write.as_plain_reshape, _SIZED),
+    _follows(ops.RESHAPE, write.as_plain_reshape, _SIZED),
+    _follows(ops.VIEW_AS, write.as_reshape, _SIZED),
+    _follows(ops.FLATTEN, write.as_plain_reshape, _SIZED),
+    _follows(ops.UNFLATTEN, write.as_reshape, _SIZED),
+    _follows(ops.SQUEEZE, write.as_reshape, _SIZED),
+    _follows(ops.UNSQUEEZE, write.as_reshape, _SIZED),
+    _follows(ops.ATLEAST, write.as_reshape, _SIZED),
+    _follows(ops.EXPAND, write.as_reshape, (*_SIZED, when.REPEATS_NOTHING)),
+    _follows(ops.REPEAT, write.as_reshape, (*_SIZED, when.REPEATS_NOTHING)),
+    _follows(ops.PIXEL_SHUFFLE, write.as_permuted_parts, _MOVED),
+    _follows(ops.PIXEL_UNSHUFFLE, write.as_permuted_parts, _MOVED),
+    _follows(ops.CHANNEL_SHUFFLE, write.as_permuted_parts, _MOVED),
+    _follows(ops.SELECT, write.as_slice_of_one, (when.STATIC_INDEX,)),
+    _follows(ops.PAD, write.as_cat_with_zeros, (when.STATIC_SHAPE, when.ZEROS)),
 )
 
 _MAXIMUM = ops.Operator("amax", ("aten.amax.default", "aten.amin.default"), (), ("torch.amax", "torch.amin"))

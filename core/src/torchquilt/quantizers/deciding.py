@@ -1,0 +1,274 @@
+"""Deciding about a model: quantizers look at each of its graphs, in order, and annotate what they take.
+
+A quantizer with a table looks at a graph once; the core annotates what it claims. One that annotates by
+itself is run once, on a graph in which what is taken is annotated. Then those that share their input's
+parameters are settled, whichever quantizer claimed their neighbours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import attrs
+
+from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
+from torchquilt.graph.node_values import has_no_effect
+from torchquilt.graph.subgraphs import nodes_of
+from torchquilt.quantizers.base import Quantizer
+from torchquilt.quantizers.matching import GraphFacts, Look
+from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
+from torchquilt.quantizers.rewriting import take
+from torchquilt.spec.annotation import (
+    ANNOTATION_KEY,
+    EditedAnnotationError,
+    QuantizationAnnotation,
+    annotation_of,
+    check_annotation,
+)
+from torchquilt.support.pattern import Reject
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+#: A node and what makes it that node: its target and its arguments.
+_Form: TypeAlias = tuple["Node", Any, Any, Any]
+
+
+class Deciding:
+    """Decisions of some quantizers about one model, in order of precedence.
+
+    Args:
+        quantizers: none of them a composition.
+    """
+
+    def __init__(self, quantizers: tuple[Quantizer, ...]) -> None:
+        self._quantizers = quantizers
+        self._looks: list[list[Look]] = [[] for _ in quantizers]
+
+    def transform(self, model: GraphModule) -> GraphModule:
+        """Let each quantizer transform a graph, in order.
+
+        Raises:
+            QuantizerError: a quantizer failed, or did not return a model with the inputs of this one.
+        """
+        for quantizer in self._quantizers:
+            if type(quantizer).transform_for_annotation is not Quantizer.transform_for_annotation:
+                with blamed(quantizer, "transform_for_annotation"):
+                    model = _transformed(model, quantizer)
+        return model
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Let each quantizer annotate a graph, in order, and see to it that none touches another's decision.
+
+        Raises:
+            QuantizerError: a quantizer failed, changed the graph, or annotated another model.
+            CompositionError: a quantizer changed or removed what an earlier one had annotated.
+        """
+        facts, watch = GraphFacts.of(model.graph), _Watch(model)
+        looks: list[tuple[PatternQuantizer, Look]] = []
+        for quantizer, kept in zip(self._quantizers, self._looks, strict=True):
+            look = quantizer.look(facts) if isinstance(quantizer, PatternQuantizer) else None
+            if look is None:
+                watch.let_annotate(quantizer)
+                continue
+            kept.append(look)
+            looks.append((cast("PatternQuantizer", quantizer), look))
+            _settle(watch, *looks[-1])
+        # Go on until nothing is added: an operator of one backend may share what an operator of another one
+        # shares.
+        while len(self._quantizers) > 1 and sum(_settle(watch, *each) for each in looks):
+            pass
+        return model
+
+    def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
+        """Errors for rules without effect, of all quantizers."""
+        return tuple(
+            problem
+            for quantizer, looks in self._each()
+            for problem in (
+                quantizer.outcome_problems(model, looks)
+                if looks and isinstance(quantizer, PatternQuantizer)
+                else quantizer.outcome_problems(model)
+            )
+        )
+
+    def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
+        """Reasons of each quantizer for the nodes that none took, the most telling first."""
+        found: dict[Node, tuple[tuple[str, Reject], ...]] = {}
+        for quantizer, looks in self._each():
+            own = (
+                quantizer.rejections(model, looks)
+                if looks and isinstance(quantizer, PatternQuantizer)
+                else quantizer.rejections(model)
+            )
+            for node, rejected in own.items():
+                found[node] = (*found.get(node, ()), *rejected)
+        return {node: tuple(sorted(rejected, key=_by_weight)) for node, rejected in found.items()}
+
+    def _each(self) -> Iterator[tuple[Quantizer, tuple[Look, ...]]]:
+        return (
+            (quantizer, tuple(looks)) for quantizer, looks in zip(self._quantizers, self._looks, strict=True)
+        )
+
+
+def _settle(watch: _Watch, quantizer: PatternQuantizer, look: Look) -> int:
+    """Annotate what a quantizer can claim by now. Returns how much that is."""
+    with blamed(quantizer, "annotate"):
+        claims = look.settle()
+        for claim in claims:
+            take(claim, look.rows, quantizer)
+            watch.know(claim.match.nodes)
+    return len(claims)
+
+
+@contextlib.contextmanager
+def blamed(quantizer: Quantizer, step: str = "") -> Iterator[None]:
+    """Have errors of the block say whose they are.
+
+    Args:
+        quantizer: who is asked.
+        step: what is asked of it. With it, an exception that is not ours becomes the cause of one that is.
+    """
+    try:
+        yield
+    except TorchquiltError as error:
+        if error.quantizer is None:
+            error.quantizer = quantizer.name
+        raise
+    except Exception as error:
+        if not step:
+            raise
+        raise QuantizerError(
+            f"{quantizer.name} failed in {step}.",
+            quantizer=quantizer.name,
+            got=f"{type(error).__name__}: {error}",
+            remedy="see the cause above, which is the quantizer's own",
+        ) from error
+
+
+def _transformed(model: GraphModule, quantizer: Quantizer) -> GraphModule:
+    """The model as one quantizer transforms it, called as before and with what the flow relies on."""
+    from torchquilt.graph.adoption import Convention, adopt
+
+    convention = Convention(model)
+    known = frozenset(nodes_of(model))
+    made: object = quantizer.transform_for_annotation(model)
+    if not (hasattr(made, "graph") and hasattr(made, "recompile")):
+        raise QuantizerError(
+            "The quantizer did not return the model that it transformed.",
+            expected="transform_for_annotation returns a GraphModule",
+            got=f"{type(made).__module__}.{type(made).__qualname__}",
+            remedy="end transform_for_annotation with `return model`",
+        )
+    return adopt(cast("GraphModule", made), convention, known, "transform_for_annotation")
+
+
+def _by_weight(rejected: tuple[str, Reject]) -> int:
+    return -rejected[1].weight
+
+
+class _Watch:
+    """Sees to it that each quantizer adds annotations to a model, signs them, and changes nothing else."""
+
+    def __init__(self, model: GraphModule) -> None:
+        self.model = model
+        self.decided = {
+            node: annotation for node in model.graph.nodes if (annotation := annotation_of(node)) is not None
+        }
+
+    def know(self, nodes: Iterable[Node]) -> None:
+        """Take up what the core annotated itself."""
+        for node in nodes:
+            annotation = annotation_of(node)
+            assert annotation is not None
+            self.decided[node] = annotation
+
+    def let_annotate(self, quantizer: Quantizer) -> None:
+        """Let one quantizer annotate, and watch what it does."""
+        before = _structure(self.model)
+        with blamed(quantizer, "annotate"):
+            try:
+                returned: object = quantizer.annotate(self.model)
+            except EditedAnnotationError as error:
+                for node, earlier in self.decided.items():
+                    if error.edited is earlier or error.edited is earlier.input_qspec_map:
+                        raise _touched(node, earlier, quantizer, "tried to edit") from error
+                raise
+            if returned is not None and returned is not self.model:
+                raise QuantizerError(
+                    "The quantizer annotated another model than the one that it was given.",
+                    expected="annotations on the nodes of the model that annotate receives",
+                    got="another model returned from annotate",
+                    remedy="annotate in place; rewriting belongs into transform_for_annotation",
+                )
+            self._check_structure(before)
+            self._take_up(quantizer)
+
+    def _check_structure(self, before: tuple[_Form, ...]) -> None:
+        after = _structure(self.model)
+        if after == before or self._only_dead_nodes_are_gone(before, after):
+            return
+        earlier = {node for node, *_ in before}
+        pairs = zip_longest(before, after, fillvalue=(None,))
+        old, new = next(pair for pair in pairs if pair[0] != pair[1])
+        changed = new[0] if new[0] is not None and new[0] not in earlier else old[0]
+        raise QuantizerError(
+            "The quantizer changed the graph while it annotated.",
+            node=changed,
+            expected="annotations in the metadata of nodes, and no other change",
+            got=f"{len(before)} nodes before, {len(after)} after, the first difference at {changed}",
+            remedy="rewrite in transform_for_annotation, before anybody annotates",
+        )
+
+    def _only_dead_nodes_are_gone(self, before: tuple[_Form, ...], after: tuple[_Form, ...]) -> bool:
+        """Whether a quantizer that cleans up, as those of ExecuTorch do, erased what nothing depends on."""
+        left = {node for node, *_ in after}
+        gone = [node for node, *_ in before if node not in left]
+        if tuple(form for form in before if form[0] in left) != after or not all(map(has_no_effect, gone)):
+            return False
+        from torchquilt.graph.code_generation import outdate
+
+        outdate(self.model)
+        for node in gone:
+            self.decided.pop(node, None)
+        return True
+
+    def _take_up(self, quantizer: Quantizer) -> None:
+        """Compare with what was decided before, and take up what is new, in the name of who wrote it."""
+        for node in self.model.graph.nodes:
+            annotation = annotation_of(node)
+            earlier = self.decided.get(node)
+            if earlier is not None:
+                if annotation is not earlier:
+                    deed = "removed" if annotation is None else "changed"
+                    raise _touched(node, earlier, quantizer, deed)
+            elif annotation is not None:
+                if not annotation.author:  # within a nested composition it has been signed already
+                    name = annotation.quantizer or quantizer.name
+                    annotation = attrs.evolve(annotation, quantizer=name, author=id(quantizer))
+                    node.meta[ANNOTATION_KEY] = annotation
+                check_annotation(node, annotation)
+                self.decided[node] = annotation
+
+
+def _structure(model: GraphModule) -> tuple[_Form, ...]:
+    """All of a graph but its metadata."""
+    return tuple((node, node.target, node.args, node.kwargs) for node in model.graph.nodes)
+
+
+def _touched(
+    node: Node, earlier: QuantizationAnnotation, quantizer: Quantizer, deed: str
+) -> CompositionError:
+    """The error for who touches another's annotation."""
+    owner, name = earlier.quantizer or "an earlier quantizer", quantizer.name
+    return CompositionError(
+        f"{name} {deed} an annotation of {owner}.",
+        node=node,
+        quantizer=f"{owner} (first), {name} (now)",
+        expected=f"the annotation of {owner}",
+        got=annotation_of(node),
+        remedy=f"compose {name} before {owner}, or let it skip annotated nodes",
+    )
