@@ -84,6 +84,7 @@ def test_the_flow_is_a_list_of_named_passes() -> None:
         "fold_batch_norm",
         "transform_for_annotation",
         "annotate",
+        "rewrite_claims",
         "insert_points",
         "replace_points",
         "open_subgraphs",

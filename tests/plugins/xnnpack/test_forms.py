@@ -1,14 +1,12 @@
-"""The forms in which the delegate takes what is claimed: nothing is decided beforehand where none is
-needed.
-"""
+"""The forms in which the delegate takes what is claimed; what is not claimed keeps its own."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,8 +15,7 @@ from torch.nn import functional
 
 import torchquilt as tq
 from strategies import Fn, RandomModel, export, normal, random_models
-from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config, quantizer
-from torchquilt_xnnpack.forms import _FORMS
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from torchquilt_xnnpack.support import SUPPORT
 
 STATIC = get_symmetric_quantization_config(is_per_channel=True)
@@ -52,12 +49,12 @@ WRITTEN: dict[str, tuple[nn.Module, torch.Tensor]] = {
     "mean": (Fn(lambda m, x: m.conv(x).mean((2, 3)), conv=conv()), IMAGE),
     "clamp": (Fn(lambda m, x: m.conv(x).clamp(-1.0, 1.0), conv=conv()), IMAGE),
     "pad": (Fn(lambda m, x: functional.pad(m.conv(x), (1, 1)) * 2, conv=conv()), IMAGE),
-    "pad in float": (Fn(lambda m, x: functional.pad(torch.tanh(m.conv(x)), (1, 1)), conv=conv()), IMAGE),
     "bias that two share": (sharing_a_bias(), ROWS),
     "bias that is computed": (with_bias(normal(6), lambda b: b * 2), ROWS),
     "bias of one number": (with_bias(normal(1)), ROWS),
 }
 AS_IT_IS: dict[str, tuple[nn.Module, torch.Tensor]] = {
+    "pad in float": (Fn(lambda m, x: functional.pad(torch.tanh(m.conv(x)), (1, 1)), conv=conv()), IMAGE),
     "convolutions": (nn.Sequential(conv(), nn.ReLU(), conv(), nn.MaxPool2d(2)), IMAGE),
     "linears": (nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6, bias=False)), ROWS),
 }
@@ -79,46 +76,27 @@ ODD: dict[str, tuple[nn.Module, torch.Tensor, Any]] = {
 }
 
 
-def decisions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Is added to whenever all claims of a graph are decided: whether as if inputs were quantized."""
-    made: list[bool] = []
-    claims = XNNPACKQuantizer.claims
-
-    def counted(self: XNNPACKQuantizer, model: Any, *, as_if_inputs_were_quantized: bool = False) -> Any:
-        made.append(as_if_inputs_were_quantized)
-        return claims(self, model, as_if_inputs_were_quantized=as_if_inputs_were_quantized)
-
-    monkeypatch.setattr(XNNPACKQuantizer, "claims", counted)
-    return made
-
-
-def graph_of(model: nn.Module, x: torch.Tensor) -> str:
+def graph_of(model: nn.Module, x: torch.Tensor, quantizer: XNNPACKQuantizer) -> str:
     """The graph of a model that was prepared, as text."""
-    asked = XNNPACKQuantizer().set_global(STATIC)
-    return str(tq.prepare_pt2e(export(model, x), asked, strict=False).graph)
+    return str(tq.prepare_pt2e(export(model, x), quantizer.set_global(STATIC), strict=False).graph)
+
+
+class AsItStands(XNNPACKQuantizer):
+    """The same quantizer, whose rows want no other form."""
+
+    TABLE = attrs.evolve(SUPPORT, rows=tuple(attrs.evolve(row, rewrite=()) for row in SUPPORT.rows))
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_what_has_another_form_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is claimed is decided before, and the graph is another one than that of the model."""
-    made = decisions(monkeypatch)
-    found = graph_of(*WRITTEN[name])
-    assert made[:2] == [False, True]
-    monkeypatch.setattr(quantizer, "write_claims", lambda model, claims: None)
-    assert graph_of(*WRITTEN[name]) != found
+def test_what_is_claimed_is_written_in_the_form_of_its_row(name: str) -> None:
+    """The graph is another one than without the rewrites of the table."""
+    assert graph_of(*WRITTEN[name], XNNPACKQuantizer()) != graph_of(*WRITTEN[name], AsItStands())
 
 
 @pytest.mark.parametrize("name", AS_IT_IS)
-def test_where_nothing_has_another_form_claims_are_decided_once(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When they are annotated. To decide them before would change nothing."""
-    made = decisions(monkeypatch)
-    found = graph_of(*AS_IT_IS[name])
-    assert made == [False]
-    monkeypatch.setattr(quantizer, "may_need_other_forms", lambda *_: True)
-    assert graph_of(*AS_IT_IS[name]) == found
-    assert made == [False, False, True, False]
+def test_what_has_the_form_already_stays_as_it_is(name: str) -> None:
+    """And so does what nobody claimed, in whatever form it is."""
+    assert graph_of(*AS_IT_IS[name], XNNPACKQuantizer()) == graph_of(*AS_IT_IS[name], AsItStands())
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -152,11 +130,10 @@ def test_a_linear_whose_weight_is_a_vector_is_refused(bias: float | None, is_dyn
 
 @settings(max_examples=30)
 @given(random_models())
-def test_whatever_would_be_written_is_written(model: RandomModel) -> None:
-    """The graph is the same as when all claims are decided beforehand, for whatever model."""
-    found = graph_of(model, model.example)
-    with mock.patch.object(quantizer, "may_need_other_forms", return_value=True):
-        assert graph_of(model, model.example) == found
+def test_what_nobody_claims_is_not_written_in_another_form(model: RandomModel) -> None:
+    """Whatever the model: an operator that stays in float is the one that the model had."""
+    ledger = tq.explain(export(model, model.example), XNNPACKQuantizer().set_global(STATIC), strict=False)
+    assert [row for row in ledger.rows if row.quantizer is None and row.written_as] == []
 
 
 def test_a_pad_that_nobody_asks_for_is_left_alone() -> None:
@@ -166,9 +143,3 @@ def test_a_pad_that_nobody_asks_for_is_left_alone() -> None:
     (before,) = (n for n in export(model, IMAGE).graph.nodes if "pad" in str(n.target))
     (after,) = (n for n in tq.prepare_pt2e(export(model, IMAGE), asked).graph.nodes if "pad" in str(n.target))
     assert (after.target, after.args[1:], after.kwargs) == (before.target, before.args[1:], before.kwargs)
-
-
-def test_each_form_is_that_of_an_operator_of_the_table() -> None:
-    """The name of one that is not would never be looked up."""
-    names = {operator.name for row in SUPPORT.rows for operator in row.pattern.operators}
-    assert _FORMS.keys() <= names

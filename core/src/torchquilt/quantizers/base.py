@@ -103,6 +103,11 @@ class Quantizer:
         """
 
 
+def inherits(quantizer: Quantizer, method: Callable[..., Any]) -> bool:
+    """Whether a quantizer has a method as a class above it wrote it."""
+    return getattr(getattr(quantizer, method.__name__), "__func__", None) is method
+
+
 def as_quantizer(subject: object) -> Quantizer:
     """A :class:`Quantizer`, or any object that has ``annotate``, seen as one.
 

@@ -7,7 +7,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.errors import TorchquiltError
-from torchquilt.quantizers.base import Quantizer, as_quantizer
+from torchquilt.quantizers.base import Quantizer, as_quantizer, inherits
 from torchquilt.quantizers.deciding import Deciding, blamed
 from torchquilt.spec.qspec import EdgeOrNode
 from torchquilt.support.capabilities import Capabilities
@@ -111,7 +111,5 @@ def leaves_of(quantizer: Quantizer) -> tuple[Quantizer, ...]:
     """
     if not isinstance(quantizer, ComposableQuantizer):
         return (quantizer,)
-    cls = type(quantizer)
-    annotates, transforms = ComposableQuantizer.annotate, ComposableQuantizer.transform_for_annotation
-    is_own_way = cls.annotate is not annotates or cls.transform_for_annotation is not transforms
-    return (quantizer,) if is_own_way else quantizer.leaves()
+    methods = (ComposableQuantizer.annotate, ComposableQuantizer.transform_for_annotation)
+    return quantizer.leaves() if all(inherits(quantizer, each) for each in methods) else (quantizer,)

@@ -17,8 +17,8 @@ import attrs
 from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
 from torchquilt.graph.node_values import has_no_effect
 from torchquilt.graph.subgraphs import nodes_of
-from torchquilt.quantizers.base import Quantizer
-from torchquilt.quantizers.matching import GraphFacts, Look
+from torchquilt.quantizers.base import Quantizer, inherits
+from torchquilt.quantizers.matching import Claim, GraphFacts, Look
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.quantizers.rewriting import take
 from torchquilt.spec.annotation import (
@@ -55,7 +55,7 @@ class Deciding:
             QuantizerError: a quantizer failed, or did not return a model with the inputs of this one.
         """
         for quantizer in self._quantizers:
-            if type(quantizer).transform_for_annotation is not Quantizer.transform_for_annotation:
+            if not inherits(quantizer, Quantizer.transform_for_annotation):
                 with blamed(quantizer, "transform_for_annotation"):
                     model = _transformed(model, quantizer)
         return model
@@ -79,8 +79,9 @@ class Deciding:
             _settle(watch, *looks[-1])
         # Go on until nothing is added: an operator of one backend may share what an operator of another one
         # shares.
-        while len(self._quantizers) > 1 and sum(_settle(watch, *each) for each in looks):
-            pass
+        is_settled = len(self._quantizers) == 1
+        while not is_settled:
+            is_settled = not [claim for each in looks for claim in _settle(watch, *each)]
         return model
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
@@ -114,14 +115,14 @@ class Deciding:
         )
 
 
-def _settle(watch: _Watch, quantizer: PatternQuantizer, look: Look) -> int:
-    """Annotate what a quantizer can claim by now. Returns how much that is."""
+def _settle(watch: _Watch, quantizer: PatternQuantizer, look: Look) -> tuple[Claim, ...]:
+    """Annotate what a quantizer can claim by now, and return it."""
     with blamed(quantizer, "annotate"):
         claims = look.settle()
         for claim in claims:
             take(claim, look.rows, quantizer)
             watch.know(claim.match.nodes)
-    return len(claims)
+    return claims
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.subgraphs import regions
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, ObjectTypeRule, Rule
-from torchquilt.quantizers.base import Quantizer
+from torchquilt.quantizers.base import Quantizer, inherits
 from torchquilt.quantizers.matching import Claim, GraphFacts, Look
 from torchquilt.quantizers.rewriting import take
 from torchquilt.quantizers.unmet_rules import telling_rejects, unmet_rules
@@ -291,8 +291,9 @@ class PatternQuantizer(Quantizer):
         Returns:
             None where a derived class annotates in its own way.
         """
-        is_own_way = type(self).annotate is not PatternQuantizer.annotate
-        return None if is_own_way else Look(self.table, self.intent, facts)
+        if not inherits(self, PatternQuantizer.annotate):
+            return None
+        return Look(self.table, self.intent, facts)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every match of a row that is asked for, is free, and meets the constraints.

@@ -105,9 +105,9 @@ class SupportRow:
             :mod:`torchquilt.quantizers.profitability`.
         limits: what the integers of its kernels can hold. Convert raises scales so that they do.
         rewrite: a function, or several in turn, that writes a claimed match in the form that the backend
-            wants: other operators that compute the same, for which the table has rows. It gets the model and the
-            match, edits with the functions of :mod:`torchquilt.backend`, and leaves alone what has the form
-            already.
+            wants: other operators that compute the same, for which the table has rows. It gets the model and
+            the match, edits with the functions of :mod:`torchquilt.backend`, and leaves alone what has the
+            form already.
         is_qat: whether the row is for quantization-aware training.
     """
 

@@ -25,7 +25,10 @@ from torchquilt.testing.limits import check_can_break, check_limits, describe
 from torchquilt.testing.operators import Sizes
 from torchquilt.testing.specs import own_spec, takes
 from torchquilt.testing.subject import Subject
-from torchquilt.testing.trials import Trial, annotated, decisions, has_quantized_tensors, renamed
+from torchquilt.testing.trials import Trial, annotated, decisions, has_quantized_tensors, renamed, sqnr
+
+#: Signal to noise in dB of float operators that compute the same in another order, by the fewest bits.
+_SAME = {"torch.float32": 90.0, "torch.float16": 45.0, "torch.bfloat16": 30.0}
 
 
 def test_a_row_annotates(row: SupportRow, bench: Bench, note: NoteDown) -> None:
@@ -148,6 +151,14 @@ def test_the_limits_of_a_row_are_true(
     both = sum(sides == {True, False} for sides in reached.values())
     note("limits", f"{both} of {len(reached)}")
     check_can_break(row, bench, reached)
+
+
+def test_the_form_that_it_wants_computes_the_same(row: SupportRow, bench: Bench) -> None:
+    """The annotated model, with what is claimed rewritten and nothing quantized yet, returns what it did."""
+    for trial in bench.models(row):
+        before = trial.run(trial.model)
+        found = sqnr(before, trial.run(trial.annotate()))
+        assert found >= _SAME[str(before.dtype)], f"the rewrite of {row.pattern.name} leaves {found:.0f} dB"
 
 
 def test_annotation_is_deterministic(row: SupportRow, bench: Bench) -> None:

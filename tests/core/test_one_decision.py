@@ -1,0 +1,229 @@
+"""One decision: a quantizer looks at a graph once, and what it claims is rewritten once all have decided."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+import torchquilt as tq
+from strategies import Fn, annotated, calls, export, normal
+from torchquilt.backend import FLOAT32, Match, call_behind, write_as
+from torchquilt.backend import operators as ops
+from torchquilt.quantizers import matching
+from torchquilt.spec.annotation import ANNOTATION_KEY
+from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+STATIC = get_symmetric_quantization_config(is_per_channel=True)
+DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+INT8 = tq.QuantizationSpec("int8")
+X = normal(2, 6)
+
+
+class Model(nn.Module):
+    """Operators of several quantizers, in two branches and behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(8, 6)
+        self.small, self.large, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """Choose a branch."""
+        hidden = torch.cond(
+            x.sum() > 0, lambda x: self.large(x).flatten(1) + 1, lambda x: self.small(x).relu(), (x,)
+        )
+        return (self.last(hidden) + self.embedding(indices)).squeeze(0)
+
+
+class Listening(tq.Quantizer):
+    """Annotates nothing. Keeps how often it was asked about each graph, and what was annotated by then."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[int] = Counter()
+        self.seen: list[set[str]] = []
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Listen."""
+        self.asked[id(model)] += 1
+        self.seen.append({found.quantizer for found in annotated(model).values()})
+        return model
+
+
+def composition(*more: tq.Quantizer) -> tq.ComposableQuantizer:
+    """Three quantizers with tables, one of them in a composition of its own, and others."""
+    first = XNNPACKQuantizer().set_object_type(nn.Linear, DYNAMIC)
+    inner = tq.ComposableQuantizer([first, *more])
+    return tq.ComposableQuantizer(
+        [ExecuTorchEmbeddingQuantizer(), inner, XNNPACKQuantizer().set_global(STATIC)]
+    )
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
+    """Counts looks, by the ids of the intent and of the graph."""
+    found: Counter[tuple[int, int]] = Counter()
+    held = []
+    init = matching.Look.__init__
+
+    def counted(self: matching.Look, table: Any, intent: Any, facts: matching.GraphFacts) -> None:
+        held.append((intent, facts.graph))
+        found[id(intent), id(facts.graph)] += 1
+        init(self, table, intent, facts)
+
+    monkeypatch.setattr(matching.Look, "__init__", counted)
+    return found
+
+
+@pytest.mark.parametrize("deed", [tq.prepare_pt2e, tq.explain])
+def test_a_quantizer_looks_at_each_graph_once(deed: Any, looks: Counter[tuple[int, int]]) -> None:
+    """At the model and at each branch, also to say why something stays in float and which rule is unmet."""
+    program = export(Model(), X, torch.tensor([1]))
+    listening = Listening()
+    deed(program, composition(listening).quantizers[1], strict=False)
+    deed(program, composition(listening), strict=False)
+    assert set(looks.values()) == {1}
+    assert len(looks) == 3 * (1 + 3)  # graphs, times quantizers with tables
+    assert set(listening.asked.values()) == {1}
+
+
+def test_one_that_annotates_by_itself_sees_what_is_taken(looks: Counter[tuple[int, int]]) -> None:
+    """By those before it, and not yet by those behind it."""
+    listening = Listening()
+    tq.prepare_pt2e(export(Model(), X, torch.tensor([1])), composition(listening), strict=False)
+    names = {"ExecuTorchEmbeddingQuantizer", "XNNPACKQuantizer"}
+    assert listening.seen[0] == names
+    assert all(seen <= names for seen in listening.seen)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Rewriting
+# ----------------------------------------------------------------------------------------------------------
+
+SPEC = tq.AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)
+SPECS = {"input_activation": (SPEC,), "output_activation": (SPEC,)}
+CONFIG = tq.QuantizationConfig(input_activation=INT8, output_activation=INT8)
+
+
+def as_relu(_: GraphModule, match: Match) -> None:
+    """The sigmoid of the tests becomes a relu, which shows in what is computed."""
+    write_as(match.anchor, torch.ops.aten.relu.default, match.anchor.args[0])
+
+
+def with_a_tail(model: GraphModule, match: Match) -> None:
+    """The same, and a tensor behind it that readers read."""
+    as_relu(model, match)
+    call_behind(model, match.anchor, torch.ops.aten.neg.default)
+
+
+def table(*rewrite: Any, rows: tuple[ops.Operator, ...] = (ops.RELU,)) -> tq.SupportTable:
+    """Sigmoids in the form that a test wants, and some other rows."""
+    sigmoid = ops.Operator(
+        "sigmoid", ("aten.sigmoid.default",), (ops.Operand("input_activation", 0, "self"),)
+    )
+    first = tq.SupportRow(tq.OperatorPattern.of(sigmoid), SPECS, constraints=(FLOAT32,), rewrite=rewrite)
+    others = (tq.SupportRow(tq.OperatorPattern.of(op), SPECS, constraints=(FLOAT32,)) for op in rows)
+    return tq.SupportTable("toy", (first, *others))
+
+
+def asked(*rewrite: Any, **rest: Any) -> tq.PatternQuantizer:
+    """A quantizer that is asked for sigmoids."""
+    quantizer = tq.PatternQuantizer(table(*rewrite, **rest))
+    return quantizer.set_object_type(torch.ops.aten.sigmoid.default, CONFIG)
+
+
+def two(m: Any, x: torch.Tensor) -> torch.Tensor:
+    """A sigmoid that is asked for, and one that is not."""
+    return torch.tanh(m.first(torch.sigmoid(x)))
+
+
+PROGRAM = export(Fn(two, first=nn.Sequential(nn.Sigmoid())), X)
+
+
+def test_what_is_claimed_is_rewritten_and_nothing_else() -> None:
+    """The annotation is that of the form that it has then, and the ledger speaks of what the model had."""
+    quantizer = asked(as_relu).set_module_name("first", None)
+    prepared = tq.prepare_pt2e(PROGRAM, quantizer)
+    (relu,), (sigmoid,) = calls(prepared, "relu"), calls(prepared, "sigmoid")
+    assert {name: found.pattern for name, found in annotated(prepared).items()} == {relu.name: "relu"}
+    assert tq.annotation_of(sigmoid) is None
+    rows = {row.node: row for row in tq.ledger_of(prepared)}
+    assert rows[relu.name].op == "aten.sigmoid.default"
+    assert rows[relu.name].quantizer == "PatternQuantizer"
+    assert rows[sigmoid.name].quantizer is None
+
+
+def test_a_form_that_the_table_does_not_take_is_an_error() -> None:
+    """It names the row, the node and the quantizer, before anything is calibrated."""
+    with pytest.raises(tq.QuantizerError, match="The row sigmoid writes a form that no row") as caught:
+        tq.prepare_pt2e(PROGRAM, asked(as_relu, rows=(ops.CLAMP,)))
+    assert caught.value.quantizer == "PatternQuantizer"
+    assert "sigmoid" in str(caught.value.node)
+    assert "add the row" in str(caught.value.remedy)
+
+
+class Reading(tq.Quantizer):
+    """Quantizes what a tanh reads, and its output with the same parameters."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate."""
+        for node in calls(model, "tanh"):
+            (source,) = node.all_input_nodes
+            shared = tq.SharedQuantizationSpec((source, node))
+            tq.annotate_node(node, tq.QuantizationAnnotation({source: INT8}, shared))
+        return model
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_annotations_follow_what_a_rewrite_puts_behind_an_operator(is_first: bool) -> None:
+    """Whoever comes first: the quantizer decided about the model, and reads what stands there now."""
+    quantizers = [Reading(), asked(with_a_tail)] if is_first else [asked(with_a_tail), Reading()]
+    prepared = tq.prepare_pt2e(PROGRAM, tq.ComposableQuantizer(quantizers))
+    (tanh,) = calls(prepared, "tanh")
+    annotation = tq.annotation_of(tanh)
+    assert annotation is not None
+    (source,) = annotation.input_qspec_map
+    assert source.target is torch.ops.aten.neg.default
+    assert annotation.output_qspec == tq.SharedQuantizationSpec((source, tanh))
+    prepared(X)
+    found = tq.convert_pt2e(prepared)(X)
+    expected = torch.tanh(-torch.relu(-torch.relu(X)))
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+
+
+def test_a_quantizer_around_another_one_has_its_claims_rewritten() -> None:
+    """It hands on what it is asked, as quantizers of PT2E often do."""
+
+    class Around(tq.Quantizer):
+        inner = asked(as_relu)
+
+        def annotate(self, model: GraphModule) -> GraphModule:
+            return self.inner.annotate(model)
+
+    prepared = tq.prepare_pt2e(PROGRAM, Around())
+    assert len(calls(prepared, "relu")) == 2
+    assert not calls(prepared, "sigmoid")
+
+
+def test_who_replaces_an_annotation_of_the_table_keeps_the_operator_as_it_is() -> None:
+    """A class that annotates in its own way decides for itself; its annotation is not written over."""
+    fixed = tq.FixedQParamsQuantizationSpec("int8", 1 / 256, -128, -128, 127)
+
+    class Fixing(tq.PatternQuantizer):
+        def annotate(self, model: GraphModule) -> GraphModule:
+            for node in super().annotate(model).graph.nodes:
+                found = tq.annotation_of(node)
+                if found is not None:
+                    node.meta[ANNOTATION_KEY] = attrs.evolve(found, output_qspec=fixed)
+            return model
+
+    quantizer = Fixing(table(as_relu)).set_object_type(torch.ops.aten.sigmoid.default, CONFIG)
+    prepared = tq.prepare_pt2e(PROGRAM, quantizer)
+    assert not calls(prepared, "relu")
+    assert {found.output_qspec for found in annotated(prepared).values()} == {fixed}
