@@ -86,6 +86,7 @@ def test_the_flow_is_a_list_of_named_passes() -> None:
         "annotate",
         "rewrite_claims",
         "insert_points",
+        "leave_or_refuse_unseen",
         "replace_points",
         "open_subgraphs",
         "drop_unused",

@@ -168,6 +168,30 @@ def test_a_form_that_the_table_does_not_take_is_an_error() -> None:
     assert "add the row" in str(caught.value.remedy)
 
 
+def test_a_rewrite_that_fails_is_named() -> None:
+    """With the row, the node and the quantizer; what it raised is the cause."""
+
+    def broken(_: GraphModule, match: Match) -> None:
+        raise ZeroDivisionError("a mistake")
+
+    with pytest.raises(tq.QuantizerError, match="The rewrite of the row sigmoid failed") as caught:
+        tq.prepare_pt2e(PROGRAM, asked(broken))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert caught.value.quantizer == "PatternQuantizer"
+
+
+def test_a_node_that_a_rewrite_makes_fulfils_the_invariants() -> None:
+    """One without a recorded value would fail much later."""
+
+    def careless(model: GraphModule, match: Match) -> None:
+        with model.graph.inserting_before(match.anchor):
+            relu = model.graph.call_function(torch.ops.aten.relu.default, match.anchor.args)
+        write_as(match.anchor, torch.ops.aten.relu.default, relu)
+
+    with pytest.raises(tq.ModelError, match="rewrite_claims"):
+        tq.prepare_pt2e(PROGRAM, asked(careless))
+
+
 class Reading(tq.Quantizer):
     """Quantizes what a tanh reads, and its output with the same parameters."""
 

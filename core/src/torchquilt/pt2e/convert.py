@@ -67,7 +67,8 @@ def convert_pt2e(
         points = [module for module in model.modules() if isinstance(module, QuantizationPoint)]
         converted = copy_model(model, kept=(*points, model.meta[RECORD_KEY]))
         restore_initial_state(converted)
-        leave_or_refuse_unseen(converted, unseen)
+        leave = partial(leave_or_refuse_unseen, choice=unseen)
+        converted = run_passes(converted, (Pass("leave_or_refuse_unseen", leave),))
         cautions = [*find_outliers(converted)]
         warn_of(tuple(cautions))
         passes = (

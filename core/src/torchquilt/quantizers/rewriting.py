@@ -75,11 +75,13 @@ def rewrite_claims(model: GraphModule) -> GraphModule:
     reads the operator name the operator itself.
 
     Raises:
-        QuantizerError: the form of a row is none that the table takes.
+        QuantizerError: a rewrite failed, or its form is none that the table takes.
+        ModelError: an invariant does not hold for a node that a rewrite made.
     """
+    known = frozenset(model.graph.nodes)
     found = [taken for node in model.graph.nodes if (taken := node.meta.pop(_TAKEN_KEY, None)) is not None]
     kept = [taken for taken in found if taken.is_annotated]
-    written = {id(taken) for taken in reversed(kept) if _rewrite(model, taken.claim)}
+    written = {id(taken) for taken in reversed(kept) if _rewrite(model, taken)}
     if written or any(taken.claim.match.scalars for taken in kept):
         changed = [
             taken
@@ -87,15 +89,28 @@ def rewrite_claims(model: GraphModule) -> GraphModule:
             if id(taken) in written or taken.claim.match.scalars or not taken.has_its_inputs
         ]
         _Renewal(model, changed).run()
+        _check_new_nodes(model, known)
     return model
 
 
-def _rewrite(model: GraphModule, claim: Claim) -> bool:
+def _rewrite(model: GraphModule, taken: _Taken) -> bool:
     """Write a claim in the form that its row wants. Returns whether that is another one."""
+    claim = taken.claim
     before = _form(claim.match)
-    for rewrite in claim.row.rewrite:
-        rewrite(model, claim.match)
+    try:
+        for rewrite in claim.row.rewrite:
+            rewrite(model, claim.match)
+    except Exception as error:
+        raise _failed(taken, error) from error
     return bool(claim.row.rewrite) and _form(claim.match) != before
+
+
+def _check_new_nodes(model: GraphModule, known: frozenset[Node]) -> None:
+    from torchquilt.graph.invariants import check_invariants
+
+    new = [node for node in model.graph.nodes if node not in known]
+    if new:
+        check_invariants(model, "rewrite_claims", frozenset(new))
 
 
 def _form(match: Match) -> tuple[object, ...]:
@@ -182,6 +197,16 @@ def _is_fed(row: SupportRow, match: Match) -> bool:
         return True
     annotation = annotation_of(match.inputs("input_activation")[0])
     return annotation is not None and annotation.output_qspec is not None
+
+
+def _failed(taken: _Taken, error: Exception) -> QuantizerError:
+    return QuantizerError(
+        f"The rewrite of the row {taken.claim.row.pattern.name} failed.",
+        node=taken.claim.match.anchor,
+        quantizer=taken.quantizer,
+        got=f"{type(error).__name__}: {error}",
+        remedy="see the cause above; a constraint of the row may keep what it cannot write in float",
+    )
 
 
 def _not_taken(taken: _Taken) -> QuantizerError:

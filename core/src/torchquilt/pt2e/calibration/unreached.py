@@ -24,7 +24,7 @@ from torchquilt.spec.annotation import ANNOTATION_KEY, annotation_of
 _REASON = Reason("", "never_reached", "calibration never reached it, so its ranges are not known")
 
 
-def leave_or_refuse_unseen(model: GraphModule, choice: str) -> None:
+def leave_or_refuse_unseen(model: GraphModule, choice: str) -> GraphModule:
     """Deal with the operators of a prepared model that were never reached; may change ``model``.
 
     Args:
@@ -47,6 +47,7 @@ def leave_or_refuse_unseen(model: GraphModule, choice: str) -> None:
         if choice == "error":
             raise _never_reached(region, unseen)
         _leave_in_float(model, region, unseen)
+    return model
 
 
 def _point_at(region: Region, node: Node) -> QuantizationPoint[Any] | None:
