@@ -151,7 +151,7 @@ def test_matching_never_writes() -> None:
 def test_a_pattern_without_operators_is_refused() -> None:
     """The error shows how one is made."""
     with pytest.raises(tq.PatternError, match="nothing") as caught:
-        Pattern("nothing", ())
+        Pattern.of(name="nothing")
     assert "OperatorPattern.of" in str(caught.value.remedy)
 
 

@@ -46,6 +46,7 @@ _PUBLIC = {
     "support.table": ("SupportTable", "SupportRow", "Constraint", "Refusal", "Rewrite", "Sharing"),
     "support.allowed_spec": ("AllowedSpec",),
     "support.pattern": ("OperatorPattern", "Match", "Reject"),
+    "support.parts": ("Value", "part"),
     "support": ("operators",),
     "support.operators": ("OPERATORS", "Operator", "Operand"),
     "support.constraints": (
@@ -219,6 +220,8 @@ if TYPE_CHECKING:
     from torchquilt.support.operators import OPERATORS as OPERATORS
     from torchquilt.support.operators import Operand as Operand
     from torchquilt.support.operators import Operator as Operator
+    from torchquilt.support.parts import Value as Value
+    from torchquilt.support.parts import part as part
     from torchquilt.support.pattern import Match as Match
     from torchquilt.support.pattern import OperatorPattern as OperatorPattern
     from torchquilt.support.pattern import Reject as Reject

@@ -1,4 +1,4 @@
-"""Chains of operators with roles, and the answer of matching one: a Match or a Reject.
+"""Small trees of operators with roles, and the answer of matching one: a Match or a Reject.
 
 A pattern reads operator overloads and data flow, nothing else, so it works the same on strict and
 non-strict exports and on programs that were saved and loaded. Matching never writes to the graph.
@@ -8,7 +8,9 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Container
+import math
+from collections.abc import Container, Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,7 +18,8 @@ import attrs
 from torchquilt.errors import PatternError
 from torchquilt.graph.node_values import is_constant, overload_name
 from torchquilt.reasons import rank_of
-from torchquilt.support.operators import Operand, Operator
+from torchquilt.support.operators import Operator
+from torchquilt.support.parts import Part, Value, part
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -52,7 +55,8 @@ class Match:
 
     Args:
         pattern: what matched.
-        nodes: one node for each operator of the pattern, in order of data flow.
+        nodes: one node for each operator of the pattern that is there, in order of data flow.
+        anchor: the node that does the work (the conv of pad + conv + relu).
         operands: ``(input node, user node, role)`` for each tensor that enters the match and has a
             role, in order of arguments; a tensor that is used twice stands twice.
         scalars: ``(node, position, value)`` for each Python number that stands where a tensor of a
@@ -61,14 +65,10 @@ class Match:
 
     pattern: OperatorPattern
     nodes: tuple[Node, ...]
+    anchor: Node
     operands: tuple[tuple[Node, Node, str], ...]
     scalars: tuple[tuple[Node, int, int | float | complex], ...] = ()
     _constants: Container[Node] | None = attrs.field(default=None, eq=False, repr=False)
-
-    @property
-    def anchor(self) -> Node:
-        """The node that does the work (the conv of pad + conv + relu)."""
-        return self.nodes[self.pattern.anchor_index]
 
     @property
     def output(self) -> Node:
@@ -84,44 +84,83 @@ class Match:
         return is_constant(node) if self._constants is None else node in self._constants
 
 
+#: Operators whose two inputs may change places.
+_COMMUTATIVE = ("add", "mul")
+
+
 @attrs.frozen
 class OperatorPattern:
-    """A chain of operators: each one but the last is used by the next one alone.
+    """A tree of operators, most often a chain in which each one is used by the next one alone.
 
     Args:
         name: unique within a table, for example ``conv2d_relu``.
-        operators: the chain. Besides the chain itself, the first operator and the one that does the work have
-            operands with roles.
-        anchor_index: index of the operator that does the work (1 for pad + conv).
+        root: the last operator, with what it reads. See :meth:`of` and :meth:`tree`.
     """
 
     name: str
-    operators: tuple[Operator, ...] = attrs.field()
-    anchor_index: int = attrs.field(default=0)
+    root: Part = attrs.field(repr=False)
 
-    @operators.validator
-    def _not_empty(self, _: object, operators: tuple[Operator, ...]) -> None:
-        if not operators:
+    @root.validator
+    def _has_its_ends(self, _: object, root: Part) -> None:
+        parts = tuple(root.all_parts())
+        working = [each for each in parts if each.does_the_work]
+        if len(working) != 1:
             raise PatternError(
-                f"The pattern {self.name!r} has no operator.",
-                expected="at least one Operator",
-                got="()",
-                remedy="OperatorPattern.of(LINEAR) or OperatorPattern.of(CONV2D, RELU)",
+                f"The pattern {self.name!r} has {len(working)} operators that do the work.",
+                expected=f"does_the_work=True for one of {', '.join(map(str, parts))}",
+                got=", ".join(map(str, working)) or "for none",
             )
-
-    @anchor_index.validator
-    def _in_chain(self, _: object, anchor_index: int) -> None:
-        if not 0 <= anchor_index < len(self.operators):
-            raise PatternError(
-                f"The pattern {self.name!r} has no operator that does the work.",
-                expected=f"0 <= anchor_index < {len(self.operators)}, the number of operators",
-                got=f"anchor_index={anchor_index}",
-            )
+        for each in (parts[0], *working):
+            if each.is_optional:
+                raise PatternError(
+                    f"The operator {each} of the pattern {self.name!r} is optional.",
+                    expected="the first operator and the one that does the work are always there",
+                    got=f"is_optional=True for {each}",
+                )
 
     @classmethod
     def of(cls, *operators: Operator, name: str = "", anchor_index: int = 0) -> OperatorPattern:
-        """A chain that is named after its operators."""
-        return cls(name or "_".join(operator.name for operator in operators), operators, anchor_index)
+        """A chain that is named after its operators.
+
+        Args:
+            operators: them, in order of data flow.
+            name: another name.
+            anchor_index: index of the operator that does the work (1 for pad + conv).
+        """
+        if not 0 <= anchor_index < len(operators):
+            raise PatternError(
+                f"The pattern {name!r} has no operator, or none that does the work.",
+                expected=f"at least one Operator, and 0 <= anchor_index < {len(operators)}",
+                got=f"{len(operators)} operators, anchor_index={anchor_index}",
+                remedy="OperatorPattern.of(LINEAR) or OperatorPattern.of(CONV2D, RELU)",
+            )
+        read: tuple[Part, ...] = ()
+        for position, operator in enumerate(operators):
+            read = (part(operator, *read, does_the_work=position == anchor_index),)
+        return cls(name or "_".join(operator.name for operator in operators), *read)
+
+    @classmethod
+    def tree(cls, root: Part, *, name: str = "") -> OperatorPattern:
+        """A pattern of any shape.
+
+        For example ``x * sigmoid(x)``, and a convolution with what may stand behind it::
+
+        x = Value()
+        OperatorPattern.tree(part(MUL, x, part(SIGMOID, x), does_the_work=True), name="silu")
+        norm = part(BATCH_NORM, part(CONV2D, does_the_work=True), is_optional=True)
+        OperatorPattern.tree(part(RELU, part(ADD, norm, Value(name="skip"))))
+        """
+        return cls(name or "_".join(each.alternatives[0].name for each in root.all_parts()), root)
+
+    @cached_property
+    def operators(self) -> tuple[Operator, ...]:
+        """The operators in order of data flow; the first one where there are alternatives."""
+        return tuple(each.alternatives[0] for each in self.root.all_parts())
+
+    @cached_property
+    def anchor_index(self) -> int:
+        """Index of the operator that does the work."""
+        return [each.does_the_work for each in self.root.all_parts()].index(True)
 
     @property
     def working(self) -> Operator:
@@ -129,67 +168,145 @@ class OperatorPattern:
         return self.operators[self.anchor_index]
 
     @property
+    def first_overloads(self) -> tuple[str, ...]:
+        """The overloads that a match starts at."""
+        first = next(self.root.all_parts())
+        return tuple(name for operator in first.alternatives for name in operator.overloads)
+
+    @cached_property
     def roles(self) -> tuple[str, ...]:
         """The roles that tensors around the pattern have, the output's last."""
-        roles = (*self.operators[0].roles[:-1], *self.working.roles[:-1], "output_activation")
-        return tuple(dict.fromkeys(roles))
+        found: list[str] = []
+        for each in self.root.all_parts():
+            found += (value.role for value in each.inputs if isinstance(value, Value) and value.role)
+            found += (operand.role for operand in each.declared)
+        return tuple(dict.fromkeys((*found, "output_activation")))
+
+    @cached_property
+    def _variants(self) -> tuple[tuple[Part, tuple[Part, ...]], ...]:
+        return tuple((root, root.path()) for root in self.root.variants())
 
     def match(self, node: Node, constants: Container[Node] | None = None) -> Match | Reject:
-        """Match with ``node`` as the first operator of the chain. Costs as much as the chain is long.
+        """Match with ``node`` as the first operator. Costs as much as the tree is large.
 
         Args:
             node: the first operator.
             constants: the constant nodes of the graph, where they are known; the match answers from them.
         """
-        first, *rest = self.operators
-        if overload_name(node) not in first.overloads:
-            return Reject("not_the_operator", (node,), f"{node.name} is not {first.name}")
-        chain = [node]
-        for operator in rest:
-            following = _only_user(chain[-1])
-            if following is None:
-                return Reject(
-                    "used_elsewhere",
-                    (chain[-1], *chain[-1].users),
-                    f"{chain[-1].name} is used by more than {operator.name}, so it cannot be fused with it",
+        rejected: list[Reject] = []
+        for root, path in self._variants:
+            last = _end_of(path, node)
+            found = _Found()
+            trouble = last if isinstance(last, Reject) else found.fit(root, last)
+            if trouble is None:
+                return Match(
+                    self,
+                    tuple(found.nodes),
+                    found.anchor,
+                    tuple(found.operands),
+                    tuple(found.scalars),
+                    constants,
                 )
-            if overload_name(following) not in operator.overloads or _argument(following, 0) is not chain[-1]:
-                return Reject("not_the_operator", (following,), f"{following.name} is not {operator.name}")
-            chain.append(following)
-        operands, scalars = _operands(node, first.operands)
-        if self.anchor_index:  # what the chain passes to it is no operand
-            others = tuple(operand for operand in self.working.operands if operand.position)
-            more, more_scalars = _operands(chain[self.anchor_index], others)
-            operands, scalars = (*operands, *more), (*scalars, *more_scalars)
-        return Match(self, tuple(chain), operands, scalars, constants)
+            rejected.append(trouble)
+        return rejected[0]
 
 
-def numbers_of(
-    node: Node, declared: tuple[Operand, ...]
-) -> tuple[tuple[Node, int, int | float | complex], ...]:
-    """The Python numbers that stand at the declared arguments of a node, as in :attr:`Match.scalars`."""
-    return _operands(node, declared)[1]
+def _end_of(path: tuple[Part, ...], node: Node) -> Node | Reject:
+    """The last node of a path that starts at a node, where each is read by the next."""
+    first, *rest = path
+    if not first.is_called_by(node):
+        return _another(node, first)
+    for below, each in zip(path, rest, strict=False):
+        readers = list(node.users)
+        if below.may_be_read_elsewhere:
+            readers = [reader for reader in readers if each.is_called_by(reader)][:1] or readers[:1]
+        if len(readers) != 1:
+            return _used_elsewhere(node, each)
+        (node,) = readers
+        if not each.is_called_by(node):
+            return _another(node, each)
+    return node
 
 
-def _only_user(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
+def _another(node: Node, wanted: Part) -> Reject:
+    return Reject("not_the_operator", (node,), f"{node.name} is not {wanted}")
+
+
+def _used_elsewhere(node: Node, reader: Part) -> Reject:
+    text = f"{node.name} is used by more than {reader}, so it cannot be fused with it"
+    return Reject("used_elsewhere", (node, *node.users), text)
+
+
+class _Found:
+    """Nodes, tensors and numbers of a tree, as far as it has been matched from its last operator up."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.operands: list[tuple[Node, Node, str]] = []
+        self.scalars: list[tuple[Node, int, int | float | complex]] = []
+        self.anchor: Node
+        self._values: dict[Value, Any] = {}
+
+    def fit(self, each: Part, node: Node) -> Reject | None:
+        """Match a part with a node, and what is below it. Returns what does not fit."""
+        operator = next((one for one in each.alternatives if overload_name(node) in one.overloads), None)
+        if operator is None:
+            return _another(node, each)
+        keywords = {operand.position: operand.keyword for operand in operator.operands}
+        arguments = [
+            (index, _argument(node, index, keywords.get(index, ""))) for index in range(len(each.inputs))
+        ]
+        trouble = self._fit_inputs(each, node, arguments)
+        if trouble is not None and operator.name in _COMMUTATIVE and len(arguments) == 2:
+            trouble = self._fit_inputs(each, node, arguments[::-1]) and trouble
+        if trouble is None:
+            self._take(each, node)
+        return trouble
+
+    def _fit_inputs(self, each: Part, node: Node, arguments: Iterable[tuple[int, Any]]) -> Reject | None:
+        """Match what a node reads; where something does not fit, all is as it was before."""
+        before = (self.nodes[:], self.operands[:], self.scalars[:], dict(self._values))
+        for wanted, (position, given) in zip(each.inputs, arguments, strict=True):
+            trouble = self._fit_input(each, node, position, wanted, given)
+            if trouble is not None:
+                self.nodes, self.operands, self.scalars, self._values = before
+                return trouble
+        return None
+
+    def _fit_input(
+        self, each: Part, node: Node, position: int, wanted: Part | Value | float, given: Any
+    ) -> Reject | None:
+        if isinstance(wanted, Part):
+            if not hasattr(given, "users") or not wanted.is_called_by(given):
+                return _another(node, each)
+            if len(given.users) != 1 and not wanted.may_be_read_elsewhere:
+                return _used_elsewhere(given, each)
+            return self.fit(wanted, given)
+        if isinstance(wanted, Value):
+            known = self._values.setdefault(wanted, given)
+            self._take_operand(node, position, wanted.role, given)
+            is_same = known is given or (isinstance(known, (int, float)) and known == given)
+            return None if is_same else _another(node, each)
+        is_number = isinstance(given, (int, float)) and math.isclose(given, wanted, rel_tol=1e-6)
+        return None if is_number else _another(node, each)
+
+    def _take(self, each: Part, node: Node) -> None:
+        self.nodes.append(node)
+        if each.does_the_work:
+            self.anchor = node
+        for operand in each.declared:
+            value = _argument(node, operand.position, operand.keyword)
+            for item in value if operand.is_list else (value,):
+                self._take_operand(node, operand.position, operand.role, item)
+
+    def _take_operand(self, node: Node, position: int, role: str, value: Any) -> None:
+        if not role or value is None:
+            return
+        if isinstance(value, (int, float, complex)):
+            self.scalars.append((node, position, value))
+        else:
+            self.operands.append((value, node, role))
 
 
 def _argument(node: Node, position: int, keyword: str = "") -> Any:
     return node.args[position] if position < len(node.args) else node.kwargs.get(keyword)
-
-
-def _operands(
-    node: Node, declared: tuple[Operand, ...]
-) -> tuple[tuple[tuple[Node, Node, str], ...], tuple[tuple[Node, int, int | float | complex], ...]]:
-    """The tensors and the numbers that stand at the declared arguments of a node."""
-    tensors: list[tuple[Node, Node, str]] = []
-    scalars: list[tuple[Node, int, int | float | complex]] = []
-    for operand in declared:
-        value = _argument(node, operand.position, operand.keyword)
-        for item in value if operand.is_list else (value,):
-            if isinstance(item, (int, float, complex)):
-                scalars.append((node, operand.position, item))
-            elif item is not None:
-                tensors.append((item, node, operand.role))
-    return tuple(tensors), tuple(scalars)

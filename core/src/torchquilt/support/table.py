@@ -235,7 +235,7 @@ class SupportTable:
         """Overload of the first operator → rows, the longest pattern first."""
         index: dict[str, list[SupportRow]] = {}
         for row in sorted(self.rows, key=lambda row: -len(row.pattern.operators)):
-            for overload in row.pattern.operators[0].overloads:
+            for overload in row.pattern.first_overloads:
                 index.setdefault(overload, []).append(row)
         return {overload: tuple(rows) for overload, rows in index.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import attrs
@@ -11,6 +12,7 @@ from torch import nn
 
 from torchquilt.support.pattern import OperatorPattern
 from torchquilt.testing.operators import Call, Sizes, activations_of, calls_of
+from torchquilt.testing.trees import is_chain, tree_calls
 
 # What a call may raise that does not fit the activation it is made for.
 _DOES_NOT_FIT = (RuntimeError, ValueError, IndexError, TypeError)
@@ -96,11 +98,11 @@ def examples_of(pattern: OperatorPattern, sizes: Sizes, in_front: bool = False) 
     """Models of a pattern: every activation, every way to call each operator, other dtypes, dynamic shapes.
 
     Args:
-        pattern: the chain of operators.
+        pattern: the operators.
         sizes: where sizes come from.
         in_front: as for :class:`Chain`.
     """
-    activations = activations_of(pattern.operators[0], sizes)
+    activations = activations_of(pattern.operators[0], sizes) or activations_of(pattern.working, sizes)
     fitting = []
     for activation in activations:
         plain = _example(pattern, activation, sizes, in_front)
@@ -131,13 +133,16 @@ def _example(
     in_front: bool,
     choices: dict[int, int] | None = None,
 ) -> Example | None:
-    """The chain with one of the calls of each operator, the plain one where no other is chosen."""
+    """The pattern with one of the calls of each operator, the plain one where no other is chosen."""
     calls: list[Call] = []
     x = activation
-    for position, operator in enumerate(pattern.operators):
+    steps = [partial(calls_of, operator) for operator in pattern.operators]
+    if not is_chain(pattern):
+        steps = [partial(tree_calls, pattern)]
+    for position, ways in enumerate(steps):
         choice = (choices or {}).get(position, 0)
         try:
-            call = calls_of(operator, x, sizes)[choice]
+            call = ways(x, sizes)[choice]
             with torch.no_grad():
                 x = call.function(x, *call.extras)
         except _DOES_NOT_FIT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchquilt import AllowedSpec, Constraint, Match, OperatorPattern, SupportRow, SupportTable
-from torchquilt.backend import CONSTANT_WEIGHT, FLOAT32, input_rank
+from torchquilt.backend import CONSTANT_WEIGHT, FLOAT32, Operator, Value, input_rank, part
 from torchquilt.backend import operators as ops
 from torchquilt_acme_npu.specs import GROUP
 
@@ -38,6 +38,10 @@ def _row(
     )
 
 
+_SIGMOID = Operator("sigmoid", ("aten.sigmoid.default",), (), ("torch.sigmoid",))
+_X = Value()
+_SILU = OperatorPattern.tree(part(ops.MUL, _X, part(_SIGMOID, _X), does_the_work=True), name="silu")
+
 SUPPORT = SupportTable(
     "acme_npu",
     (
@@ -46,5 +50,6 @@ SUPPORT = SupportTable(
         _row(ops.LINEAR, weight=_WEIGHT_4, name="linear_int4", also=(GROUPS,)),
         _row(ops.CONV2D, ops.RELU, weight=_WEIGHT_8, also=(input_rank(4),)),
         _row(ops.CONV2D, weight=_WEIGHT_8, also=(input_rank(4),)),
+        SupportRow(_SILU, _ACTIVATIONS, constraints=(FLOAT32,), targets=("acme_npu",)),
     ),
 )

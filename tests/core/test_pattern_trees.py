@@ -1,0 +1,139 @@
+"""Patterns that are trees: values that are read twice, side inputs, alternatives, optional parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchquilt as tq
+from strategies import Fn, annotated, export, normal
+from torchquilt.backend import FLOAT32, Operand, Operator, Value, part
+from torchquilt.backend import operators as ops
+from torchquilt.graph.node_values import overload_name
+from torchquilt.support.pattern import Match, OperatorPattern
+
+SIGMOID = Operator("sigmoid", ("aten.sigmoid.default",), (Operand("input_activation", 0, "self"),))
+HARDSIGMOID = Operator("hardsigmoid", ("aten.hardsigmoid.default",), ())
+BATCH_NORM = Operator("batch_norm", ("aten.batch_norm.default",), ())
+ERF = Operator("erf", ("aten.erf.default",), ())
+
+X = Value()
+SKIP = Value(name="skip")
+GATED = OperatorPattern.tree(
+    part(ops.MUL, X, part((SIGMOID, HARDSIGMOID), X), does_the_work=True), name="gated"
+)
+CONV = part(ops.CONV2D, does_the_work=True)
+RESIDUAL = OperatorPattern.tree(
+    part(
+        (ops.RELU, ops.RELU6), part(ops.ADD, part(BATCH_NORM, CONV, is_optional=True), SKIP), is_optional=True
+    ),
+    name="residual",
+)
+HALF = part(ops.MUL, X, 0.5)
+GELU = OperatorPattern.tree(
+    part(ops.MUL, HALF, part(ops.ADD, part(ERF, part(ops.DIV, X, 2**0.5)), 1.0), does_the_work=True),
+    name="gelu",
+)
+SHARED = OperatorPattern.tree(
+    part(ops.RELU, part(ops.LINEAR, does_the_work=True, may_be_read_elsewhere=True)), name="linear_relu"
+)
+
+IMAGE = normal(1, 3, 4, 4)
+
+
+def matches(pattern: OperatorPattern, function: Callable[..., Any]) -> list[Match]:
+    """What a pattern matches in a function of a convolution, a BatchNorm, a linear and an image."""
+    model = Fn(function, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3), linear=nn.Linear(4, 4)).eval()
+    found = [pattern.match(node) for node in export(model, IMAGE).module().graph.nodes]
+    return [match for match in found if isinstance(match, Match)]
+
+
+def names(match: Match) -> list[str]:
+    """The operators of a match, in its order."""
+    return [overload_name(node).split(".")[1] for node in match.nodes]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "function", "expected"),
+    [
+        (GATED, lambda m, x: x * torch.sigmoid(x), ["sigmoid", "mul"]),
+        (GATED, lambda m, x: torch.sigmoid(x) * x, ["sigmoid", "mul"]),
+        (GATED, lambda m, x: nn.functional.hardsigmoid(x) * x, ["hardsigmoid", "mul"]),
+        (GATED, lambda m, x: x * torch.sigmoid(x + 1), None),
+        (GATED, lambda m, x: torch.sigmoid(x) * torch.sigmoid(x), None),
+        (GATED, lambda m, x: (s := torch.sigmoid(x)) * x + s, None),
+        (RESIDUAL, lambda m, x: m.norm(m.conv(x)).add(x).relu(), ["conv2d", "batch_norm", "add", "relu"]),
+        (RESIDUAL, lambda m, x: nn.functional.relu6(x + m.conv(x)), ["conv2d", "add", "relu6"]),
+        (RESIDUAL, lambda m, x: torch.tanh(m.conv(x) + x), ["conv2d", "add"]),
+        (RESIDUAL, lambda m, x: m.conv(x).relu() + x, None),
+        (RESIDUAL, lambda m, x: (c := m.conv(x)) + x + c, None),
+        (GELU, lambda m, x: x * 0.5 * (1 + torch.erf(x / 2**0.5)), ["mul", "div", "erf", "add", "mul"]),
+        (GELU, lambda m, x: x * 0.25 * (1 + torch.erf(x / 2**0.5)), None),
+        (GELU, lambda m, x: x * 0.5 * (1 + torch.erf(m.conv(x) / 2**0.5)), None),
+        (SHARED, lambda m, x: (c := m.linear(x)).relu() + c, ["linear", "relu"]),
+        (SHARED, lambda m, x: m.linear(x).tanh(), None),
+    ],
+)
+def test_a_tree_matches_what_it_says(
+    pattern: OperatorPattern, function: Callable[..., Any], expected: list[str] | None
+) -> None:
+    """And nothing else: another value, another number, an inner tensor that has other readers."""
+    assert [names(match) for match in matches(pattern, function)] == ([] if expected is None else [expected])
+
+
+def test_a_match_has_the_operands_of_its_values_and_of_what_does_the_work() -> None:
+    """With their roles; the anchor is the part that says so, whichever parts are missing."""
+    (match,) = matches(RESIDUAL, lambda m, x: torch.tanh(m.conv(x) + x))
+    conv, add = match.nodes
+    assert match.anchor is conv
+    assert match.output is add
+    roles = [(source.op, user.name, role) for source, user, role in match.operands]
+    assert roles == [
+        ("placeholder", conv.name, "input_activation"),
+        ("get_attr", conv.name, "weight"),
+        ("get_attr", conv.name, "bias"),
+        ("placeholder", add.name, "input_activation"),
+    ]
+    assert RESIDUAL.roles == ("input_activation", "weight", "bias", "output_activation")
+
+
+def test_a_value_without_a_role_stays_in_float() -> None:
+    """It is no operand."""
+    plain = OperatorPattern.tree(part(ops.ADD, CONV, Value(role="")), name="plain")
+    (match,) = matches(plain, lambda m, x: m.conv(x) + x)
+    assert [role for _, _, role in match.operands] == ["input_activation", "weight", "bias"]
+
+
+SPEC = tq.AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)
+SPECS = {"input_activation": (SPEC,), "output_activation": (SPEC,)}
+
+
+def test_a_row_with_a_tree_is_annotated_and_converts() -> None:
+    """All of it is one operator: what is between its nodes is not quantized."""
+    table = tq.SupportTable("trees", (tq.SupportRow(GATED, SPECS, constraints=(FLOAT32,)),))
+    int8 = tq.QuantizationSpec("int8")
+    config = tq.QuantizationConfig(input_activation=int8, output_activation=int8)
+    program = export(Fn(lambda _, x: x * torch.sigmoid(x)), IMAGE)
+    prepared = tq.prepare_pt2e(program, tq.PatternQuantizer(table).set_global(config))
+    assert {name: found.output_qspec for name, found in annotated(prepared).items()} == {
+        "sigmoid": None,
+        "mul": int8,
+    }
+    prepared(IMAGE)
+    converted = tq.convert_pt2e(prepared)
+    quantized = [node for node in converted.graph.nodes if "quantize_per_tensor" in str(node.target)]
+    assert len([node for node in quantized if ".quantize" in str(node.target)]) == 2
+    torch.testing.assert_close(converted(IMAGE), IMAGE * torch.sigmoid(IMAGE), atol=0.03, rtol=0)
+
+
+def test_a_tree_says_what_does_the_work() -> None:
+    """Exactly one part, which is not optional, and neither is the first."""
+    with pytest.raises(tq.PatternError, match="has 0 operators that do the work"):
+        OperatorPattern.tree(part(ops.MUL, X, part(SIGMOID, X)))
+    first = part(ops.CONV2D, is_optional=True)
+    with pytest.raises(tq.PatternError, match=r"conv2d of the pattern .* is optional"):
+        OperatorPattern.tree(part(ops.RELU, first, does_the_work=True))
