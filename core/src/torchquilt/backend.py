@@ -47,12 +47,12 @@ _PUBLIC = {
     "support.allowed_spec": ("AllowedSpec",),
     "support.pattern": ("OperatorPattern", "Match", "Reject"),
     "support.parts": ("Value", "part"),
-    "support": ("operators",),
+    "support": ("constraints", "operators", "rewrites"),
+    "support.call_facts": ("argument", "is_split"),
     "support.operators": ("OPERATORS", "Operator", "Operand"),
     "support.constraints": (
         "CONSTANT_WEIGHT",
         "FLOAT32",
-        "argument",
         "input_rank",
         "keyword_is",
         "one_dtype",
@@ -208,12 +208,15 @@ if TYPE_CHECKING:
     from torchquilt.spec.qspec import QuantizationSpec as QuantizationSpec
     from torchquilt.spec.qspec import SharedQuantizationSpec as SharedQuantizationSpec
     from torchquilt.spec.qspec import ZeroPointDomain as ZeroPointDomain
+    from torchquilt.support import constraints as constraints
     from torchquilt.support import operators as operators
+    from torchquilt.support import rewrites as rewrites
     from torchquilt.support.allowed_spec import AllowedSpec as AllowedSpec
+    from torchquilt.support.call_facts import argument as argument
+    from torchquilt.support.call_facts import is_split as is_split
     from torchquilt.support.capabilities import Capabilities as Capabilities
     from torchquilt.support.constraints import CONSTANT_WEIGHT as CONSTANT_WEIGHT
     from torchquilt.support.constraints import FLOAT32 as FLOAT32
-    from torchquilt.support.constraints import argument as argument
     from torchquilt.support.constraints import input_rank as input_rank
     from torchquilt.support.constraints import keyword_is as keyword_is
     from torchquilt.support.constraints import one_dtype as one_dtype

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchquilt import PatternQuantizer
-from torchquilt_xnnpack.forms import write_parts
+from torchquilt.backend import is_split, rewrites
 from torchquilt_xnnpack.specs import PRESETS
 from torchquilt_xnnpack.support import SUPPORT
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Node
 
 
 class XNNPACKQuantizer(PatternQuantizer):
@@ -32,6 +32,17 @@ class XNNPACKQuantizer(PatternQuantizer):
     PRESETS = PRESETS
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Write as slices what is split, and join without empty tensors, where something is asked."""
-        write_parts(model, self.intent)
+        """Write as slices what is split, and join without empty tensors, where something is asked.
+
+        The delegate slices, also integers, and splits nothing; it takes no empty tensor.
+        """
+        for node in list(model.graph.nodes):
+            if is_split(node) and self._asks_for(node):
+                rewrites.split_as_slices(model, node)
+            elif rewrites.joins_empty(node) and self._asks_for(node):
+                rewrites.without_empty(model, node)
         return model
+
+    def _asks_for(self, node: Node) -> bool:
+        rule = self.intent.rule_for(node)
+        return rule is not None and rule.config is not None and self.intent.passes_filter(node)

@@ -21,10 +21,9 @@ from torchquilt import (
     SupportTable,
 )
 from torchquilt.backend import Rewrite
+from torchquilt.backend import constraints as when
 from torchquilt.backend import operators as ops
-from torchquilt_xnnpack import conditions as when
-from torchquilt_xnnpack import forms as write
-from torchquilt_xnnpack.ranges import NO_NORMALIZATION, NOT_A_MASK
+from torchquilt.backend import rewrites as write
 from torchquilt_xnnpack.specs import GROUP_SIZES
 
 _TARGETS = ("executorch",)
@@ -181,7 +180,7 @@ _DYNAMIC = (
 
 # The delegate fuses relu into an integer addition, but would multiply and subtract in float with a relu
 # behind it; so a relu after these is a row of its own, below.
-_SAFE = (NOT_A_MASK, NO_NORMALIZATION)
+_SAFE = (when.NOT_A_MASK, when.NO_NORMALIZATION)
 _ELEMENTWISE = (
     _row(ops.ADD, ops.RELU, limits=_OF_SUMS, constraints=(when.NO_ALPHA, *_SAFE)),
     _row(ops.ADD, limits=_OF_SUMS, constraints=(when.NO_ALPHA, *_SAFE)),

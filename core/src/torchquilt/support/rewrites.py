@@ -1,7 +1,7 @@
-"""The forms in which the delegate takes what is claimed: other operators that compute the same.
+"""Ready rewrites for support tables: a match in other operators, which compute the same.
 
-Each function writes one match; the rows of the table name those that they need. Importing this module does
-not import torch.
+A row names those that it needs (:class:`torchquilt.support.table.SupportRow`). Importing this module does not
+import torch.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.backend import arguments_of, is_empty, overload_name
-from torchquilt.backend import operators as ops
-from torchquilt_xnnpack.conditions import bounds, is_split, padding_of, split_dimension
+from torchquilt.graph.node_values import arguments_of, is_empty, overload_name
+from torchquilt.support import operators as ops
+from torchquilt.support.call_facts import bounds, padding_of, split_dimension
+from torchquilt.support.pattern import Match
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
-
-    from torchquilt.backend import Intent, Match
 
 
 def _aten() -> Any:
@@ -39,22 +38,11 @@ def _new_shape(node: Node) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in _shape(node)]
 
 
-def write_parts(model: GraphModule, intent: Intent) -> None:
-    """Write what is split as slices, and what joins without its empty tensors, where something is asked.
-
-    The delegate slices, also integers, and splits nothing; it takes no empty tensor.
-    """
-    for node in list(model.graph.nodes):
-        write = _write_slices if is_split(node) else _write_without_empty if _joins_empty(node) else None
-        rule = None if write is None else intent.rule_for(node)
-        if write and rule is not None and rule.config is not None and intent.passes_filter(node):
-            write(model, node)
-
-
-def _write_slices(model: GraphModule, node: Node) -> None:
+def split_as_slices(model: GraphModule, node: Node) -> None:
+    """The parts of a split (:func:`torchquilt.support.call_facts.is_split`), as slices."""
     import operator
 
-    from torchquilt.backend import call_before, erase_unused, write_as
+    from torchquilt.graph.edits import call_before, erase_unused, write_as
 
     data, dim = _arguments(node)[0], split_dimension(node)
     parts = node.meta["val"]
@@ -75,7 +63,7 @@ def _write_slices(model: GraphModule, node: Node) -> None:
     erase_unused(node)
 
 
-def _joins_empty(node: Node) -> bool:
+def joins_empty(node: Node) -> bool:
     """Whether a node joins tensors some of which never have an element, and others may."""
     if overload_name(node) not in ops.CAT.overloads:
         return False
@@ -83,8 +71,9 @@ def _joins_empty(node: Node) -> bool:
     return any(empty) and not all(empty)
 
 
-def _write_without_empty(_: GraphModule, node: Node) -> None:
-    from torchquilt.backend import write_as
+def without_empty(_: GraphModule, node: Node) -> None:
+    """A ``cat`` of tensors some of which are empty (:func:`joins_empty`), of the others alone."""
+    from torchquilt.graph.edits import write_as
 
     tensors = [tensor for tensor in _arguments(node)[0] if not is_empty(tensor)]
     dtype = node.meta["val"].dtype
@@ -97,8 +86,8 @@ def _write_without_empty(_: GraphModule, node: Node) -> None:
 
 
 def as_hardtanh(_: GraphModule, match: Match) -> None:
-    """A clamp with two bounds is fused as a ``hardtanh``."""
-    from torchquilt.backend import write_as
+    """A clamp with two bounds, behind the operator that does the work, as the ``hardtanh`` that it is."""
+    from torchquilt.graph.edits import write_as
 
     clamp = match.output
     if clamp is not match.anchor:
@@ -107,7 +96,7 @@ def as_hardtanh(_: GraphModule, match: Match) -> None:
 
 def as_reshape(_: GraphModule, match: Match) -> None:
     """A view of any kind, as a reshape to the sizes that it has."""
-    from torchquilt.backend import write_as
+    from torchquilt.graph.edits import write_as
 
     node = match.anchor
     write_as(node, _aten().reshape.default, _arguments(node)[0], _new_shape(node))
@@ -117,7 +106,7 @@ def as_permute(_: GraphModule, match: Match) -> None:
     """The order of dimensions is found by turning a tensor whose sizes are all different."""
     import torch
 
-    from torchquilt.backend import write_as
+    from torchquilt.graph.edits import write_as
 
     node = match.anchor
     data, *options = _arguments(node)
@@ -129,7 +118,7 @@ def as_permute(_: GraphModule, match: Match) -> None:
 
 def as_clone(_: GraphModule, match: Match) -> None:
     """A tensor without its history, as a copy."""
-    from torchquilt.backend import write_as
+    from torchquilt.graph.edits import write_as
 
     node = match.anchor
     write_as(node, _aten().clone.default, _arguments(node)[0])
@@ -137,7 +126,7 @@ def as_clone(_: GraphModule, match: Match) -> None:
 
 def as_slice(_: GraphModule, match: Match) -> None:
     """A narrowed tensor, as a slice."""
-    from torchquilt.backend import write_as
+    from torchquilt.graph.edits import write_as
 
     node = match.anchor
     named = arguments_of(node)
@@ -148,7 +137,7 @@ def as_slice(_: GraphModule, match: Match) -> None:
 
 def as_permuted_parts(model: GraphModule, match: Match) -> None:
     """Dimensions are taken apart, put in another order, and put together."""
-    from torchquilt.backend import call_before, write_as
+    from torchquilt.graph.edits import call_before, write_as
 
     node = match.anchor
     data, factor = _arguments(node)
@@ -188,7 +177,7 @@ def as_plain_reshape(model: GraphModule, match: Match) -> None:
 
 def as_linear(model: GraphModule, match: Match) -> None:
     """``addmm`` and ``matmul`` with a constant are linears whose weight lies the other way round."""
-    from torchquilt.backend import call_before, write_as
+    from torchquilt.graph.edits import call_before, write_as
 
     node = match.anchor
     (data,), (weight,) = match.inputs("input_activation"), match.inputs("weight")
@@ -197,11 +186,8 @@ def as_linear(model: GraphModule, match: Match) -> None:
 
 
 def as_linear_of_pixels(model: GraphModule, match: Match) -> None:
-    """A dynamic pointwise convolution is a linear over channels, with parameters for each pixel.
-
-    That is how the delegate runs it, whatever it is told.
-    """
-    from torchquilt.backend import call_before, call_behind, write_as_another_shape
+    """A pointwise convolution, as a linear over channels: dynamic parameters are those of each pixel."""
+    from torchquilt.graph.edits import call_before, call_behind, write_as_another_shape
 
     node = match.anchor
     (data,), (weight,) = match.inputs("input_activation"), match.inputs("weight")
@@ -212,11 +198,9 @@ def as_linear_of_pixels(model: GraphModule, match: Match) -> None:
 
 
 def with_stored_bias(model: GraphModule, match: Match) -> None:
-    """The delegate takes a stored bias with a number for each output channel.
-
-    What is computed, or is to be spread over the channels, is stored as it is used.
-    """
-    from torchquilt.backend import constant_value, free_name, read_tensor
+    """A bias that is computed, or spread over the channels, is stored with a number for each of them."""
+    from torchquilt.graph.constant_folding import constant_value
+    from torchquilt.graph.edits import free_name, read_tensor
 
     node = match.anchor
     for bias in match.inputs("bias"):
@@ -228,11 +212,11 @@ def with_stored_bias(model: GraphModule, match: Match) -> None:
 
 
 def with_own_bias(model: GraphModule, match: Match) -> None:
-    """Besides, the delegate quantizes a bias once, on a scale that depends on the input of its operator.
+    """As :func:`with_stored_bias`, and an operator that shares its bias gets a copy.
 
-    So each static operator gets a bias of its own.
+    For backends that quantize a bias once, on a scale that depends on the input of its operator.
     """
-    from torchquilt.backend import own_copy
+    from torchquilt.graph.edits import own_copy
 
     shared = [bias for bias in match.inputs("bias") if _is_stored(bias, match.anchor) and len(bias.users) > 1]
     with_stored_bias(model, match)
@@ -251,7 +235,7 @@ def _channels(node: Node) -> Any:
 
 def as_sub(_: GraphModule, match: Match) -> None:
     """A reversed subtraction, as a subtraction the other way round."""
-    from torchquilt.backend import write_as
+    from torchquilt.graph.edits import write_as
 
     node = match.anchor
     write_as(node, _aten().sub.Tensor, _arguments(node)[1], _arguments(node)[0])
@@ -259,7 +243,8 @@ def as_sub(_: GraphModule, match: Match) -> None:
 
 def as_mul(model: GraphModule, match: Match) -> None:
     """A quotient, as a product with the reciprocal."""
-    from torchquilt.backend import constant_value, write_as
+    from torchquilt.graph.constant_folding import constant_value
+    from torchquilt.graph.edits import write_as
 
     node = match.anchor
     data, divisor = _arguments(node)
@@ -269,8 +254,8 @@ def as_mul(model: GraphModule, match: Match) -> None:
 
 
 def as_mean_of_image(model: GraphModule, match: Match) -> None:
-    """The delegate keeps the dimensions of a mean; so without them it is reshaped afterwards."""
-    from torchquilt.backend import call_before, write_as
+    """A mean over height and width that keeps the dimensions, and a reshape that drops them."""
+    from torchquilt.graph.edits import call_before, write_as
 
     node = match.anchor
     data = _arguments(node)[0]
@@ -282,7 +267,7 @@ def as_mean_of_image(model: GraphModule, match: Match) -> None:
 
 def as_slice_of_one(model: GraphModule, match: Match) -> None:
     """One index of a dimension: a slice of one, without that dimension."""
-    from torchquilt.backend import call_before, write_as
+    from torchquilt.graph.edits import call_before, write_as
 
     node = match.anchor
     data, dim, index = _arguments(node)
@@ -302,7 +287,7 @@ def as_cat_and_reshape(model: GraphModule, match: Match) -> None:
 
 
 def _write_along_new_dimension(model: GraphModule, node: Node, dim: int) -> None:
-    from torchquilt.backend import call_before, write_as
+    from torchquilt.graph.edits import call_before, write_as
 
     tensors = list(_arguments(node)[0])
     if dim < len(_shape(tensors[0])):
@@ -322,7 +307,7 @@ def _write_along_new_dimension(model: GraphModule, node: Node, dim: int) -> None
 
 def as_cat(model: GraphModule, match: Match) -> None:
     """Tensors are joined along a dimension that they have, or else along a new one behind theirs."""
-    from torchquilt.backend import write_as
+    from torchquilt.graph.edits import write_as
 
     node = match.anchor
     tensors = list(_arguments(node)[0])
@@ -339,8 +324,8 @@ def as_cat(model: GraphModule, match: Match) -> None:
 
 
 def as_cat_with_zeros(model: GraphModule, match: Match) -> None:
-    """The delegate pads integers for a convolution only; zeros can be joined to any tensor."""
-    from torchquilt.backend import call_before, write_as
+    """Padding with zeros, as zeros that are joined to the tensor."""
+    from torchquilt.graph.edits import call_before, write_as
 
     node = match.anchor
     data = _arguments(node)[0]
@@ -355,7 +340,7 @@ def as_cat_with_zeros(model: GraphModule, match: Match) -> None:
 def _zeros(model: GraphModule, node: Node, data: Node, dim: int, size: int) -> list[Node]:
     import torch
 
-    from torchquilt.backend import free_name, read_tensor
+    from torchquilt.graph.edits import free_name, read_tensor
 
     if not size:
         return []

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any
 
-from torchquilt import Constraint, Match
-from torchquilt.backend import OPERATORS, overload_name
-from torchquilt.backend import operators as ops
+from torchquilt.graph.node_values import overload_name
+from torchquilt.support import operators as ops
+from torchquilt.support.operators import OPERATORS
+from torchquilt.support.pattern import Match
+from torchquilt.support.table import Constraint
 
 if TYPE_CHECKING:
     from torch.fx import Node
-
-__all__ = ["NOT_A_MASK", "NO_NORMALIZATION"]
 
 # An addition that only softmax reads is an attention mask or bias. Its masked entries are meant to be as low
 # as can be; on an 8-bit grid they would either leave no steps for the scores or come so close to them that
