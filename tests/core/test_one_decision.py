@@ -206,7 +206,7 @@ class Reading(tq.Quantizer):
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_annotations_follow_what_a_rewrite_puts_behind_an_operator(is_first: bool) -> None:
-    """Whoever comes first: the quantizer decided about the model, and reads what stands there now."""
+    """In either order: the quantizer decided about the model, and reads what stands there now."""
     quantizers = [Reading(), asked(with_a_tail)] if is_first else [asked(with_a_tail), Reading()]
     prepared = tq.prepare_pt2e(PROGRAM, tq.ComposableQuantizer(quantizers))
     (tanh,) = calls(prepared, "tanh")

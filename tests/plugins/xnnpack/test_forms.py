@@ -95,7 +95,7 @@ def test_what_is_claimed_is_written_in_the_form_of_its_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", AS_IT_IS)
 def test_what_has_the_form_already_stays_as_it_is(name: str) -> None:
-    """And so does what nobody claimed, in whatever form it is."""
+    """And what is not claimed stays as well, in whatever form it is."""
     assert graph_of(*AS_IT_IS[name], XNNPACKQuantizer()) == graph_of(*AS_IT_IS[name], AsItStands())
 
 
@@ -130,7 +130,7 @@ def test_a_linear_whose_weight_is_a_vector_is_refused(bias: float | None, is_dyn
 
 @settings(max_examples=30)
 @given(random_models())
-def test_what_nobody_claims_is_not_written_in_another_form(model: RandomModel) -> None:
+def test_what_is_not_claimed_is_not_written_in_another_form(model: RandomModel) -> None:
     """Whatever the model: an operator that stays in float is the one that the model had."""
     ledger = tq.explain(export(model, model.example), XNNPACKQuantizer().set_global(STATIC), strict=False)
     assert [row for row in ledger.rows if row.quantizer is None and row.written_as] == []
