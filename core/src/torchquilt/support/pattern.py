@@ -56,7 +56,6 @@ class Match:
     Args:
         pattern: what matched.
         nodes: one node for each operator of the pattern that is there, in order of data flow.
-        anchor: the node that does the work (the conv of pad + conv + relu).
         operands: ``(input node, user node, role)`` for each tensor that enters the match and has a
             role, in order of arguments; a tensor that is used twice stands twice.
         scalars: ``(node, position, value)`` for each Python number that stands where a tensor of a
@@ -65,10 +64,15 @@ class Match:
 
     pattern: OperatorPattern
     nodes: tuple[Node, ...]
-    anchor: Node
     operands: tuple[tuple[Node, Node, str], ...]
     scalars: tuple[tuple[Node, int, int | float | complex], ...] = ()
     _constants: Container[Node] | None = attrs.field(default=None, eq=False, repr=False)
+    _anchor: Node | None = attrs.field(default=None, eq=False, repr=False)
+
+    @property
+    def anchor(self) -> Node:
+        """The node that does the work (the conv of pad + conv + relu)."""
+        return self._anchor or self.nodes[self.pattern.anchor_index]
 
     @property
     def output(self) -> Node:
@@ -199,14 +203,8 @@ class OperatorPattern:
             found = _Found()
             trouble = last if isinstance(last, Reject) else found.fit(root, last)
             if trouble is None:
-                return Match(
-                    self,
-                    tuple(found.nodes),
-                    found.anchor,
-                    tuple(found.operands),
-                    tuple(found.scalars),
-                    constants,
-                )
+                operands, scalars = tuple(found.operands), tuple(found.scalars)
+                return Match(self, tuple(found.nodes), operands, scalars, constants, found.anchor)
             rejected.append(trouble)
         return rejected[0]
 
