@@ -48,7 +48,7 @@ _PUBLIC = {
     "support.pattern": ("OperatorPattern", "Match", "Reject"),
     "support.parts": ("Value", "part"),
     "support": ("constraints", "operators", "rewrites"),
-    "support.call_facts": ("argument", "is_split"),
+    "support.call_facts": ("argument", "is_pointwise", "is_split"),
     "support.operators": ("OPERATORS", "Operator", "Operand"),
     "support.constraints": (
         "CONSTANT_WEIGHT",
@@ -213,6 +213,7 @@ if TYPE_CHECKING:
     from torchquilt.support import rewrites as rewrites
     from torchquilt.support.allowed_spec import AllowedSpec as AllowedSpec
     from torchquilt.support.call_facts import argument as argument
+    from torchquilt.support.call_facts import is_pointwise as is_pointwise
     from torchquilt.support.call_facts import is_split as is_split
     from torchquilt.support.capabilities import Capabilities as Capabilities
     from torchquilt.support.constraints import CONSTANT_WEIGHT as CONSTANT_WEIGHT

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from torchquilt.backend import chooses_qparams, is_dequantize, is_quantize, overload_name
-from torchquilt_xnnpack.conditions import is_pointwise
+from torchquilt.backend import chooses_qparams, is_dequantize, is_pointwise, is_quantize, overload_name
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
