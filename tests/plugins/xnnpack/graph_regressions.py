@@ -69,4 +69,14 @@ REGRESSIONS: dict[str, Plan] = {
     "two dynamic convolutions of one tensor": Plan(
         (1, 8, 5, 5), (Step("pointwise"), Step("conv_same", back=(1, 0, 0)), Step("add")), _DYNAMIC
     ),
+    "a sum of each sample in float": Plan((4, 8), (Step("addmm_relu6", way=2),), _STATIC, seed=1840),
+    "an unbatched pool of images behind a signal": Plan(
+        (2, 5, 8), (Step("conv_transpose1d_relu", back=(-1, 0, 0)), Step("max_pool2d")), _STATIC, seed=55260
+    ),
+    "the inverse of what is nearly zero": Plan(
+        (1, 8, 5, 5),
+        (Step("conv_bn_relu"), Step("pad_conv2d_relu", back=(-1, 3, 2)), Step("rsub", way=2)),
+        ("static_int8",),
+        seed=23287,
+    ),
 }

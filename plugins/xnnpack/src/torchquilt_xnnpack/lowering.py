@@ -363,16 +363,44 @@ _PRELU_DIMENSIONS = 4
 
 def _withholds(overload: str, node: Any) -> str:
     """Reason for which the delegate must not be given an operator that its partitioners take."""
-    if overload == "aten.addmm.default" and any(node.kwargs.get(one, 1) != 1 for one in ("alpha", "beta")):
+    refuses = _REFUSES.get(overload)
+    return "" if refuses is None else refuses(node)
+
+
+def _refuses_sum(node: Any) -> str:
+    """Reason not to delegate a product to which something is added."""
+    if any(node.kwargs.get(one, 1) != 1 for one in ("alpha", "beta")):
         return "XNNPACK's delegate computes addmm without alpha and beta"
-    if overload != "aten.prelu.default":
+    return _refuses_bias(node.args[0], node)
+
+
+def _refuses_linear(node: Any) -> str:
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    return "" if bias is None else _refuses_bias(bias, node)
+
+
+def _refuses_bias(bias: Any, node: Any) -> str:
+    """The delegate adds a number for each channel, whatever the shape of what is to be added."""
+    *others, length = (1, *bias.meta["val"].shape)
+    if length == node.meta["val"].shape[-1] and all(size == 1 for size in others):
         return ""
+    return "XNNPACK's delegate adds a bias with a number for each output channel only"
+
+
+def _refuses_prelu(node: Any) -> str:
     data, slopes = (one.meta["val"] for one in node.args[:2])
     if data.dim() != _PRELU_DIMENSIONS:
         return "XNNPACK's delegate has PReLU for four dimensions only"
     if slopes.numel() != data.shape[1]:
         return "XNNPACK's delegate has PReLU with a slope for each channel only"
     return ""
+
+
+_REFUSES = {
+    "aten.addmm.default": _refuses_sum,
+    "aten.linear.default": _refuses_linear,
+    "aten.prelu.default": _refuses_prelu,
+}
 
 
 def _own_biases(program: Any) -> Any:

@@ -221,7 +221,7 @@ _OTHERS = (
     _row(
         ops.MAX_POOL2D,
         sharing=Sharing.FOLLOWS_INPUT,
-        constraints=(when.CEIL_MODE_IS_STATIC, when.EVERY_PIXEL),
+        constraints=(when.IMAGE, when.CEIL_MODE_IS_STATIC, when.EVERY_PIXEL),
     ),
 )
 
