@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 import torchquilt as tq
 from strategies import Fn, RandomModel, export, normal, outputs_of, random_models
+from torchquilt.graph.node_values import HELPS
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -87,8 +88,14 @@ def requantized(model: GraphModule) -> set[tuple[str, str]]:
             continue
         producer = _source(source)
         if producer is not None and not _is(producer, "dequantize"):
-            found |= {(producer.name, user.name) for user in node.users}
+            found |= {(_written(producer), _written(user)) for user in node.users}
     return found
+
+
+def _written(node: Node) -> str:
+    """The operator of the model that a node is, or helps to write in another form."""
+    name: str = node.meta.get(HELPS, node.name)
+    return name
 
 
 def _source(node: Node) -> Node | None:

@@ -262,8 +262,13 @@ def _cat(x: torch.Tensor, _: Sizes) -> list[Call]:
     return [
         Call("", lambda x, y: torch.cat([x, y]), (other,)),
         Call("three, last dimension", lambda x, y, z: torch.cat([x, y, z], -1), (other, other + 0.25)),
-        # As a decoder's first step, whose cache is empty.
+        # As at a decoder's first step, whose cache is empty.
         Call("behind an empty one", lambda x, none: torch.cat([none, x]), (x.new_empty(0, *x.shape[1:]),)),
+        Call(
+            "two and an empty one",
+            lambda x, none: torch.cat([none, x, 2 * x]),
+            (x.new_empty(0, *x.shape[1:]),),
+        ),
         Call("with itself", lambda x: torch.cat([x, x])),
     ]
 

@@ -130,8 +130,9 @@ class Trial:
         none.
         """
         model = fold_batch_norm(make_functional(copy_model(self.model)))
-        ComposableQuantizer(self.neighbour()).annotate(model)
         quantizer = self.quantizer()
+        model = quantizer.transform_for_annotation(model)
+        ComposableQuantizer(self.neighbour()).annotate(model)
         look = Look(quantizer.table, quantizer.intent, GraphFacts.of(model.graph))
         look.settle()
         standing = None
@@ -192,7 +193,8 @@ class Trial:
 
 def _lost_by_sharing(inputs: Iterable[Any], output: torch.Tensor) -> float:
     """Difference in dB between an output and what fills the range of the inputs evenly."""
-    floats = [one.double() for one in inputs if isinstance(one, torch.Tensor) and one.is_floating_point()]
+    tensors = (one for one in inputs if isinstance(one, torch.Tensor) and one.numel())
+    floats = [one.double() for one in tensors if one.is_floating_point()]
     high, low = (max(0.0, *(float((sign * one).max()) for one in floats)) for sign in (1, -1))
     even, size = (high + low) / math.sqrt(12), float(output.double().square().mean().sqrt())
     return 20 * math.log10(size / even) if size and even else 0.0
