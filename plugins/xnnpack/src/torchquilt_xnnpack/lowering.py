@@ -381,8 +381,8 @@ def _refuses_linear(node: Any) -> str:
 
 def _refuses_bias(bias: Any, node: Any) -> str:
     """The delegate adds a number for each channel, whatever the shape of what is to be added."""
-    *others, length = (1, *bias.meta["val"].shape)
-    if length == node.meta["val"].shape[-1] and all(size == 1 for size in others):
+    shape = [1, *bias.meta["val"].shape]
+    if shape.pop() == node.meta["val"].shape[-1] and all(size == 1 for size in shape):
         return ""
     return "XNNPACK's delegate adds a bias with a number for each output channel only"
 
