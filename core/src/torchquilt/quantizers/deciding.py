@@ -8,7 +8,7 @@ parameters are settled, whichever quantizer claimed their neighbours.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -31,6 +31,8 @@ from torchquilt.spec.annotation import (
 from torchquilt.support.pattern import Reject
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from torch.fx import GraphModule, Node
 
 #: A node and what makes it that node: its target and its arguments.
@@ -86,33 +88,32 @@ class Deciding:
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
         """Errors for rules without effect, of all quantizers."""
-        return tuple(
-            problem
-            for quantizer, looks in self._each()
-            for problem in (
-                quantizer.outcome_problems(model, looks)
-                if looks and isinstance(quantizer, PatternQuantizer)
-                else quantizer.outcome_problems(model)
-            )
-        )
+        found: list[TorchquiltError] = []
+        for quantizer, looks in zip(self._quantizers, self._looks, strict=True):
+            if _has_looked(quantizer, looks, PatternQuantizer.outcome_problems):
+                found += quantizer.problems_of(tuple(looks), model)
+            else:
+                found += quantizer.outcome_problems(model)
+        return tuple(found)
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
         """Reasons of each quantizer for the nodes that none took, the most telling first."""
         found: dict[Node, tuple[tuple[str, Reject], ...]] = {}
-        for quantizer, looks in self._each():
-            own = (
-                quantizer.rejections(model, looks)
-                if looks and isinstance(quantizer, PatternQuantizer)
-                else quantizer.rejections(model)
-            )
+        for quantizer, looks in zip(self._quantizers, self._looks, strict=True):
+            if _has_looked(quantizer, looks, PatternQuantizer.rejections):
+                own = quantizer.rejections_of(tuple(looks))
+            else:
+                own = quantizer.rejections(model)
             for node, rejected in own.items():
                 found[node] = (*found.get(node, ()), *rejected)
         return {node: tuple(sorted(rejected, key=_by_weight)) for node, rejected in found.items()}
 
-    def _each(self) -> Iterator[tuple[Quantizer, tuple[Look, ...]]]:
-        return (
-            (quantizer, tuple(looks)) for quantizer, looks in zip(self._quantizers, self._looks, strict=True)
-        )
+
+def _has_looked(
+    quantizer: Quantizer, looks: list[Look], method: Callable[..., Any]
+) -> TypeGuard[PatternQuantizer]:
+    """Whether what a method answers is known from looks that were kept."""
+    return bool(looks) and inherits(quantizer, method)
 
 
 def _settle(watch: _Watch, quantizer: PatternQuantizer, look: Look) -> tuple[Claim, ...]:

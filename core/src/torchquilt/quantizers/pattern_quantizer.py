@@ -318,32 +318,28 @@ class PatternQuantizer(Quantizer):
         """Rules about nothing in this model, and rules that others decide everywhere."""
         return self.intent.problems(model, self.name)
 
-    def outcome_problems(
-        self, model: GraphModule, looks: tuple[Look, ...] = ()
-    ) -> tuple[TorchquiltError, ...]:
-        """Errors for rules without effect, with the reasons. See :mod:`torchquilt.quantizers.unmet_rules`.
+    def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
+        """Errors for rules without effect, with the reasons. See :mod:`torchquilt.quantizers.unmet_rules`."""
+        return self.problems_of(self._looks(model), model)
 
-        Args:
-            model: the annotated model.
-            looks: what this quantizer decided; without it the quantizer looks at the model as it is now.
-        """
+    def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
+        """The most telling reason for each node that the table has rows for and that stays in float."""
+        return self.rejections_of(self._looks(model))
+
+    # The same of looks that the flow has kept, so that nothing is decided again.
+
+    def problems_of(self, looks: tuple[Look, ...], model: GraphModule) -> tuple[TorchquiltError, ...]:
+        """Errors for rules without effect, from this quantizer's looks at each graph of a model."""
 
         def is_own(node: Node) -> bool:
             annotation = annotation_of(node)
             return annotation is not None and annotation.author == id(self)
 
-        return unmet_rules(looks or self._looks(model), model, self.name, is_own)
+        return unmet_rules(looks, model, self.name, is_own)
 
-    def rejections(
-        self, model: GraphModule, looks: tuple[Look, ...] = ()
-    ) -> dict[Node, tuple[tuple[str, Reject], ...]]:
-        """The most telling reason for each node that the table has rows for and that stays in float.
-
-        Args:
-            model: the annotated model.
-            looks: as for :meth:`outcome_problems`.
-        """
-        rejects = telling_rejects(looks or self._looks(model))
+    def rejections_of(self, looks: tuple[Look, ...]) -> dict[Node, tuple[tuple[str, Reject], ...]]:
+        """Name and most telling reason for each node that stays in float, from this quantizer's looks."""
+        rejects = telling_rejects(looks)
         return {
             node: ((self.name, reject),) for node, reject in rejects.items() if annotation_of(node) is None
         }

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
+from torchquilt._internal.connected import connected
 from torchquilt.graph.node_values import tensor_of
 from torchquilt.intent.rules import ObjectTypeRule, Rule
 from torchquilt.spec.annotation import annotation_of
@@ -91,25 +92,13 @@ def not_profitable(claims: Iterable[Claim]) -> dict[Node, Reject]:
 def _islands(claims: tuple[Claim, ...]) -> list[list[Claim]]:
     """The claims that hand each other integers, or read the same ones, in groups."""
     has = {claim.match.output: number for number, claim in enumerate(claims) if _makes_integers(claim)}
-    neighbours: list[list[int]] = [[] for _ in claims]
-    for number, claim in enumerate(claims):
-        for tensor in _activations(claim) if _reads_integers(claim) else ():
-            other = has.setdefault(tensor, number)  # who makes it, or else the first to read it
-            neighbours[number].append(other)
-            neighbours[other].append(number)
-    islands: list[list[Claim]] = []
-    seen: set[int] = set()
-    for start in range(len(claims)):
-        if start in seen:
-            continue
-        seen.add(start)
-        reached = [start]
-        for number in reached:  # grows while it is walked
-            new = dict.fromkeys(other for other in neighbours[number] if other not in seen)
-            seen.update(new)
-            reached += new
-        islands.append([claims[number] for number in reached])
-    return islands
+    links = [
+        (number, has.setdefault(tensor, number))  # who makes it, or else the first to read it
+        for number, claim in enumerate(claims)
+        if _reads_integers(claim)
+        for tensor in _activations(claim)
+    ]
+    return [[claims[number] for number in group] for group in connected(range(len(claims)), links)]
 
 
 def _activations(claim: Claim) -> tuple[Node, ...]:
