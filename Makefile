@@ -2,6 +2,7 @@
 #
 #   make demo           quantize a real text encoder and print what that gave   (DEMO_ARGS=...)
 #   make test           run the tests that take minutes together                (TEST_ARGS=...)
+#   make test-fast      run those of the inner loop, less than a minute: tests/fast.txt
 #   make test-long      run those that take long: rows and models on the runtime, the demo, the benchmarks, the kit
 #   make test-exhaustive  run 2,000 random graphs and all pairs of rows on the runtime: an hour
 #   make check          ruff, ruff format --check, mypy --strict, import-linter, the words
@@ -35,7 +36,7 @@ PRESETS_ARGS ?=
 RUNTIME_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-exhaustive check bench cost presets runtime-bench clean
+.PHONY: help demo test test-fast test-long test-exhaustive check bench cost presets runtime-bench clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -47,6 +48,9 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 $(TEST_ARGS)
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 $(TEST_ARGS) $$(cat tests/fast.txt)
 
 test-long: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 -m "long and not exhaustive" $(TEST_ARGS)

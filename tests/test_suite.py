@@ -77,3 +77,12 @@ def test_chance_is_seeded(path: Path) -> None:
 def test_the_rule_sees_what_it_is_for(code: str, is_caught: bool) -> None:
     """A comparison that holds whatever the value is, and none that may fail."""
     assert approximates_itself(ast.parse(code, mode="eval").body) == is_caught
+
+
+def test_the_files_of_the_inner_loop_are_there() -> None:
+    """Each file that ``make test-fast`` runs is there, once; none of them takes long."""
+    named = (HERE / "fast.txt").read_text().split()
+    paths = [HERE.parent / name for name in named]
+    assert len(set(paths)) == len(paths)
+    assert [path for path in paths if path not in FILES] == []
+    assert [path for path in paths if "pytest.mark.long" in path.read_text()] == []
