@@ -42,6 +42,17 @@ SHARED = OperatorPattern.tree(
     part(ops.RELU, part(ops.LINEAR, does_the_work=True, may_be_read_elsewhere=True)), name="linear_relu"
 )
 
+Y = Value(name="y")
+FMA = OperatorPattern.tree(part(ops.ADD, part(ops.MUL, X, Y, does_the_work=True), X), name="fma")
+ELSEWHERE = OperatorPattern.tree(
+    part(ops.MUL, X, part(SIGMOID, X, may_be_read_elsewhere=True), does_the_work=True), name="elsewhere"
+)
+NEG = Operator("neg", ("aten.neg.default",), ())
+SIDE = OperatorPattern.tree(
+    part(ops.MUL, part(ERF, Y), part(NEG, X, is_optional=True), does_the_work=True), name="side"
+)
+TWICE = OperatorPattern.tree(part(ops.ADD, part(SIGMOID, X), part(SIGMOID, Y), does_the_work=True))
+
 IMAGE = normal(1, 3, 4, 4)
 
 
@@ -76,6 +87,17 @@ def names(match: Match) -> list[str]:
         (GELU, lambda m, x: x * 0.5 * (1 + torch.erf(m.conv(x) / 2**0.5)), None),
         (SHARED, lambda m, x: (c := m.linear(x)).relu() + c, ["linear", "relu"]),
         (SHARED, lambda m, x: m.linear(x).tanh(), None),
+        (FMA, lambda m, x: x * x.cos() + x, ["mul", "add"]),
+        (FMA, lambda m, x: x.cos() * x + x, ["mul", "add"]),
+        (FMA, lambda m, x: x + x.cos() * x, ["mul", "add"]),
+        (FMA, lambda m, x: (p := x * x.cos()) + p, None),
+        (ELSEWHERE, lambda m, x: (s := torch.sigmoid(x)) * x.cos() + x * s, ["sigmoid", "mul"]),
+        (SIDE, lambda m, x: torch.erf(x) * -x.cos(), ["erf", "neg", "mul"]),
+        (SIDE, lambda m, x: torch.erf(x) * x.cos(), ["erf", "mul"]),
+        (TWICE, lambda m, x: (s := torch.sigmoid(x)) + s, None),
+        (RESIDUAL, lambda m, x: (c := m.conv(x)) + c, None),
+        (RESIDUAL, lambda m, x: torch.add(m.conv(x), x, alpha=2), None),
+        (GELU, lambda m, x: x * 0.5 * torch.add(torch.erf(x / 2**0.5), 1.0, alpha=2), None),
     ],
 )
 def test_a_tree_matches_what_it_says(
@@ -99,6 +121,18 @@ def test_a_match_has_the_operands_of_its_values_and_of_what_does_the_work() -> N
         ("placeholder", add.name, "input_activation"),
     ]
     assert RESIDUAL.roles == ("input_activation", "weight", "bias", "output_activation")
+
+
+def test_operands_are_those_of_the_alternative_that_stands_there() -> None:
+    """Operators that compute the same have their arguments in another order."""
+    products = part((ops.LINEAR, ops.ADDMM), does_the_work=True)
+    pattern = OperatorPattern.tree(part(ops.RELU, products), name="products")
+    assert pattern.roles == ("input_activation", "weight", "bias", "output_activation")
+    (match,) = matches(
+        pattern, lambda m, x: torch.addmm(m.linear.bias, x.flatten(0, 2), m.linear.weight).relu()
+    )
+    roles = {role: source.op for source, _, role in match.operands}
+    assert roles == {"bias": "get_attr", "input_activation": "call_function", "weight": "get_attr"}
 
 
 def test_a_value_without_a_role_stays_in_float() -> None:
@@ -134,6 +168,9 @@ def test_a_tree_says_what_does_the_work() -> None:
     """Exactly one part, which is not optional, and neither is the first."""
     with pytest.raises(tq.PatternError, match="has 0 operators that do the work"):
         OperatorPattern.tree(part(ops.MUL, X, part(SIGMOID, X)))
+    read_second = part(ops.ADD, SKIP, CONV, is_optional=True)
+    with pytest.raises(tq.PatternError, match=r"conv2d of the pattern .* is optional"):
+        OperatorPattern.tree(part(ops.RELU, read_second))
     first = part(ops.CONV2D, is_optional=True)
     with pytest.raises(tq.PatternError, match=r"conv2d of the pattern .* is optional"):
         OperatorPattern.tree(part(ops.RELU, first, does_the_work=True))

@@ -55,16 +55,14 @@ class Part:
         """The parts among the inputs."""
         return tuple(each for each in self.inputs if isinstance(each, Part))
 
-    @property
-    def declared(self) -> tuple[Operand, ...]:
-        """The operands behind the inputs that have the roles which the operator declares.
+    def declared_by(self, operator: Operator) -> tuple[Operand, ...]:
+        """The operands behind the inputs that have the roles which one of the alternatives declares.
 
         Those of what does the work, and of parts that read no other part.
         """
         if self.parts and not self.does_the_work:
             return ()
-        operands = self.alternatives[0].operands
-        return tuple(operand for operand in operands if operand.position >= len(self.inputs))
+        return tuple(operand for operand in operator.operands if operand.position >= len(self.inputs))
 
     def all_parts(self) -> Iterator[Part]:
         """The parts below this one, and this one, in order of data flow."""
@@ -79,13 +77,13 @@ class Part:
             found.append(found[-1].parts[0])
         return tuple(reversed(found))
 
-    def variants(self) -> Iterator[Part]:
+    def variants(self) -> Iterator[Part | Value | float]:
         """The tree with each choice of its optional parts, that with all of them first."""
         inputs = [tuple(each.variants()) if isinstance(each, Part) else (each,) for each in self.inputs]
         for chosen in product(*inputs):
             yield attrs.evolve(self, inputs=chosen)
         if self.is_optional:
-            yield from (each for each in inputs[0] if isinstance(each, Part))
+            yield from inputs[0] if inputs else (Value(),)
 
     def is_called_by(self, node: Node) -> bool:
         """Whether a node calls one of the alternatives."""

@@ -9,7 +9,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,8 @@ class Match:
 
 #: Operators whose two inputs may change places.
 _COMMUTATIVE = ("add", "mul")
+#: Operators that may multiply one of their inputs. A part that says what both are means them as they are.
+_WITH_ALPHA = ("add", "sub", "rsub")
 
 
 @attrs.frozen
@@ -114,12 +116,15 @@ class OperatorPattern:
                 expected=f"does_the_work=True for one of {', '.join(map(str, parts))}",
                 got=", ".join(map(str, working)) or "for none",
             )
-        for each in (parts[0], *working):
-            if each.is_optional:
+        for variant in root.variants():
+            left = tuple(variant.all_parts()) if isinstance(variant, Part) else ()
+            has_first = bool(left) and left[0] == parts[0]
+            missing = working[0] if has_first else parts[0]
+            if not has_first or not any(each.does_the_work for each in left):
                 raise PatternError(
-                    f"The operator {each} of the pattern {self.name!r} is optional.",
+                    f"The operator {missing} of the pattern {self.name!r} is optional.",
                     expected="the first operator and the one that does the work are always there",
-                    got=f"is_optional=True for {each}",
+                    got=f"is_optional=True for {missing}, or for what reads it as another than its first input",
                 )
 
     @classmethod
@@ -183,47 +188,57 @@ class OperatorPattern:
         found: list[str] = []
         for each in self.root.all_parts():
             found += (value.role for value in each.inputs if isinstance(value, Value) and value.role)
-            found += (operand.role for operand in each.declared)
+            for operator in each.alternatives:
+                found += (operand.role for operand in each.declared_by(operator))
         return tuple(dict.fromkeys((*found, "output_activation")))
 
     @cached_property
     def _variants(self) -> tuple[tuple[Part, tuple[Part, ...]], ...]:
-        return tuple((root, root.path()) for root in self.root.variants())
+        return tuple((root, root.path()) for root in self.root.variants() if isinstance(root, Part))
 
     def match(self, node: Node, constants: Container[Node] | None = None) -> Match | Reject:
-        """Match with ``node`` as the first operator. Costs as much as the tree is large.
+        """Match with ``node`` as the first operator. Does not depend on how large the graph is.
 
         Args:
             node: the first operator.
             constants: the constant nodes of the graph, where they are known; the match answers from them.
         """
-        rejected: list[Reject] = []
+        rejected: Reject | None = None
         for root, path in self._variants:
-            last = _end_of(path, node)
-            found = _Found()
-            trouble = last if isinstance(last, Reject) else found.fit(root, last)
-            if trouble is None:
-                operands, scalars = tuple(found.operands), tuple(found.scalars)
-                return Match(self, tuple(found.nodes), operands, scalars, constants, found.anchor)
-            rejected.append(trouble)
-        return rejected[0]
+            for found in _fits_at(root, path, node):
+                if isinstance(found, _Found):
+                    return Match(self, found.nodes, found.operands, found.scalars, constants, found.anchor)
+                rejected = rejected or found
+        assert rejected is not None
+        return rejected
 
 
-def _end_of(path: tuple[Part, ...], node: Node) -> Node | Reject:
-    """The last node of a path that starts at a node, where each is read by the next."""
+def _fits_at(root: Part, path: tuple[Part, ...], node: Node) -> Iterator[_Found | Reject]:
+    """The ways in which a tree fits where its path starts at a node, and what does not fit."""
+    for last in _ends_of(path, node):
+        if isinstance(last, Reject):
+            yield last
+            continue
+        for found in _fit(root, last, _Found()):
+            yield found if isinstance(found, Reject) else found.read_inside() or found
+
+
+def _ends_of(path: tuple[Part, ...], node: Node) -> Iterator[Node | Reject]:
+    """The last nodes of paths that start at a node, where each is read by the next."""
     first, *rest = path
     if not first.is_called_by(node):
-        return _another(node, first)
-    for below, each in zip(path, rest, strict=False):
+        yield _another(node, first)
+    elif not rest:
+        yield node
+    else:
         readers = list(node.users)
-        if below.may_be_read_elsewhere:
-            readers = [reader for reader in readers if each.is_called_by(reader)][:1] or readers[:1]
-        if len(readers) != 1:
-            return _used_elsewhere(node, each)
-        (node,) = readers
-        if not each.is_called_by(node):
-            return _another(node, each)
-    return node
+        if first.may_be_read_elsewhere:
+            readers = [reader for reader in readers if rest[0].is_called_by(reader)] or readers[:1]
+        if not readers or (len(readers) > 1 and not first.may_be_read_elsewhere):
+            yield _used_elsewhere(node, rest[0])
+            return
+        for reader in readers:
+            yield from _ends_of(tuple(rest), reader)
 
 
 def _another(node: Node, wanted: Part) -> Reject:
@@ -235,75 +250,111 @@ def _used_elsewhere(node: Node, reader: Part) -> Reject:
     return Reject("used_elsewhere", (node, *node.users), text)
 
 
+@attrs.frozen
 class _Found:
-    """Nodes, tensors and numbers of a tree, as far as it has been matched from its last operator up."""
+    """Nodes, tensors and numbers of a tree, as far as it has been matched."""
 
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.operands: list[tuple[Node, Node, str]] = []
-        self.scalars: list[tuple[Node, int, int | float | complex]] = []
-        self.anchor: Node
-        self._values: dict[Value, Any] = {}
+    nodes: tuple[Node, ...] = ()
+    operands: tuple[tuple[Node, Node, str], ...] = ()
+    scalars: tuple[tuple[Node, int, int | float | complex], ...] = ()
+    values: tuple[tuple[Value, Any], ...] = ()
+    anchor: Node | None = None
 
-    def fit(self, each: Part, node: Node) -> Reject | None:
-        """Match a part with a node, and what is below it. Returns what does not fit."""
-        operator = next((one for one in each.alternatives if overload_name(node) in one.overloads), None)
-        if operator is None:
-            return _another(node, each)
-        keywords = {operand.position: operand.keyword for operand in operator.operands}
-        arguments = [
-            (index, _argument(node, index, keywords.get(index, ""))) for index in range(len(each.inputs))
-        ]
-        trouble = self._fit_inputs(each, node, arguments)
-        if trouble is not None and operator.name in _COMMUTATIVE and len(arguments) == 2:
-            trouble = self._fit_inputs(each, node, arguments[::-1]) and trouble
-        if trouble is None:
-            self._take(each, node)
-        return trouble
-
-    def _fit_inputs(self, each: Part, node: Node, arguments: Iterable[tuple[int, Any]]) -> Reject | None:
-        """Match what a node reads; where something does not fit, all is as it was before."""
-        before = (self.nodes[:], self.operands[:], self.scalars[:], dict(self._values))
-        for wanted, (position, given) in zip(each.inputs, arguments, strict=True):
-            trouble = self._fit_input(each, node, position, wanted, given)
-            if trouble is not None:
-                self.nodes, self.operands, self.scalars, self._values = before
-                return trouble
-        return None
-
-    def _fit_input(
-        self, each: Part, node: Node, position: int, wanted: Part | Value | float, given: Any
-    ) -> Reject | None:
-        if isinstance(wanted, Part):
-            if not hasattr(given, "users") or not wanted.is_called_by(given):
-                return _another(node, each)
-            if len(given.users) != 1 and not wanted.may_be_read_elsewhere:
-                return _used_elsewhere(given, each)
-            return self.fit(wanted, given)
-        if isinstance(wanted, Value):
-            known = self._values.setdefault(wanted, given)
-            self._take_operand(node, position, wanted.role, given)
-            is_same = known is given or (isinstance(known, (int, float)) and known == given)
-            return None if is_same else _another(node, each)
-        is_number = isinstance(given, (int, float)) and math.isclose(given, wanted, rel_tol=1e-6)
-        return None if is_number else _another(node, each)
-
-    def _take(self, each: Part, node: Node) -> None:
-        self.nodes.append(node)
-        if each.does_the_work:
-            self.anchor = node
-        for operand in each.declared:
+    def with_part(self, each: Part, operator: Operator, node: Node) -> _Found:
+        """This, and a node with the operands that its operator declares."""
+        anchor = node if each.does_the_work else self.anchor
+        found = attrs.evolve(self, nodes=(*self.nodes, node), anchor=anchor)
+        for operand in each.declared_by(operator):
             value = _argument(node, operand.position, operand.keyword)
             for item in value if operand.is_list else (value,):
-                self._take_operand(node, operand.position, operand.role, item)
+                found = found.with_operand(node, operand.position, operand.role, item)
+        return found
 
-    def _take_operand(self, node: Node, position: int, role: str, value: Any) -> None:
-        if not role or value is None:
-            return
-        if isinstance(value, (int, float, complex)):
-            self.scalars.append((node, position, value))
+    def with_value(self, value: Value, node: Node, position: int, given: Any) -> _Found | None:
+        """This, and a tensor or number that enters; None where the value has been another one before."""
+        known = next((held for held in self.values if held[0] == value), None)
+        if known is None:
+            found = attrs.evolve(self, values=(*self.values, (value, given)))
+        elif known[1] is given or (isinstance(given, (int, float)) and known[1] == given):
+            found = self
         else:
-            self.operands.append((value, node, role))
+            return None
+        return found.with_operand(node, position, value.role, given)
+
+    def with_operand(self, node: Node, position: int, role: str, value: Any) -> _Found:
+        """This, and what a node reads in a role."""
+        if not role or value is None:
+            return self
+        if isinstance(value, (int, float, complex)):
+            return attrs.evolve(self, scalars=(*self.scalars, (node, position, value)))
+        return attrs.evolve(self, operands=(*self.operands, (value, node, role)))
+
+    def read_inside(self) -> Reject | None:
+        """Reject a tensor of the inside that enters as well: it would have to be there before it is computed."""
+        entering = (*(source for source, _, _ in self.operands), *(given for _, given in self.values))
+        for index, node in enumerate(self.nodes):
+            if any(node is given for given in (*entering, *self.nodes[:index])):
+                text = f"{node.name} is read twice, so it cannot be fused with what reads it"
+                return Reject("used_elsewhere", (node, *node.users), text)
+        return None
+
+
+def _fit(each: Part, node: Node, found: _Found) -> Iterator[_Found | Reject]:
+    """Match a part with a node, and what is below it: each way in which it fits, and what does not fit."""
+    operator = next((one for one in each.alternatives if overload_name(node) in one.overloads), None)
+    if operator is None:
+        yield _another(node, each)
+        return
+    is_whole = len(each.inputs) == 2
+    if is_whole and operator.name in _WITH_ALPHA and _argument(node, 2, "alpha") not in (None, 1):
+        text = f"{node.name} multiplies one of its inputs with alpha={_argument(node, 2, 'alpha')}"
+        yield Reject("not_the_operator", (node,), text)
+        return
+    keywords = {operand.position: operand.keyword for operand in operator.operands}
+    arguments = [
+        (index, _argument(node, index, keywords.get(index, ""))) for index in range(len(each.inputs))
+    ]
+    can_swap = is_whole and operator.name in _COMMUTATIVE
+    for order in (arguments, arguments[::-1]) if can_swap else (arguments,):
+        for fitted in _fit_inputs(each, node, tuple(zip(each.inputs, order, strict=True)), found):
+            yield fitted if isinstance(fitted, Reject) else fitted.with_part(each, operator, node)
+
+
+def _fit_inputs(
+    each: Part, node: Node, pairs: tuple[tuple[Part | Value | float, tuple[int, Any]], ...], found: _Found
+) -> Iterator[_Found | Reject]:
+    """Match what a node reads, one after the other; where one does not fit, others of those before may."""
+    if not pairs:
+        yield found
+        return
+    (wanted, (position, given)), *rest = pairs
+    for fitted in _fit_input(each, node, position, wanted, given, found):
+        if isinstance(fitted, Reject):
+            yield fitted
+        else:
+            yield from _fit_inputs(each, node, tuple(rest), fitted)
+
+
+def _fit_input(
+    each: Part, node: Node, position: int, wanted: Part | Value | float, given: Any, found: _Found
+) -> Iterator[_Found | Reject]:
+    if isinstance(wanted, Part):
+        if not hasattr(given, "users") or not wanted.is_called_by(given):
+            yield _another(node, each)
+        elif _reads(node, given) != 1 or (len(given.users) != 1 and not wanted.may_be_read_elsewhere):
+            yield _used_elsewhere(given, each)
+        else:
+            yield from _fit(wanted, given, found)
+    elif isinstance(wanted, Value):
+        yield found.with_value(wanted, node, position, given) or _another(node, each)
+    else:
+        is_number = isinstance(given, (int, float)) and math.isclose(given, wanted, rel_tol=1e-6)
+        yield found if is_number else _another(node, each)
+
+
+def _reads(node: Node, given: Node) -> int:
+    """How often an argument of a node is this tensor."""
+    return sum(argument is given for argument in (*node.args, *node.kwargs.values()))
 
 
 def _argument(node: Node, position: int, keyword: str = "") -> Any:

@@ -31,7 +31,8 @@ def is_chain(pattern: OperatorPattern) -> bool:
 
 def tree_calls(pattern: OperatorPattern, activation: torch.Tensor, sizes: Sizes) -> list[Call]:
     """Ways to call a pattern with an activation: with each choice of its optional parts and alternatives."""
-    roots = (chosen for variant in pattern.root.variants() for chosen in _alternatives(variant))
+    trees = (variant for variant in pattern.root.variants() if isinstance(variant, Part))
+    roots = (chosen for tree in trees for chosen in _alternatives(tree))
     return [_call(root, activation, sizes) for root in islice(roots, _MOST_CHOICES)]
 
 
