@@ -124,7 +124,7 @@ class OperatorPattern:
                 raise PatternError(
                     f"The operator {missing} of the pattern {self.name!r} is optional.",
                     expected="the first operator and the one that does the work are always there",
-                    got=f"is_optional=True for {missing}, or for what reads it as another than its first input",
+                    got=f"is_optional=True for {missing}, or for what does not read it first",
                 )
 
     @classmethod
@@ -290,7 +290,7 @@ class _Found:
         return attrs.evolve(self, operands=(*self.operands, (value, node, role)))
 
     def read_inside(self) -> Reject | None:
-        """Reject a tensor of the inside that enters as well: it would have to be there before it is computed."""
+        """Reject a tensor of the inside that enters as well, or that is used twice."""
         entering = (*(source for source, _, _ in self.operands), *(given for _, given in self.values))
         for index, node in enumerate(self.nodes):
             if any(node is given for given in (*entering, *self.nodes[:index])):
