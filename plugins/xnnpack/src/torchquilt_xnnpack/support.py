@@ -106,77 +106,112 @@ _FUSED: tuple[tuple[tuple[ops.Operator, ...], tuple[Constraint, ...], tuple[Rewr
     ((), (), ()),
 )
 
-# Operator, axis of the weight's output channels, conditions, form.
-_LINEARS: tuple[tuple[ops.Operator, int, tuple[Constraint, ...], tuple[Rewrite, ...]], ...] = (
-    (ops.LINEAR, 0, (when.MATRIX, when.BIAS_OF_CHANNELS), ()),
-    (ops.ADDMM, 1, (when.UNSCALED, when.BIAS_OF_CHANNELS), (write.as_linear,)),
-    (ops.MATMUL, 1, (when.MATRIX,), (write.as_linear,)),
-)
-_CONVOLUTIONS = ((ops.CONV1D, when.SIGNAL), (ops.CONV2D, when.IMAGE))
-_TRANSPOSED = ((ops.CONV_TRANSPOSE1D, when.SIGNAL), (ops.CONV_TRANSPOSE2D, when.IMAGE))
+
+def _static(
+    *operators: ops.Operator,
+    only: tuple[Constraint, ...],
+    weight: AllowedSpec = _WEIGHT,
+    suffix: str = "",
+    channel_axis: int = 0,
+    rewrite: tuple[Rewrite, ...] = (),
+) -> tuple[SupportRow, ...]:
+    """Rows of a static operator with a weight, the last of those given, with each of what is fused to it."""
+    return tuple(
+        _row(
+            *operators,
+            *after,
+            specs={**_STATIC, "weight": (weight,)},
+            suffix=suffix,
+            anchor_index=len(operators) - 1,
+            channel_axis=channel_axis,
+            constraints=(when.CONSTANT_WEIGHT, *only, *more),
+            rewrite=(*rewrite, *form, write.with_own_bias),
+        )
+        for after, more, form in _FUSED
+    )
+
+
+_OF_MATRIX = (when.MATRIX, when.BIAS_OF_CHANNELS)
+_OF_SUM = (when.UNSCALED, when.BIAS_OF_CHANNELS)
 
 _STATIC_WEIGHTED = (
-    *(
-        _row(operator, *after, specs={**_STATIC, "weight": (weight,)}, suffix=suffix, channel_axis=axis,
-             constraints=(when.CONSTANT_WEIGHT, *conditions, *bits, *more),
-             rewrite=(*form, *fused, write.with_own_bias))
-        for operator, axis, conditions, form in _LINEARS
-        for weight, suffix, bits in ((_WEIGHT, "", ()), (_INT4, "_int4", (when.EVEN_INPUTS,)))
-        for after, more, fused in _FUSED
-    ),
-    *(
-        _row(operator, *after, specs={**_STATIC, "weight": (_WEIGHT,)},
-             constraints=(when.CONSTANT_WEIGHT, rank, *more), rewrite=(*fused, write.with_own_bias))
-        for operator, rank in _CONVOLUTIONS
-        for after, more, fused in _FUSED
-    ),
-    *(
-        _row(ops.PAD, operator, *after, specs={**_STATIC, "weight": (_WEIGHT,)}, anchor_index=1,
-             constraints=(when.CONSTANT_WEIGHT, rank, when.ZEROS, when.PADS_IMAGE, *more),
-             rewrite=(*fused, write.with_own_bias))
-        for operator, rank in _CONVOLUTIONS
-        for after, more, fused in _FUSED
-    ),
-    *(
-        _row(operator, *after, specs={**_STATIC, "weight": (weight,)}, suffix=suffix, channel_axis=1,
-             constraints=(when.CONSTANT_WEIGHT, rank, groups, *more), rewrite=(*fused, write.with_own_bias))
-        for operator, rank in _TRANSPOSED
-        for weight, suffix, groups in (
-            (_WEIGHT, "", when.ONE_GROUP), (_ONE_SCALE, "_grouped", when.SEVERAL_GROUPS)
-        )
-        for after, more, fused in _FUSED
-    ),
+    *_static(ops.LINEAR, only=_OF_MATRIX),
+    *_static(ops.LINEAR, only=(*_OF_MATRIX, when.EVEN_INPUTS), weight=_INT4, suffix="_int4"),
+    *_static(ops.ADDMM, only=_OF_SUM, channel_axis=1, rewrite=(write.as_linear,)),
+    *_static(ops.ADDMM, only=(*_OF_SUM, when.EVEN_INPUTS), weight=_INT4, suffix="_int4", channel_axis=1,
+             rewrite=(write.as_linear,)),
+    *_static(ops.MATMUL, only=(when.MATRIX,), channel_axis=1, rewrite=(write.as_linear,)),
+    *_static(ops.MATMUL, only=(when.MATRIX, when.EVEN_INPUTS), weight=_INT4, suffix="_int4", channel_axis=1,
+             rewrite=(write.as_linear,)),
+    *_static(ops.CONV1D, only=(when.SIGNAL,)),
+    *_static(ops.CONV2D, only=(when.IMAGE,)),
+    *_static(ops.PAD, ops.CONV1D, only=(when.SIGNAL, when.ZEROS, when.PADS_IMAGE)),
+    *_static(ops.PAD, ops.CONV2D, only=(when.IMAGE, when.ZEROS, when.PADS_IMAGE)),
+    *_static(ops.CONV_TRANSPOSE1D, only=(when.SIGNAL, when.ONE_GROUP), channel_axis=1),
+    *_static(ops.CONV_TRANSPOSE1D, only=(when.SIGNAL, when.SEVERAL_GROUPS), weight=_ONE_SCALE,
+             suffix="_grouped", channel_axis=1),
+    *_static(ops.CONV_TRANSPOSE2D, only=(when.IMAGE, when.ONE_GROUP), channel_axis=1),
+    *_static(ops.CONV_TRANSPOSE2D, only=(when.IMAGE, when.SEVERAL_GROUPS), weight=_ONE_SCALE,
+             suffix="_grouped", channel_axis=1),
 )  # fmt: skip
 
+# Weight, its name in patterns, on what condition.
+_DYNAMIC_WEIGHTS: tuple[tuple[AllowedSpec, str, tuple[Constraint, ...]], ...] = (
+    (_CHANNELS, "", ()),
+    (_INT4, "_int4", (when.EVEN_INPUTS,)),
+    *((_int4_groups(size), f"_int4_group{size}", (when.divides_into_groups(size),)) for size in GROUP_SIZES),
+)
+
+
+def _dynamic(
+    operator: ops.Operator,
+    only: tuple[Constraint, ...],
+    channel_axis: int = 0,
+    rewrite: tuple[Rewrite, ...] = (),
+) -> tuple[SupportRow, ...]:
+    """Rows of a product whose input has parameters for each row, with each kind of weight."""
+    return tuple(
+        _row(
+            operator,
+            specs={"input_activation": (_TOKENS,), "weight": (weight,)},
+            suffix=suffix,
+            channel_axis=channel_axis,
+            dtypes=when.FLOAT32_OR_16,
+            constraints=(when.CONSTANT_WEIGHT, *only, *more),
+            rewrite=(*rewrite, write.with_stored_bias),
+        )
+        for weight, suffix, more in _DYNAMIC_WEIGHTS
+    )
+
+
+def _dynamic_image(operator: ops.Operator, only: tuple[Constraint, ...], channel_axis: int = 0) -> SupportRow:
+    """Row of a convolution whose input has one set of parameters."""
+    return _row(
+        operator,
+        specs={"input_activation": (_INPUT,), "weight": (_CHANNELS,)},
+        channel_axis=channel_axis,
+        one_range_for_input=True,
+        constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.ONE_SAMPLE, when.NOT_DEPTHWISE, *only),
+        rewrite=(write.with_stored_bias,),
+    )
+
+
 _DYNAMIC = (
-    *(
-        _row(operator, specs={"input_activation": (_TOKENS,), "weight": (weight,)}, suffix=suffix,
-             channel_axis=axis, dtypes=when.FLOAT32_OR_16,
-             constraints=(when.CONSTANT_WEIGHT, *conditions, *bits), rewrite=(*form, write.with_stored_bias))
-        for operator, axis, conditions, form in _LINEARS
-        for weight, suffix, bits in (
-            (_CHANNELS, "", ()),
-            (_INT4, "_int4", (when.EVEN_INPUTS,)),
-            *(
-                (_int4_groups(size), f"_int4_group{size}", (when.divides_into_groups(size),))
-                for size in GROUP_SIZES
-            ),
-        )
+    *_dynamic(ops.LINEAR, _OF_MATRIX),
+    *_dynamic(ops.ADDMM, _OF_SUM, channel_axis=1, rewrite=(write.as_linear,)),
+    *_dynamic(ops.MATMUL, (when.MATRIX,), channel_axis=1, rewrite=(write.as_linear,)),
+    _dynamic_image(ops.CONV2D, (when.NOT_POINTWISE, when.EVEN_PADDING)),
+    _dynamic_image(ops.CONV_TRANSPOSE2D, (when.ONE_GROUP,), channel_axis=1),
+    # As a linear over channels it has parameters for each pixel, in as many samples as there are.
+    _row(
+        ops.CONV2D,
+        specs={"input_activation": (_TOKENS,), "weight": (_CHANNELS,)},
+        suffix="_pointwise",
+        dtypes=when.FLOAT32_OR_16,
+        constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.POINTWISE),
+        rewrite=(write.as_linear_of_pixels, write.with_stored_bias),
     ),
-    *(
-        _row(operator, specs={"input_activation": (_INPUT,), "weight": (_CHANNELS,)}, channel_axis=axis,
-             one_range_for_input=True, rewrite=(write.with_stored_bias,),
-             constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.ONE_SAMPLE, when.NOT_DEPTHWISE, *conditions))
-        for operator, axis, conditions in (
-            (ops.CONV2D, 0, (when.NOT_POINTWISE, when.EVEN_PADDING)),
-            (ops.CONV_TRANSPOSE2D, 1, (when.ONE_GROUP,)),
-        )
-    ),
-    # Written as a linear over channels: it has parameters for each pixel, in as many samples as there are.
-    _row(ops.CONV2D, specs={"input_activation": (_TOKENS,), "weight": (_CHANNELS,)}, suffix="_pointwise",
-         dtypes=when.FLOAT32_OR_16, constraints=(when.CONSTANT_WEIGHT, when.IMAGE, when.POINTWISE),
-         rewrite=(write.as_linear_of_pixels, write.with_stored_bias)),
-)  # fmt: skip
+)
 
 # The delegate fuses relu into an integer addition, but would multiply and subtract in float with a relu
 # behind it; so a relu after these is a row of its own, below.
