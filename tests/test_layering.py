@@ -208,3 +208,22 @@ def test_docstrings_begin_with_what_a_thing_is_or_does() -> None:
         and (text := ast.get_docstring(node) or "").startswith(QUESTIONS)
     ]
     assert strays == []
+
+
+def test_a_function_fits_on_a_screen() -> None:
+    """Without its docstring none has more than 50 lines."""
+    long = {
+        f"{module}.{node.name}": length
+        for module, path in SHIPPED.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (length := lines_of(node)) > 50
+    }
+    assert long == {}
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    told = ast.get_docstring(function) is not None
+    first = function.body[0]
+    hidden = (first.end_lineno or 0) - first.lineno + 1 if told else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - hidden

@@ -19,7 +19,7 @@ from torchquilt.errors import (
     ProgramInputError,
 )
 from torchquilt.lowering.program import LoweredProgram, with_report
-from torchquilt.lowering.program_facts import Verification
+from torchquilt.lowering.program_facts import Ports, Verification
 from torchquilt.lowering.quantized_source import Source, source_of
 from torchquilt.lowering.report import ProgramReport, report_path
 from torchquilt.lowering.stored_io import as_stored, narrowed, ports_of
@@ -88,7 +88,7 @@ def lower(
             is not installed or does not load.
     """
     from torchquilt.lowering.float_marks import with_decisions
-    from torchquilt.lowering.ledger_join import Joint, float_islands, joined
+    from torchquilt.lowering.ledger_join import Joint
     from torchquilt.lowering.program_io import with_integer_io
     from torchquilt.lowering.region_inlining import inlined
 
@@ -104,31 +104,15 @@ def lower(
     program, ports = with_integer_io(flat.program, io_dtype)
     joint = Joint(program, source.ledger, flat.earlier)
     marked = with_decisions(program, joint.left_in_float())
-    libraries = _libraries(contributions.values())
+    making = _Making(target, runtime, contributions, source, joint, ports)
 
     def made_by(lower_it: Callable[..., Lowered]) -> LoweredProgram:
         lowered = lower_it(marked, contributions)
         if strict:
             _check_is_taken(lowered, joint)
-        runner = runtime.open(lowered.buffer, libraries)
-        stored = as_stored(ports, runner, lowered)
-        made = LoweredProgram(
-            target=target,
-            backends=tuple(contributions),
-            buffer=lowered.buffer,
-            io=stored,
-            delegates=lowered.delegates,
-            operators=lowered.operators,
-            ledger=None if source.ledger is None else joined(source.ledger, joint, lowered),
-            operations=tuple(map(joint.placed, lowered.operations)),
-            kernels=lowered.kernels,
-            leftovers=tuple(map(joint.leftover, lowered.conversions)),
-            float_islands=float_islands(lowered.operations, joint),
-            runner=runner,
-        )
-        _warn_of_sizes(narrowed(ports, stored), lowered.narrowed_by)
+        made = making.program(lowered)
         # Run by itself, so that the state of the program that is returned is what it starts with.
-        tried = attrs.evolve(made, runner=runtime.open(lowered.buffer, libraries))
+        tried = attrs.evolve(made, runner=making.open(lowered))
         return attrs.evolve(made, verification=_verification(tried, source.program, example_inputs, verify))
 
     try:
@@ -142,6 +126,44 @@ def lower(
         return made_by(runtime.lower_what_runs)
     except ProgramError as error:
         raise failed from error  # nothing was found that could be left out
+
+
+@attrs.frozen(eq=False)
+class _Making:
+    """All that a program is made of, in whichever way the target lowers it."""
+
+    target: str
+    runtime: Target
+    contributions: Mapping[str, Contribution]
+    source: Source
+    joint: Joint
+    ports: Ports
+
+    def open(self, lowered: Lowered) -> Runner:
+        """The program, ready to run."""
+        return self.runtime.open(lowered.buffer, _libraries(self.contributions.values()))
+
+    def program(self, lowered: Lowered) -> LoweredProgram:
+        """The program with all that is known of it, not verified yet."""
+        from torchquilt.lowering.ledger_join import float_islands, joined
+
+        runner, ledger = self.open(lowered), self.source.ledger
+        stored = as_stored(self.ports, runner, lowered)
+        _warn_of_sizes(narrowed(self.ports, stored), lowered.narrowed_by)
+        return LoweredProgram(
+            target=self.target,
+            backends=tuple(self.contributions),
+            buffer=lowered.buffer,
+            io=stored,
+            delegates=lowered.delegates,
+            operators=lowered.operators,
+            ledger=None if ledger is None else joined(ledger, self.joint, lowered),
+            operations=tuple(map(self.joint.placed, lowered.operations)),
+            kernels=lowered.kernels,
+            leftovers=tuple(map(self.joint.leftover, lowered.conversions)),
+            float_islands=float_islands(lowered.operations, self.joint),
+            runner=runner,
+        )
 
 
 def _verification(
@@ -225,7 +247,7 @@ def _warn_of_sizes(dimensions: list[str], reasons: tuple[str, ...]) -> None:
             f"The program takes fewer sizes than the model: {'; '.join(dimensions)}{'. '.join(sentences)}. "
             "LoweredProgram.io has what it takes.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -58,11 +58,7 @@ class ExecuTorchTarget:
         for backend, given in contributions.items():
             for library in given.libraries:
                 _import_library(library, backend)
-        for backend, given in contributions.items():
-            for transform in given.passes:
-                with step(f"A pass of the backend {backend!r} failed.", program, backend):
-                    program = transform(program)
-        program = computed_contiguous(with_plain_signature(program))
+        program = computed_contiguous(with_plain_signature(_after_passes(program, contributions)))
         origins = Origins.of_program(program)
         readers = {name: read for one in contributions.values() for name, read in one.readers.items()}
         # Passes of ExecuTorch run the graph, in which writing to a buffer is no matter for gradients.
@@ -107,6 +103,15 @@ def _require_executorch() -> None:
             got=f"{type(error).__name__}: {error}",
             remedy=f"pip install '{_VERSION}'",
         ) from error
+
+
+def _after_passes(program: ExportedProgram, contributions: Mapping[str, Contribution]) -> ExportedProgram:
+    """The program after the passes that each backend contributes."""
+    for backend, given in contributions.items():
+        for transform in given.passes:
+            with step(f"A pass of the backend {backend!r} failed.", program, backend):
+                program = transform(program)
+    return program
 
 
 def _import_library(name: str, backend: str) -> None:
