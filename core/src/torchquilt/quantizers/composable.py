@@ -1,4 +1,4 @@
-"""Several quantizers as one: each annotates in turn, and who comes first keeps a node."""
+"""Several quantizers as one: each annotates in turn, and the first to claim a node keeps it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ComposableQuantizer(Quantizer):
 
     Args:
         quantizers: :class:`torchquilt.Quantizer` instances, or any objects with ``annotate(model)``.
-            May be empty (nothing is quantized).
+            An empty composition quantizes nothing.
 
     Raises:
         IntentError: one of them is not a quantizer.
@@ -32,24 +32,24 @@ class ComposableQuantizer(Quantizer):
         self.quantizers: tuple[Quantizer, ...] = tuple(as_quantizer(quantizer) for quantizer in quantizers)
 
     def folds(self, batch_norm: Node, operator: Node) -> bool | None:
-        """Whether some quantizer asks for it, or else whether some asks that it is not done."""
+        """True if one quantizer asks for folding, False if one refuses it and none asks, otherwise None."""
         answers = {quantizer.folds(batch_norm, operator) for quantizer in self.quantizers}
         return next((answer for answer in (True, False) if answer in answers), None)
 
     def leaves(self) -> tuple[Quantizer, ...]:
-        """The quantizers in order of precedence, those of compositions within this one in their place."""
+        """The quantizers in order of precedence, with nested compositions written out."""
         return tuple(leaf for quantizer in self.quantizers for leaf in leaves_of(quantizer))
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Let each quantizer transform the model, in order.
 
         Raises:
-            QuantizerError: a quantizer failed, or did not return a model with the inputs of this one.
+            QuantizerError: a quantizer failed, or did not return a model that takes the same inputs.
         """
         return Deciding(self.leaves()).transform(model)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Let each quantizer annotate, in order, and see to it that none touches another's decision.
+        """Let each quantizer annotate, in order, and check that none changes another's annotations.
 
         Raises:
             QuantizerError: a quantizer failed, changed the graph, or annotated another model.
@@ -58,23 +58,23 @@ class ComposableQuantizer(Quantizer):
         return Deciding(self.leaves()).annotate(model)
 
     def validate(self, model: GraphModule) -> None:
-        """Let each quantizer validate the model that all of them annotated. What it raises comes through."""
+        """Let each quantizer validate the annotated model. Its own exceptions are not wrapped."""
         for quantizer in self.quantizers:
             with blamed(quantizer):
                 quantizer.validate(model)
 
     def rule_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
-        """The problems of all quantizers."""
+        """Errors for rules that cannot take effect, from all quantizers."""
         return tuple(found for quantizer in self.quantizers for found in quantizer.rule_problems(model))
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
-        """The problems of all quantizers."""
+        """Errors for rules without effect, from all quantizers."""
         return tuple(
             problem for quantizer in self.quantizers for problem in quantizer.outcome_problems(model)
         )
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
-        """Reasons of each quantizer for the nodes that none took, the most telling first."""
+        """Reasons of each quantizer for the nodes that stay in float, the most telling first."""
         return Deciding(self.leaves()).rejections(model)
 
     def quantization_capabilities(self) -> Capabilities:
@@ -107,7 +107,7 @@ class ComposableQuantizer(Quantizer):
 def leaves_of(quantizer: Quantizer) -> tuple[Quantizer, ...]:
     """The quantizers of a composition, or the quantizer itself.
 
-    A class that is derived from the composition and annotates in its own way is a quantizer of its own.
+    A derived class that overrides ``annotate`` or ``transform_for_annotation`` counts as one quantizer.
     """
     if not isinstance(quantizer, ComposableQuantizer):
         return (quantizer,)

@@ -1,8 +1,8 @@
-"""Deciding about a model: quantizers look at each of its graphs, in order, and annotate what they take.
+"""Deciding about a model: each quantizer in turn claims operators of each graph, and the core annotates them.
 
-A quantizer with a table looks at a graph once; the core annotates what it claims. One that annotates by
-itself is run once, on a graph in which what is taken is annotated. Then those that share their input's
-parameters are settled, whichever quantizer claimed their neighbours.
+A quantizer with a support table looks at a graph once, and the core annotates its claims. A quantizer that
+annotates by itself runs once, and sees the annotations of the quantizers before it. Last, the tables decide
+about operators that share their input's parameters, whichever quantizer claimed their neighbours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.quantizers.base import Quantizer, inherits
 from torchquilt.quantizers.matching import Claim, GraphFacts, Look
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
-from torchquilt.quantizers.rewriting import take
+from torchquilt.quantizers.rewriting import annotate_claim
 from torchquilt.spec.annotation import (
     ANNOTATION_KEY,
     EditedAnnotationError,
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
     from torch.fx import GraphModule, Node
 
-#: A node and what makes it that node: its target and its arguments.
+#: A node, its target, its arguments and its keyword arguments.
 _Form: TypeAlias = tuple["Node", Any, Any, Any]
 
 
 class Deciding:
-    """Decisions of some quantizers about one model, in order of precedence.
+    """Quantizers in order of precedence, and their decisions about one model.
 
     Args:
-        quantizers: none of them a composition.
+        quantizers: the quantizers, none of them a composition.
     """
 
     def __init__(self, quantizers: tuple[Quantizer, ...]) -> None:
@@ -54,7 +54,7 @@ class Deciding:
         """Let each quantizer transform a graph, in order.
 
         Raises:
-            QuantizerError: a quantizer failed, or did not return a model with the inputs of this one.
+            QuantizerError: a quantizer failed, or did not return a model that takes the same inputs.
         """
         for quantizer in self._quantizers:
             if not inherits(quantizer, Quantizer.transform_for_annotation):
@@ -63,31 +63,31 @@ class Deciding:
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Let each quantizer annotate a graph, in order, and see to it that none touches another's decision.
+        """Let each quantizer annotate a graph, in order, and check that none changes another's annotations.
 
         Raises:
             QuantizerError: a quantizer failed, changed the graph, or annotated another model.
             CompositionError: a quantizer changed or removed what an earlier one had annotated.
         """
-        facts, watch = GraphFacts.of(model.graph), _Watch(model)
+        facts, guard = GraphFacts.of(model.graph), _AnnotationGuard(model)
         looks: list[tuple[PatternQuantizer, Look]] = []
         for quantizer, kept in zip(self._quantizers, self._looks, strict=True):
             look = quantizer.look(facts) if isinstance(quantizer, PatternQuantizer) else None
             if look is None:
-                watch.let_annotate(quantizer)
+                guard.let_annotate(quantizer)
                 continue
             kept.append(look)
             looks.append((cast("PatternQuantizer", quantizer), look))
-            _settle(watch, *looks[-1])
-        # Go on until nothing is added: an operator of one backend may share what an operator of another one
-        # shares.
+            _settle(guard, *looks[-1])
+        # Repeat until nothing is added: an operator of one backend may share the parameters that an operator
+        # of another backend shares.
         is_settled = len(self._quantizers) == 1
         while not is_settled:
-            is_settled = not [claim for each in looks for claim in _settle(watch, *each)]
+            is_settled = not [claim for each in looks for claim in _settle(guard, *each)]
         return model
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
-        """Errors for rules without effect, of all quantizers."""
+        """Errors for rules without effect, from all quantizers."""
         found: list[TorchquiltError] = []
         for quantizer, looks in zip(self._quantizers, self._looks, strict=True):
             if _has_looked(quantizer, looks, PatternQuantizer.outcome_problems):
@@ -97,7 +97,7 @@ class Deciding:
         return tuple(found)
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
-        """Reasons of each quantizer for the nodes that none took, the most telling first."""
+        """Reasons of each quantizer for the nodes that stay in float, the most telling first."""
         found: dict[Node, tuple[tuple[str, Reject], ...]] = {}
         for quantizer, looks in zip(self._quantizers, self._looks, strict=True):
             if _has_looked(quantizer, looks, PatternQuantizer.rejections):
@@ -116,23 +116,24 @@ def _has_looked(
     return bool(looks) and inherits(quantizer, method)
 
 
-def _settle(watch: _Watch, quantizer: PatternQuantizer, look: Look) -> tuple[Claim, ...]:
-    """Annotate what a quantizer can claim by now, and return it."""
+def _settle(guard: _AnnotationGuard, quantizer: PatternQuantizer, look: Look) -> tuple[Claim, ...]:
+    """Annotate the matches that a quantizer can claim so far, and return the new claims."""
     with blamed(quantizer, "annotate"):
         claims = look.settle()
         for claim in claims:
-            take(claim, look.rows, quantizer)
-            watch.know(claim.match.nodes)
+            annotate_claim(claim, look.rows, quantizer)
+            guard.record(claim.match.nodes)
     return claims
 
 
 @contextlib.contextmanager
 def blamed(quantizer: Quantizer, step: str = "") -> Iterator[None]:
-    """Have errors of the block say whose they are.
+    """Name the quantizer in each error of the block.
 
     Args:
-        quantizer: who is asked.
-        step: what is asked of it. With it, an exception that is not ours becomes the cause of one that is.
+        quantizer: the quantizer that the block calls.
+        step: the method that the block calls. If it is given, an exception that is not ours becomes the cause
+            of a :class:`QuantizerError`.
     """
     try:
         yield
@@ -147,12 +148,12 @@ def blamed(quantizer: Quantizer, step: str = "") -> Iterator[None]:
             f"{quantizer.name} failed in {step}.",
             quantizer=quantizer.name,
             got=f"{type(error).__name__}: {error}",
-            remedy="see the cause above, which is the quantizer's own",
+            remedy="see the cause above; the quantizer itself raised it",
         ) from error
 
 
 def _transformed(model: GraphModule, quantizer: Quantizer) -> GraphModule:
-    """The model as one quantizer transforms it, called as before and with what the flow relies on."""
+    """The model that one quantizer transformed, with its former signature and complete metadata."""
     from torchquilt.graph.adoption import Convention, adopt
 
     convention = Convention(model)
@@ -172,8 +173,8 @@ def _by_weight(rejected: tuple[str, Reject]) -> int:
     return -rejected[1].weight
 
 
-class _Watch:
-    """Sees to it that each quantizer adds annotations to a model, signs them, and changes nothing else."""
+class _AnnotationGuard:
+    """Guard of a model: each quantizer may add annotations, which the guard signs, and no more."""
 
     def __init__(self, model: GraphModule) -> None:
         self.model = model
@@ -181,15 +182,15 @@ class _Watch:
             node: annotation for node in model.graph.nodes if (annotation := annotation_of(node)) is not None
         }
 
-    def know(self, nodes: Iterable[Node]) -> None:
-        """Take up what the core annotated itself."""
+    def record(self, nodes: Iterable[Node]) -> None:
+        """Record the annotations that the core wrote to these nodes."""
         for node in nodes:
             annotation = annotation_of(node)
             assert annotation is not None
             self.decided[node] = annotation
 
     def let_annotate(self, quantizer: Quantizer) -> None:
-        """Let one quantizer annotate, and watch what it does."""
+        """Let one quantizer annotate, and check what it changed."""
         before = _structure(self.model)
         with blamed(quantizer, "annotate"):
             try:
@@ -197,17 +198,17 @@ class _Watch:
             except EditedAnnotationError as error:
                 for node, earlier in self.decided.items():
                     if error.edited is earlier or error.edited is earlier.input_qspec_map:
-                        raise _touched(node, earlier, quantizer, "tried to edit") from error
+                        raise _annotation_conflict(node, earlier, quantizer, "tried to edit") from error
                 raise
             if returned is not None and returned is not self.model:
                 raise QuantizerError(
-                    "The quantizer annotated another model than the one that it was given.",
+                    "The quantizer annotated a model other than the one that it received.",
                     expected="annotations on the nodes of the model that annotate receives",
                     got="another model returned from annotate",
-                    remedy="annotate in place; rewriting belongs into transform_for_annotation",
+                    remedy="annotate in place; rewriting belongs in transform_for_annotation",
                 )
             self._check_structure(before)
-            self._take_up(quantizer)
+            self._sign_and_record(quantizer)
 
     def _check_structure(self, before: tuple[_Form, ...]) -> None:
         after = _structure(self.model)
@@ -222,11 +223,11 @@ class _Watch:
             node=changed,
             expected="annotations in the metadata of nodes, and no other change",
             got=f"{len(before)} nodes before, {len(after)} after, the first difference at {changed}",
-            remedy="rewrite in transform_for_annotation, before anybody annotates",
+            remedy="rewrite in transform_for_annotation, which runs before any quantizer annotates",
         )
 
     def _only_dead_nodes_are_gone(self, before: tuple[_Form, ...], after: tuple[_Form, ...]) -> bool:
-        """Whether a quantizer that cleans up, as those of ExecuTorch do, erased what nothing depends on."""
+        """Whether the quantizer erased dead nodes and did nothing else, as those of ExecuTorch do."""
         left = {node for node, *_ in after}
         gone = [node for node, *_ in before if node not in left]
         if tuple(form for form in before if form[0] in left) != after or not all(map(has_no_effect, gone)):
@@ -238,17 +239,17 @@ class _Watch:
             self.decided.pop(node, None)
         return True
 
-    def _take_up(self, quantizer: Quantizer) -> None:
-        """Compare with what was decided before, and take up what is new, in the name of who wrote it."""
+    def _sign_and_record(self, quantizer: Quantizer) -> None:
+        """Sign and record the annotations that a quantizer added; refuse one that it changed."""
         for node in self.model.graph.nodes:
             annotation = annotation_of(node)
             earlier = self.decided.get(node)
             if earlier is not None:
                 if annotation is not earlier:
                     deed = "removed" if annotation is None else "changed"
-                    raise _touched(node, earlier, quantizer, deed)
+                    raise _annotation_conflict(node, earlier, quantizer, deed)
             elif annotation is not None:
-                if not annotation.author:  # within a nested composition it has been signed already
+                if not annotation.author:  # a nested composition has signed it already
                     name = annotation.quantizer or quantizer.name
                     annotation = attrs.evolve(annotation, quantizer=name, author=id(quantizer))
                     node.meta[ANNOTATION_KEY] = annotation
@@ -257,14 +258,14 @@ class _Watch:
 
 
 def _structure(model: GraphModule) -> tuple[_Form, ...]:
-    """All of a graph but its metadata."""
+    """The nodes of a graph with their targets and arguments, but without metadata."""
     return tuple((node, node.target, node.args, node.kwargs) for node in model.graph.nodes)
 
 
-def _touched(
+def _annotation_conflict(
     node: Node, earlier: QuantizationAnnotation, quantizer: Quantizer, deed: str
 ) -> CompositionError:
-    """The error for who touches another's annotation."""
+    """The error for a quantizer that changes another's annotation."""
     owner, name = earlier.quantizer or "an earlier quantizer", quantizer.name
     return CompositionError(
         f"{name} {deed} an annotation of {owner}.",

@@ -1,7 +1,8 @@
-"""Deciding, node by node, what a support table takes of a graph under an intent. Reads only.
+"""Matching: the claims that a quantizer makes on a graph, from its support table and its intent.
 
-This is the one place where table, intent and graph meet. A quantizer looks at a graph once. Annotations are
-written from what is decided here, and the ledger reads the reasons from the same decisions.
+No other module brings table, intent and graph together, and this one never writes to the graph. A quantizer
+looks at a graph once. The core writes annotations from its claims, and the ledger takes the reasons for all
+other nodes from the same look.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Rows: TypeAlias = Mapping[str, tuple[SupportRow, ...]]
 
 @attrs.frozen
 class Claim:
-    """A match that a quantizer takes: with which row, for which rule, under which config."""
+    """A match that a quantizer takes, with its row of the table, and the rule and config that ask for it."""
 
     match: Match
     row: SupportRow
@@ -49,7 +50,12 @@ class Claim:
     config: QuantizationConfig
 
     def annotations(self, quantizer: str, author: int) -> tuple[tuple[Node, QuantizationAnnotation], ...]:
-        """The annotation of each node of the match, in the name of a quantizer with the ``id`` ``author``."""
+        """The annotation of each node of the match.
+
+        Args:
+            quantizer: name of the quantizer that claims the match.
+            author: its ``id``.
+        """
         last = self.match.output
         inputs = self._input_specs()
         return tuple(
@@ -69,7 +75,7 @@ class Claim:
         )
 
     def _arithmetic(self) -> Arithmetic | None:
-        """The limits of the row, and the tensors of the match that they are about."""
+        """The limits of the row, and the tensors of the match that they limit."""
         if self.row.limits is None:
             return None
         edges: dict[str, list[tuple[Node, Node]]] = {}
@@ -83,7 +89,7 @@ class Claim:
         )
 
     def _input_specs(self) -> dict[Node, dict[Node, AnySpec | None]]:
-        """For each node of the match that reads something with a role: the spec of each producer."""
+        """The spec of each input with a role: node of the match → producer → spec."""
         found: dict[Node, dict[Node, AnySpec | None]] = {}
         activations = self.match.inputs("input_activation")
         for producer, user, role in self.match.operands:
@@ -105,7 +111,7 @@ class Claim:
         return SharedQuantizationSpec((first, self.match.nodes[0]))
 
     def _spec(self, role: str) -> QuantizationSpec | None:
-        """The spec of a role, as it is said of this operator: the weight's axis, and what a token is."""
+        """The config's spec of a role, with the weight axis and the tokens that the row means."""
         spec = self.config.spec(role)
         if role == "weight" and spec is not None and spec.granularity is Granularity.PER_AXIS:
             return attrs.evolve(spec, ch_axis=self.row.channel_axis)
@@ -116,7 +122,7 @@ class Claim:
 
 @attrs.frozen(eq=False)
 class GraphFacts:
-    """Facts about a graph that do not depend on the quantizer: each is found once for all of them."""
+    """Facts about a graph that all quantizers share, so that each is found once."""
 
     graph: Graph
     constants: frozenset[Node]
@@ -129,20 +135,21 @@ class GraphFacts:
         return cls(graph, constant_nodes(graph), Memory(graph), transformed_nodes(graph))
 
 
-#: Reasons that no longer hold once a neighbour is quantized.
+#: Codes of reasons that may cease to hold when a neighbour is quantized.
 _DEPENDS_ON_NEIGHBOURS = frozenset(("no_quantized_neighbour", "neighbour_not_supported", "not_profitable"))
 
 
 class Look:
-    """One quantizer's look at one graph: what it claims, and why it does not claim the rest.
+    """One quantizer's look at one graph: its claims, and its reasons not to claim the other nodes.
 
-    :meth:`settle` goes over the whole graph once, and when it is called again over the operators alone whose
-    answer depends on their neighbours: those that share their input's parameters, and cheap ones. In between
-    others annotate. What is annotated already is respected. The cost is linear in the nodes of the graph.
+    The first call of :meth:`settle` goes over the whole graph. Further calls ask again about operators whose
+    answer depends on their neighbours: cheap ones, and those that share their input's parameters. Between
+    calls other quantizers annotate; a node that they annotated is never claimed. The cost is linear in the
+    nodes of the graph.
 
     Args:
-        table: what is supported.
-        intent: what is asked.
+        table: the quantizer's support table.
+        intent: the quantizer's rules.
         facts: facts about the graph.
     """
 
@@ -150,22 +157,22 @@ class Look:
         self.table = table
         self.intent = intent
         self.facts = facts
-        #: Rows by the operator that they start with.
+        #: Rows by the overload of their first operator.
         self.rows: Rows = table.rows_starting_with()
         #: First node of a match → the claim.
         self.claims: dict[Node, Claim] = {}
-        #: Node that the table has rows for, and that is not the first of a claim → why each row was rejected.
+        #: Node at which rows could start, but no claim does → the reason against each row.
         self.rejected: dict[Node, tuple[Reject, ...]] = {}
         self._open: Iterable[Node] = facts.graph.nodes
         self._claimed: set[Node] = set()
         self._outputs: dict[Node, QuantizationSpec | None] = {}
-        # What several rows ask is answered once. Rows and configs are told apart by their ids: all are held.
+        # Answers that several rows need. Keys are ids of objects that ``table`` and ``intent`` hold.
         self._troubles: dict[Node, tuple[str, str] | None] = {}
         self._differences: dict[tuple[int, int], tuple[str, ...]] = {}
         self._roles: dict[int, frozenset[str]] = {}
 
     def settle(self) -> tuple[Claim, ...]:
-        """Claim what can be claimed by now. Returns the new claims, in graph order."""
+        """Claim every match that can be claimed so far. Returns the new claims, in graph order."""
         self._claimed, self._outputs = set(), {}
         found: dict[Node, Claim] = {}
         rejected: dict[Node, tuple[Reject, ...]] = {}
@@ -179,11 +186,11 @@ class Look:
         left = not_profitable(found.values())
         for node in [node for node, claim in found.items() if claim.match.anchor in left]:
             rejected[node] = (left[found.pop(node).match.anchor],)
-        self._take(found, rejected)
+        self._record(found, rejected)
         return tuple(found.values())
 
-    def _take(self, found: Mapping[Node, Claim], rejected: Mapping[Node, tuple[Reject, ...]]) -> None:
-        """Keep what is decided, and which nodes are asked again."""
+    def _record(self, found: Mapping[Node, Claim], rejected: Mapping[Node, tuple[Reject, ...]]) -> None:
+        """Record claims and rejections, and the nodes to ask about again."""
         taken = {node for claim in found.values() for node in claim.match.nodes}
         self.claims.update(found)
         for node in found:
@@ -196,12 +203,12 @@ class Look:
         ]
 
     def _may_change(self, reason: Reject, taken: set[Node]) -> bool:
-        if reason.code == "claimed_by:self":  # by a match that was not profitable in the end
+        if reason.code == "claimed_by:self":  # by a match that proved not to be profitable
             return reason.nodes[0] not in taken
         return reason.code in _DEPENDS_ON_NEIGHBOURS
 
     def _decide(self, node: Node) -> Claim | tuple[Reject, ...]:
-        """The first row that takes what starts at a node, or why each was rejected."""
+        """The claim of the first row that takes a match from a node, or the reason against each row."""
         rejected: list[Reject] = []
         for row in self.rows.get(overload_name(node), ()):
             found = self.consider(row, node)
@@ -218,11 +225,11 @@ class Look:
         if claim.row.sharing is Sharing.NONE:
             return claim.config.output_activation
         if claim.row.sharing is Sharing.FOLLOWS_INPUT:
-            return self._spec_behind(claim.match.inputs("input_activation")[0])
+            return self._resolved_spec(claim.match.inputs("input_activation")[0])
         return claim.config.input_activation
 
     def consider(self, row: SupportRow, node: Node) -> Claim | Reject:
-        """One row at one node. The order of the questions is the order of what is most useful to hear."""
+        """Try one row at one node. Checks with the most useful reasons come first."""
         match = row.pattern.match(node, self.facts.constants)
         if isinstance(match, Reject):
             return match
@@ -264,8 +271,8 @@ class Look:
         return None
 
     def _written_in_place(self, row: SupportRow, match: Match) -> Reject | None:
-        """Prepare has made functional what can be; what still writes is seen by others."""
-        # Where the output stays in float, what is written into it later changes nothing here.
+        """Reject a match if the model writes into its tensors: prepare left only writes that others see."""
+        # A later write into a float output changes nothing here.
         if not self.facts.memory.is_written:
             return None
         written = match.nodes if "output_activation" in dict(row.specs) else match.nodes[:-1]
@@ -281,7 +288,7 @@ class Look:
 
     def _constant(self, match: Match) -> Reject | None:
         if match.output in self.facts.constants:
-            text = f"{match.output.name} is computed from constants alone, so it is one itself"
+            text = f"{match.output.name} is computed from constants alone, so it is a constant itself"
             return Reject("constant", match.nodes, text)
         return None
 
@@ -299,7 +306,7 @@ class Look:
         return Reject("random", (drawing,), f"{drawing.name} draws random numbers")
 
     def _asked(self, match: Match) -> tuple[Rule, QuantizationConfig] | Reject:
-        """The rule and config that all nodes of the match have in common."""
+        """The rule and config that all nodes of the match share, or the reason why there are none."""
         found: tuple[Rule, QuantizationConfig] | None = None
         for node in match.nodes:
             rule = self.intent.rule_for(node)
@@ -353,7 +360,7 @@ class Look:
         if row.sharing is not Sharing.FOLLOWS_INPUT:
             return None
         (producer, *_) = match.inputs("input_activation")
-        spec = self._spec_behind(producer)
+        spec = self._resolved_spec(producer)
         if spec is None:
             return Reject(
                 "no_quantized_neighbour",
@@ -366,10 +373,10 @@ class Look:
             return Reject("neighbour_not_supported", match.nodes, f"{producer.name}: {'; '.join(gaps[0])}")
         return None
 
-    def _spec_behind(self, node: Node) -> QuantizationSpec | None:
-        """The spec that a node's output ends up with, through whatever it shares it with.
+    def _resolved_spec(self, node: Node) -> QuantizationSpec | None:
+        """The spec of a node's output; shared specs are followed to their source.
 
-        Parameters that are known ahead of time are those of an affine spec whose range was found.
+        A spec with fixed parameters counts as an affine spec with the same integers.
         """
         seen: set[object] = set()
         edge_or_node: object = node

@@ -1,6 +1,6 @@
-"""The quantizer that is a support table and an intent: matching, rules and the query for nothing.
+"""The quantizer made of a support table and an intent: it annotates and answers queries from both.
 
-Importing this module does not import torch, so that what a backend can do is answered at once.
+Importing this module does not import torch, so the query for a backend's capabilities is quick.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, ObjectTypeRule, Rule
 from torchquilt.quantizers.base import Quantizer, inherits
 from torchquilt.quantizers.matching import Claim, GraphFacts, Look
-from torchquilt.quantizers.rewriting import take
+from torchquilt.quantizers.rewriting import annotate_claim
 from torchquilt.quantizers.unmet_rules import telling_rejects, unmet_rules
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.config import QuantizationConfig
@@ -42,12 +42,12 @@ class PatternQuantizer(Quantizer):
         PatternQuantizer(table).set_global(config)
 
     Args:
-        table: what is supported; by default the ``TABLE`` of the class.
+        table: the support table; by default the ``TABLE`` of the class.
     """
 
-    #: What the backend supports.
+    #: The support table of the backend.
     TABLE: ClassVar[SupportTable | None] = None
-    #: Name → function that makes the config; what :meth:`from_preset` knows.
+    #: Name → function that makes the config, for :meth:`from_preset`.
     PRESETS: ClassVar[Mapping[str, Callable[[], QuantizationConfig]]] = {}
 
     def __init__(self, table: SupportTable | None = None) -> None:
@@ -58,7 +58,7 @@ class PatternQuantizer(Quantizer):
                 got=None,
                 remedy="pass one, or set TABLE on the class",
             )
-        # Kept apart from the class's, which is not pickled with each instance.
+        # Apart from the class's table, which is not pickled with each instance.
         self._own_table = table
         self.intent = Intent()
 
@@ -74,7 +74,7 @@ class PatternQuantizer(Quantizer):
         """An instance whose global config is the preset of this name.
 
         Raises:
-            UnsupportedConfigError: the backend has no such preset; the error lists those that it has.
+            UnsupportedConfigError: the backend has no such preset; the error lists its presets.
         """
         if name not in cls.PRESETS:
             raise UnsupportedConfigError(
@@ -88,14 +88,14 @@ class PatternQuantizer(Quantizer):
 
     @classmethod
     def backend_capabilities(cls) -> Capabilities:
-        """All that the backend can do, whatever is asked of an instance."""
+        """All capabilities of the backend, whatever the rules of an instance are."""
         if cls.TABLE is None:
             return Capabilities()
-        with named_dtypes():  # a question that needs no torch
+        with named_dtypes():  # the answer needs no torch
             presets = {name: make() for name, make in cls.PRESETS.items()}
         return cls.TABLE.capabilities(presets)
 
-    # What is asked. Each returns the quantizer itself, so that calls can be chained.
+    # The rules. Each method returns the quantizer itself, so that calls can be chained.
 
     def set_global(self, config: QuantizationConfig | None) -> Self:
         """Ask for a config wherever no other rule decides; None asks for nothing there.
@@ -107,14 +107,14 @@ class PatternQuantizer(Quantizer):
         return self
 
     def set_object_type(self, object_type_: object, config: QuantizationConfig | None) -> Self:
-        """Ask for a config at each node that comes from a type; None leaves them in float.
+        """Ask for a config at each node that comes from a type; None leaves these nodes in float.
 
         Args:
             object_type_: a module class (everything inside such modules), a functional such as
                 ``torch.nn.functional.linear``, or an ATen operator such as ``torch.ops.aten.linear.default``.
-                A class means exactly that class, as in PyTorch's own quantizers, since a class that derives
-                from it may compute something else; name that one, or the operator, wherever it comes from.
-            config: what is asked there.
+                A class means exactly that class, as in PyTorch's own quantizers: a derived class may compute
+                something else. For a derived class, name it, or the operators in it.
+            config: the config for these nodes, or None.
 
         Raises:
             IntentError: the type is none of these, a function that is not one operator, or an operator that
@@ -124,11 +124,11 @@ class PatternQuantizer(Quantizer):
         kind = object_type(object_type_, self._operators())
         if kind.kind != "module" and not kind.overloads:
             raise IntentError(
-                f"{kind.name} is not one operator of ATen: export makes others of it.",
+                f"{kind.name} is not one operator of ATen: export writes it as others.",
                 quantizer=self.name,
                 expected="a function that is one operator, an operator, or a module class",
                 got=kind.name,
-                remedy="name the operators that it becomes; tq.explain(exported, quantizer) lists a model's",
+                remedy="name these operators; tq.explain(exported, quantizer) lists those of a model",
             )
         if config is not None:
             self._check_is_known(kind)
@@ -144,24 +144,24 @@ class PatternQuantizer(Quantizer):
         return self.set_object_type(operator_type, config)
 
     def set_module_name(self, name: str, config: QuantizationConfig | None) -> Self:
-        """Ask for a config in the module of this name and all that is in it; None leaves it in float.
+        """Ask for a config in the module of this name and all modules in it; None leaves them in float.
 
         Args:
             name: as in ``model.named_modules()``: ``"encoder.layer.0"``. ``layer.1`` is not ``layer.10``.
                 ``*`` stands for one part between dots: ``"encoder.layer.*.output"``.
-            config: what is asked there.
+            config: the config for this module, or None.
 
         Raises:
-            IntentError: the name is no text.
+            IntentError: the name is not a string.
             UnsupportedConfigError: no row of the backend takes this config.
         """
         if not isinstance(name, str):
             raise IntentError(
-                "A module is named by text.",
+                "The name of a module is a string.",
                 quantizer=self.name,
                 expected="a name as in model.named_modules()",
                 got=repr(name),
-                remedy="for a class or an operator there is set_object_type",
+                remedy="use set_object_type for a class or an operator",
             )
         self.intent = self.intent.with_name(name, self._checked(config))
         return self
@@ -172,12 +172,12 @@ class PatternQuantizer(Quantizer):
         return self
 
     def _operators(self) -> tuple[Any, ...]:
-        """The operators of the table, which may be the backend's own, and those that everyone knows."""
+        """The operators of the table, which may be the backend's own, and all operators of the core."""
         own = (operator for row in self.table.rows for operator in row.pattern.operators)
         return tuple(dict.fromkeys((*own, *OPERATORS)))
 
     def _rows_with(self, kind: ObjectType) -> tuple[SupportRow, ...]:
-        """The rows that a rule about a type can be for. In a class of the user's own anything may be."""
+        """The rows that a rule about a type can apply to: all, if the type is a class of the user's own."""
         if kind.kind == "module" and not any(kind.name in operator.modules for operator in OPERATORS):
             return self.table.rows
         return tuple(
@@ -190,7 +190,7 @@ class PatternQuantizer(Quantizer):
         )
 
     def _check_is_known(self, kind: ObjectType) -> None:
-        """Refuse an operator that the table has nothing for."""
+        """Refuse a type that the table has no row for."""
         refusal = self.table.refusal_of(kind)
         if refusal is not None:
             raise IntentError(
@@ -216,7 +216,7 @@ class PatternQuantizer(Quantizer):
     def _checked(
         self, config: QuantizationConfig | None, kind: ObjectType | None = None
     ) -> QuantizationConfig | None:
-        """The config, if some row takes it; with a type, some row for that."""
+        """Check that a row (of a type, if one is given) takes a config, and return the config."""
         if config is None:
             return None
         if not isinstance(config, QuantizationConfig):
@@ -225,7 +225,7 @@ class PatternQuantizer(Quantizer):
                 quantizer=self.name,
                 expected="torchquilt.QuantizationConfig | None",
                 got=f"{type(config).__module__}.{type(config).__qualname__}",
-                remedy="use the plugin's own functions that make configs",
+                remedy="make the config with a function of the plugin",
             )
         rows = self.table.rows if kind is None else self._rows_with(kind)
         gaps = [(row, row.differences(config)) for row in rows]
@@ -242,13 +242,13 @@ class PatternQuantizer(Quantizer):
             )
         return config
 
-    # What is answered and done, both from the table.
+    # The query and the annotation, both from the table.
 
     def quantization_capabilities(self) -> Capabilities:
-        """The rows that the rules ask for, with the rule that asks. Empty where nothing is asked.
+        """The rows that the rules ask for, each with its rule. Empty if no rule asks for a config.
 
-        A rule about a type yields the rows of that operator alone; for a module class that contains
-        other things, and for a module name, every row that takes the config.
+        A rule about an operator yields the rows of that operator. A rule about a module name, or about a
+        class of the user's own, yields every row that takes the config.
         """
         found: list[Capability] = []
         presets = {name: make() for name, make in self.PRESETS.items()}
@@ -261,61 +261,61 @@ class PatternQuantizer(Quantizer):
                     continue
                 scope = f"{rule}{filtered}"
                 capability = row.describe(self.table.backend, rule.config, scope, presets)
-                if _is_meant(rule, capability) and not self._is_overruled(rule, capability):
+                if _may_apply(rule, capability) and not self._is_overruled(rule, capability):
                     found.append(capability)
         return Capabilities(tuple(found))
 
     def _is_overruled(self, rule: Rule, capability: Capability) -> bool:
-        """Whether a more specific rule decides wherever the operator of a row comes from."""
+        """Whether a rule about the operator of a row decides everywhere in place of a global rule."""
         if not isinstance(rule, GlobalRule):
             return False
         about = (other.type for other in self.intent.type_rules if other.type.kind != "module")
         return any(set(capability.overloads) <= set(kind.overloads) for kind in about)
 
     def folds(self, batch_norm: Node, operator: Node) -> bool | None:
-        """Not where a rule leaves the BatchNorm in float; yes where one asks for what stands before it."""
+        """False if a rule leaves the BatchNorm in float, True if a rule asks for the operator before it."""
         rule, before = self.intent.rule_for(batch_norm), self.intent.rule_for(operator)
         if rule is not None and rule.config is None and not isinstance(rule, GlobalRule):
             return False
         is_asked = before is not None and before.config is not None
-        return True if is_asked and overload_name(operator) in self._worked_on else None
+        return True if is_asked and overload_name(operator) in self._working_overloads else None
 
     @cached_property
-    def _worked_on(self) -> frozenset[str]:
-        """The overloads of the operators that the rows of the table are about."""
+    def _working_overloads(self) -> frozenset[str]:
+        """Overloads of the operators that do the work in the rows of the table."""
         return frozenset(name for row in self.table.rows for name in row.pattern.working.overloads)
 
     def look(self, facts: GraphFacts) -> Look | None:
         """A look at a graph, from which the flow annotates.
 
         Returns:
-            None where a derived class annotates in its own way.
+            None if a derived class overrides :meth:`annotate`.
         """
         if not inherits(self, PatternQuantizer.annotate):
             return None
         return Look(self.table, self.intent, facts)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate every match of a row that is asked for, is free, and meets the constraints.
+        """Annotate every free match that a rule asks for and that meets the constraints of its row.
 
-        What a row wants to have in another form is written in that form afterwards, by the flow.
+        Afterwards the flow rewrites matches whose rows want another form.
         """
         look = self._looked_at(model)
         for claim in look.settle():
-            take(claim, look.rows, self)
+            annotate_claim(claim, look.rows, self)
         return model
 
     def claims(self, model: GraphModule) -> tuple[Claim, ...]:
-        """Claims of this quantizer alone on a graph as it is annotated so far."""
+        """Claims of this quantizer on the nodes of a graph that have no annotation yet."""
         return self._looked_at(model).settle()
 
     def _looked_at(self, model: GraphModule) -> Look:
         return Look(self.table, self.intent, GraphFacts.of(model.graph))
 
-    # Why not, from the same table again.
+    # Reasons and errors, from the same table.
 
     def rule_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
-        """Rules about nothing in this model, and rules that others decide everywhere."""
+        """Errors for rules that match nothing in this model, or that others override everywhere."""
         return self.intent.problems(model, self.name)
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
@@ -326,7 +326,7 @@ class PatternQuantizer(Quantizer):
         """The most telling reason for each node that the table has rows for and that stays in float."""
         return self.rejections_of(self._looks(model))
 
-    # The same of looks that the flow has kept, so that nothing is decided again.
+    # The same answers from looks that the flow has kept, so that no decision is made twice.
 
     def problems_of(self, looks: tuple[Look, ...], model: GraphModule) -> tuple[TorchquiltError, ...]:
         """Errors for rules without effect, from this quantizer's looks at each graph of a model."""
@@ -370,10 +370,10 @@ def _is_taken(rows: tuple[SupportRow, ...], config: QuantizationConfig) -> bool:
     return any(not row.differences(config) for row in rows)
 
 
-def _is_meant(rule: Rule, capability: Capability) -> bool:
-    """Whether a rule can be about the row: always, unless it is about a type that is another operator's."""
+def _may_apply(rule: Rule, capability: Capability) -> bool:
+    """Whether a rule can apply to a row: always, unless its type belongs to another operator."""
     if not isinstance(rule, ObjectTypeRule):
         return True
     if rule.type.kind == "module" and not any(rule.type.name in operator.modules for operator in OPERATORS):
-        return True  # a class of the user's own: anything may be inside of it
+        return True  # a class of the user's own may hold any operator
     return capability.is_about(rule.type)

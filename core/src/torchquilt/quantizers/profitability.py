@@ -1,21 +1,23 @@
 """Profitability: cheap operators beside float ones stay in float, unless quantizing them saves conversions.
 
-Rows of a table that are not ``profitable_alone`` (an addition, in contrast to a convolution) are decided over
-the whole graph. Claims that hand each other integers, or read the same ones, make an island. It is quantized
+A row that is not ``profitable_alone`` (an addition, in contrast to a convolution) is decided over the whole
+graph. Two claims belong to one island if one reads the integers of the other, or both read the same integers.
+An island is quantized
 
 1. if one of its rows is profitable alone,
 2. if a rule asks for one of its operators by the operator's own name,
-3. if it reads or is read by something that another quantizer made integers of, or
-4. if it computes more often than tensors are converted between it and float operators.
+3. if it shares a quantized tensor with an operator of another quantizer, or
+4. if it has more computing operators than conversions between it and float operators.
 
-Conversions at the inputs and outputs of the model are not counted: a caller may hand in integers.
-Data-movement operators do not count as computing. Else the island stays in float.
+Otherwise it stays in float. Conversions at the program inputs and outputs do not count, since a caller may
+pass integers. Data-movement operators do not count as computing.
 
-Of an island that is quantized for one of the first three reasons, a cheap operator whose output has a grid
-of its own is left in float where that takes no more conversions than to quantize it. So it is with what a
-transformer adds to its residual stream between a linear and a LayerNorm: either the linear's output is
-converted or the sum. As integers both summands and the sum would be rounded, and with the sum all that the
-model carries from layer to layer. The additions of a convolutional network stand between integers, and stay.
+Within an island that is quantized for one of the first three reasons, a cheap operator whose output has
+quantization parameters of its own stays in float if that needs no more conversions. The residual addition of
+a transformer, between a linear and a LayerNorm, is such an operator. One conversion is needed either way: of
+the linear's output, or of the sum. Quantizing the addition would round both summands and the sum, and the sum
+is all that the model carries from layer to layer. The additions of a convolutional network read and feed
+integers, and are quantized.
 
 The cost is linear in the edges of the graph. Importing this module does not import torch.
 """
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class Claim(Protocol):
-    """Facts that profitability needs of a claim, see :class:`torchquilt.quantizers.matching.Claim`."""
+    """The facts of a :class:`torchquilt.quantizers.matching.Claim` that profitability needs."""
 
     @property
     def match(self) -> Match:
@@ -54,15 +56,15 @@ class Claim(Protocol):
 
     @property
     def rule(self) -> Rule:
-        """The rule that asked."""
+        """The rule that asks for it."""
 
     @property
     def config(self) -> QuantizationConfig:
-        """For what."""
+        """The config that the rule asks for."""
 
 
 def not_profitable(claims: Iterable[Claim]) -> dict[Node, Reject]:
-    """Anchor → why it is left in float, for each claim that costs more conversions than it saves.
+    """Find the claims that cost more conversions than they save: anchor → reason.
 
     Args:
         claims: in the order of the graph.
@@ -90,10 +92,12 @@ def not_profitable(claims: Iterable[Claim]) -> dict[Node, Reject]:
 
 
 def _islands(claims: tuple[Claim, ...]) -> list[list[Claim]]:
-    """The claims that hand each other integers, or read the same ones, in groups."""
-    has = {claim.match.output: number for number, claim in enumerate(claims) if _makes_integers(claim)}
+    """Groups of claims that read the integers of each other, or the same integers."""
+    first_claims = {
+        claim.match.output: number for number, claim in enumerate(claims) if _makes_integers(claim)
+    }
     links = [
-        (number, has.setdefault(tensor, number))  # who makes it, or else the first to read it
+        (number, first_claims.setdefault(tensor, number))  # makes it, or is the first to read it
         for number, claim in enumerate(claims)
         if _reads_integers(claim)
         for tensor in _activations(claim)
@@ -167,11 +171,11 @@ class _Tensor:
 
     Args:
         maker: the claim that makes it.
-        is_integers: whether it is made as integers, by a claim or by another quantizer.
-        is_converted: whether it costs a conversion where it is not: it is neither an input nor constant.
+        is_integers: whether a claim or another quantizer makes it as integers.
+        is_converted: whether quantizing it costs a conversion: not for program inputs and constants.
         readers: the claims that read it as integers, by their ``id``.
         as_integers: how many nodes read it as integers, for claims or for other quantizers.
-        in_float: how many operators read it as it is.
+        in_float: how many operators read it in float.
     """
 
     maker: Claim | None
@@ -183,9 +187,10 @@ class _Tensor:
 
 
 class _IslandEdges:
-    """Ends of quantized islands: the cheap operators there that need no more conversions in float.
+    """Edges of quantized islands: the cheap operators there that need no more conversions in float.
 
-    Each is asked once, and again when a neighbour has been left in float. None is taken back, so that ends.
+    Each operator is asked once, and again when a neighbour is left in float. Leaving one is final, so
+    this ends.
     """
 
     def __init__(self, claims: list[Claim]) -> None:
@@ -194,7 +199,7 @@ class _IslandEdges:
         self._tensors = _tensors_around(claims)
         waiting = [claim for claim in claims if _may_be_left(claim)]
         while waiting:
-            claim = waiting.pop()  # the last one first: most edges are where an island ends
+            claim = waiting.pop()  # from the last one: most edges are at the end of an island
             if claim.match.anchor not in self.left:
                 waiting += self._leave_or_keep(claim)
 
@@ -202,7 +207,7 @@ class _IslandEdges:
         """Leave a claim and its followers in float if that takes no more conversions.
 
         Returns:
-            Whom that concerns.
+            The claims to ask again.
         """
         group = self._with_followers(claim)
         quantized, in_float = self._conversions(group)
@@ -212,8 +217,8 @@ class _IslandEdges:
         text = f"{name} is cheap, and would take {quantized} conversions as integers, {in_float} in float"
         changed: list[_Tensor] = []
         for each in group:
-            passes = "" if each is claim else f"{each.match.anchor.name} shares its parameters; "
-            self.left[each.match.anchor] = Reject("not_profitable", each.match.nodes, passes + text)
+            follows = "" if each is claim else f"{each.match.anchor.name} shares its parameters; "
+            self.left[each.match.anchor] = Reject("not_profitable", each.match.nodes, follows + text)
             changed += self._read_in_float(each)
         return [other for tensor in changed for other in self._around(tensor)]
 
@@ -240,7 +245,7 @@ class _IslandEdges:
         return quantized, in_float
 
     def _read_in_float(self, claim: Claim) -> Iterator[_Tensor]:
-        """Take a claim out of the counts. Yields the tensors of which that changes what others pay."""
+        """Take a claim out of the counts. Yields each tensor whose other claims now cost more or less."""
         output = self._tensors[claim.match.output]
         output.is_integers = False
         yield output
@@ -253,7 +258,7 @@ class _IslandEdges:
                 yield tensor
 
     def _around(self, tensor: _Tensor) -> Iterator[Claim]:
-        """The claims that make a tensor or read it, and may be left."""
+        """The claims that make or read a tensor and may be left in float."""
         maker = tensor.maker
         while maker is not None and maker.row.sharing is Sharing.FOLLOWS_INPUT:
             maker = self._tensors[_activations(maker)[0]].maker
@@ -298,6 +303,6 @@ def _reads(claim: Claim) -> Counter[Node]:
 
 
 def _may_be_left(claim: Claim) -> bool:
-    """Whether a claim of an island that is quantized is cheap, and rounds to a grid of its own."""
+    """Whether a claim is cheap, and its output has quantization parameters of its own."""
     rounds = claim.row.sharing is Sharing.NONE and _makes_integers(claim) and _reads_integers(claim)
     return rounds and not claim.row.profitable_alone and not _is_asked_for_by_name(claim)

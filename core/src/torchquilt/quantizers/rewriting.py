@@ -1,8 +1,8 @@
-"""Rewriting: claimed matches in the forms that their rows want, annotated in these forms.
+"""Rewriting: each claimed match is written in the form that its row wants, and annotated in that form.
 
-All that is claimed is known before anything is rewritten, and nothing else is touched. What a row rewrites is
-matched with the rows of the same table again, within what the same quantizer claimed, so that the annotation
-is that of the final form. Importing this module does not import torch.
+Rewriting begins after all quantizers have made their claims, and touches claimed nodes alone. Then the rows
+of the same table match the rewritten nodes again, within the claims of the same quantizer. So the annotation
+belongs to the final form. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
     from torchquilt.quantizers.base import Quantizer
 
-#: ``node.meta`` of the last node of a claimed match has what was taken, until it is rewritten.
-_TAKEN_KEY = "torchquilt_taken"
+#: Key in ``node.meta`` of the last node of a claimed match: its claim, until :func:`rewrite_claims` reads it.
+_CLAIM_KEY = "torchquilt_taken"
 
 
 @attrs.frozen(eq=False)
-class _Taken:
-    """A claim as it was annotated, and by whom."""
+class _AnnotatedClaim:
+    """A claim, the quantizer that made it, and the annotations that the core wrote for it."""
 
     claim: Claim
     rows: Rows
@@ -46,40 +46,40 @@ class _Taken:
 
     @property
     def is_annotated(self) -> bool:
-        """Whether the annotations are still those of the claim; a quantizer may put others in their place."""
+        """Whether the nodes still have these annotations; a quantizer may have replaced them since."""
         return all(annotation_of(node) is annotation for node, annotation in self.annotations)
 
     @property
     def has_its_inputs(self) -> bool:
-        """Whether its operators still read what they read when they were matched."""
+        """Whether its operators still read the tensors that they read when they were matched."""
         return all(source in user._input_nodes for source, user, _ in self.claim.match.operands)
 
-    def is_alike(self, other: _Taken | None) -> bool:
-        """Whether another one was taken by the same quantizer with the same config."""
+    def is_alike(self, other: _AnnotatedClaim | None) -> bool:
+        """Whether the same quantizer made another claim with the same config."""
         return other is not None and other.author == self.author and other.claim.config == self.claim.config
 
 
-def take(claim: Claim, rows: Rows, quantizer: Quantizer) -> None:
-    """Annotate a claim in the name of a quantizer, and keep it until what is claimed is rewritten."""
+def annotate_claim(claim: Claim, rows: Rows, quantizer: Quantizer) -> None:
+    """Annotate a claim in the name of a quantizer, and keep it for :func:`rewrite_claims`."""
     annotations = claim.annotations(quantizer.name, id(quantizer))
     for node, annotation in annotations:
         annotate_node(node, annotation)
-    taken = _Taken(claim, rows, quantizer.name, id(quantizer), annotations)
-    claim.match.output.meta[_TAKEN_KEY] = taken
+    taken = _AnnotatedClaim(claim, rows, quantizer.name, id(quantizer), annotations)
+    claim.match.output.meta[_CLAIM_KEY] = taken
 
 
 def rewrite_claims(model: GraphModule) -> GraphModule:
-    """Write what is claimed in a graph in the form that its rows want; changes ``model``.
+    """Write each claimed match in the form that its row wants; changes ``model``.
 
-    From the last operator to the first: a form may put a node behind its operator, and the matches of what
-    reads the operator name the operator itself.
+    Rewrites run from the last operator to the first. A rewrite may put a node behind its operator, while the
+    matches that read this operator still name the operator itself.
 
     Raises:
-        QuantizerError: a rewrite failed, or its form is none that the table takes.
-        ModelError: an invariant does not hold for a node that a rewrite made.
+        QuantizerError: a rewrite failed, or wrote a form that no row of the table takes.
+        ModelError: a node that a rewrite made breaks an invariant.
     """
     known = frozenset(model.graph.nodes)
-    found = [taken for node in model.graph.nodes if (taken := node.meta.pop(_TAKEN_KEY, None)) is not None]
+    found = [taken for node in model.graph.nodes if (taken := node.meta.pop(_CLAIM_KEY, None)) is not None]
     kept = [taken for taken in found if taken.is_annotated]
     written = {id(taken) for taken in reversed(kept) if _rewrite(model, taken)}
     if written or any(taken.claim.match.scalars for taken in kept):
@@ -88,13 +88,13 @@ def rewrite_claims(model: GraphModule) -> GraphModule:
             for taken in kept
             if id(taken) in written or taken.claim.match.scalars or not taken.has_its_inputs
         ]
-        _Renewal(model, changed).run()
+        _Reannotation(model, changed).run()
         _check_new_nodes(model, known)
     return model
 
 
-def _rewrite(model: GraphModule, taken: _Taken) -> bool:
-    """Write a claim in the form that its row wants. Returns whether that is another one."""
+def _rewrite(model: GraphModule, taken: _AnnotatedClaim) -> bool:
+    """Write a claim in the form that its row wants. Returns whether that changed the match."""
     claim = taken.claim
     before = _form(claim.match)
     try:
@@ -117,10 +117,10 @@ def _form(match: Match) -> tuple[object, ...]:
     return tuple((node.target, node.args, node.kwargs) for node in match.nodes)
 
 
-class _Renewal:
-    """Annotates claims in their final form."""
+class _Reannotation:
+    """Annotation of changed claims in their final form."""
 
-    def __init__(self, model: GraphModule, changed: Iterable[_Taken]) -> None:
+    def __init__(self, model: GraphModule, changed: Iterable[_AnnotatedClaim]) -> None:
         self._model = model
         self._changed = tuple(changed)
         self._constants = set(constant_nodes(model.graph))
@@ -128,7 +128,7 @@ class _Renewal:
         self._by_name = {node.name: taken for node, taken in self._taken.items()}
 
     def run(self) -> None:
-        """Take the annotations of what changed away, and write those of the forms that it has now."""
+        """Remove the annotations of changed claims, and annotate the forms that they have now."""
         for taken in self._changed:
             for node, _ in taken.annotations:
                 del node.meta[ANNOTATION_KEY]
@@ -143,29 +143,31 @@ class _Renewal:
                 raise _not_taken(taken)
         self._follow_moved_inputs()
 
-    def _owner(self, node: Node) -> _Taken | None:
+    def _owner(self, node: Node) -> _AnnotatedClaim | None:
         return self._taken.get(node) or self._by_name.get(node.meta.get(HELPS, ""))
 
-    def _annotate(self, node: Node, taken: _Taken) -> bool:
+    def _annotate(self, node: Node, taken: _AnnotatedClaim) -> bool:
         for claim in self._claims(node, taken):
             for each, annotation in claim.annotations(taken.quantizer, taken.author):
                 annotate_node(each, annotation)
             return True
         return False
 
-    def _claims(self, node: Node, taken: _Taken) -> Iterator[Claim]:
-        """Claims of the rows that take what starts at a node."""
+    def _claims(self, node: Node, taken: _AnnotatedClaim) -> Iterator[Claim]:
+        """Claims of the rows that take a match starting at a node."""
         for row in taken.rows.get(overload_name(node), ()):
             match = row.pattern.match(node, self._constants)
             if not isinstance(match, Match) or row.differences(taken.claim.config):
                 continue
             if not all(taken.is_alike(self._owner(each)) for each in match.nodes):
                 continue
-            if all(constraint.holds(match) for constraint in row.constraints) and _is_fed(row, match):
+            if all(constraint.holds(match) for constraint in row.constraints) and _has_quantized_input(
+                row, match
+            ):
                 yield Claim(self._with_tensors(row, match), row, taken.claim.rule, taken.claim.config)
 
     def _with_tensors(self, row: SupportRow, match: Match) -> Match:
-        """The match once the Python numbers in it are constant tensors."""
+        """The match, with constant tensors in place of its Python numbers."""
         from torchquilt.graph.edits import lift_scalar
 
         if not match.scalars:
@@ -178,7 +180,7 @@ class _Renewal:
         return again
 
     def _follow_moved_inputs(self) -> None:
-        """Let annotations that others wrote name the nodes that now stand behind their inputs."""
+        """Let annotations name the nodes that rewrites put behind the inputs of other operators."""
         behind = {node.meta[HELPS]: node for node in self._model.graph.nodes if HELPS in node.meta}
         annotated = [(node, found) for node in self._model.graph.nodes if (found := annotation_of(node))]
         moved = {
@@ -191,31 +193,31 @@ class _Renewal:
             node.meta[ANNOTATION_KEY] = with_edges(annotation, node, moved)
 
 
-def _is_fed(row: SupportRow, match: Match) -> bool:
-    """Whether a row that follows its input has one that is quantized."""
+def _has_quantized_input(row: SupportRow, match: Match) -> bool:
+    """Whether the input of a match is quantized, if the row shares its parameters."""
     if row.sharing is not Sharing.FOLLOWS_INPUT:
         return True
     annotation = annotation_of(match.inputs("input_activation")[0])
     return annotation is not None and annotation.output_qspec is not None
 
 
-def _failed(taken: _Taken, error: Exception) -> QuantizerError:
+def _failed(taken: _AnnotatedClaim, error: Exception) -> QuantizerError:
     return QuantizerError(
         f"The rewrite of the row {taken.claim.row.pattern.name} failed.",
         node=taken.claim.match.anchor,
         quantizer=taken.quantizer,
         got=f"{type(error).__name__}: {error}",
-        remedy="see the cause above; a constraint of the row may keep what it cannot write in float",
+        remedy="see the cause above; add a constraint to the row if it cannot rewrite every match",
     )
 
 
-def _not_taken(taken: _Taken) -> QuantizerError:
+def _not_taken(taken: _AnnotatedClaim) -> QuantizerError:
     row, node = taken.claim.row, taken.claim.match.anchor
     return QuantizerError(
         f"The row {row.pattern.name} writes a form that no row of its table takes.",
         node=node,
         quantizer=taken.quantizer,
-        expected="a rewrite whose operators the table has rows for, with the same config",
+        expected="a rewrite into operators for which the table has rows, with the same config",
         got=node.format_node(),
         remedy=f"correct the rewrite of the row, or add the row that it needs ({row.mode})",
     )

@@ -1,4 +1,4 @@
-"""Facts about a call that constraints and rewrites need: arguments, bounds, padding, the parts of a split.
+"""Facts about calls, for constraints and rewrites: arguments, bounds, padding, splits.
 
 Importing this module does not import torch.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def argument(match: Match, position: int, keyword: str, default: Any = None) -> Any:
-    """An argument of the working operator, wherever it was passed."""
+    """An argument of the anchor, passed by position or by keyword."""
     node = match.anchor
     if position < len(node.args):
         return node.args[position]
@@ -23,10 +23,10 @@ def argument(match: Match, position: int, keyword: str, default: Any = None) -> 
 
 
 def is_pointwise(node: Node) -> bool:
-    """Whether a convolution computes each pixel from that pixel alone, all channels together.
+    """Whether a convolution computes each pixel from one pixel of its input, over all channels.
 
-    XNNPACK runs such a one as a matrix product over pixels. Its dynamic kernel then finds parameters for each
-    pixel, whatever the other kernels do that read the same quantized tensor.
+    XNNPACK runs such a convolution as a matrix product over pixels. Its dynamic kernel then finds
+    quantization parameters for each pixel, even if other kernels read the same quantized tensor.
     """
     named = arguments_of(node)
     padding = named["padding"]
@@ -42,7 +42,7 @@ _PADS = frozenset({"aten.pad.default", "aten.constant_pad_nd.default"})
 
 
 def padding_of(node: Node) -> dict[int, tuple[int, int]]:
-    """Dimension → how much is put before and behind it, for a call of ``pad``."""
+    """The padding of a ``pad`` call: dimension → number of elements before and after."""
     assert str(node.target) in _PADS
     amounts: Any = node.args[1]
     last = node.meta["val"].dim() - 1
@@ -50,7 +50,7 @@ def padding_of(node: Node) -> dict[int, tuple[int, int]]:
 
 
 def pads_with_zeros(node: Node) -> bool:
-    """Whether a node puts zeros around a tensor, and cuts nothing off."""
+    """Whether a node pads a tensor with zeros, and crops nothing."""
     if overload_name(node) not in _PADS:
         return False
     named = arguments_of(node)
@@ -59,7 +59,7 @@ def pads_with_zeros(node: Node) -> bool:
     return is_constant and all(isinstance(amount, int) and amount >= 0 for amount in amounts)
 
 
-# Operators that return a tensor in parts → where their dimension stands, or the dimension itself.
+# Operators that split a tensor → the position of their argument ``dim``.
 _SPLITS = {
     "aten.chunk.default": 2,
     "aten.split.Tensor": 2,
@@ -77,17 +77,18 @@ _SPLITS = {
 }
 
 
+# Operators that split a tensor along a fixed dimension → the dimension.
 _SPLITS_AT = {"aten.hsplit": 1, "aten.vsplit": 0, "aten.dsplit": 2}
 
 
 def is_split(node: Node) -> bool:
-    """Whether a node returns a tensor in parts along one of its dimensions."""
+    """Whether a node splits a tensor along one dimension, and returns the parts."""
     name = overload_name(node)
     return name in _SPLITS or name.rpartition(".")[0] in _SPLITS_AT
 
 
 def split_dimension(node: Node) -> int:
-    """The dimension along which :func:`is_split` holds."""
+    """The dimension along which a split (:func:`is_split`) cuts its tensor."""
     data: Any = node.args[0]
     rank: int = data.meta["val"].dim()
     name = overload_name(node)

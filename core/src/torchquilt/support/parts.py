@@ -1,4 +1,4 @@
-"""Parts of an operator pattern: operators with alternatives, what each reads, and which may be missing.
+"""Parts of an operator pattern: each has alternatives and inputs, and may be optional.
 
 Importing this module does not import torch.
 """
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Value:
-    """A tensor that enters a pattern. Equal values of a pattern are one tensor, as the ``x`` of ``x * f(x)``.
+    """A tensor that enters a pattern. Equal values are one tensor, like ``x`` in ``x * f(x)``.
 
     Args:
-        role: its role; empty for one that stays in float.
+        role: the role of the tensor; empty if it stays in float.
         name: tells values of one role apart.
     """
 
@@ -33,15 +33,15 @@ class Value:
 
 @attrs.frozen
 class Part:
-    """An operator of a pattern, and what it reads. Made with :func:`part`.
+    """An operator of a pattern, and its inputs. Make one with :func:`part`.
 
     Args:
-        alternatives: the operator, or several of which one stands there.
-        inputs: its first arguments: other parts, values, or Python numbers. The two of an addition or a
-            product may change places.
-        does_the_work: the part is the anchor of the pattern.
-        is_optional: it may be missing; what reads it reads its first input then.
-        may_be_read_elsewhere: its node may have readers outside of the match.
+        alternatives: the operator, or several; a match has one of them.
+        inputs: its first arguments: other parts, values, or Python numbers. The two inputs of an addition or
+            a product may come in either order.
+        does_the_work: whether the part is the anchor of the pattern.
+        is_optional: whether it may be missing; its reader then reads its first input, or else a value.
+        may_be_read_elsewhere: whether nodes outside of the match may read its output.
     """
 
     alternatives: tuple[Operator, ...]
@@ -56,29 +56,29 @@ class Part:
         return tuple(each for each in self.inputs if isinstance(each, Part))
 
     def declared_by(self, operator: Operator) -> tuple[Operand, ...]:
-        """The operands behind the inputs that have the roles which one of the alternatives declares.
+        """The operands after the inputs, with the roles that one of the alternatives declares.
 
-        Those of what does the work, and of parts that read no other part.
+        Only the part that does the work and parts that read no other part have such operands.
         """
         if self.parts and not self.does_the_work:
             return ()
         return tuple(operand for operand in operator.operands if operand.position >= len(self.inputs))
 
     def all_parts(self) -> Iterator[Part]:
-        """The parts below this one, and this one, in order of data flow."""
+        """All parts that this one depends on, and this one, in order of data flow."""
         for each in self.parts:
             yield from each.all_parts()
         yield self
 
     def path(self) -> tuple[Part, ...]:
-        """The parts from the first one to this one, of which each reads the one before it."""
+        """The chain of parts from the first one to this one; each reads the one before it."""
         found = [self]
         while found[-1].parts:
             found.append(found[-1].parts[0])
         return tuple(reversed(found))
 
     def variants(self) -> Iterator[Part | Value | float]:
-        """The tree with each choice of its optional parts, that with all of them first."""
+        """The tree with each choice of its optional parts; the tree with all of them comes first."""
         inputs = [tuple(each.variants()) if isinstance(each, Part) else (each,) for each in self.inputs]
         for chosen in product(*inputs):
             yield attrs.evolve(self, inputs=chosen)
@@ -101,6 +101,6 @@ def part(
     is_optional: bool = False,
     may_be_read_elsewhere: bool = False,
 ) -> Part:
-    """Make a :class:`Part`, whose arguments these are: an operator of a pattern, and what it reads."""
+    """Make a :class:`Part`: an operator of a pattern, and its inputs. The arguments are explained there."""
     alternatives = (operator,) if isinstance(operator, Operator) else operator
     return Part(alternatives, inputs, does_the_work, is_optional, may_be_read_elsewhere)

@@ -1,7 +1,7 @@
-"""Small trees of operators with roles, and the answer of matching one: a Match or a Reject.
+"""Operator patterns: small trees of operators with roles. Matching one returns a Match or a Reject.
 
-A pattern reads operator overloads and data flow, nothing else, so it works the same on strict and
-non-strict exports and on programs that were saved and loaded. Matching never writes to the graph.
+A pattern reads operator overloads and data flow alone. So strict exports, non-strict exports and loaded
+programs all match alike. Matching never writes to the graph.
 
 Importing this module does not import torch.
 """
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Reject:
-    """Reason for which something is not done. A value, so that it can be collected, compared and shown.
+    """The reason why a match is not made or not claimed, as a value to collect, compare and show.
 
     Args:
         code: stable code for programs, such as ``used_elsewhere`` or ``constraint:rank``.
         nodes: the nodes it is about.
         text: one sentence for people.
-        rule: the rule that decides for the first of the nodes, in words; empty where none does.
-        asked: what it asks for, likewise.
+        rule: the rule that decides for the first of the nodes, in words; empty if there is none.
+        asked: the config that this rule asks for, in words; empty if there is none.
     """
 
     code: str
@@ -51,15 +51,15 @@ class Reject:
 
 @attrs.frozen
 class Match:
-    """Operators of a graph that a pattern matches.
+    """Nodes of a graph that a pattern matches.
 
     Args:
-        pattern: what matched.
-        nodes: one node for each operator of the pattern that is there, in order of data flow.
+        pattern: the pattern.
+        nodes: the node of each operator that is present, in order of data flow.
         operands: ``(input node, user node, role)`` for each tensor that enters the match and has a
-            role, in order of arguments; a tensor that is used twice stands twice.
-        scalars: ``(node, position, value)`` for each Python number that stands where a tensor of a
-            role could stand (``x * 0.5``).
+            role, in order of arguments; a tensor that enters twice is listed twice.
+        scalars: ``(node, position, value)`` for each Python number in place of a tensor with a role
+            (``x * 0.5``).
     """
 
     pattern: OperatorPattern
@@ -96,11 +96,11 @@ _WITH_ALPHA = ("add", "sub", "rsub")
 
 @attrs.frozen
 class OperatorPattern:
-    """A tree of operators, most often a chain in which each one is used by the next one alone.
+    """A tree of operators. Most are chains: each operator is read by the next one alone.
 
     Args:
         name: unique within a table, for example ``conv2d_relu``.
-        root: the last operator, with what it reads. See :meth:`of` and :meth:`tree`.
+        root: the last operator, with its inputs. See :meth:`of` and :meth:`tree`.
     """
 
     name: str
@@ -132,8 +132,8 @@ class OperatorPattern:
         """A chain that is named after its operators.
 
         Args:
-            operators: them, in order of data flow.
-            name: another name.
+            operators: the operators of the chain, in order of data flow.
+            name: a name to use instead of theirs.
             anchor_index: index of the operator that does the work (1 for pad + conv).
         """
         if not 0 <= anchor_index < len(operators):
@@ -152,18 +152,18 @@ class OperatorPattern:
     def tree(cls, root: Part, *, name: str = "") -> OperatorPattern:
         """A pattern of any shape.
 
-        For example ``x * sigmoid(x)``, and a convolution with what may stand behind it::
+        For example ``x * sigmoid(x)``; and a convolution, an optional BatchNorm, an addition and a ReLU::
 
-        x = Value()
-        OperatorPattern.tree(part(MUL, x, part(SIGMOID, x), does_the_work=True), name="silu")
-        norm = part(BATCH_NORM, part(CONV2D, does_the_work=True), is_optional=True)
-        OperatorPattern.tree(part(RELU, part(ADD, norm, Value(name="skip"))))
+            x = Value()
+            OperatorPattern.tree(part(MUL, x, part(SIGMOID, x), does_the_work=True), name="silu")
+            norm = part(BATCH_NORM, part(CONV2D, does_the_work=True), is_optional=True)
+            OperatorPattern.tree(part(RELU, part(ADD, norm, Value(name="skip"))))
         """
         return cls(name or "_".join(each.alternatives[0].name for each in root.all_parts()), root)
 
     @cached_property
     def operators(self) -> tuple[Operator, ...]:
-        """The operators in order of data flow; the first one where there are alternatives."""
+        """The operators in order of data flow; of alternatives, the first."""
         return tuple(each.alternatives[0] for each in self.root.all_parts())
 
     @cached_property
@@ -178,13 +178,13 @@ class OperatorPattern:
 
     @property
     def first_overloads(self) -> tuple[str, ...]:
-        """The overloads that a match starts at."""
+        """Overloads of the operator that a match starts with."""
         first = next(self.root.all_parts())
         return tuple(name for operator in first.alternatives for name in operator.overloads)
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
-        """The roles that tensors around the pattern have, the output's last."""
+        """Roles of the tensors that enter and leave the pattern, that of the output last."""
         found: list[str] = []
         for each in self.root.all_parts():
             found += (value.role for value in each.inputs if isinstance(value, Value) and value.role)
@@ -197,37 +197,37 @@ class OperatorPattern:
         return tuple((root, root.path()) for root in self.root.variants() if isinstance(root, Part))
 
     def match(self, node: Node, constants: Container[Node] | None = None) -> Match | Reject:
-        """Match with ``node`` as the first operator. Does not depend on how large the graph is.
+        """Match the pattern, with ``node`` as its first operator. The size of the graph does not matter.
 
         Args:
             node: the first operator.
-            constants: the constant nodes of the graph, where they are known; the match answers from them.
+            constants: the constant nodes of the graph, if they are known, for :meth:`Match.is_constant`.
         """
         rejected: Reject | None = None
         for root, path in self._variants:
-            for found in _fits_at(root, path, node):
-                if isinstance(found, _Found):
+            for found in _matches_at(root, path, node):
+                if isinstance(found, _PartialMatch):
                     return Match(self, found.nodes, found.operands, found.scalars, constants, found.anchor)
                 rejected = rejected or found
         assert rejected is not None
         return rejected
 
 
-def _fits_at(root: Part, path: tuple[Part, ...], node: Node) -> Iterator[_Found | Reject]:
-    """The ways in which a tree fits where its path starts at a node, and what does not fit."""
+def _matches_at(root: Part, path: tuple[Part, ...], node: Node) -> Iterator[_PartialMatch | Reject]:
+    """Each match of a tree whose path starts at a node, and each rejection."""
     for last in _ends_of(path, node):
         if isinstance(last, Reject):
             yield last
             continue
-        for found in _fit(root, last, _Found()):
+        for found in _fit(root, last, _PartialMatch()):
             yield found if isinstance(found, Reject) else found.read_inside() or found
 
 
 def _ends_of(path: tuple[Part, ...], node: Node) -> Iterator[Node | Reject]:
-    """The last nodes of paths that start at a node, where each is read by the next."""
+    """The last node of each path that starts at a node; each node on a path reads the one before."""
     first, *rest = path
     if not first.is_called_by(node):
-        yield _another(node, first)
+        yield _not_the_operator(node, first)
     elif not rest:
         yield node
     else:
@@ -241,7 +241,7 @@ def _ends_of(path: tuple[Part, ...], node: Node) -> Iterator[Node | Reject]:
             yield from _ends_of(tuple(rest), reader)
 
 
-def _another(node: Node, wanted: Part) -> Reject:
+def _not_the_operator(node: Node, wanted: Part) -> Reject:
     return Reject("not_the_operator", (node,), f"{node.name} is not {wanted}")
 
 
@@ -251,8 +251,8 @@ def _used_elsewhere(node: Node, reader: Part) -> Reject:
 
 
 @attrs.frozen
-class _Found:
-    """Nodes, tensors and numbers of a tree, as far as it has been matched."""
+class _PartialMatch:
+    """A partial match: the nodes, tensors and numbers that a tree has matched so far."""
 
     nodes: tuple[Node, ...] = ()
     operands: tuple[tuple[Node, Node, str], ...] = ()
@@ -260,8 +260,8 @@ class _Found:
     values: tuple[tuple[Value, Any], ...] = ()
     anchor: Node | None = None
 
-    def with_part(self, each: Part, operator: Operator, node: Node) -> _Found:
-        """This, and a node with the operands that its operator declares."""
+    def with_part(self, each: Part, operator: Operator, node: Node) -> _PartialMatch:
+        """This match with one more node, and the operands that its operator declares."""
         anchor = node if each.does_the_work else self.anchor
         found = attrs.evolve(self, nodes=(*self.nodes, node), anchor=anchor)
         for operand in each.declared_by(operator):
@@ -270,8 +270,8 @@ class _Found:
                 found = found.with_operand(node, operand.position, operand.role, item)
         return found
 
-    def with_value(self, value: Value, node: Node, position: int, given: Any) -> _Found | None:
-        """This, and a tensor or number that enters; None where the value has been another one before."""
+    def with_value(self, value: Value, node: Node, position: int, given: Any) -> _PartialMatch | None:
+        """This match with a tensor or number for a value; None if the value already stands for another."""
         known = next((held for held in self.values if held[0] == value), None)
         if known is None:
             found = attrs.evolve(self, values=(*self.values, (value, given)))
@@ -281,8 +281,8 @@ class _Found:
             return None
         return found.with_operand(node, position, value.role, given)
 
-    def with_operand(self, node: Node, position: int, role: str, value: Any) -> _Found:
-        """This, and what a node reads in a role."""
+    def with_operand(self, node: Node, position: int, role: str, value: Any) -> _PartialMatch:
+        """This match with a tensor or number that a node reads in a role."""
         if not role or value is None:
             return self
         if isinstance(value, (int, float, complex)):
@@ -290,20 +290,20 @@ class _Found:
         return attrs.evolve(self, operands=(*self.operands, (value, node, role)))
 
     def read_inside(self) -> Reject | None:
-        """Reject a tensor of the inside that enters as well, or that is used twice."""
+        """Reject a match in which a node's output enters the match again, or in which a node occurs twice."""
         entering = (*(source for source, _, _ in self.operands), *(given for _, given in self.values))
         for index, node in enumerate(self.nodes):
             if any(node is given for given in (*entering, *self.nodes[:index])):
-                text = f"{node.name} is read twice, so it cannot be fused with what reads it"
+                text = f"{node.name} is read twice, so it cannot be fused with its readers"
                 return Reject("used_elsewhere", (node, *node.users), text)
         return None
 
 
-def _fit(each: Part, node: Node, found: _Found) -> Iterator[_Found | Reject]:
-    """Match a part with a node, and what is below it: each way in which it fits, and what does not fit."""
+def _fit(each: Part, node: Node, found: _PartialMatch) -> Iterator[_PartialMatch | Reject]:
+    """Match a part and its inputs with a node: yields each partial match, and each rejection."""
     operator = next((one for one in each.alternatives if overload_name(node) in one.overloads), None)
     if operator is None:
-        yield _another(node, each)
+        yield _not_the_operator(node, each)
         return
     is_whole = len(each.inputs) == 2
     if is_whole and operator.name in _WITH_ALPHA and _argument(node, 2, "alpha") not in (None, 1):
@@ -321,9 +321,12 @@ def _fit(each: Part, node: Node, found: _Found) -> Iterator[_Found | Reject]:
 
 
 def _fit_inputs(
-    each: Part, node: Node, pairs: tuple[tuple[Part | Value | float, tuple[int, Any]], ...], found: _Found
-) -> Iterator[_Found | Reject]:
-    """Match what a node reads, one after the other; where one does not fit, others of those before may."""
+    each: Part,
+    node: Node,
+    pairs: tuple[tuple[Part | Value | float, tuple[int, Any]], ...],
+    found: _PartialMatch,
+) -> Iterator[_PartialMatch | Reject]:
+    """Match the inputs of a node in turn. If one is rejected, try other matches of those before it."""
     if not pairs:
         yield found
         return
@@ -336,24 +339,24 @@ def _fit_inputs(
 
 
 def _fit_input(
-    each: Part, node: Node, position: int, wanted: Part | Value | float, given: Any, found: _Found
-) -> Iterator[_Found | Reject]:
+    each: Part, node: Node, position: int, wanted: Part | Value | float, given: Any, found: _PartialMatch
+) -> Iterator[_PartialMatch | Reject]:
     if isinstance(wanted, Part):
         if not hasattr(given, "users") or not wanted.is_called_by(given):
-            yield _another(node, each)
-        elif _reads(node, given) != 1 or (len(given.users) != 1 and not wanted.may_be_read_elsewhere):
+            yield _not_the_operator(node, each)
+        elif _times_read(node, given) != 1 or (len(given.users) != 1 and not wanted.may_be_read_elsewhere):
             yield _used_elsewhere(given, each)
         else:
             yield from _fit(wanted, given, found)
     elif isinstance(wanted, Value):
-        yield found.with_value(wanted, node, position, given) or _another(node, each)
+        yield found.with_value(wanted, node, position, given) or _not_the_operator(node, each)
     else:
         is_number = isinstance(given, (int, float)) and math.isclose(given, wanted, rel_tol=1e-6)
-        yield found if is_number else _another(node, each)
+        yield found if is_number else _not_the_operator(node, each)
 
 
-def _reads(node: Node, given: Node) -> int:
-    """How often an argument of a node is this tensor."""
+def _times_read(node: Node, given: Node) -> int:
+    """Number of arguments of a node that are this tensor."""
     return sum(argument is given for argument in (*node.args, *node.kwargs.values()))
 
 

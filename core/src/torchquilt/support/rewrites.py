@@ -1,6 +1,6 @@
-"""Ready rewrites for support tables: a match in other operators, which compute the same.
+"""Ready-made rewrites for support tables: each writes a match in other operators that compute the same.
 
-A row names those that it needs (:class:`torchquilt.support.table.SupportRow`). Importing this module does not
+A row lists its rewrites (:class:`torchquilt.support.table.SupportRow`). Importing this module does not
 import torch.
 """
 
@@ -34,12 +34,12 @@ def _shape(node: Node) -> list[Any]:
 
 
 def _new_shape(node: Node) -> list[int]:
-    """The shape of a node as a reshape is told it: what is not known ahead is inferred."""
+    """The shape of a node as an argument of reshape, with -1 for a dynamic size."""
     return [size if isinstance(size, int) else -1 for size in _shape(node)]
 
 
 def split_as_slices(model: GraphModule, node: Node) -> None:
-    """The parts of a split (:func:`torchquilt.support.call_facts.is_split`), as slices."""
+    """Write the parts of a split (:func:`torchquilt.support.call_facts.is_split`) as slices."""
     import operator
 
     from torchquilt.graph.edits import call_before, erase_unused, write_as
@@ -64,7 +64,7 @@ def split_as_slices(model: GraphModule, node: Node) -> None:
 
 
 def joins_empty(node: Node) -> bool:
-    """Whether a node joins tensors some of which never have an element, and others may."""
+    """Whether a node is a ``cat`` of empty tensors and others."""
     if overload_name(node) not in ops.CAT.overloads:
         return False
     empty = [is_empty(tensor) for tensor in _arguments(node)[0]]
@@ -72,7 +72,7 @@ def joins_empty(node: Node) -> bool:
 
 
 def without_empty(_: GraphModule, node: Node) -> None:
-    """A ``cat`` of tensors some of which are empty (:func:`joins_empty`), of the others alone."""
+    """Leave the empty tensors out of a ``cat`` (see :func:`joins_empty`)."""
     from torchquilt.graph.edits import write_as
 
     tensors = [tensor for tensor in _arguments(node)[0] if not is_empty(tensor)]
@@ -86,7 +86,7 @@ def without_empty(_: GraphModule, node: Node) -> None:
 
 
 def as_hardtanh(_: GraphModule, match: Match) -> None:
-    """A clamp with two bounds, behind the operator that does the work, as the ``hardtanh`` that it is."""
+    """Write a clamp with two bounds, behind the anchor, as ``hardtanh``."""
     from torchquilt.graph.edits import write_as
 
     clamp = match.output
@@ -95,7 +95,7 @@ def as_hardtanh(_: GraphModule, match: Match) -> None:
 
 
 def as_reshape(_: GraphModule, match: Match) -> None:
-    """A view of any kind, as a reshape to the sizes that it has."""
+    """Write a view of any kind as a reshape."""
     from torchquilt.graph.edits import write_as
 
     node = match.anchor
@@ -103,7 +103,10 @@ def as_reshape(_: GraphModule, match: Match) -> None:
 
 
 def as_permute(_: GraphModule, match: Match) -> None:
-    """The order of dimensions is found by turning a tensor whose sizes are all different."""
+    """Write a transposition of any kind as a permute.
+
+    The order of dimensions is read off a tensor whose sizes are all different.
+    """
     import torch
 
     from torchquilt.graph.edits import write_as
@@ -117,7 +120,7 @@ def as_permute(_: GraphModule, match: Match) -> None:
 
 
 def as_clone(_: GraphModule, match: Match) -> None:
-    """A tensor without its history, as a copy."""
+    """Write ``detach`` as a copy."""
     from torchquilt.graph.edits import write_as
 
     node = match.anchor
@@ -125,7 +128,7 @@ def as_clone(_: GraphModule, match: Match) -> None:
 
 
 def as_slice(_: GraphModule, match: Match) -> None:
-    """A narrowed tensor, as a slice."""
+    """Write ``narrow`` as a slice."""
     from torchquilt.graph.edits import write_as
 
     node = match.anchor
@@ -136,7 +139,7 @@ def as_slice(_: GraphModule, match: Match) -> None:
 
 
 def as_permuted_parts(model: GraphModule, match: Match) -> None:
-    """Dimensions are taken apart, put in another order, and put together."""
+    """Write a shuffle as a reshape, a permute of the parts, and a reshape."""
     from torchquilt.graph.edits import call_before, write_as
 
     node = match.anchor
@@ -167,7 +170,7 @@ _SHUFFLES: dict[str, Callable[..., tuple[list[int], list[int]]]] = {
 
 
 def as_plain_reshape(model: GraphModule, match: Match) -> None:
-    """A size that is not known ahead is inferred; sizes that are numbers stay as they are."""
+    """Let a reshape infer its dynamic size; leave one whose sizes are all numbers."""
     node = match.anchor
     told = _arguments(node)[1] if len(_arguments(node)) > 1 else ()
     sizes = told if isinstance(told, (list, tuple)) else ()
@@ -176,7 +179,7 @@ def as_plain_reshape(model: GraphModule, match: Match) -> None:
 
 
 def as_linear(model: GraphModule, match: Match) -> None:
-    """``addmm`` and ``matmul`` with a constant are linears whose weight lies the other way round."""
+    """Write ``addmm`` or ``matmul`` with a constant as a linear with the transposed weight."""
     from torchquilt.graph.edits import call_before, write_as
 
     node = match.anchor
@@ -186,7 +189,7 @@ def as_linear(model: GraphModule, match: Match) -> None:
 
 
 def as_linear_of_pixels(model: GraphModule, match: Match) -> None:
-    """A pointwise convolution, as a linear over channels: dynamic parameters are those of each pixel."""
+    """Write a pointwise convolution as a linear over channels, with dynamic parameters for each pixel."""
     from torchquilt.graph.edits import call_before, call_behind, write_as_another_shape
 
     node = match.anchor
@@ -198,7 +201,7 @@ def as_linear_of_pixels(model: GraphModule, match: Match) -> None:
 
 
 def with_stored_bias(model: GraphModule, match: Match) -> None:
-    """A bias that is computed, or spread over the channels, is stored with a number for each of them."""
+    """Store a bias that is computed or broadcast, with one number for each channel."""
     from torchquilt.graph.constant_folding import constant_value
     from torchquilt.graph.edits import free_name, read_tensor
 
@@ -212,9 +215,9 @@ def with_stored_bias(model: GraphModule, match: Match) -> None:
 
 
 def with_own_bias(model: GraphModule, match: Match) -> None:
-    """As :func:`with_stored_bias`, and an operator that shares its bias gets a copy.
+    """Store a bias as :func:`with_stored_bias` does, and copy one that several operators share.
 
-    For backends that quantize a bias once, on a scale that depends on the input of its operator.
+    For backends that quantize a bias once, with a scale that depends on the input of its operator.
     """
     from torchquilt.graph.edits import own_copy
 
@@ -225,7 +228,7 @@ def with_own_bias(model: GraphModule, match: Match) -> None:
 
 
 def _is_stored(bias: Node, node: Node) -> bool:
-    """Whether a bias is stored with a number for each output channel of the operator that adds it."""
+    """Whether a bias is stored, with one number for each output channel of its operator."""
     return bias.op == "get_attr" and _shape(bias) == [_channels(node)]
 
 
@@ -234,7 +237,7 @@ def _channels(node: Node) -> Any:
 
 
 def as_sub(_: GraphModule, match: Match) -> None:
-    """A reversed subtraction, as a subtraction the other way round."""
+    """Write ``rsub`` as a subtraction with swapped inputs."""
     from torchquilt.graph.edits import write_as
 
     node = match.anchor
@@ -242,7 +245,7 @@ def as_sub(_: GraphModule, match: Match) -> None:
 
 
 def as_mul(model: GraphModule, match: Match) -> None:
-    """A quotient, as a product with the reciprocal."""
+    """Write a quotient as a product with the reciprocal."""
     from torchquilt.graph.constant_folding import constant_value
     from torchquilt.graph.edits import write_as
 
@@ -254,7 +257,7 @@ def as_mul(model: GraphModule, match: Match) -> None:
 
 
 def as_mean_of_image(model: GraphModule, match: Match) -> None:
-    """A mean over height and width that keeps the dimensions, and a reshape that drops them."""
+    """Write a mean over height and width as one that keeps the dimensions, and a reshape that drops them."""
     from torchquilt.graph.edits import call_before, write_as
 
     node = match.anchor
@@ -266,7 +269,7 @@ def as_mean_of_image(model: GraphModule, match: Match) -> None:
 
 
 def as_slice_of_one(model: GraphModule, match: Match) -> None:
-    """One index of a dimension: a slice of one, without that dimension."""
+    """Write ``select`` as a slice of one index, and a reshape that drops the dimension."""
     from torchquilt.graph.edits import call_before, write_as
 
     node = match.anchor
@@ -277,9 +280,9 @@ def as_slice_of_one(model: GraphModule, match: Match) -> None:
 
 
 def as_cat_and_reshape(model: GraphModule, match: Match) -> None:
-    """Tensors along a new dimension: joined along the one behind it, and reshaped.
+    """Write ``stack`` as a ``cat`` along the dimension that follows the new one, and a reshape.
 
-    Where no dimension is behind it, along the first one; then the new one is moved to the end.
+    If the new dimension is the last, write a ``cat`` along the first one, and permute the new one to the end.
     """
     node = match.anchor
     dim = arguments_of(node)["dim"] % len(_shape(node))
@@ -306,7 +309,7 @@ def _write_along_new_dimension(model: GraphModule, node: Node, dim: int) -> None
 
 
 def as_cat(model: GraphModule, match: Match) -> None:
-    """Tensors are joined along a dimension that they have, or else along a new one behind theirs."""
+    """Write ``hstack`` and its relatives as a ``cat``, along a new dimension if the tensors lack theirs."""
     from torchquilt.graph.edits import write_as
 
     node = match.anchor
@@ -324,7 +327,7 @@ def as_cat(model: GraphModule, match: Match) -> None:
 
 
 def as_cat_with_zeros(model: GraphModule, match: Match) -> None:
-    """Padding with zeros, as zeros that are joined to the tensor."""
+    """Write padding with zeros as a ``cat`` of zeros and the tensor."""
     from torchquilt.graph.edits import call_before, write_as
 
     node = match.anchor

@@ -1,7 +1,7 @@
-"""The support table of a backend: the one thing that both answers the query and drives the annotation.
+"""The support table of a backend, which both answers the query and drives the annotation.
 
-Its rows are matched and annotated by :class:`torchquilt.PatternQuantizer`; described as plain data they
-are what :meth:`SupportTable.capabilities` returns.
+:class:`torchquilt.PatternQuantizer` matches its rows and annotates from them.
+:meth:`SupportTable.capabilities` returns the rows as plain data.
 
 Importing this module does not import torch.
 """
@@ -28,7 +28,7 @@ from torchquilt.support.pattern import Match, OperatorPattern
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
-#: Writes a match in another form, see :class:`SupportRow`.
+#: A function that writes a match in another form, see :class:`SupportRow`.
 Rewrite: TypeAlias = "Callable[[GraphModule, Match], None]"
 
 _NO_PRESETS: Mapping[str, QuantizationConfig] = MappingProxyType({})
@@ -36,14 +36,14 @@ _NO_PRESETS: Mapping[str, QuantizationConfig] = MappingProxyType({})
 
 @attrs.frozen
 class Constraint:
-    """A condition on a match that the operator and the specs alone do not say.
+    """A condition on a match, beyond its operators and specs.
 
     Args:
         code: stable code; a match that fails is rejected with ``constraint:<code>``.
-        text: what must hold, as it reads behind "only if": ``the batch has one sample``. It is shown in
-            tables and, with "only if", in rejections.
-        holds: the condition. It reads the match and must not write.
-        found: what a match that fails has instead, as it reads behind a semicolon: ``it has 16``.
+        text: the condition in words, to be read after "only if": ``the batch has one sample``. Tables and
+            rejections show it.
+        holds: the condition. It reads the match, and must not write.
+        found: the words for what a failing match has instead, to be read after a semicolon: ``it has 16``.
     """
 
     code: str
@@ -52,7 +52,7 @@ class Constraint:
     found: Callable[[Match], str] | None = None
 
     def rejection(self, match: Match) -> str:
-        """Say of a match that fails what would have to hold, and what it has instead."""
+        """Explain a failing match: the condition, and what the match has instead."""
         found = self.found(match) if self.found is not None else ""
         return f"{match.pattern.name}: only if {self.text}" + (f"; {found}" if found else "")
 
@@ -60,10 +60,10 @@ class Constraint:
 class Sharing(str, enum.Enum):
     """Sharing of parameters between a match's inputs and output."""
 
-    NONE = "none"  #: every tensor has its own
-    OUTPUT_AS_INPUT = "output_as_input"  #: the output has those of the first input
-    ALL = "all"  #: all inputs and the output have one set (``cat``)
-    #: like OUTPUT_AS_INPUT, but only behind a tensor that is quantized already
+    NONE = "none"  #: every tensor has its own parameters
+    OUTPUT_AS_INPUT = "output_as_input"  #: the output has the parameters of the first input
+    ALL = "all"  #: all inputs and the output have one set of parameters (``cat``)
+    #: like OUTPUT_AS_INPUT, but only if the input is quantized already
     FOLLOWS_INPUT = "follows_input"
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Sharing(str, enum.Enum):
 
 
 def _by_role(specs: Mapping[str, Iterable[AllowedSpec]] | SpecsByRole) -> SpecsByRole:
-    """Specs in the order of roles; what this returns may be given again (``attrs.evolve``)."""
+    """Specs in the order of roles. Takes its own result, too, as ``attrs.evolve`` needs."""
     specs = dict(specs)
     unknown = set(specs) - set(ROLES)
     if unknown:
@@ -89,25 +89,25 @@ def _to_tuple(rewrite: Rewrite | Iterable[Rewrite]) -> tuple[Rewrite, ...]:
 
 @attrs.frozen
 class SupportRow:
-    """One thing that a backend can do: a pattern, the specs it takes, and under which conditions.
+    """One thing that a backend can do: a pattern, with its specs and conditions.
 
     Args:
-        pattern: what is matched.
-        specs: for each role that is quantized, the specs that are taken. A role that the pattern has
-            and that is missing here stays in float.
-        sharing: how the parameters hang together.
+        pattern: the operators to match.
+        specs: the allowed specs of each role that is quantized. A role of the pattern that is missing here
+            stays in float.
+        sharing: the tensors that share quantization parameters.
         constraints: conditions on the match.
         targets: lowering targets on which the row runs as integers.
         channel_axis: the axis of the weight that a config's axis 0 means (1 for transposed conv).
-        one_range_for_input: dynamic kernels of the row find one set of parameters for all of the input (a
-            convolution). A config's ``per_token`` then means ``per_tensor``: the input is one token.
+        one_range_for_input: whether dynamic kernels find one set of parameters for the whole input, as for a
+            convolution. Then ``per_token`` in a config means ``per_tensor``: the input is one token.
         profitable_alone: whether converting tensors for it alone is profitable, see
             :mod:`torchquilt.quantizers.profitability`.
-        limits: what the integers of its kernels can hold. Convert raises scales so that they do.
-        rewrite: a function, or several in turn, that writes a claimed match in the form that the backend
-            wants: other operators that compute the same, for which the table has rows. It gets the model and
-            the match, edits with the functions of :mod:`torchquilt.backend`, and leaves alone what has the
-            form already.
+        limits: the largest integers of its kernels. Convert raises scales until all values fit.
+        rewrite: a function, or several to call in turn, that writes a claimed match in the form that the
+            backend wants: operators that compute the same, and that the table has rows for. It takes the
+            model and the match, and edits with functions of :mod:`torchquilt.backend`. It leaves a match
+            alone that already has the form.
         is_qat: whether the row is for quantization-aware training.
     """
 
@@ -147,10 +147,10 @@ class SupportRow:
         """The row as plain data.
 
         Args:
-            backend: who owns it.
-            config: one that the row takes: of all specs only those that it would use are told.
+            backend: name of the backend.
+            config: a config that the row takes; the description then has the specs of this config alone.
             scope: where in a model it applies, in words.
-            presets: the presets of the backend; those that it takes are told.
+            presets: the presets of the backend; the description names those that the row takes.
         """
         working = self.pattern.working
         specs = self.specs
@@ -185,11 +185,11 @@ class SupportRow:
 
 @attrs.frozen
 class Refusal:
-    """An operator that a backend has no row for because of what it is for, and that users will ask about.
+    """An operator that users will ask about, and that a backend cannot support.
 
     Args:
-        operator: it.
-        text: a sentence that says what is missing where.
+        operator: the operator.
+        text: one sentence that names what is missing, without a full stop.
     """
 
     operator: Operator
@@ -203,12 +203,12 @@ class Refusal:
 
 @attrs.frozen
 class SupportTable:
-    """All that a backend supports. The order of rows of one length is the order in which they are tried.
+    """All rows of a backend. Longer patterns are tried first; among equally long ones, the order here counts.
 
     Args:
         backend: name of the backend, as in its plugin manifest.
         rows: the rows.
-        refusals: what it has no row for, with the reason that the ledger and errors then give.
+        refusals: operators without a row, with the reason that the ledger and errors give.
     """
 
     backend: str
@@ -221,14 +221,14 @@ class SupportTable:
             key = (row.pattern.name, row.mode, row.is_qat)
             if key in seen:
                 raise PatternError(
-                    f"The table of {self.backend} has two rows for one thing.",
+                    f"The table of {self.backend} has two rows for one pattern and mode.",
                     expected="one row for each pattern and mode; several specs go into one row",
                     got=f"pattern {row.pattern.name}, mode {row.mode}, twice",
                 )
             seen.add(key)
 
     def refusal_of(self, kind: ObjectType) -> Refusal | None:
-        """Reason for which there is no row for a type, where the backend says it."""
+        """The reason that the backend states for having no row for a type, or None."""
         return next((refusal for refusal in self.refusals if refusal.is_about(kind)), None)
 
     def rows_starting_with(self) -> dict[str, tuple[SupportRow, ...]]:
@@ -243,6 +243,6 @@ class SupportTable:
         """All that the backend can do, as plain data.
 
         Args:
-            presets: name → config; each row tells which of them it takes. The table by itself knows none.
+            presets: name → config; each row names those that it takes. The table itself has none.
         """
         return Capabilities(tuple(row.describe(self.backend, presets=presets) for row in self.rows))

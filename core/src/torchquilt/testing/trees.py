@@ -1,4 +1,4 @@
-"""Models of patterns that are no chains: each choice of optional parts and alternatives, as one call."""
+"""Models of patterns that are not chains: one call for each choice of optional parts and alternatives."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torchquilt.support.parts import Part, Value
 from torchquilt.support.pattern import OperatorPattern
 from torchquilt.testing.operators import Call, Sizes, calls_of, uniform
 
+#: A limit on the calls of one pattern, since choices multiply.
 _MOST_CHOICES = 8
 
 
@@ -30,7 +31,7 @@ def is_chain(pattern: OperatorPattern) -> bool:
 
 
 def tree_calls(pattern: OperatorPattern, activation: torch.Tensor, sizes: Sizes) -> list[Call]:
-    """Ways to call a pattern with an activation: with each choice of its optional parts and alternatives."""
+    """Calls of a pattern with an activation: one for each choice of optional parts and alternatives."""
     trees = (variant for variant in pattern.root.variants() if isinstance(variant, Part))
     roots = (chosen for tree in trees for chosen in _alternatives(tree))
     return [_call(root, activation, sizes) for root in islice(roots, _MOST_CHOICES)]
@@ -53,9 +54,9 @@ class Tree(nn.Module):
     """A pattern as a module. Its first value or operator reads the activation; further values are inputs.
 
     Args:
-        root: the last part; without alternatives and optional parts.
-        activation: what it is made for.
-        sizes: where sizes come from.
+        root: the last part, without alternatives and optional parts.
+        activation: an example of the activation, which the sizes of the weights follow.
+        sizes: the source of all other sizes.
     """
 
     def __init__(self, root: Part, activation: torch.Tensor, sizes: Sizes) -> None:
@@ -97,7 +98,7 @@ class Tree(nn.Module):
         return found
 
     def _called(self, operator: Operator, path: str, x: torch.Tensor) -> torch.Tensor:
-        """An operator that reads one activation, called as the kit knows it."""
+        """The result of an operator with one activation, called in the kit's own way if it has one."""
         if self._sizes is not None:
             known = calls_of(operator, x, self._sizes)
             function = known[0].function if known else _function(operator)

@@ -5,7 +5,7 @@ from torchquilt.backend import Manifest, PresetInfo, hookimpl
 
 @hookimpl
 def torchquilt_manifest() -> Manifest:
-    """Say what this plugin is."""
+    """Describe this plugin."""
     return Manifest(
         name="acme_npu",
         api=1,

@@ -1,4 +1,4 @@
-"""The numbers that the Acme NPU computes with, and the configs made of them."""
+"""The specs of the tensors that the Acme NPU computes with, and the configs made of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torchquilt import QuantizationConfig, QuantizationSpec
 
-#: A scale of 4-bit weights is for this many of them.
+#: Number of 4-bit weights that share a scale.
 GROUP = 32
 
 

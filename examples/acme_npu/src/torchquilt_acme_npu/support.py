@@ -1,4 +1,4 @@
-"""Support table of the Acme NPU: the one table that is both queried and annotated from."""
+"""Support table of the Acme NPU, which answers the query and drives the annotation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Ready conditions for support tables: what an operator and its specs alone do not say.
+"""Ready-made constraints for support tables: conditions beyond operators and specs.
 
-Each is a :class:`torchquilt.support.table.Constraint` or makes one. They read the shapes, dtypes, arguments
-and constants that export recorded, and never write.
+Each is a :class:`torchquilt.support.table.Constraint`, or a function that makes one. They read the
+shapes, dtypes, arguments and constants that export recorded, and never write.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conditions on how an operator is called: its sizes, numbers and modes."""
+"""Constraints on the arguments of an operator: sizes, numbers and modes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchquilt.support.table import Constraint
 
 
 def keyword_is(keyword: str, value: object, code: str, text: str) -> Constraint:
-    """A keyword-only argument of the working operator has this value (or is left at it)."""
+    """Require a value of a keyword-only argument of the anchor, passed or by default."""
     return Constraint(
         code,
         text,
@@ -112,13 +112,13 @@ def _divides_by_a_number(match: Match) -> bool:
 
 
 BY_A_NUMBER = Constraint(
-    "by_a_number", "it is divided by a number other than 0, or by a constant of one", _divides_by_a_number
+    "by_a_number", "the divisor is a number other than 0, or a constant of one element", _divides_by_a_number
 )
 
 
 ZEROS = Constraint(
     "zeros",
-    "it puts zeros around the tensor, and cuts nothing off",
+    "it pads with zeros, and crops nothing",
     lambda match: pads_with_zeros(match.nodes[0]),
 )
 

@@ -1,4 +1,4 @@
-"""Conditions on the tensors of a match: dtypes, dimensions, sizes."""
+"""Constraints on the tensors of a match: dtypes, dimensions, sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def one_dtype(*dtypes: str, code: str = "dtype") -> Constraint:
-    """All tensors of the operator have one dtype, which is one of these.
+    """Require one dtype, one of these, for all tensors of the operator.
 
     Args:
         dtypes: by name (``"float16"``).
@@ -46,12 +46,12 @@ def one_dtype(*dtypes: str, code: str = "dtype") -> Constraint:
 FLOAT32 = one_dtype("float32", code="float32")
 
 
-# Weights of half precision have dynamic kernels; there is none of integers that returns bfloat16.
+# Weights in float16 have dynamic kernels. No integer kernel returns bfloat16.
 FLOAT32_OR_16 = one_dtype("float32", "float16")
 
 
 def input_rank(*ranks: int) -> Constraint:
-    """The first activation has one of these numbers of dimensions."""
+    """Require one of these numbers of dimensions for the first activation."""
     text = f"the input has {' or '.join(map(str, ranks))} dimensions"
 
     def found(match: Match) -> int | None:
@@ -69,7 +69,7 @@ SIGNAL = input_rank(3)
 
 
 def _has_dimensions(match: Match) -> bool:
-    """Constants are given dimensions where they have none."""
+    """Whether each tensor but the constants has a dimension; constants without one get some later."""
     tensors = (*(node for node, _, _ in match.operands if not match.is_constant(node)), match.output)
     return all(node.meta["val"].dim() > 0 for node in tensors)
 
@@ -84,7 +84,9 @@ def _have_one_rank(match: Match) -> bool:
     return len(ranks) == 1 and 0 not in ranks
 
 
-ONE_RANK = Constraint("one_rank", "all tensors have as many dimensions, one at least", _have_one_rank)
+ONE_RANK = Constraint(
+    "one_rank", "all tensors have the same number of dimensions, at least one", _have_one_rank
+)
 
 
 def _has_two_inputs(match: Match) -> bool:
@@ -95,7 +97,7 @@ TWO_OR_MORE = Constraint("two_inputs", "two or more different tensors are joined
 
 
 def is_static(match: Match) -> bool:
-    """Whether all sizes of the result are known ahead."""
+    """Whether all sizes of the result are static."""
     return all(isinstance(size, int) for size in match.output.meta["val"].shape)
 
 
@@ -112,7 +114,7 @@ def _has_one_unknown(match: Match) -> bool:
 
 ONE_UNKNOWN = Constraint(
     "one_unknown",
-    "at most one dimension of the result is not known ahead",
+    "at most one dimension of the result is dynamic",
     _has_one_unknown,
     lambda match: f"its shape is {list(match.output.meta['val'].shape)}",
 )
@@ -123,12 +125,12 @@ def _repeats_nothing(match: Match) -> bool:
         [size for size in node.meta["val"].shape if not isinstance(size, int) or size != 1]
         for node in (match.inputs("input_activation")[0], match.output)
     )
-    # Sizes that are not known ahead are compared as they are written: to compare them decides them.
+    # Compare dynamic sizes as text: comparing them as numbers would fix them.
     return [str(size) for size in read] == [str(size) for size in returned]
 
 
 REPEATS_NOTHING = Constraint(
-    "repeats", "no element is repeated, for which the delegate has no kernel", _repeats_nothing
+    "repeats", "no element is repeated (the delegate has no kernel for that)", _repeats_nothing
 )
 
 
@@ -140,7 +142,7 @@ def _has_one_sample(match: Match) -> bool:
     return bool(_samples(match) == 1)
 
 
-# The delegate finds parameters for each sample, and a dynamic quantize operator for the whole tensor.
+# The delegate finds parameters for each sample; a dynamic quantize operator finds them for the whole tensor.
 ONE_SAMPLE = Constraint(
     "one_sample", "the batch has one sample", _has_one_sample, lambda match: f"it has {_samples(match)}"
 )

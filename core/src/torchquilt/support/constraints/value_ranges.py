@@ -1,4 +1,4 @@
-"""Conditions on what numbers mean: tensors whose range leaves no steps of an integer grid for what matters.
+"""Constraints on value ranges: no scale fits tensors whose extremes hide the values that matter.
 
 Importing this module does not import torch.
 """
@@ -17,9 +17,9 @@ from torchquilt.support.table import Constraint
 if TYPE_CHECKING:
     from torch.fx import Node
 
-# An addition that only softmax reads is an attention mask or bias. Its masked entries are meant to be as low
-# as can be; on an 8-bit grid they would either leave no steps for the scores or come so close to them that
-# what is masked is attended to. Where the mask is made in the graph, the number that it is filled with tells.
+# An addition that only softmax reads adds an attention mask or bias. Masked entries are as low as possible.
+# With 8 bits, a scale that holds them leaves no steps for the scores, and a scale that clips them lets the
+# model attend to them. If the graph makes the mask, its fill value gives it away.
 _LARGEST = 1e4
 _FILLING = frozenset(
     f"aten.{name}"
@@ -28,7 +28,7 @@ _FILLING = frozenset(
         "where.Scalar", "where.ScalarOther", "where.ScalarSelf",
     )
 )  # fmt: skip
-# Among these are all that are written as others, so that what is asked again afterwards is answered alike.
+# These include every operator that a rewrite replaces, so that the rewritten match gets the same answer.
 _ONLY_SHAPES = frozenset(
     (
         *(o for op in OPERATORS if op.moves_data and not op.operands[0].is_list for o in op.overloads),
@@ -44,14 +44,14 @@ _KEEP_THE_MASK = _ONLY_SHAPES | {
     "aten.mul.Tensor",
 }  # fmt: skip
 _SOFTMAX = frozenset({"aten.softmax.int", "aten._softmax.default", "aten._safe_softmax.default"})
-# So many nodes are looked at. It keeps the cost linear in the nodes of the graph.
+# The number of nodes to visit. The limit keeps the cost linear in the nodes of the graph.
 _NEARBY = 16
 
 
 def _users_nearby(node: Node, through: Container[str]) -> Iterator[tuple[Node, Node]]:
-    """Each user of a tensor, and of the results of some operators on it, with what it uses."""
+    """Each user of a tensor, or of a result of ``through`` on it, with the tensor that it reads."""
     reached = [node]
-    for current in reached:  # which grows on the way
+    for current in reached:  # grows while it is walked
         for user in current.users:
             yield user, current
             if overload_name(user) in through and user not in reached and len(reached) < _NEARBY:
@@ -62,8 +62,8 @@ def _is_huge(value: Any) -> bool:
     return isinstance(value, (int, float)) and not abs(value) < _LARGEST
 
 
-def _behind_shapes(node: Node) -> Node:
-    """Tensor before its shape or dtype was changed."""
+def _before_shape_changes(node: Node) -> Node:
+    """The tensor before its shape or dtype was changed."""
     for _ in range(_NEARBY):
         if overload_name(node) not in _ONLY_SHAPES:
             break
@@ -72,7 +72,7 @@ def _behind_shapes(node: Node) -> Node:
 
 
 def _is_filled_with_huge(node: Node) -> bool:
-    origin = _behind_shapes(node)
+    origin = _before_shape_changes(node)
     return overload_name(origin) in _FILLING and any(map(_is_huge, origin.args))
 
 
@@ -86,14 +86,15 @@ def _is_not_a_mask(match: Match) -> bool:
 
 NOT_A_MASK = Constraint(
     "attention_mask",
-    "it does not make an attention mask, nor add one to what goes into softmax",
+    "it neither makes an attention mask nor adds one to the input of softmax",
     _is_not_a_mask,
 )
 
 
-# A normalization in single steps, x * rsqrt(variance + epsilon). The variances of tokens lie orders of
-# magnitude apart, and that of one which attends to nothing is 0. On an integer grid that holds the largest
-# the smallest is 0, with an infinite inverse; and on one that holds the largest inverse most others are 0.
+# A normalization in single steps, x * rsqrt(variance + epsilon). Variances of tokens differ by orders of
+# magnitude, and a token that attends to nothing has a variance of 0. A scale that holds the largest variance
+# rounds the smallest to 0, whose inverse is infinite. A scale that holds the largest inverse rounds most
+# others to 0.
 _ROOTS = _ONLY_SHAPES | {"aten.sqrt.default"}
 _INVERSES = frozenset({"aten.rsqrt.default", "aten.reciprocal.default"})
 
@@ -108,13 +109,13 @@ def _inverts(user: Node, tensor: Node) -> bool:
 
 
 def _is_no_normalization(match: Match) -> bool:
-    if any(_is_inverse(_behind_shapes(node)) for node in match.inputs("input_activation")):
+    if any(_is_inverse(_before_shape_changes(node)) for node in match.inputs("input_activation")):
         return False
     return not any(_inverts(user, tensor) for user, tensor in _users_nearby(match.output, _ROOTS))
 
 
 NO_NORMALIZATION = Constraint(
     "normalization",
-    "it is no step of a normalization: no inverse is taken of its result, nor does it read one",
+    "it is not a step of a normalization: it neither reads an inverse nor feeds one",
     _is_no_normalization,
 )

@@ -1,4 +1,4 @@
-"""Conditions on weights and biases, and on what a convolution does with them."""
+"""Constraints on weights and biases, and on the padding and groups of convolutions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _has_bias_of_channels(match: Match) -> bool:
 
 
 BIAS_OF_CHANNELS = Constraint(
-    "bias", "the bias has one number for each output channel, or one in all", _has_bias_of_channels
+    "bias", "the bias has one number for each output channel, or one in total", _has_bias_of_channels
 )
 
 
@@ -67,14 +67,14 @@ NOT_DEPTHWISE = Constraint(
 
 POINTWISE = Constraint(
     "pointwise",
-    "the kernel is of one pixel, with a stride of 1, in one group, without padding",
+    "the kernel has one pixel, the stride is 1, and there is one group and no padding",
     lambda match: is_pointwise(match.anchor),
 )
 
 
 NOT_POINTWISE = Constraint(
     "not_pointwise",
-    "it is not pointwise (a kernel of one pixel, with a stride of 1, in one group, without padding)",
+    "it is not pointwise (a kernel of one pixel, a stride of 1, one group and no padding)",
     lambda match: not is_pointwise(match.anchor),
 )
 
@@ -88,7 +88,7 @@ def _is_padded_evenly(match: Match) -> bool:
     return all((size - 1) * step % 2 == 0 for size, step in zip(kernel, dilation, strict=False))
 
 
-EVEN_PADDING = Constraint("even_padding", "it is padded by as much on either side", _is_padded_evenly)
+EVEN_PADDING = Constraint("even_padding", "both sides get the same padding", _is_padded_evenly)
 
 
 def _pads_image(match: Match) -> bool:
@@ -100,12 +100,14 @@ def _pads_image(match: Match) -> bool:
     )
 
 
-PADS_IMAGE = Constraint("pads_image", "neither samples nor channels are added", _pads_image)
+PADS_IMAGE = Constraint("pads_image", "the padding adds neither samples nor channels", _pads_image)
 
 
 def _input_features(match: Match) -> int:
     (weight,) = match.inputs("weight")
-    axis = 0 if match.pattern.working.name in ("addmm", "matmul") else -1  # also of what is no matrix
+    axis = (
+        0 if match.pattern.working.name in ("addmm", "matmul") else -1
+    )  # a weight may have more than two dimensions
     features: int = weight.meta["val"].shape[axis]
     return features
 
@@ -119,7 +121,7 @@ EVEN_INPUTS = Constraint(
 
 
 def divides_into_groups(size: int) -> Constraint:
-    """The input features of a weight are a multiple of the size of its groups."""
+    """Require a number of input features that is a multiple of the group size."""
     return Constraint(
         "groups",
         f"the number of input features is a multiple of {size}",
