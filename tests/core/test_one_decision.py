@@ -13,7 +13,16 @@ from torch.fx import GraphModule
 
 import torchquilt as tq
 from strategies import Fn, annotated, calls, export, normal
-from torchquilt.backend import FLOAT32, Match, call_behind, write_as
+from torchquilt.backend import (
+    FLOAT32,
+    Match,
+    OperatorPattern,
+    Value,
+    call_before,
+    call_behind,
+    part,
+    write_as,
+)
 from torchquilt.backend import operators as ops
 from torchquilt.quantizers import matching
 from torchquilt.spec.annotation import ANNOTATION_KEY
@@ -219,6 +228,155 @@ def test_annotations_follow_what_a_rewrite_puts_behind_an_operator(is_first: boo
     found = tq.convert_pt2e(prepared)(X)
     expected = torch.tanh(-torch.relu(-torch.relu(X)))
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+
+
+def only_a_tail(model: GraphModule, match: Match) -> None:
+    """The operator as it is, and a tensor behind it."""
+    call_behind(model, match.anchor, torch.ops.aten.neg.default)
+
+
+def two_tails(model: GraphModule, match: Match) -> None:
+    """A relu and two tensors behind it, of which the second helps the first."""
+    with_a_tail(model, match)
+    (tail,) = match.anchor.users
+    call_behind(model, tail, torch.ops.aten.abs.default)
+
+
+def in_another_node(model: GraphModule, match: Match) -> None:
+    """The anchor is erased, and another node stands there."""
+    node = match.anchor
+    node.replace_all_uses_with(call_before(model, node, torch.ops.aten.relu.default, node.args[0]))
+    model.graph.erase_node(node)
+
+
+class OfOutput(tq.Quantizer):
+    """Quantizes what a tanh reads, and its output as that of the operator before."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate."""
+        for node in calls(model, "tanh"):
+            (source,) = node.all_input_nodes
+            tq.annotate_node(
+                node, tq.QuantizationAnnotation({source: INT8}, tq.SharedQuantizationSpec(source))
+            )
+        return model
+
+
+#: Operators that the core has no names for.
+NEG, ABS = (
+    ops.Operator(name, (f"aten.{name}.default",), (ops.Operand("input_activation", 0, "self"),))
+    for name in ("neg", "abs")
+)
+ONE = export(Fn(lambda _, x: torch.tanh(torch.sigmoid(x))), X)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("other", [Reading(), OfOutput()])
+@pytest.mark.parametrize(
+    ("rewrite", "function"),
+    [
+        (only_a_tail, lambda x: -torch.sigmoid(x)),
+        (with_a_tail, lambda x: -torch.relu(x)),
+        (two_tails, lambda x: torch.abs(torch.relu(x))),
+        (in_another_node, torch.relu),
+    ],
+)
+def test_annotations_name_what_stands_for_a_rewritten_output(
+    rewrite: Any, function: Any, other: tq.Quantizer, is_first: bool
+) -> None:
+    """Whatever the rewrite puts there; all that it makes and that the table has rows for is quantized."""
+    toy = asked(rewrite, rows=(ops.RELU, NEG, ABS))
+    prepared = tq.prepare_pt2e(ONE, tq.ComposableQuantizer([other, toy] if is_first else [toy, other]))
+    assert len(annotated(prepared)) == len(calls(prepared, "aten"))
+    (tanh,) = calls(prepared, "tanh")
+    annotation = tq.annotation_of(tanh)
+    assert annotation is not None
+    (read,) = annotation.input_qspec_map
+    assert read is calls(prepared, "aten")[-2]
+    shared = read if isinstance(other, OfOutput) else (read, tanh)
+    assert annotation.output_qspec == tq.SharedQuantizationSpec(shared)
+    (row, _) = tq.ledger_of(prepared)
+    assert len(row.written_as) == len(calls(prepared, "aten")) - 1 or rewrite is in_another_node
+    prepared(X)
+    torch.testing.assert_close(tq.convert_pt2e(prepared)(X), torch.tanh(function(X)), atol=0.05, rtol=0)
+
+
+def test_an_edge_into_what_is_rewritten_is_the_one_that_stands_there() -> None:
+    """A spec of another quantizer shares the parameters of an input that a new node reads now."""
+
+    def with_a_head(model: GraphModule, match: Match) -> None:
+        head = call_before(model, match.anchor, torch.ops.aten.neg.default, match.anchor.args[0])
+        write_as(match.anchor, torch.ops.aten.relu.default, head)
+
+    class Sharing(tq.Quantizer):
+        def annotate(self, model: GraphModule) -> GraphModule:
+            (tanh,), (sigmoid,) = calls(model, "tanh"), calls(model, "sigmoid")
+            (source,) = sigmoid.all_input_nodes
+            shared = tq.SharedQuantizationSpec((source, sigmoid))
+            tq.annotate_node(tanh, tq.QuantizationAnnotation({sigmoid: shared}))
+            return model
+
+    quantizers = [asked(with_a_head, rows=(ops.RELU, NEG)), Sharing()]
+    prepared = tq.prepare_pt2e(ONE, tq.ComposableQuantizer(quantizers))
+    (head,), (tanh,) = calls(prepared, "neg"), calls(prepared, "tanh")
+    annotation = tq.annotation_of(tanh)
+    assert annotation is not None
+    (spec,) = annotation.input_qspec_map.values()
+    assert spec == tq.SharedQuantizationSpec((prepared.graph.find_nodes(op="placeholder")[0], head))
+
+
+def in_another_shape(_: GraphModule, match: Match) -> None:
+    """A sum over the rows is no sigmoid."""
+    write_as(match.anchor, torch.ops.aten.sum.dim_IntList, match.anchor.args[0], [0], True)
+
+
+def of_a_neighbour(_: GraphModule, match: Match) -> None:
+    """What reads the match is not the match's."""
+    for user in list(match.anchor.users):
+        write_as(user, torch.ops.aten.abs.default, match.anchor)
+
+
+def as_a_value(model: GraphModule, _: Match) -> GraphModule:
+    """Return something, as a pass does that makes another model."""
+    return GraphModule(model, model.graph)
+
+
+def beside_its_rows(model: GraphModule, match: Match) -> None:
+    """The table has a row for what helps, and none for what does the work."""
+    head = call_before(model, match.anchor, torch.ops.aten.relu.default, match.anchor.args[0])
+    write_as(match.anchor, torch.ops.aten.abs.default, head)
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "text"),
+    [
+        (in_another_shape, "returns another tensor"),
+        (of_a_neighbour, "changes a node that is not of its match"),
+        (as_a_value, "returned something"),
+        (beside_its_rows, "writes a form that no row"),
+    ],
+)
+def test_a_rewrite_that_does_more_or_less_than_it_says_is_an_error(rewrite: Any, text: str) -> None:
+    """Of the row, with node, quantizer and remedy; nothing is computed wrongly or left in float silently."""
+    with pytest.raises(
+        tq.QuantizerError, match=f"The .* row sigmoid {text}|The row sigmoid {text}"
+    ) as caught:
+        tq.prepare_pt2e(ONE, asked(rewrite))
+    assert caught.value.node
+    assert caught.value.quantizer == "PatternQuantizer"
+    assert caught.value.remedy
+
+
+def test_a_number_that_a_pattern_reads_twice_is_one_tensor() -> None:
+    """It is one value before it becomes a tensor, and afterwards."""
+    bias = Value(name="bias")
+    tree = part(ops.ADD, part(ops.MUL, Value(), bias, does_the_work=True), bias)
+    row = tq.SupportRow(OperatorPattern.tree(tree, name="scaled"), SPECS, constraints=(FLOAT32,))
+    quantizer = tq.PatternQuantizer(tq.SupportTable("toy", (row,))).set_global(CONFIG)
+    prepared = tq.prepare_pt2e(export(Fn(lambda _, x: x * 0.5 + 0.5), X), quantizer)
+    assert {found.pattern for found in annotated(prepared).values()} == {"scaled"}
+    prepared(X)
+    torch.testing.assert_close(tq.convert_pt2e(prepared)(X), X * 0.5 + 0.5, atol=0.05, rtol=0)
 
 
 def test_a_quantizer_around_another_one_has_its_claims_rewritten() -> None:

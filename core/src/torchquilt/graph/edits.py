@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -197,12 +197,18 @@ def read_tensor(model: GraphModule, name: str, value: torch.Tensor, before: Node
     return node
 
 
-def lift_scalar(model: GraphModule, node: Node, position: int, value: complex) -> None:
-    """Put a constant tensor (0-d, of the node's dtype) where an argument is a Python number."""
+def lift_scalar(
+    model: GraphModule, node: Node, position: int, value: complex, before: Node | None = None
+) -> Node:
+    """Put a constant tensor (0-d, of the node's dtype) where an argument is a Python number; return it.
+
+    It is read right before the node, or before an earlier one.
+    """
     dtype = node.meta["val"].dtype
     name = free_name(model, f"{node.name}_scalar")
-    constant = read_tensor(model, name, torch.tensor(value, dtype=dtype), before=node)
+    constant = read_tensor(model, name, torch.tensor(value, dtype=dtype), before=before or node)
     node.update_arg(position, constant)
+    return constant
 
 
 def write_as(node: Node, target: Any, *args: Any) -> None:
@@ -232,22 +238,22 @@ def _call_for(model: GraphModule, served: Node, target: Any, args: tuple[Any, ..
     take_origin(new, served)
     new.meta.setdefault(WRITTEN_FOR, overload_name(served))
     new.meta[HELPS] = served.name
-    new.meta["val"] = _value_of(target, args)
+    new.meta["val"] = value_of_call(target, args)
     return new
 
 
 def write_as_another_shape(node: Node, target: Any, *args: Any) -> None:
     """As :func:`write_as`, for an operator that returns a tensor of another shape."""
     write_as(node, target, *args)
-    node.meta["val"] = _value_of(target, args)
+    node.meta["val"] = value_of_call(target, args)
 
 
-def _value_of(target: Any, args: tuple[Any, ...]) -> Any:
+def value_of_call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Any:
     """The fake tensor that an operator returns for those of its arguments."""
-    values = torch.fx.map_arg(args, lambda source: source.meta["val"])
-    fake = next(value for value in pytree.tree_leaves(values) if isinstance(value, FakeTensor))
+    values, named = torch.fx.map_arg((args, dict(kwargs or {})), lambda source: source.meta["val"])
+    fake = next(value for value in pytree.tree_leaves((values, named)) if isinstance(value, FakeTensor))
     with fake.fake_mode:
-        return target(*values)
+        return target(*values, **named)
 
 
 def own_copy(model: GraphModule, user: Node, source: Node) -> None:

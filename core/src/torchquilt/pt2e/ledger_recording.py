@@ -92,8 +92,9 @@ class _RegionLedger:
 
     def _written(self, node: Node) -> Node:
         """The operator of the user's that a node is a part of: itself, or the one that it helps to write."""
-        helped: str = node.meta.get(HELPS, "")
-        return self._by_name.get(helped, node)
+        while (helped := self._by_name.get(node.meta.get(HELPS, ""))) is not None:
+            node = helped
+        return node
 
     def _row(self, node: Node, rejected: tuple[tuple[str, Reject], ...]) -> Row:
         annotation = annotation_of(node)

@@ -8,7 +8,7 @@ belongs to the final form. Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -20,8 +20,9 @@ from torchquilt.spec.annotation import (
     QuantizationAnnotation,
     annotate_node,
     annotation_of,
-    with_edges,
+    renamed,
 )
+from torchquilt.spec.qspec import EdgeOrNode
 from torchquilt.support.pattern import Match
 from torchquilt.support.table import Sharing, SupportRow
 
@@ -43,6 +44,10 @@ class _AnnotatedClaim:
     quantizer: str
     author: int
     annotations: tuple[tuple[Node, QuantizationAnnotation], ...]
+
+    def is_of(self, node: Node) -> bool:
+        """Whether it ends at this node, and not at one that this is a copy of."""
+        return self.claim.match.output is node
 
     @property
     def is_annotated(self) -> bool:
@@ -79,30 +84,158 @@ def rewrite_claims(model: GraphModule) -> GraphModule:
         ModelError: a node that a rewrite made breaks an invariant.
     """
     known = frozenset(model.graph.nodes)
-    found = [taken for node in model.graph.nodes if (taken := node.meta.pop(_CLAIM_KEY, None)) is not None]
-    kept = [taken for taken in found if taken.is_annotated]
-    written = {id(taken) for taken in reversed(kept) if _rewrite(model, taken)}
+    found = [(node, node.meta.pop(_CLAIM_KEY, None)) for node in model.graph.nodes]
+    kept = [taken for node, taken in found if taken and taken.is_of(node) and taken.is_annotated]
+    moves = _Moves()
+    written = {id(taken) for taken in reversed(kept) if _rewrite(model, taken, moves)}
     if written or any(taken.claim.match.scalars for taken in kept):
         changed = [
             taken
             for taken in kept
             if id(taken) in written or taken.claim.match.scalars or not taken.has_its_inputs
         ]
-        _Reannotation(model, changed).run()
+        _Reannotation(model, changed, moves).run()
         _check_new_nodes(model, known)
     return model
 
 
-def _rewrite(model: GraphModule, taken: _AnnotatedClaim) -> bool:
+def _rewrite(model: GraphModule, taken: _AnnotatedClaim, moves: _Moves) -> bool:
     """Write a claim in the form that its row wants. Returns whether that changed the match."""
     claim = taken.claim
+    if not claim.row.rewrite:
+        return False
+    around = _Surroundings.of(claim.match)
     before = _form(claim.match)
     try:
-        for rewrite in claim.row.rewrite:
-            rewrite(model, claim.match)
+        returned = [rewrite(model, claim.match) for rewrite in claim.row.rewrite]
     except Exception as error:
         raise _failed(taken, error) from error
-    return bool(claim.row.rewrite) and _form(claim.match) != before
+    made = next((each for each in returned if each is not None and each is not model), None)
+    if made is not None:
+        raise _returned(taken, made)
+    around.check_neighbours(taken)
+    if _form(claim.match) == before and not around.is_changed:
+        return False
+    around.check_values(taken)
+    moves.note(around)
+    return True
+
+
+@attrs.frozen(eq=False)
+class _Surroundings:
+    """Nodes around a match before it is rewritten: what they call, and what they read.
+
+    Args:
+        match: it.
+        shape: shape and dtype of its output.
+        called: each neighbour and what it calls.
+        inputs: each reader of the output and what it reads.
+        users: each node that the match reads and its users.
+    """
+
+    match: Match
+    shape: tuple[Any, ...]
+    called: tuple[tuple[Node, Any], ...]
+    inputs: tuple[tuple[Node, tuple[Node, ...]], ...]
+    users: tuple[tuple[Node, tuple[Node, ...]], ...]
+
+    @classmethod
+    def of(cls, match: Match) -> _Surroundings:
+        """What stands around a match."""
+        readers = tuple(match.output.users)
+        sources = tuple(dict.fromkeys(source for source, _, _ in match.operands))
+        return cls(
+            match,
+            _shape(match.output),
+            tuple((node, node.target) for node in (*readers, *sources)),
+            tuple((reader, tuple(reader._input_nodes)) for reader in readers),
+            tuple((source, tuple(source.users)) for source in sources),
+        )
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether something else reads, or is read."""
+        return any(tuple(node._input_nodes) != before for node, before in self.inputs) or any(
+            tuple(node.users) != before for node, before in self.users
+        )
+
+    def outputs(self) -> Iterator[Node]:
+        """What the readers of the output read now."""
+        for reader, before in self.inputs:
+            if self.match.output in reader._input_nodes:
+                yield self.match.output
+            yield from (source for source in reader._input_nodes if source not in before)
+
+    def check_neighbours(self, taken: _AnnotatedClaim) -> None:
+        """Refuse a rewrite that changes what a neighbour calls, or erases one that is claimed."""
+        for node, target in self.called:
+            if node.target != target or (node._erased and annotation_of(node) is not None):
+                raise _touched(taken, node)
+
+    def check_values(self, taken: _AnnotatedClaim) -> None:
+        """Refuse a rewrite that returns a tensor of another shape or dtype, or records another one."""
+        for node in self.match.nodes:
+            if not node._erased and all("val" in source.meta for source in node.all_input_nodes):
+                _check_value(taken, node, _shape(node), _computed_shape(taken, node))
+        for node in self.outputs():
+            _check_value(taken, node, self.shape, _shape(node))
+
+
+def _shape(node: Node) -> tuple[Any, ...]:
+    """Shape and dtype of a tensor; a size that is not known ahead is None."""
+    return _shape_of(node.meta.get("val"))
+
+
+def _shape_of(value: Any) -> tuple[Any, ...]:
+    if not hasattr(value, "dtype"):
+        return ()
+    return (value.dtype, *(size if isinstance(size, int) else None for size in value.shape))
+
+
+def _computed_shape(taken: _AnnotatedClaim, node: Node) -> tuple[Any, ...]:
+    from torchquilt.graph.edits import value_of_call
+
+    if not node.all_input_nodes:
+        return _shape(node)
+    try:
+        return _shape_of(value_of_call(node.target, node.args, node.kwargs))
+    except Exception as error:
+        raise _failed(taken, error) from error
+
+
+def _check_value(
+    taken: _AnnotatedClaim, node: Node, expected: tuple[Any, ...], found: tuple[Any, ...]
+) -> None:
+    pairs = zip(found, expected, strict=False)
+    if len(found) != len(expected) or any(a != b and None not in (a, b) for a, b in pairs):
+        raise _another_value(taken, node, expected, found)
+
+
+class _Moves:
+    """Outputs and edges of a graph, and what stands for them once rewrites have put nodes around them."""
+
+    def __init__(self) -> None:
+        self._outputs: dict[Node, Node] = {}
+        self._users: dict[tuple[Node, Node], Node] = {}
+
+    def note(self, around: _Surroundings) -> None:
+        """Keep what reads, and is read, in the place of what did before."""
+        outputs = dict.fromkeys(around.outputs())
+        if around.match.output not in outputs and len(outputs) == 1:
+            (self._outputs[around.match.output],) = outputs
+        before = dict(around.users)
+        for source, user, _ in around.match.operands:
+            new = [reader for reader in source.users if reader not in before[source]]
+            if source not in user._input_nodes and len(new) == 1:
+                (self._users[source, user],) = new
+
+    def now(self, edge_or_node: EdgeOrNode) -> EdgeOrNode:
+        """What an edge or node is now."""
+        if not isinstance(edge_or_node, tuple):
+            return self._outputs.get(edge_or_node, edge_or_node)
+        source, user = edge_or_node
+        user = self._users.get(edge_or_node, user)
+        return (source if source in user._input_nodes else self._outputs.get(source, source)), user
 
 
 def _check_new_nodes(model: GraphModule, known: frozenset[Node]) -> None:
@@ -114,37 +247,49 @@ def _check_new_nodes(model: GraphModule, known: frozenset[Node]) -> None:
 
 
 def _form(match: Match) -> tuple[object, ...]:
-    return tuple((node.target, node.args, node.kwargs) for node in match.nodes)
+    return tuple((node.target, node.args, node.kwargs, tuple(node.users)) for node in match.nodes)
 
 
 class _Reannotation:
     """Annotation of changed claims in their final form."""
 
-    def __init__(self, model: GraphModule, changed: Iterable[_AnnotatedClaim]) -> None:
+    def __init__(self, model: GraphModule, changed: Iterable[_AnnotatedClaim], moves: _Moves) -> None:
         self._model = model
+        self._moves = moves
         self._changed = tuple(changed)
         self._constants = set(constant_nodes(model.graph))
         self._taken = {node: taken for taken in self._changed for node in taken.claim.match.nodes}
         self._by_name = {node.name: taken for node, taken in self._taken.items()}
+        self._helped = {node.name: node.meta[HELPS] for node in model.graph.nodes if HELPS in node.meta}
+        self._renewed: set[int] = set()
 
     def run(self) -> None:
         """Remove the annotations of changed claims, and annotate the forms that they have now."""
         for taken in self._changed:
             for node, _ in taken.annotations:
                 del node.meta[ANNOTATION_KEY]
-        renewed = set()
         for node in list(self._model.graph.nodes):
             owner = self._owner(node)
             if owner is not None and annotation_of(node) is None and self._annotate(node, owner):
-                renewed.add(id(owner))
+                self._renewed.add(id(owner))
         for taken in self._changed:
-            nodes = taken.claim.match.nodes
-            if id(taken) not in renewed and all(annotation_of(node) is None for node in nodes):
+            if not self._is_renewed(taken):
                 raise _not_taken(taken)
-        self._follow_moved_inputs()
+        self._follow()
+
+    def _is_renewed(self, taken: _AnnotatedClaim) -> bool:
+        """Whether what does the work is annotated; where it is gone, what stands there."""
+        anchor = taken.claim.match.anchor
+        return id(taken) in self._renewed if anchor._erased else annotation_of(anchor) is not None
 
     def _owner(self, node: Node) -> _AnnotatedClaim | None:
-        return self._taken.get(node) or self._by_name.get(node.meta.get(HELPS, ""))
+        """The claim that a node belongs to, or that it was made for, maybe to help another such node."""
+        if node in self._taken:
+            return self._taken[node]
+        name = node.name
+        while name in self._helped and name not in self._by_name:
+            name = self._helped[name]
+        return self._by_name.get(name)
 
     def _annotate(self, node: Node, taken: _AnnotatedClaim) -> bool:
         for claim in self._claims(node, taken):
@@ -167,30 +312,30 @@ class _Reannotation:
                 yield Claim(self._with_tensors(row, match), row, taken.claim.rule, taken.claim.config)
 
     def _with_tensors(self, row: SupportRow, match: Match) -> Match:
-        """The match, with constant tensors in place of its Python numbers."""
+        """The match once the Python numbers in it are constant tensors, equal ones the same."""
         from torchquilt.graph.edits import lift_scalar
 
         if not match.scalars:
             return match
+        lifted: dict[object, Node] = {}
         for node, position, value in match.scalars:
-            lift_scalar(self._model, node, position, value)
-            self._constants.update(source for source in node.all_input_nodes if source.op == "get_attr")
+            key = (type(value), value, node.meta["val"].dtype)
+            if key in lifted:
+                node.update_arg(position, lifted[key])
+            else:
+                lifted[key] = lift_scalar(self._model, node, position, value, before=min(match.nodes))
+        self._constants.update(lifted.values())
         again = row.pattern.match(match.nodes[0], self._constants)
         assert isinstance(again, Match)
         return again
 
-    def _follow_moved_inputs(self) -> None:
-        """Let annotations name the nodes that rewrites put behind the inputs of other operators."""
-        behind = {node.meta[HELPS]: node for node in self._model.graph.nodes if HELPS in node.meta}
-        annotated = [(node, found) for node in self._model.graph.nodes if (found := annotation_of(node))]
-        moved = {
-            (source, node): (behind[source.name], node)
-            for node, annotation in annotated
-            for source in annotation.input_qspec_map
-            if source not in node._input_nodes and source.name in behind
-        }
-        for node, annotation in annotated if moved else ():
-            node.meta[ANNOTATION_KEY] = with_edges(annotation, node, moved)
+    def _follow(self) -> None:
+        """Let annotations that others wrote name the edges and outputs that now stand for theirs."""
+        own = {node for taken in self._changed for node in taken.claim.match.nodes}
+        for node in self._model.graph.nodes:
+            annotation = annotation_of(node)
+            if annotation is not None and node not in own and self._owner(node) is None:
+                node.meta[ANNOTATION_KEY] = renamed(annotation, node, self._moves.now)
 
 
 def _has_quantized_input(row: SupportRow, match: Match) -> bool:
@@ -209,6 +354,46 @@ def _failed(taken: _AnnotatedClaim, error: Exception) -> QuantizerError:
         got=f"{type(error).__name__}: {error}",
         remedy="see the cause above; add a constraint to the row if it cannot rewrite every match",
     )
+
+
+def _returned(taken: _AnnotatedClaim, made: object) -> QuantizerError:
+    return QuantizerError(
+        f"The rewrite of the row {taken.claim.row.pattern.name} returned something.",
+        node=taken.claim.match.anchor,
+        quantizer=taken.quantizer,
+        expected="edits of the model that it receives, and None",
+        got=f"{type(made).__module__}.{type(made).__qualname__}",
+        remedy="edit in place, with write_as, call_before and call_behind",
+    )
+
+
+def _touched(taken: _AnnotatedClaim, node: Node) -> QuantizerError:
+    return QuantizerError(
+        f"The rewrite of the row {taken.claim.row.pattern.name} changes a node that is not of its match.",
+        node=node,
+        quantizer=taken.quantizer,
+        expected=f"edits of {', '.join(each.name for each in taken.claim.match.nodes)}, and new nodes",
+        got=node.format_node() or f"{node.name}, erased",
+        remedy="let the pattern match that node, too, or put a new node before or behind the match",
+    )
+
+
+def _another_value(
+    taken: _AnnotatedClaim, node: Node, expected: tuple[Any, ...], found: tuple[Any, ...]
+) -> QuantizerError:
+    return QuantizerError(
+        f"The rewrite of the row {taken.claim.row.pattern.name} returns another tensor.",
+        node=node,
+        quantizer=taken.quantizer,
+        expected=_told(expected),
+        got=_told(found),
+        remedy="write_as_another_shape records a new shape within the match; what leaves it keeps its own",
+    )
+
+
+def _told(shape: tuple[Any, ...]) -> str:
+    dtype, *sizes = shape or ("no tensor",)
+    return f"{dtype} {['?' if size is None else size for size in sizes]}"
 
 
 def _not_taken(taken: _AnnotatedClaim) -> QuantizerError:

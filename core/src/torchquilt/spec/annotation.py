@@ -6,7 +6,7 @@ another one, never edited, so that a composition can see who changed what.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 import attrs
@@ -163,35 +163,34 @@ def annotate_node(node: Node, annotation: QuantizationAnnotation) -> None:
     node.meta[ANNOTATION_KEY] = annotation
 
 
-def with_edges(
-    annotation: QuantizationAnnotation, node: Node, moved: Mapping[tuple[Node, Node], tuple[Node, Node]]
+def renamed(
+    annotation: QuantizationAnnotation, node: Node, now: Callable[[EdgeOrNode], EdgeOrNode]
 ) -> QuantizationAnnotation:
-    """The annotation of a node once edges of the graph start elsewhere.
+    """The annotation of a node once edges and outputs that it names are others in the graph.
 
     Args:
         annotation: it.
         node: the node.
-        moved: edge (producer, user) → the same edge, from its new producer.
+        now: an edge (producer, user) or a node as it was → the one that stands for it.
     """
-    specs = {
-        moved.get((source, node), (source, node))[0]: _with_edges(spec, moved)
-        for source, spec in annotation.input_qspec_map.items()
-    }
-    output = _with_edges(annotation.output_qspec, moved)
+
+    def of(spec: AnySpec | None) -> AnySpec | None:
+        if isinstance(spec, SharedQuantizationSpec):
+            return SharedQuantizationSpec(now(spec.edge_or_node))
+        if isinstance(spec, DerivedQuantizationSpec):
+            return attrs.evolve(spec, derived_from=tuple(map(now, spec.derived_from)))
+        return spec
+
+    def producer(source: Node) -> Node:
+        edge = now((source, node))
+        assert isinstance(edge, tuple)
+        return edge[0]
+
+    specs = {producer(source): of(spec) for source, spec in annotation.input_qspec_map.items()}
+    output = of(annotation.output_qspec)
     if specs == dict(annotation.input_qspec_map) and output == annotation.output_qspec:
         return annotation
     return attrs.evolve(annotation, input_qspec_map=specs, output_qspec=output)
-
-
-def _with_edges(spec: AnySpec | None, moved: Mapping[tuple[Node, Node], tuple[Node, Node]]) -> AnySpec | None:
-    def now(edge_or_node: EdgeOrNode) -> EdgeOrNode:
-        return moved.get(edge_or_node, edge_or_node) if isinstance(edge_or_node, tuple) else edge_or_node
-
-    if isinstance(spec, SharedQuantizationSpec):
-        return SharedQuantizationSpec(now(spec.edge_or_node))
-    if isinstance(spec, DerivedQuantizationSpec):
-        return attrs.evolve(spec, derived_from=tuple(map(now, spec.derived_from)))
-    return spec
 
 
 def check_annotation(node: Node, annotation: QuantizationAnnotation) -> None:
