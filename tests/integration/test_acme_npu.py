@@ -127,7 +127,7 @@ def test_it_passes_the_kit(environment: Environment, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr
     table = done.stdout[done.stdout.index("what was found") :]
     rows = re.findall(r"^(\S+)-static +yes +yes .* acme_npu: not checked$", table, re.MULTILINE)
-    assert rows == ["linear_relu", "linear", "linear_int4", "conv2d_relu", "conv2d"]
+    assert rows == ["linear_relu", "linear", "linear_int4", "conv2d_relu", "conv2d", "silu"]
     assert "FAILED" not in table
 
 

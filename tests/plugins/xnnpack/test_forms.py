@@ -65,7 +65,7 @@ def slope(m: Any, x: torch.Tensor) -> torch.Tensor:
     return functional.linear(x, m.weight, m.bias)
 
 
-#: Operators with a bias that cannot be claimed, or whose channels are not known ahead.
+#: Operators with a bias that cannot be claimed, or with dynamic channels.
 ODD: dict[str, tuple[nn.Module, torch.Tensor, Any]] = {
     "unbatched, of any length": (nn.Conv1d(4, 4, 1), normal(4, 4), ({1: torch.export.Dim("length")},)),
     "a number": (

@@ -106,9 +106,7 @@ def _is_in_float(calls: list[Call], number: int) -> bool:
 
 
 def _is_near_the_edge_of_an_island(calls: list[Call], number: int) -> bool:
-    """Whether a call that rounds, or moves what was rounded, has a float neighbour, or hangs together with
-    one.
-    """
+    """Whether a call that rounds, or moves rounded values, has a float neighbour, itself or by sharing."""
     may_be_left = (*_ROUNDS, *_SHAPES, "relu", "hardtanh", "clamp")
     if calls[number].name not in may_be_left:
         return False

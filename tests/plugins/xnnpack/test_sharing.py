@@ -1,4 +1,4 @@
-"""Models whose tensors hang together: what XNNPACK's quantizer makes of them, and how near it comes."""
+"""Models whose tensors share parameters: the decisions of XNNPACK's quantizer, and how near it comes."""
 
 from __future__ import annotations
 

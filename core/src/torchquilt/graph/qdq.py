@@ -69,7 +69,7 @@ class QDQ:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether there is one scale, known ahead of time."""
+        """Whether there is one scale, and it is a fixed number."""
         return isinstance(self.scale, (int, float))
 
     @property
@@ -175,7 +175,7 @@ class QDQOperators:
 
         Args:
             granularity: the elements that share a scale.
-            qparams: scale and zero point: numbers for one that is known ahead, otherwise nodes or tensors.
+            qparams: scale and zero point: numbers if they are single and fixed, otherwise nodes or tensors.
             grid: the smallest and the largest integer, and their dtype.
             axis: for ``PER_AXIS``.
             group_size: for ``PER_GROUP``.

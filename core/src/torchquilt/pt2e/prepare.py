@@ -73,7 +73,7 @@ def prepare_pt2e(
     Raises:
         ModelError: the model is not an exported one, is in training mode, or was prepared before.
         IntentError: a rule of the quantizer is about nothing in this model, or nothing came of it.
-        AnnotationError, CompositionError, SharingError: what was annotated does not hold together.
+        AnnotationError, CompositionError, SharingError: the annotations contradict each other.
         QuantizerError: the quantizer failed, or did what a step does not allow.
         CalibrationError: there is no observer of that name.
     """

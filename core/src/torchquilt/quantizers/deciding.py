@@ -112,7 +112,7 @@ class Deciding:
 def _has_looked(
     quantizer: Quantizer, looks: list[Look], method: Callable[..., Any]
 ) -> TypeGuard[PatternQuantizer]:
-    """Whether what a method answers is known from looks that were kept."""
+    """Whether the kept looks of a quantizer answer for one of its methods."""
     return bool(looks) and inherits(quantizer, method)
 
 

@@ -60,7 +60,7 @@ class _AnnotatedClaim:
         return all(source in user._input_nodes for source, user, _ in self.claim.match.operands)
 
     def is_alike(self, other: _AnnotatedClaim | None) -> bool:
-        """Whether the same quantizer made another claim with the same config."""
+        """Whether another claim comes from the same quantizer, with the same config."""
         return other is not None and other.author == self.author and other.claim.config == self.claim.config
 
 
@@ -306,9 +306,8 @@ class _Reannotation:
                 continue
             if not all(taken.is_alike(self._owner(each)) for each in match.nodes):
                 continue
-            if all(constraint.holds(match) for constraint in row.constraints) and _has_quantized_input(
-                row, match
-            ):
+            holds = all(constraint.holds(match) for constraint in row.constraints)
+            if holds and _has_quantized_input(row, match):
                 yield Claim(self._with_tensors(row, match), row, taken.claim.rule, taken.claim.config)
 
     def _with_tensors(self, row: SupportRow, match: Match) -> Match:

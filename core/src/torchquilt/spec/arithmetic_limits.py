@@ -1,7 +1,7 @@
 """Limits of the integers in a backend's kernels, and the tensors of an operator that they concern.
 
-A row of a support table states the limits once. Convert sees to it that the scales keep them, whatever was
-calibrated: see :mod:`torchquilt.pt2e.scale_limits`. Importing this module does not import torch.
+A row of a support table states the limits once. Convert raises calibrated scales until they keep
+the limits: see :mod:`torchquilt.pt2e.scale_limits`. Importing this module does not import torch.
 """
 
 from __future__ import annotations

@@ -347,7 +347,7 @@ class SharedQuantizationSpec:
 
 @attrs.frozen(cache_hash=True)
 class FixedQParamsQuantizationSpec:
-    """Parameters that are known ahead of any data, as for sigmoid (0..1) and tanh (-1..1).
+    """Parameters that do not depend on data, as for sigmoid (0..1) and tanh (-1..1).
 
     Args:
         dtype: integer dtype, as in :class:`QuantizationSpec`.

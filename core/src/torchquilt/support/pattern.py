@@ -88,9 +88,9 @@ class Match:
         return is_constant(node) if self._constants is None else node in self._constants
 
 
-#: Operators whose two inputs may change places.
+#: Operators whose two inputs may come in either order.
 _COMMUTATIVE = ("add", "mul")
-#: Operators that may multiply one of their inputs. A part that says what both are means them as they are.
+#: Operators that may multiply an input by ``alpha``. A part that lists both inputs means an alpha of 1.
 _WITH_ALPHA = ("add", "sub", "rsub")
 
 

@@ -12,8 +12,8 @@ import attrs
 
 from torchquilt import QuantizationConfig, QuantizationSpec, UnsupportedConfigError
 
-# The runtime takes scales far below these (tests/plugins/xnnpack/test_scales.py runs some), and convert sees
-# to it that a bias fits beside small ones. ExecuTorch's own configs take 2**-12 for all of them.
+# The runtime takes scales far below these: tests/plugins/xnnpack/test_scales.py runs some. Convert raises
+# scales until a bias fits. ExecuTorch's own configs take 2**-12 for all of them.
 #: Calibration chooses no scale of activations below this one.
 SMALLEST_ACTIVATION_SCALE = 2.0**-18
 #: Nor does a convolution whose scales are chosen when it runs. The runtime has no such limit; for a linear

@@ -77,14 +77,12 @@ def site_of(model: GraphModule, match: Match) -> Site | Reject:
 
 
 def check_sources(site: Site) -> Reject | None:
-    """Whether all activations that are read are quantized with one scale each, known ahead of time."""
+    """Reject an operator unless each activation that it reads is quantized with one fixed scale."""
     anchor = site.anchor
     if site.match.scalars:
         return Reject("scalar", (anchor,), f"{anchor.name} reads a number that is not quantized")
     if not all(isinstance(source, PerTensor) for source in site.read("input_activation")):
-        text = (
-            f"an input of {anchor.name} is not quantized, or not with one scale that is known ahead of time"
-        )
+        text = f"an input of {anchor.name} is not quantized, or not with one fixed scale"
         return Reject("input_not_quantized", (anchor,), text)
     return None
 

@@ -51,7 +51,7 @@ class Grid:
 
 @attrs.frozen(eq=False)
 class PerTensor:
-    """A tensor with one scale, known ahead of time."""
+    """A tensor with one fixed scale."""
 
     integers: Node
     grid: Grid
