@@ -103,7 +103,7 @@ class SupportRow:
             convolution. Then ``per_token`` in a config means ``per_tensor``: the input is one token.
         profitable_alone: whether converting tensors for it alone is profitable, see
             :mod:`torchquilt.quantizers.profitability`.
-        limits: the largest integers of its kernels. Convert raises scales until all values fit.
+        limits: limits of the integers in its kernels. Convert raises scales until the limits hold.
         rewrite: a function, or several to call in turn, that writes a claimed match in the form that the
             backend wants: operators that compute the same, and that the table has rows for. It takes the
             model and the match, and edits with functions of :mod:`torchquilt.backend`. It leaves a match
