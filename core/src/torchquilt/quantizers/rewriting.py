@@ -46,7 +46,7 @@ class _AnnotatedClaim:
     annotations: tuple[tuple[Node, QuantizationAnnotation], ...]
 
     def is_of(self, node: Node) -> bool:
-        """Whether it ends at this node, and not at one that this is a copy of."""
+        """Whether the claim ends at this node itself, and not at a node that this one was copied from."""
         return self.claim.match.output is node
 
     @property
@@ -123,13 +123,13 @@ def _rewrite(model: GraphModule, taken: _AnnotatedClaim, moves: _Moves) -> bool:
 
 @attrs.frozen(eq=False)
 class _Surroundings:
-    """Nodes around a match before it is rewritten: what they call, and what they read.
+    """The neighbours of a match before it is rewritten, with their targets, inputs and users.
 
     Args:
-        match: it.
-        shape: shape and dtype of its output.
-        called: each neighbour and what it calls.
-        inputs: each reader of the output and what it reads.
+        match: the match.
+        shape: dtype and sizes of its output.
+        called: each neighbour and its target.
+        inputs: each reader of the output and the nodes that it reads.
         users: each node that the match reads and its users.
     """
 
@@ -141,7 +141,7 @@ class _Surroundings:
 
     @classmethod
     def of(cls, match: Match) -> _Surroundings:
-        """What stands around a match."""
+        """The surroundings of a match as they are now."""
         readers = tuple(match.output.users)
         sources = tuple(dict.fromkeys(source for source, _, _ in match.operands))
         return cls(
@@ -154,26 +154,26 @@ class _Surroundings:
 
     @property
     def is_changed(self) -> bool:
-        """Whether something else reads, or is read."""
+        """Whether a reader of the match reads another node, or an input of the match has another user."""
         return any(tuple(node._input_nodes) != before for node, before in self.inputs) or any(
             tuple(node.users) != before for node, before in self.users
         )
 
     def outputs(self) -> Iterator[Node]:
-        """What the readers of the output read now."""
+        """The nodes that the readers of the output read in its stead now, or the output itself."""
         for reader, before in self.inputs:
             if self.match.output in reader._input_nodes:
                 yield self.match.output
             yield from (source for source in reader._input_nodes if source not in before)
 
     def check_neighbours(self, taken: _AnnotatedClaim) -> None:
-        """Refuse a rewrite that changes what a neighbour calls, or erases one that is claimed."""
+        """Refuse a rewrite that changes the target of a neighbour, or erases an annotated neighbour."""
         for node, target in self.called:
             if node.target != target or (node._erased and annotation_of(node) is not None):
                 raise _touched(taken, node)
 
     def check_values(self, taken: _AnnotatedClaim) -> None:
-        """Refuse a rewrite that returns a tensor of another shape or dtype, or records another one."""
+        """Refuse a rewrite that returns a tensor of another shape or dtype, or records a wrong one."""
         for node in self.match.nodes:
             if not node._erased and all("val" in source.meta for source in node.all_input_nodes):
                 _check_value(taken, node, _shape(node), _computed_shape(taken, node))
@@ -182,7 +182,7 @@ class _Surroundings:
 
 
 def _shape(node: Node) -> tuple[Any, ...]:
-    """Shape and dtype of a tensor; a size that is not known ahead is None."""
+    """Dtype and sizes of a tensor; a dynamic size is None."""
     return _shape_of(node.meta.get("val"))
 
 
@@ -212,14 +212,14 @@ def _check_value(
 
 
 class _Moves:
-    """Outputs and edges of a graph, and what stands for them once rewrites have put nodes around them."""
+    """Edges and nodes that rewrites replaced, with the edge or node that replaces each."""
 
     def __init__(self) -> None:
         self._outputs: dict[Node, Node] = {}
         self._users: dict[tuple[Node, Node], Node] = {}
 
     def note(self, around: _Surroundings) -> None:
-        """Keep what reads, and is read, in the place of what did before."""
+        """Record the new readers and the new output of a rewritten match."""
         outputs = dict.fromkeys(around.outputs())
         if around.match.output not in outputs and len(outputs) == 1:
             (self._outputs[around.match.output],) = outputs
@@ -230,7 +230,7 @@ class _Moves:
                 (self._users[source, user],) = new
 
     def now(self, edge_or_node: EdgeOrNode) -> EdgeOrNode:
-        """What an edge or node is now."""
+        """The edge or node that replaces this one, or this one."""
         if not isinstance(edge_or_node, tuple):
             return self._outputs.get(edge_or_node, edge_or_node)
         source, user = edge_or_node
@@ -278,12 +278,12 @@ class _Reannotation:
         self._follow()
 
     def _is_renewed(self, taken: _AnnotatedClaim) -> bool:
-        """Whether what does the work is annotated; where it is gone, what stands there."""
+        """Whether the anchor of a claim is annotated, or, if it was erased, a node in its stead."""
         anchor = taken.claim.match.anchor
         return id(taken) in self._renewed if anchor._erased else annotation_of(anchor) is not None
 
     def _owner(self, node: Node) -> _AnnotatedClaim | None:
-        """The claim that a node belongs to, or that it was made for, maybe to help another such node."""
+        """The claim that a node belongs to, or for which a rewrite made it."""
         if node in self._taken:
             return self._taken[node]
         name = node.name
@@ -311,7 +311,7 @@ class _Reannotation:
                 yield Claim(self._with_tensors(row, match), row, taken.claim.rule, taken.claim.config)
 
     def _with_tensors(self, row: SupportRow, match: Match) -> Match:
-        """The match once the Python numbers in it are constant tensors, equal ones the same."""
+        """The match, with constant tensors in place of its Python numbers; equal numbers share one."""
         from torchquilt.graph.edits import lift_scalar
 
         if not match.scalars:
@@ -329,7 +329,7 @@ class _Reannotation:
         return again
 
     def _follow(self) -> None:
-        """Let annotations that others wrote name the edges and outputs that now stand for theirs."""
+        """Let annotations of other nodes name the edges and nodes that replace theirs."""
         own = {node for taken in self._changed for node in taken.claim.match.nodes}
         for node in self._model.graph.nodes:
             annotation = annotation_of(node)
