@@ -17,6 +17,7 @@ from torchquilt.backend import (
     FLOAT32,
     Match,
     OperatorPattern,
+    Sharing,
     Value,
     call_before,
     call_behind,
@@ -347,9 +348,15 @@ def beside_its_rows(model: GraphModule, match: Match) -> None:
     write_as(match.anchor, torch.ops.aten.abs.default, head)
 
 
+def in_place(_: GraphModule, match: Match) -> None:
+    """Others may read what the operator reads."""
+    write_as(match.anchor, torch.ops.aten.relu_.default, match.anchor.args[0])
+
+
 @pytest.mark.parametrize(
     ("rewrite", "text"),
     [
+        (in_place, "writes into a tensor"),
         (in_another_shape, "returns another tensor"),
         (of_a_neighbour, "changes a node that is not of its match"),
         (as_a_value, "returned something"),
@@ -365,6 +372,36 @@ def test_a_rewrite_that_does_more_or_less_than_it_says_is_an_error(rewrite: Any,
     assert caught.value.node
     assert caught.value.quantizer == "PatternQuantizer"
     assert caught.value.remedy
+
+
+def test_a_form_reads_what_is_computed_before_it() -> None:
+    """A rewrite that reads a later tensor is noticed, though it makes no node."""
+
+    def too_early(_: GraphModule, match: Match) -> None:
+        (reader,) = match.anchor.users
+        write_as(match.anchor, torch.ops.aten.add.Tensor, match.anchor.args[0], reader)
+
+    with pytest.raises(tq.ModelError, match="The invariant 'order' does not hold"):
+        tq.prepare_pt2e(ONE, asked(too_early, rows=(ops.ADD,)))
+
+
+def test_a_form_in_float_behind_which_another_follows_is_its_rows_fault() -> None:
+    """Not that of the quantizer that follows."""
+    row = tq.SupportRow(OperatorPattern.of(ops.VIEW), SPECS, sharing=Sharing.FOLLOWS_INPUT)
+    views = tq.PatternQuantizer(tq.SupportTable("views", (row,))).set_global(CONFIG)
+    program = export(Fn(lambda _, x: torch.sigmoid(x).view(-1)), X)
+    composed = tq.ComposableQuantizer([asked(with_a_tail), views])
+    with pytest.raises(tq.QuantizerError, match="the row sigmoid writes returns a tensor in float") as caught:
+        tq.prepare_pt2e(program, composed)
+    assert "view shares" in str(caught.value.expected)
+
+
+def test_a_model_that_was_copied_once_it_was_annotated_is_refused() -> None:
+    """Its annotations are about another graph, and so is what is to be rewritten."""
+    model = ONE.module()
+    asked(as_relu).annotate(model)
+    with pytest.raises(tq.AnnotationError, match="a node of another graph"):
+        tq.prepare_pt2e(model, Listening())
 
 
 def test_a_number_that_a_pattern_reads_twice_is_one_tensor() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt.errors import QuantizerError
-from torchquilt.graph.node_values import HELPS, constant_nodes, overload_name
+from torchquilt.graph.node_values import HELPS, WRITTEN_FOR, constant_nodes, overload_name, writes
 from torchquilt.quantizers.matching import Claim, Rows
 from torchquilt.spec.annotation import (
     ANNOTATION_KEY,
@@ -95,7 +95,7 @@ def rewrite_claims(model: GraphModule) -> GraphModule:
             if id(taken) in written or taken.claim.match.scalars or not taken.has_its_inputs
         ]
         _Reannotation(model, changed, moves).run()
-        _check_new_nodes(model, known)
+        _check_nodes(model, known, [taken for taken in kept if id(taken) in written])
     return model
 
 
@@ -238,12 +238,14 @@ class _Moves:
         return (source if source in user._input_nodes else self._outputs.get(source, source)), user
 
 
-def _check_new_nodes(model: GraphModule, known: frozenset[Node]) -> None:
+def _check_nodes(model: GraphModule, known: frozenset[Node], written: Iterable[_AnnotatedClaim]) -> None:
+    """Check the invariants at the nodes that rewrites made or wrote."""
     from torchquilt.graph.invariants import check_invariants
 
-    new = [node for node in model.graph.nodes if node not in known]
-    if new:
-        check_invariants(model, "rewrite_claims", frozenset(new))
+    nodes = {node for taken in written for node in taken.claim.match.nodes}
+    nodes.update(node for node in model.graph.nodes if node not in known)
+    if nodes:
+        check_invariants(model, "rewrite_claims", nodes)
 
 
 def _form(match: Match) -> tuple[object, ...]:
@@ -270,17 +272,31 @@ class _Reannotation:
                 del node.meta[ANNOTATION_KEY]
         for node in list(self._model.graph.nodes):
             owner = self._owner(node)
-            if owner is not None and annotation_of(node) is None and self._annotate(node, owner):
+            if owner is None:
+                continue
+            if writes(node) and (WRITTEN_FOR in node.meta or node not in self._taken):
+                raise _in_place(owner, node)
+            if annotation_of(node) is None and self._annotate(node, owner):
                 self._renewed.add(id(owner))
         for taken in self._changed:
             if not self._is_renewed(taken):
-                raise _not_taken(taken)
+                raise self._why_not_renewed(taken)
         self._follow()
 
     def _is_renewed(self, taken: _AnnotatedClaim) -> bool:
         """Whether the anchor of a claim is annotated, or, if it was erased, a node in its stead."""
         anchor = taken.claim.match.anchor
         return id(taken) in self._renewed if anchor._erased else annotation_of(anchor) is not None
+
+    def _why_not_renewed(self, taken: _AnnotatedClaim) -> QuantizerError:
+        """The error for a claim without a form: of its own row, or of the one that wrote what it follows."""
+        node = taken.claim.match.nodes[0]
+        if taken.claim.row.sharing is Sharing.FOLLOWS_INPUT and not taken.claim.row.rewrite:
+            owners = ((source, self._owner(source)) for source in node.all_input_nodes)
+            for source, owner in owners:
+                if owner is not None and owner.claim.row.rewrite and annotation_of(source) is None:
+                    return _left_in_float(owner, source, node)
+        return _not_taken(taken)
 
     def _owner(self, node: Node) -> _AnnotatedClaim | None:
         """The claim that a node belongs to, or for which a rewrite made it."""
@@ -393,6 +409,28 @@ def _another_value(
 def _told(shape: tuple[Any, ...]) -> str:
     dtype, *sizes = shape or ("no tensor",)
     return f"{dtype} {['?' if size is None else size for size in sizes]}"
+
+
+def _in_place(taken: _AnnotatedClaim, node: Node) -> QuantizerError:
+    return QuantizerError(
+        f"The rewrite of the row {taken.claim.row.pattern.name} writes into a tensor that others may read.",
+        node=node,
+        quantizer=taken.quantizer,
+        expected="operators that return a new tensor",
+        got=node.format_node(),
+        remedy="call the operator that does not work in place",
+    )
+
+
+def _left_in_float(taken: _AnnotatedClaim, node: Node, reader: Node) -> QuantizerError:
+    return QuantizerError(
+        f"The form that the row {taken.claim.row.pattern.name} writes returns a tensor in float.",
+        node=node,
+        quantizer=taken.quantizer,
+        expected=f"a quantized tensor, whose parameters {reader.name} shares",
+        got=node.format_node(),
+        remedy="add a row for what the rewrite puts last, or let it put nothing there",
+    )
 
 
 def _not_taken(taken: _AnnotatedClaim) -> QuantizerError:

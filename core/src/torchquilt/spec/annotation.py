@@ -202,7 +202,7 @@ def check_annotation(node: Node, annotation: QuantizationAnnotation) -> None:
                 node=node,
                 quantizer=annotation.quantizer or None,
                 expected=", ".join(n.name for n in node.all_input_nodes) or "no input",
-                got=producer,
+                got=producer if producer.graph is node.graph else f"{producer}, a node of another graph",
                 remedy="annotate after the graph has its final form (transform_for_annotation)",
             )
     for spec in (*annotation.input_qspec_map.values(), annotation.output_qspec):
