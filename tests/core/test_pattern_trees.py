@@ -11,7 +11,7 @@ from torch import nn
 
 import torchquilt as tq
 from strategies import Fn, annotated, export, normal
-from torchquilt.backend import FLOAT32, Operand, Operator, Value, part
+from torchquilt.backend import FLOAT32, Operand, Operator, Sharing, Value, part
 from torchquilt.backend import operators as ops
 from torchquilt.graph.node_values import overload_name
 from torchquilt.support.pattern import Match, OperatorPattern
@@ -60,7 +60,8 @@ def matches(pattern: OperatorPattern, function: Callable[..., Any]) -> list[Matc
     """What a pattern matches in a function of a convolution, a BatchNorm, a linear and an image."""
     model = Fn(function, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3), linear=nn.Linear(4, 4)).eval()
     found = [pattern.match(node) for node in export(model, IMAGE).module().graph.nodes]
-    return [match for match in found if isinstance(match, Match)]
+    # A tree is found at each operator that it may start at.
+    return list({match.nodes: match for match in found if isinstance(match, Match)}.values())
 
 
 def names(match: Match) -> list[str]:
@@ -162,6 +163,44 @@ def test_a_row_with_a_tree_is_annotated_and_converts() -> None:
     quantized = [node for node in converted.graph.nodes if "quantize_per_tensor" in str(node.target)]
     assert len([node for node in quantized if ".quantize" in str(node.target)]) == 2
     torch.testing.assert_close(converted(IMAGE), IMAGE * torch.sigmoid(IMAGE), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda _, x: (x * 0.5) * (torch.erf(x / 2**0.5) + 1),
+        lambda _, x: (torch.erf(x / 2**0.5) + 1) * (x * 0.5),
+    ],
+)
+def test_a_tree_comes_before_rows_of_its_operators_whichever_is_computed_first(
+    function: Callable[..., Any],
+) -> None:
+    """As a longer chain comes before a shorter one."""
+    patterns = (GELU, *map(OperatorPattern.of, (ops.MUL, ops.DIV, ops.ADD)))
+    rows = (tq.SupportRow(pattern, SPECS, constraints=(FLOAT32,)) for pattern in patterns)
+    int8 = tq.QuantizationSpec("int8")
+    config = tq.QuantizationConfig(input_activation=int8, output_activation=int8)
+    quantizer = tq.PatternQuantizer(tq.SupportTable("trees", tuple(rows))).set_global(config)
+    prepared = tq.prepare_pt2e(export(Fn(function), IMAGE), quantizer)
+    assert {found.pattern for found in annotated(prepared).values()} == {"gelu"}
+
+
+@pytest.mark.parametrize("sharing", [Sharing.ALL, Sharing.OUTPUT_AS_INPUT])
+def test_operators_of_a_tree_may_share_the_parameters_of_what_enters(sharing: Sharing) -> None:
+    """The first tensor need not be read by the first operator."""
+    tree = part(ops.ADD, SKIP, part(NEG, X), does_the_work=True)
+    row = tq.SupportRow(OperatorPattern.tree(tree), SPECS, sharing=sharing, constraints=(FLOAT32,))
+    int8 = tq.QuantizationSpec("int8")
+    config = tq.QuantizationConfig(input_activation=int8, output_activation=int8)
+    quantizer = tq.PatternQuantizer(tq.SupportTable("trees", (row,))).set_global(config)
+    prepared = tq.prepare_pt2e(export(Fn(lambda _, x: x.cos() + -x.sin()), IMAGE), quantizer)
+    prepared(IMAGE)
+    scales = {
+        node.args[1]
+        for node in tq.convert_pt2e(prepared).graph.nodes
+        if ".quantize_per_tensor" in str(node.target)
+    }
+    assert len(scales) == (1 if sharing is Sharing.ALL else 2)
 
 
 def test_a_tree_says_what_does_the_work() -> None:

@@ -91,13 +91,12 @@ class Claim:
     def _input_specs(self) -> dict[Node, dict[Node, AnySpec | None]]:
         """The spec of each input with a role: node of the match → producer → spec."""
         found: dict[Node, dict[Node, AnySpec | None]] = {}
-        activations = self.match.inputs("input_activation")
         for producer, user, role in self.match.operands:
             spec: AnySpec | None = self._spec(role)
             if self.row.sharing is Sharing.FOLLOWS_INPUT:
                 spec = SharedQuantizationSpec(producer)
-            elif self.row.sharing is Sharing.ALL and producer is not activations[0]:
-                spec = SharedQuantizationSpec((activations[0], user))
+            elif self.row.sharing is Sharing.ALL and producer is not self._first_edge[0]:
+                spec = SharedQuantizationSpec(self._first_edge)
             if spec is not None:
                 found.setdefault(user, {}).setdefault(producer, spec)
         return found
@@ -105,10 +104,14 @@ class Claim:
     def _output_spec(self) -> AnySpec | None:
         if self.row.sharing is Sharing.NONE:
             return self.config.output_activation
-        first = self.match.inputs("input_activation")[0]
-        if self.row.sharing is Sharing.FOLLOWS_INPUT:
-            return SharedQuantizationSpec(first)
-        return SharedQuantizationSpec((first, self.match.nodes[0]))
+        first = self._first_edge
+        return SharedQuantizationSpec(first[0] if self.row.sharing is Sharing.FOLLOWS_INPUT else first)
+
+    @property
+    def _first_edge(self) -> tuple[Node, Node]:
+        """Edge of the first input activation. Others share its parameters."""
+        edges = ((source, user) for source, user, role in self.match.operands if role == "input_activation")
+        return next(edges)
 
     def _spec(self, role: str) -> QuantizationSpec | None:
         """The config's spec of a role, with the weight axis and the tokens that the row means."""

@@ -70,12 +70,12 @@ class Part:
             yield from each.all_parts()
         yield self
 
-    def path(self) -> tuple[Part, ...]:
-        """The chain of parts from the first one to this one; each reads the one before it."""
-        found = [self]
-        while found[-1].parts:
-            found.append(found[-1].parts[0])
-        return tuple(reversed(found))
+    def paths(self) -> Iterator[tuple[Part, ...]]:
+        """The parts on the way from each part that reads no other one to this one."""
+        for each in self.parts:
+            yield from ((*path, self) for path in each.paths())
+        if not self.parts:
+            yield (self,)
 
     def variants(self) -> Iterator[Part | Value | float]:
         """The tree with each choice of its optional parts; the tree with all of them comes first."""

@@ -178,9 +178,9 @@ class OperatorPattern:
 
     @property
     def first_overloads(self) -> tuple[str, ...]:
-        """Overloads of the operator that a match starts with."""
-        first = next(self.root.all_parts())
-        return tuple(name for operator in first.alternatives for name in operator.overloads)
+        """Overloads that a match starts at: those of each part that reads no other part."""
+        starts = (one for _, path in self._variants for one in path[0].alternatives)
+        return tuple(dict.fromkeys(name for operator in starts for name in operator.overloads))
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -194,23 +194,25 @@ class OperatorPattern:
 
     @cached_property
     def _variants(self) -> tuple[tuple[Part, tuple[Part, ...]], ...]:
-        return tuple((root, root.path()) for root in self.root.variants() if isinstance(root, Part))
+        roots = (root for root in self.root.variants() if isinstance(root, Part))
+        return tuple((root, path) for root in roots for path in root.paths())
 
     def match(self, node: Node, constants: Container[Node] | None = None) -> Match | Reject:
-        """Match the pattern, with ``node`` as its first operator. The size of the graph does not matter.
+        """Match the pattern where an operator of it stands. The size of the graph does not matter.
 
         Args:
-            node: the first operator.
+            node: an operator that reads no other one of the pattern; of a chain the first one.
             constants: the constant nodes of the graph, if they are known, for :meth:`Match.is_constant`.
         """
         rejected: Reject | None = None
         for root, path in self._variants:
+            if not path[0].is_called_by(node):
+                continue
             for found in _matches_at(root, path, node):
                 if isinstance(found, _PartialMatch):
                     return Match(self, found.nodes, found.operands, found.scalars, constants, found.anchor)
                 rejected = rejected or found
-        assert rejected is not None
-        return rejected
+        return rejected or _not_the_operator(node, self._variants[0][1][0])
 
 
 def _matches_at(root: Part, path: tuple[Part, ...], node: Node) -> Iterator[_PartialMatch | Reject]:
