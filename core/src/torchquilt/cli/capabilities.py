@@ -50,7 +50,7 @@ def capabilities(
     if as_json:
         write(found.to_json())
     elif found.rows and is_terminal(sys.stdout):
-        write_table(found.cells())
+        write_table(found.cells(is_narrow=True))
         if found.contested:
             contests = [(contest.operator, ", then ".join(contest.backends)) for contest in found.contested]
             write_table([("operator", "backends"), *contests], "who takes a node first")

@@ -128,7 +128,7 @@ class PatternQuantizer(Quantizer):
                 quantizer=self.name,
                 expected="a function that is one operator, an operator, or a module class",
                 got=kind.name,
-                remedy="name these operators; tq.explain(exported, quantizer) lists those of a model",
+                remedy="name the operators that it becomes; tq.explain(exported, quantizer) lists a model's",
             )
         if config is not None:
             self._check_is_known(kind)

@@ -202,12 +202,16 @@ def check_annotation(node: Node, annotation: QuantizationAnnotation) -> None:
                 node=node,
                 quantizer=annotation.quantizer or None,
                 expected=", ".join(n.name for n in node.all_input_nodes) or "no input",
-                got=producer if producer.graph is node.graph else f"{producer}, a node of another graph",
+                got=f"{producer}, a node of another graph" if _is_elsewhere(producer, node) else producer,
                 remedy="annotate after the graph has its final form (transform_for_annotation)",
             )
     for spec in (*annotation.input_qspec_map.values(), annotation.output_qspec):
         if spec is not None:
             _check_spec(node, annotation, spec)
+
+
+def _is_elsewhere(producer: object, node: Node) -> bool:
+    return getattr(producer, "graph", node.graph) is not node.graph
 
 
 def _check_spec(node: Node, annotation: QuantizationAnnotation, spec: AnySpec) -> None:

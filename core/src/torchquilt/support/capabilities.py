@@ -227,14 +227,15 @@ class Capabilities:
         contests = html_list("Who takes a node first:", [str(contest) for contest in self.contested])
         return html_table((*header, "only if"), rows) + contests
 
-    def cells(self, between: str = "\n") -> list[tuple[str, ...]]:
+    def cells(self, between: str = "\n", *, is_narrow: bool = False) -> list[tuple[str, ...]]:
         """The table as text, the header first. A column is there only if some row has something for it.
 
         Args:
             between: stands between the parts of one cell.
+            is_narrow: whether limits stand below the specs instead of in a column of their own.
         """
         scoped = any(row.scope for row in self.rows)
-        limited = any(row.limits for row in self.rows)
+        limited = not is_narrow and any(row.limits for row in self.rows)
         where, limits = (("where",) if scoped else ()), (("limits",) if limited else ())
         return [
             ("backend", "pattern", "mode", *where, "integers on", "specs", *limits),
@@ -245,12 +246,16 @@ class Capabilities:
                     row.mode,
                     *((row.scope,) if scoped else ()),
                     ", ".join(row.targets) or NONE,
-                    row.spec_text(between),
+                    row.spec_text(between) + (_below(row, between) if is_narrow else ""),
                     *((row.limit_text(between) or NONE,) if limited else ()),
                 )
                 for row in self.rows
             ),
         ]
+
+
+def _below(row: Capability, between: str) -> str:
+    return f"{between}limits: {row.limit_text()}" if row.limits else ""
 
 
 def _capabilities_from(data: dict[str, Any]) -> Capabilities:
