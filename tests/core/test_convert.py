@@ -433,6 +433,7 @@ def test_saved_and_loaded_it_gives_the_same_bits(asked: dict[str, bool]) -> None
     assert torch.float32 not in dtypes or asked.get("is_dynamic")
 
 
+@pytest.mark.long
 def test_a_fresh_process_loads_it_without_torchquilt(tmp_path: Path) -> None:
     """What is saved needs torch alone, and gives the same bits there."""
     quantized = quantize(Encoder(), composed(is_per_channel=True), IDS)

@@ -56,6 +56,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
+@pytest.mark.long
 def test_what_was_killed_at_random_ends_in_the_same_state(tmp_path: Path) -> None:
     """Killed twice and interrupted once, wherever it was, and then let through: the same bytes as without."""
     finish(run("", tmp_path / "whole", 0))

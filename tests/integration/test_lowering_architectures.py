@@ -37,6 +37,7 @@ KERNELS = {
 _both = pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 
 
+@pytest.mark.long
 @_both
 @pytest.mark.parametrize("name", FEW)
 def test_a_few_architectures_run_as_they_were_converted(

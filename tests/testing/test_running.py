@@ -69,6 +69,7 @@ def test_lowering_that_nobody_checked_is_said_not_to_be(tmp_path: Path) -> None:
     assert run.line("add-static")[-1] == "claims none"
 
 
+@pytest.mark.long
 def test_the_table_is_printed_with_several_workers(tmp_path: Path) -> None:
     """What workers of pytest-xdist found comes together in one table."""
     run = run_kit(

@@ -42,6 +42,7 @@ def test_a_loaded_model_gives_the_same_bits(case: str, tmp_path: Path) -> None:
     assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(inputs), quantized(inputs))
 
 
+@pytest.mark.long
 def test_a_fresh_process_needs_no_plugin(tmp_path: Path) -> None:
     """Where no plugin may be used, a composed model is loaded all the same, and gives the same bits."""
     quantized, inputs = made("embedding and linear")

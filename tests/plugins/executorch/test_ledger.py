@@ -56,6 +56,7 @@ def test_the_codes_that_are_documented_are_those_that_are_given() -> None:
     assert set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)) == met
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("way", ["as it is", "saved"])
 def test_an_operator_written_as_another_keeps_its_row(way: str, is_dynamic: bool, tmp_path: Path) -> None:

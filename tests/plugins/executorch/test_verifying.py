@@ -24,6 +24,7 @@ from torchquilt.lowering.verification import _agreement, _random_operators
 from torchquilt_executorch.runner import ExecuTorchRunner
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 def test_how_each_output_agrees_is_kept(is_dynamic: bool) -> None:
     """A ratio for each output, in dB, above the bound that holds by default."""
@@ -85,6 +86,7 @@ def test_a_program_that_computes_something_else_is_an_error(wrong: torch.fx.Grap
     assert not caught.value.verification
 
 
+@pytest.mark.long
 def test_the_bound_can_be_chosen(wrong: torch.fx.GraphModule) -> None:
     """A number asks for that many dB."""
     assert tq.lower(wrong, (normal(3, 8),), verify=-100.0).verification
@@ -116,6 +118,7 @@ def test_a_program_is_compared_without_being_asked(wrong: torch.fx.GraphModule) 
         tq.lower(wrong, (normal(3, 8),))
 
 
+@pytest.mark.long
 def test_the_examples_of_the_export_are_taken_where_none_are_given() -> None:
     """An exported program has those that it was exported with; without them, that is told."""
     model = torch.export.export(converted(nn.Linear(8, 4), xnnpack(), normal(3, 8)), (normal(3, 8),))
@@ -137,6 +140,7 @@ def test_a_model_that_draws_random_numbers_is_run_and_not_compared() -> None:
     assert [*_random_operators(export(quiet, normal(3, 8)))] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lacks", ["delegate", "kernel"])
 def test_a_program_that_cannot_run_here_is_not_compared(monkeypatch: pytest.MonkeyPatch, lacks: str) -> None:
     """A delegate of a device, or kernels, may be missing here; asked for, it is an error."""
@@ -206,6 +210,7 @@ def multiplied_by(factor: float) -> Callable[[ExportedProgram], ExportedProgram]
     return change
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("factor", "is_fine"), [(1 + 1e-6, True), (1.2, False)], ids=["rounding", "wrong"])
 def test_a_program_may_be_as_far_off_as_roundings_bring_the_model(
     monkeypatch: pytest.MonkeyPatch, factor: float, is_fine: bool
@@ -229,6 +234,7 @@ def test_a_program_may_be_as_far_off_as_roundings_bring_the_model(
             tq.lower(model, (x,))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1e-5, 1e-6, 1e-8, 1e-12, 0.0])
 def test_tokens_with_next_to_no_range_have_the_scale_that_they_need(size: float) -> None:
     """The delegate is nearer to the float model than torch's operator, whose smallest scale is 2**-23."""

@@ -14,6 +14,8 @@ from plugins.lowered import lower
 from strategies import Fn, normal, quantize, sqnr
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+pytestmark = pytest.mark.long
+
 ROWS, CHANNELS = 4, 5
 X = normal(ROWS, 8)
 STATIC = get_symmetric_quantization_config(is_per_channel=True)

@@ -8,6 +8,8 @@ from plugins.xnnpack.graph_regressions import REGRESSIONS
 from plugins.xnnpack.graphs import outcome, process
 from torchquilt.testing.process import Process
 
+pytestmark = pytest.mark.long
+
 __all__ = ["process"]  # a fixture
 
 
