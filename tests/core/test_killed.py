@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 #: Calibrates with forty batches that take their time, and writes all that was seen to a file in the end.
 PROGRAM = """
 import io, pathlib, sys, time

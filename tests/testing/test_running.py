@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from testing.kit import run_kit
 
 _USAGE_ERROR = 4
