@@ -79,4 +79,5 @@ REGRESSIONS: dict[str, Plan] = {
         ("static_int8",),
         seed=23287,
     ),
+    "a transposed vector": Plan((2, 6, 7, 7), (Step("square_linear"), Step("reshape"), Step("t")), _STATIC),
 }

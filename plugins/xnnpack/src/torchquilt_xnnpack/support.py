@@ -269,12 +269,13 @@ def _follows(
     return _row(operator, sharing=Sharing.FOLLOWS_INPUT, constraints=constraints, rewrite=rewrites)
 
 
-_PLAIN = (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP, ops.PERMUTE, ops.TRANSPOSE, ops.T, ops.DROPOUT,
+_PLAIN = (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP, ops.PERMUTE, ops.TRANSPOSE, ops.DROPOUT,
           ops.CONTIGUOUS, ops.TO)  # fmt: skip
 _SIZED = (when.ONE_UNKNOWN,)
 _MOVED = (when.IMAGE, when.STATIC_SHAPE)
 _FOLLOWING = (
     *map(_follows, _PLAIN),
+    _follows(ops.T, None, (when.input_rank(2),)),  # that of a vector is the vector itself
     _follows(ops.SLICE, None, (when.STATIC_SHAPE, when.STEP_OF_ONE)),
     _follows(ops.SWAPAXES, write.as_permute),
     _follows(ops.MOVEDIM, write.as_permute),
