@@ -15,7 +15,7 @@ GENERATORS = {"Random", "SystemRandom"}
 
 
 def asserted(tree: ast.AST) -> Iterator[ast.expr]:
-    """What is asserted."""
+    """The expressions that are asserted."""
     return (node.test for node in ast.walk(tree) if isinstance(node, ast.Assert))
 
 

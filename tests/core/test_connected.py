@@ -16,7 +16,7 @@ def test_links_join_through_others() -> None:
 
 @given(st.integers(1, 12), st.data())
 def test_each_member_is_in_one_group_with_all_that_it_is_linked_to(size: int, data: st.DataObject) -> None:
-    """Whatever the links are, and however they are ordered."""
+    """For all links, in every order."""
     member = st.integers(0, size - 1)
     links = data.draw(st.lists(st.tuples(member, member)))
     found = connected(range(size), links)

@@ -76,7 +76,7 @@ def test_a_whole_number_stands_for_a_real_one() -> None:
     ids=str,
 )
 def test_nothing_is_converted_and_nothing_is_dropped(change: dict[str, Any]) -> None:
-    """What has another type, another name or another choice is refused at any depth."""
+    """Another type, another name or another choice is refused at any depth."""
     plain = to_plain(BRANCH)
     plain["leaves"][1].update(change)
     with pytest.raises(NOT_SUCH_VALUES):

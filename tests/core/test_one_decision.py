@@ -171,7 +171,9 @@ def test_what_is_claimed_is_rewritten_and_nothing_else() -> None:
 
 def test_a_form_that_the_table_does_not_take_is_an_error() -> None:
     """It names the row, the node and the quantizer, before anything is calibrated."""
-    with pytest.raises(tq.QuantizerError, match="The row sigmoid writes a form that no row") as caught:
+    with pytest.raises(
+        tq.QuantizerError, match="The rewrite of the row sigmoid writes a form that no row"
+    ) as caught:
         tq.prepare_pt2e(PROGRAM, asked(as_relu, rows=(ops.CLAMP,)))
     assert caught.value.quantizer == "PatternQuantizer"
     assert "sigmoid" in str(caught.value.node)
@@ -285,7 +287,7 @@ ONE = export(Fn(lambda _, x: torch.tanh(torch.sigmoid(x))), X)
 def test_annotations_name_what_stands_for_a_rewritten_output(
     rewrite: Any, function: Any, other: tq.Quantizer, is_first: bool
 ) -> None:
-    """Whatever the rewrite puts there; all that it makes and that the table has rows for is quantized."""
+    """All operators that the rewrite makes and that the table has rows for are quantized."""
     toy = asked(rewrite, rows=(ops.RELU, NEG, ABS))
     prepared = tq.prepare_pt2e(ONE, tq.ComposableQuantizer([other, toy] if is_first else [toy, other]))
     assert len(annotated(prepared)) == len(calls(prepared, "aten"))
@@ -332,7 +334,7 @@ def in_another_shape(_: GraphModule, match: Match) -> None:
 
 
 def of_a_neighbour(_: GraphModule, match: Match) -> None:
-    """What reads the match is not the match's."""
+    """A reader of the match is not part of it."""
     for user in list(match.anchor.users):
         write_as(user, torch.ops.aten.abs.default, match.anchor)
 
@@ -391,7 +393,7 @@ def test_a_form_in_float_behind_which_another_follows_is_its_rows_fault() -> Non
     views = tq.PatternQuantizer(tq.SupportTable("views", (row,))).set_global(CONFIG)
     program = export(Fn(lambda _, x: torch.sigmoid(x).view(-1)), X)
     composed = tq.ComposableQuantizer([asked(with_a_tail), views])
-    with pytest.raises(tq.QuantizerError, match="the row sigmoid writes returns a tensor in float") as caught:
+    with pytest.raises(tq.QuantizerError, match="the row sigmoid returns a tensor in float") as caught:
         tq.prepare_pt2e(program, composed)
     assert "view shares" in str(caught.value.expected)
 

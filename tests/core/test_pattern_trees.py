@@ -57,7 +57,7 @@ IMAGE = normal(1, 3, 4, 4)
 
 
 def matches(pattern: OperatorPattern, function: Callable[..., Any]) -> list[Match]:
-    """What a pattern matches in a function of a convolution, a BatchNorm, a linear and an image."""
+    """Matches of a pattern in a function of a convolution, a BatchNorm, a linear and an image."""
     model = Fn(function, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3), linear=nn.Linear(4, 4)).eval()
     found = [pattern.match(node) for node in export(model, IMAGE).module().graph.nodes]
     # A tree is found at each operator that it may start at.

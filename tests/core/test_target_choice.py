@@ -128,7 +128,7 @@ def test_without_a_common_target_each_backend_says_what_it_names(
 
 
 def test_a_published_target_comes_with_its_pip_line(site: Site) -> None:
-    """Where it is what the backends name, and is not installed."""
+    """The backends name it, and it is not installed."""
     add_backend(site, "acme", "executorch")
     with pytest.raises(tq.LoweringError) as caught:
         target_of(["acme"])

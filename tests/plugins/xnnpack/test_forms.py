@@ -131,7 +131,7 @@ def test_a_linear_whose_weight_is_a_vector_is_refused(bias: float | None, is_dyn
 @settings(max_examples=30)
 @given(random_models())
 def test_what_is_not_claimed_is_not_written_in_another_form(model: RandomModel) -> None:
-    """Whatever the model: an operator that stays in float is the one that the model had."""
+    """An operator that stays in float is the one that the model had, in every model."""
     ledger = tq.explain(export(model, model.example), XNNPACKQuantizer().set_global(STATIC), strict=False)
     assert [row for row in ledger.rows if row.quantizer is None and row.written_as] == []
 

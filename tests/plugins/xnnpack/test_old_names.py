@@ -1,4 +1,4 @@
-"""What users of PyTorch's own flow type, and what their backends read off the converted graph."""
+"""Names that users of PyTorch's own flow type, and tags that their backends read off a converted graph."""
 
 from __future__ import annotations
 

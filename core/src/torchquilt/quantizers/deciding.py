@@ -17,10 +17,10 @@ import attrs
 from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
 from torchquilt.graph.node_values import has_no_effect
 from torchquilt.graph.subgraphs import nodes_of
+from torchquilt.quantizers.annotated_claim import annotate_claim
 from torchquilt.quantizers.base import Quantizer, inherits
 from torchquilt.quantizers.matching import Claim, GraphFacts, Look
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
-from torchquilt.quantizers.rewriting import annotate_claim
 from torchquilt.spec.annotation import (
     ANNOTATION_KEY,
     EditedAnnotationError,

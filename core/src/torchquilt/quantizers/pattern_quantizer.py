@@ -15,9 +15,9 @@ from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.subgraphs import regions
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, ObjectTypeRule, Rule
+from torchquilt.quantizers.annotated_claim import annotate_claim
 from torchquilt.quantizers.base import Quantizer, inherits
 from torchquilt.quantizers.matching import Claim, GraphFacts, Look
-from torchquilt.quantizers.rewriting import annotate_claim
 from torchquilt.quantizers.unmet_rules import telling_rejects, unmet_rules
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.config import QuantizationConfig
