@@ -23,6 +23,7 @@ class ReasonCode:
             reasons that no row gives.
         is_lost_chance: whether the quantizer could have quantized the operator otherwise. A rule for the
             whole model is without effect where all operators that it could quantize were lost so.
+        depends_on_neighbours: whether it may cease to hold when a neighbour is quantized.
         is_of_model: whether a model that stands for a pattern may be refused with it by a row that takes the
             config.
     """
@@ -33,6 +34,7 @@ class ReasonCode:
     about: str = attrs.field(default="", kw_only=True)
     rank: int | None = attrs.field(default=None, kw_only=True)
     is_lost_chance: bool = attrs.field(default=False, kw_only=True)
+    depends_on_neighbours: bool = attrs.field(default=False, kw_only=True)
     is_of_model: bool = attrs.field(default=False, kw_only=True)
 
     @property
@@ -192,6 +194,7 @@ REASONS: tuple[ReasonCode, ...] = (
         "quantize the operator in front of it",
         rank=17,
         is_of_model=True,
+        depends_on_neighbours=True,
     ),
     ReasonCode(
         "neighbour_not_supported",
@@ -199,12 +202,14 @@ REASONS: tuple[ReasonCode, ...] = (
         "quantize the operator in front of it as this backend takes it",
         rank=18,
         is_of_model=True,
+        depends_on_neighbours=True,
     ),
     ReasonCode(
         "not_profitable",
         "It is cheap, and quantizing it would cost more conversions than it saves.",
         "add a rule that names the operator, or quantize its neighbours",
         rank=19,
+        depends_on_neighbours=True,
     ),
 )
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torchquilt.quantizers.base import Quantizer
 
 #: Key in ``node.meta`` of the last node of a claimed match: its claim, until the claims are rewritten.
-_CLAIM_KEY = "torchquilt_taken"
+_CLAIM_KEY = "torchquilt_claim"
 
 
 @attrs.frozen(eq=False)

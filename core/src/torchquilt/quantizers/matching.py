@@ -19,6 +19,7 @@ from torchquilt.graph.training_mode import is_random
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import Rule
 from torchquilt.quantizers.profitability import not_profitable
+from torchquilt.reasons import reason_of
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.spec.arithmetic_limits import Arithmetic
 from torchquilt.spec.config import QuantizationConfig
@@ -138,10 +139,6 @@ class GraphFacts:
         return cls(graph, constant_nodes(graph), Memory(graph), transformed_nodes(graph))
 
 
-#: Codes of reasons that may cease to hold when a neighbour is quantized.
-_DEPENDS_ON_NEIGHBOURS = frozenset(("no_quantized_neighbour", "neighbour_not_supported", "not_profitable"))
-
-
 class Look:
     """One quantizer's look at one graph: its claims, and its reasons not to claim the other nodes.
 
@@ -208,7 +205,8 @@ class Look:
     def _may_change(self, reason: Reject, taken: set[Node]) -> bool:
         if reason.code == "claimed_by:self":  # by a match that proved not to be profitable
             return reason.nodes[0] not in taken
-        return reason.code in _DEPENDS_ON_NEIGHBOURS
+        known = reason_of(reason.code)
+        return known is not None and known.depends_on_neighbours
 
     def _decide(self, node: Node) -> Claim | tuple[Reject, ...]:
         """The claim of the first row that takes a match from a node, or the reason against each row."""
