@@ -272,7 +272,7 @@ DIFFERENCES = {
             (normal(3, 6), normal(3, 6, seed=1)),
         ),
         (LINEAR, "add(q, q)", "unsqueeze(q)", "softmax(-)", "output(-)"),
-        (LINEAR, "add(q, -)", "reshape(-)", "softmax(-)", "output(-)"),
+        (LINEAR, "add(q, -)", "unsqueeze(-)", "softmax(-)", "output(-)"),
         "it is a mask, whatever moves it on the way to the softmax",
     ),
     "huge factor": Difference(
