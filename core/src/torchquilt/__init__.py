@@ -10,6 +10,7 @@ when it is imported, which would hide the function. So ``quantizer()`` lives bes
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from torchquilt._internal.lazy_imports import lazy_names
@@ -76,6 +77,11 @@ _PUBLIC = {
     "pt2e.convert": ("convert_pt2e",),
     "pt2e.model_record": ("ledger_of",),
     "pt2e.prepare": ("prepare_pt2e",),
+    "pt2e.qat.exported": (
+        "move_exported_model_to_eval",
+        "move_exported_model_to_train",
+    ),
+    "pt2e.qat.prepare": ("prepare_qat_pt2e",),
     "quantizers.base": ("Quantizer",),
     "quantizers.composable": ("ComposableQuantizer",),
     "quantizers.pattern_quantizer": ("PatternQuantizer",),
@@ -117,6 +123,7 @@ _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in name
 __all__ = sorted([*_MODULE_OF, "__version__"])
 
 if TYPE_CHECKING:
+    from torchquilt import qat as qat
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
     from torchquilt.errors import AnnotationError as AnnotationError
@@ -162,6 +169,9 @@ if TYPE_CHECKING:
     from torchquilt.pt2e.convert import convert_pt2e as convert_pt2e
     from torchquilt.pt2e.model_record import ledger_of as ledger_of
     from torchquilt.pt2e.prepare import prepare_pt2e as prepare_pt2e
+    from torchquilt.pt2e.qat.exported import move_exported_model_to_eval as move_exported_model_to_eval
+    from torchquilt.pt2e.qat.exported import move_exported_model_to_train as move_exported_model_to_train
+    from torchquilt.pt2e.qat.prepare import prepare_qat_pt2e as prepare_qat_pt2e
     from torchquilt.quantizers.base import Quantizer as Quantizer
     from torchquilt.quantizers.composable import ComposableQuantizer as ComposableQuantizer
     from torchquilt.quantizers.pattern_quantizer import PatternQuantizer as PatternQuantizer
@@ -193,6 +203,8 @@ else:
     _get, __dir__ = lazy_names(globals(), _MODULE_OF)
 
     def __getattr__(name: str) -> object:
+        if name == "qat":  # a module, which is bound to the package once it is imported
+            return import_module("torchquilt.qat")
         return _installed_version() if name == "__version__" else _get(name)
 
 

@@ -45,8 +45,10 @@ __all__ = [
     "PyTreeCodeGen",
     "TorchDispatchMode",
     "USER_PRESERVED_ATTRIBUTES_KEY",
+    "active_ddp",
     "bound_sympy",
     "functorch",
+    "is_in_backward",
     "pytree",
     "qdq_registration",
 ]
@@ -73,3 +75,21 @@ else:
         found = import_module(module)
         value = globals()[name] = getattr(found, attribute) if attribute else found
         return value
+
+
+def is_in_backward() -> bool:
+    """Whether this thread runs within a backward pass."""
+    import torch
+
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def active_ddp() -> Any:
+    """The ``DistributedDataParallel`` whose forward pass runs, or None."""
+    import torch.distributed
+
+    if not torch.distributed.is_available():
+        return None
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel._active_ddp_module

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import torch
 from torch.fx import GraphModule, Node
 
@@ -37,8 +38,39 @@ _TRANSPOSED = {
 _FOLDS_INTO = {**_CONVOLUTIONS, **_TRANSPOSED, "aten.linear.default": 2}
 
 
+#: ``node.meta`` of an operator has the :class:`Folded` here, where folding is going to be undone.
+UNFOLD_KEY = "torchquilt_unfold"
+
+
+@attrs.frozen
+class Folded:
+    """Names of the stored tensors that an operator and its BatchNorm read, and of the folded ones.
+
+    Args:
+        fold: the formulas.
+        momentum: of the BatchNorm.
+        weight, bias: the operator's own; None where it has no bias.
+        gamma, beta, mean, variance: of the BatchNorm; None where it has no such tensor.
+        folded_weight, folded_bias: what the operator reads instead.
+    """
+
+    fold: Fold
+    momentum: float
+    weight: str
+    bias: str | None
+    gamma: str | None
+    beta: str | None
+    mean: str
+    variance: str
+    folded_weight: str
+    folded_bias: str
+
+
 def fold_batch_norm(
-    model: GraphModule, may_fold: Callable[[Node, Node], bool] = lambda batch_norm, operator: True
+    model: GraphModule,
+    may_fold: Callable[[Node, Node], bool] = lambda batch_norm, operator: True,
+    *,
+    keep: bool = False,
 ) -> GraphModule:
     """Fold each BatchNorm that can be into the convolution or linear before it; changes ``model``.
 
@@ -47,13 +79,17 @@ def fold_batch_norm(
     Args:
         model: the model.
         may_fold: whether a BatchNorm may be folded into an operator, asked for each pair that can be.
+        keep: keep all that goes into it, with the nodes that read it, and note in ``node.meta`` at
+            :data:`UNFOLD_KEY` what that is. Then a BatchNorm is folded into an operator only, and not into
+            what another one was folded into, and only where no other one has its statistics.
     """
-    folding = _Folding(model, may_fold)
+    folding = _Folding(model, may_fold, keep=keep)
     for node in list(model.graph.nodes):
         while folding.fold_into(node):
             pass  # conv → bn → bn: the next one now stands behind the convolution
     if folding.is_any_folded:
-        drop_unused_tensors(model)
+        if not keep:
+            drop_unused_tensors(model)
         outdate(model)
     return model
 
@@ -61,9 +97,10 @@ def fold_batch_norm(
 class _Folding:
     """One pass over a graph, and what it has to know about all of it."""
 
-    def __init__(self, model: GraphModule, may_fold: Callable[[Node, Node], bool]) -> None:
+    def __init__(self, model: GraphModule, may_fold: Callable[[Node, Node], bool], *, keep: bool) -> None:
         self.model = model
         self._may_fold = may_fold
+        self._keep = keep
         self.is_any_folded = False
         self._constants = set(constant_nodes(model.graph))
         self._reads = Counter(str(node.target) for node in model.graph.nodes if node.op == "get_attr")
@@ -78,17 +115,33 @@ class _Folding:
             return False
         replaced = [argument_of(node, role) for role in ("weight", "bias")]
         new = (self._store(node, "weight", values[0]), self._store(node, "bias", values[1]))
+        if self._keep:
+            self._note(node, batch_norm, *new)
         node.args = (argument_of(node, "input"), *new, *node.args[3:])
         node.kwargs = {key: v for key, v in node.kwargs.items() if key not in ("input", "weight", "bias")}
         batch_norm.replace_all_uses_with(node)
         node.meta[FOLDED] = (*node.meta.get(FOLDED, ()), batch_norm)
         sources = [source for source in batch_norm.all_input_nodes if source is not node]
         self.model.graph.erase_node(batch_norm)
-        for source in (*sources, *replaced):
+        for source in () if self._keep else (*sources, *replaced):
             if source is not None:
                 erase_unused(source)
         self.is_any_folded = True
         return True
+
+    def _note(self, node: Node, batch_norm: Node, weight: Node, bias: Node) -> None:
+        node.meta[UNFOLD_KEY] = Folded(
+            fold=Fold.of(node, batch_norm),
+            momentum=argument_of(batch_norm, "momentum"),
+            weight=_name(argument_of(node, "weight")),
+            bias=_name(argument_of(node, "bias")),
+            gamma=_name(argument_of(batch_norm, "weight")),
+            beta=_name(argument_of(batch_norm, "bias")),
+            mean=_name(argument_of(batch_norm, "running_mean")),
+            variance=_name(argument_of(batch_norm, "running_var")),
+            folded_weight=str(weight.target),
+            folded_bias=str(bias.target),
+        )
 
     def _batch_norm_behind(self, node: Node) -> Node | None:
         """The BatchNorm that alone reads ``node``, if both have nothing but constants beside their input."""
@@ -106,34 +159,32 @@ class _Folding:
         affine = (argument_of(node, "bias"), argument_of(user, "weight"), argument_of(user, "bias"))
         if any(source not in self._constants for source in (weight, *statistics, *affine) if source):
             return None
+        if self._keep and not self._can_be_unfolded(node, (weight, *statistics, *affine)):
+            return None
         # F.linear takes a vector for a weight, too, and then has no output channel.
         return user if (rank(weight) or 0) >= 2 else None
 
-    def _folded(self, node: Node, batch_norm: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Weight and bias with the BatchNorm in them, in the dtype of the weight; None if they overflow it.
+    def _can_be_unfolded(self, node: Node, tensors: tuple[Node | None, ...]) -> bool:
+        """Whether all tensors are stored, the statistics are of one BatchNorm, and it is the first behind."""
+        are_stored = all(tensor is None or tensor.op == "get_attr" for tensor in tensors)
+        statistics = tensors[1:3]
+        is_alone = all(tensor and self._reads[str(tensor.target)] == 1 for tensor in statistics)
+        return are_stored and is_alone and UNFOLD_KEY not in node.meta
 
-        Half precision is folded in float32 and rounded once.
-        """
+    def _folded(self, node: Node, batch_norm: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Weight and bias with the BatchNorm in them, in the dtype of the weight; None if they overflow."""
 
         def value(of: Node, name: str) -> Any:
             source = argument_of(of, name)
-            if source is None:
-                return None
-            found = constant_value(self.model, source)
-            return found.float() if found.dtype.itemsize < 4 else found
+            return None if source is None else constant_value(self.model, source)
 
-        dtype = constant_value(self.model, argument_of(node, "weight")).dtype
+        fold = Fold.of(node, batch_norm)
         mean, variance = value(batch_norm, "running_mean"), value(batch_norm, "running_var")
         gamma, beta = value(batch_norm, "weight"), value(batch_norm, "bias")
-        bias = value(node, "bias")
         with torch.no_grad():
-            # The order of operations is that of torch.nn.utils.fusion, whose bits these are.
-            inverse = torch.rsqrt(variance + argument_of(batch_norm, "eps"))
-            shift = (-mean if bias is None else bias - mean) * inverse
-            shift = shift if gamma is None else shift * gamma
-            shift = (shift if beta is None else shift + beta).to(dtype)
-            scale = inverse if gamma is None else gamma * inverse
-            weight = _scaled(node, value(node, "weight"), scale).to(dtype)
+            inverse = fold.inverse(variance)
+            weight = fold.weight(value(node, "weight"), fold.factor(inverse, gamma))
+            shift = fold.bias(value(node, "bias"), mean, inverse, gamma, beta).to(weight.dtype)
         return (weight, shift) if _is_finite(weight) and _is_finite(shift) else None
 
     def _store(self, node: Node, role: str, value: torch.Tensor) -> Node:
@@ -144,7 +195,7 @@ class _Folding:
         else:
             name = str(source.target)
             times = sum(argument is source for argument in (*node.args, *node.kwargs.values()))
-            if self._reads[name] > 1 or len(source.users) > 1 or times > 1:
+            if self._keep or self._reads[name] > 1 or len(source.users) > 1 or times > 1:
                 name = free_name(self.model, f"{name}_{node.name}")
         new = read_tensor(self.model, name, torch.nn.Parameter(value, requires_grad=False), before=node)
         self._reads[name] = 1
@@ -152,17 +203,73 @@ class _Folding:
         return new
 
 
+@attrs.frozen
+class Fold:
+    """The formulas with which a BatchNorm is folded; nothing of them needs constants, or forbids gradients.
+
+    The order of operations is that of ``torch.nn.utils.fusion``, whose bits these are. Half precision is
+    computed in float32 and rounded once.
+
+    Args:
+        eps: the BatchNorm's own.
+        transposed_groups: groups of a transposed convolution; 0 for any other operator.
+    """
+
+    eps: float
+    transposed_groups: int = 0
+
+    @classmethod
+    def of(cls, node: Node, batch_norm: Node) -> Fold:
+        """The formulas for an operator and the BatchNorm behind it."""
+        is_transposed = overload_name(node) in _TRANSPOSED
+        return cls(argument_of(batch_norm, "eps"), int(argument_of(node, "groups")) if is_transposed else 0)
+
+    def inverse(self, variance: torch.Tensor) -> torch.Tensor:
+        """``1 / sqrt(variance + eps)``, for each channel."""
+        return torch.rsqrt(_in_full(variance) + self.eps)
+
+    def factor(self, inverse: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
+        """What the weight of each output channel is multiplied by."""
+        return inverse if gamma is None else _in_full(gamma) * inverse
+
+    def weight(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """The weight with the factor in it, in its own dtype."""
+        return self.by_channel(_in_full(weight), factor).to(weight.dtype)
+
+    def by_channel(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """A weight times the factor of each output channel."""
+        kernel = [1] * (weight.dim() - 2)
+        groups = self.transposed_groups
+        if not groups:
+            return weight * factor.reshape(-1, 1, *kernel)
+        # (in, out / groups, *kernel): the input channels lie group by group, and so do the output channels.
+        by_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        return (by_group * factor.reshape(groups, 1, weight.shape[1], *kernel)).reshape(weight.shape)
+
+    def bias(
+        self,
+        bias: torch.Tensor | None,
+        mean: torch.Tensor,
+        inverse: torch.Tensor,
+        gamma: torch.Tensor | None,
+        beta: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The bias behind the folded weight, in float32 at least."""
+        mean = _in_full(mean)
+        shift = (-mean if bias is None else _in_full(bias) - mean) * inverse
+        shift = shift if gamma is None else shift * _in_full(gamma)
+        return shift if beta is None else shift + _in_full(beta)
+
+
+def _name(node: Node | None) -> Any:
+    return None if node is None else str(node.target)
+
+
+def _in_full(value: torch.Tensor) -> torch.Tensor:
+    """A tensor in float32, unless it has as many bits."""
+    return value.float() if value.dtype.itemsize < 4 else value
+
+
 def _is_finite(value: torch.Tensor) -> bool:
     """Whether no element is infinite or NaN. ``isfinite`` would make a copy of the whole weight."""
     return value.numel() == 0 or all(math.isfinite(end.item()) for end in value.aminmax())
-
-
-def _scaled(node: Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The weight times the scale of each output channel."""
-    kernel = [1] * (weight.dim() - 2)
-    if overload_name(node) not in _TRANSPOSED:
-        return weight * scale.reshape(-1, 1, *kernel)
-    # (in, out / groups, *kernel): the input channels lie group by group, and so do the output channels.
-    groups = int(argument_of(node, "groups"))
-    by_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-    return (by_group * scale.reshape(groups, 1, weight.shape[1], *kernel)).reshape(weight.shape)

@@ -18,7 +18,15 @@ from torch.fx import Graph, GraphModule, Node
 
 from torchquilt._internal.torch_private import FakeTensor, FakeTensorMode, pytree
 from torchquilt.graph.code_generation import copy_without_code, outdate
-from torchquilt.graph.node_values import HELPS, WRITTEN_FOR, attribute, operator_of, overload_name, writes_to
+from torchquilt.graph.node_values import (
+    HELPS,
+    STORED_FOR,
+    WRITTEN_FOR,
+    attribute,
+    operator_of,
+    overload_name,
+    writes_to,
+)
 from torchquilt.graph.shared_storage import copies_in_common, tensors_of, written_tensors
 from torchquilt.graph.signature import take_checks
 from torchquilt.graph.subgraphs import call_of
@@ -261,7 +269,9 @@ def own_copy(model: GraphModule, user: Node, source: Node) -> None:
     value = attribute(model, str(source.target)).detach().clone()
     copied = torch.nn.Parameter(value, requires_grad=False)
     name = free_name(model, f"{source.target}_{user.name}")
-    user.replace_input_with(source, read_tensor(model, name, copied, before=user))
+    read = read_tensor(model, name, copied, before=user)
+    read.meta[STORED_FOR] = source.meta.get(STORED_FOR, source)
+    user.replace_input_with(source, read)
 
 
 def redirect(user: Node, old: Node, new: Node) -> None:

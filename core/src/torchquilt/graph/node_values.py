@@ -51,6 +51,10 @@ def call_name(node: Node) -> str:
     return f"{module.lstrip('_')}.{getattr(node.target, '__name__', str(node.target))}"
 
 
+#: ``node.meta`` of a node that reads a stored copy of another constant has the node of that here.
+STORED_FOR = "torchquilt_stored_for"
+
+
 #: ``node.meta`` of an operator into which BatchNorms were folded has the nodes here that they were.
 FOLDED = "torchquilt_folded"
 

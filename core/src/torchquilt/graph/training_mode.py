@@ -1,17 +1,21 @@
-"""Operators that do something else in training than in evaluation, and whether a node does the former.
+"""Operators that do something else in training than in evaluation, and which of the two a graph does.
+
+Export writes the mode into each call: ``dropout(x, 0.1, True)``, ``batch_norm(…, True, 0.1, 1e-5)``. These
+flags are all that differs, beside the counters of BatchNorm.
 
 Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.graph.node_values import arguments_of, operator_of
+from torchquilt.graph.node_values import arguments_of, operator_of, overload_name
+from torchquilt.graph.subgraphs import nodes_of
 
 if TYPE_CHECKING:
-    from torch.fx import Node
+    from torch.fx import GraphModule, Node
 
 _Arguments = Mapping[str, Any]
 
@@ -39,6 +43,16 @@ _DROPS: dict[str, Callable[[_Arguments], bool]] = {
     "scaled_dot_product_attention": lambda arguments: arguments["dropout_p"] != 0,
 }
 
+#: Operator → its argument that says whether it is in training.
+_FLAGS = {
+    "batch_norm": "training",
+    "instance_norm": "use_input_stats",
+    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), "train"),
+    **dict.fromkeys(("native_dropout", "lstm", "gru", "rnn_tanh", "rnn_relu"), "train"),
+    "rrelu": "training",
+}
+_NORMS = ("batch_norm", "instance_norm")
+
 
 def moves_statistics(node: Node) -> bool:
     """Whether a node is a norm that takes the statistics of its input and keeps an average of them."""
@@ -51,9 +65,84 @@ def is_random(node: Node) -> bool:
 
 
 def _holds(table: dict[str, Callable[[_Arguments], bool]], node: Node) -> bool:
+    holds = table.get(_name(node))
+    return holds is not None and holds(arguments_of(node))
+
+
+def _name(node: Node) -> str:
+    """``"dropout"`` for ``aten.dropout.default`` and ``aten.dropout_.default``; empty for what is no operator
+    of ATen.
+    """
     operator = operator_of(node)
     if operator is None:
-        return False
+        return ""
     namespace, _, name = operator._schema.name.partition("::")
-    holds = table.get(name.removesuffix("_")) if namespace == "aten" else None
-    return holds is not None and holds(arguments_of(node))
+    return str(name.removesuffix("_")) if namespace == "aten" else ""
+
+
+# --- Switching ----------------------------------------------------------------------------------------------
+
+
+def training_flag(node: Node) -> str | None:
+    """Name of the argument that says whether a node is in training; None where it is the same in both.
+
+    A norm without running statistics is.
+    """
+    name = _name(node)
+    if name in _NORMS and arguments_of(node)["running_mean"] is None:
+        return None
+    return _FLAGS.get(name)
+
+
+def is_in_training(node: Node) -> bool:
+    """Whether the flag of a node, if it has one, says training."""
+    flag = training_flag(node)
+    return flag is not None and arguments_of(node)[flag] is not False
+
+
+def set_training(node: Node, value: bool) -> None:
+    """Set the flag of a node; its other arguments stay as they are."""
+    flag = training_flag(node)
+    assert flag is not None
+    names = [argument.name for argument in operator_of(node)._schema.arguments]
+    position = names.index(flag)
+    if position < len(node.args):
+        node.update_arg(position, value)
+    else:
+        node.update_kwarg(flag, value)
+
+
+def was_exported_in_training(model: GraphModule) -> bool:
+    """Whether the flags of a graph say that the model was in training mode when it was exported.
+
+    A norm that moves its statistics says so. Dropout that is on does where nothing contradicts it: other
+    dropout that is off, or a norm that is in evaluation mode, says that it is meant to be on always.
+    """
+    flagged = [node for node in nodes_of(model) if training_flag(node) is not None]
+    norms = [node for node in flagged if _name(node) in _NORMS]
+    if norms:
+        return any(map(is_in_training, norms))
+    return bool(flagged) and all(map(is_in_training, flagged))
+
+
+def counters(model: GraphModule) -> list[Node]:
+    """The nodes that count the batches of a BatchNorm, as its module does in training mode."""
+    found = []
+    for node in nodes_of(model):
+        if overload_name(node) == "aten.add_.Tensor" and not node.users:
+            counted = node.args[0]
+            is_counter = str(getattr(counted, "target", "")).endswith("num_batches_tracked")
+            if is_counter and node.args[1] == 1:
+                found.append(node)
+    return found
+
+
+def switched_nodes(model: GraphModule) -> Iterable[Node]:
+    """The nodes that ``train()`` and ``eval()`` switch.
+
+    Of a model that was exported in training mode those that were in training, of one in evaluation mode those
+    that were not: dropout that was on then is meant, and so is a norm that is frozen in training mode.
+    """
+    in_training = was_exported_in_training(model)
+    flagged = [node for node in nodes_of(model) if training_flag(node) is not None]
+    return [node for node in flagged if is_in_training(node) is in_training]

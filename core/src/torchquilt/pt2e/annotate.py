@@ -88,17 +88,34 @@ def explain(model: ExportedProgram | GraphModule, quantizer: object, *, strict: 
 
 
 def annotate_copy(
-    model: ExportedProgram | GraphModule, quantizer: object, *, strict: bool = True
+    model: ExportedProgram | GraphModule,
+    quantizer: object,
+    *,
+    strict: bool = True,
+    to_evaluation: Pass | None = None,
 ) -> Annotated:
-    """Copy a model, fold and transform it, let the quantizer decide, and check what it decided."""
+    """Copy a model, fold and transform it, let the quantizer decide, and check what it decided.
+
+    Args:
+        model: the user's; nothing of it is changed.
+        quantizer: who decides.
+        strict: raise for rules that cannot take effect.
+        to_evaluation: brings a model that may be in training mode into the form of evaluation, for which
+            everything is decided. What is folded into operators is kept beside it then.
+    """
     decider = as_quantizer(quantizer)
     deciding = Deciding(leaves_of(decider))
-    copy = run_passes(_own_copy(model), _NORMALIZE)
+    is_trained = to_evaluation is not None
+    first = () if to_evaluation is None else (to_evaluation,)
+    copy = run_passes(_own_copy(model, may_train=is_trained), (*first, *_NORMALIZE))
     problems = [*_random_problems(copy), *decider.rule_problems(copy)]
     _complain(problems, strict)
 
     def fold(region: GraphModule) -> GraphModule:
-        return fold_batch_norm(region, lambda norm, operator: decider.folds(norm, operator) is not False)
+        def may_fold(norm: Node, operator: Node) -> bool:
+            return decider.folds(norm, operator) is not False
+
+        return fold_batch_norm(region, may_fold, keep=is_trained)
 
     decide = (
         everywhere("fold_batch_norm", fold),
@@ -117,7 +134,7 @@ def annotate_copy(
     return Annotated(copy, decider, groups, make_ledger(groups, deciding.rejections(copy), texts))
 
 
-def _own_copy(model: object) -> GraphModule:
+def _own_copy(model: object, *, may_train: bool) -> GraphModule:
     """A graph module that may be changed, of a model that may not."""
     if isinstance(model, ExportedProgram):
         model = model.module()
@@ -138,7 +155,7 @@ def _own_copy(model: object) -> GraphModule:
         )
     _check_is_exported(model)
     moving = next(filter(moves_statistics, nodes_of(model)), None)
-    if moving is not None:
+    if moving is not None and not may_train:
         raise _in_training(moving, "call model.eval() before torch.export.export")
     return copy_model(model)
 

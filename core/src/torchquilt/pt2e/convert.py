@@ -20,6 +20,7 @@ from torchquilt.pt2e.calibration.outliers import find_outliers, note_cautions, w
 from torchquilt.pt2e.calibration.unreached import leave_or_refuse_unseen
 from torchquilt.pt2e.model_record import RECORD_KEY, restore_initial_state, set_stage, stage_of
 from torchquilt.pt2e.observer_points import QuantizationPoint
+from torchquilt.pt2e.qat.back import as_calibrated
 from torchquilt.pt2e.qdq_insertion import Conversion
 from torchquilt.pt2e.quantization_tags import carry_tags
 from torchquilt.pt2e.reference import to_reference
@@ -40,7 +41,8 @@ def convert_pt2e(
     :func:`torchquilt.prepare_pt2e`, Python's collector of garbage pauses meanwhile.
 
     Args:
-        model: what :func:`torchquilt.prepare_pt2e` returned, after calibration.
+        model: what :func:`torchquilt.prepare_pt2e` returned, after calibration, or
+            :func:`torchquilt.prepare_qat_pt2e`, after training.
         use_reference_representation: compute with the integers, as
             :func:`torchquilt.pt2e.reference.to_reference` describes, instead of with what they
             stand for.
@@ -62,6 +64,9 @@ def convert_pt2e(
         UserWarning: a symmetric range has next to no integers on a side of zero where values are.
     """
     _check_is_prepared(model)
+    if stage_of(model) == "trainable":
+        with default_global_state():
+            model = as_calibrated(model)
     with default_global_state(), garbage_collector_disabled():
         # Points are only read, and are not in the result; the record is replaced where something is added.
         points = [module for module in model.modules() if isinstance(module, QuantizationPoint)]
@@ -93,13 +98,21 @@ def convert_pt2e(
 
 def _check_is_prepared(model: object) -> None:
     stage = stage_of(model)
-    if stage != "prepared":
+    if stage not in ("prepared", "trainable"):
         raise ModelError(
             "Only a prepared model can be converted.",
-            expected="what prepare_pt2e returned, calibrated",
+            expected="what prepare_pt2e returned, calibrated, or what prepare_qat_pt2e returned, trained",
             got=f"a {stage} model" if stage else f"{type(model).__module__}.{type(model).__qualname__}",
-            remedy="prepare_pt2e, then calibrate, then convert_pt2e",
+            remedy=_remedy(model),
         )
+
+
+def _remedy(model: object) -> str:
+    """Remedy for what cannot be converted: a wrapper that holds what can, or anything else."""
+    for name in ("module", "_orig_mod"):  # of DistributedDataParallel and AveragedModel, of torch.compile
+        if stage_of(getattr(model, name, None)) is not None:
+            return f"convert what the {type(model).__name__} holds: convert_pt2e(model.{name})"
+    return "prepare_pt2e, then calibrate, then convert_pt2e; or prepare_qat_pt2e, then train"
 
 
 def _replace_points(model: GraphModule, fold_quantize: bool, cautions: list[Caution]) -> GraphModule:

@@ -80,21 +80,26 @@ def prepare_pt2e(
     make = observer_factory(activation_observer)
     with default_global_state(), garbage_collector_disabled():
         annotated = annotate_copy(model, quantizer, strict=strict)
-        points = ask_for_points(annotated, _make_points(annotated, make))
-
-        def insert_points(prepared: GraphModule) -> GraphModule:
-            for region, groups in annotated.groups:
-                _insert_points(region, groups, points)
-            return prepared
-
-        prepared = run_passes(annotated.model, (Pass("insert_points", insert_points),))
-        set_stage(prepared, "prepared", _record(annotated))
+        prepared = with_points(annotated, make)
+        set_stage(prepared, "prepared", record_of(annotated))
         keep_initial_state(prepared)
         generate_code(prepared)
     return prepared
 
 
-def _record(annotated: Annotated) -> dict[str, Any]:
+def with_points(annotated: Annotated, make: ObserverFactory) -> GraphModule:
+    """The annotated model with a point wherever a tensor is going to be quantized."""
+    points = ask_for_points(annotated, _make_points(annotated, make))
+
+    def insert_points(prepared: GraphModule) -> GraphModule:
+        for region, groups in annotated.groups:
+            _insert_points(region, groups, points)
+        return prepared
+
+    return run_passes(annotated.model, (Pass("insert_points", insert_points),))
+
+
+def record_of(annotated: Annotated) -> dict[str, Any]:
     """Record of how the model came about, as plain values."""
     capabilities = annotated.quantizer.quantization_capabilities()
     return {

@@ -136,6 +136,6 @@ def differences_of(
             differences = [option.differences(spec) for option in allowed[role]]
             if all(differences):
                 found.extend(f"{role}: {text}" for text in min(differences, key=len))
-    if config.is_qat != is_qat:
-        found.append(f"is_qat={config.is_qat} (takes {is_qat})")
+    if config.is_qat and not is_qat:
+        found.append("is_qat=True (cannot be trained)")
     return tuple(found)

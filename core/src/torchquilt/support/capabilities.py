@@ -284,7 +284,7 @@ def _by_identity(capabilities: Capabilities) -> dict[tuple[object, ...], Capabil
     found: dict[tuple[object, ...], Capability] = {}
     counts: dict[tuple[object, ...], int] = {}
     for row in capabilities:
-        key = (row.backend, row.pattern, row.mode, row.is_qat, row.scope)
+        key = (row.backend, row.pattern, row.mode, row.scope)
         counts[key] = counts.get(key, 0) + 1
         found[(*key, counts[key])] = row
     return found

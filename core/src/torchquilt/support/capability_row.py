@@ -35,7 +35,7 @@ class Capability:
         sharing: see :class:`Sharing`.
         constraints: ``(code, text)`` of each condition besides.
         targets: the lowering targets on which it runs as integers; on any other it does not.
-        is_qat: whether it is for quantization-aware training.
+        is_qat: whether it can be trained, too.
         scope: where in the model it applies, in words; empty where the answer is not about a model.
         presets: names of the backend's presets whose config it takes.
         anchor_index: index of the operator that does the work.
@@ -90,9 +90,8 @@ class Capability:
     @property
     def label(self) -> str:
         """Subject of the row, in a few words."""
-        mode = f"{self.mode}, qat" if self.is_qat else self.mode
         where = f", {self.scope}" if self.scope else ""
-        return f"{self.pattern} ({mode}) of {self.backend}{where}"
+        return f"{self.pattern} ({self.mode}) of {self.backend}{where}"
 
     def spec_text(self, between: str = "; ") -> str:
         """The specs in words. Roles that take the same ones stand together."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchquilt.graph.node_values import arguments_of, is_empty, overload_name
+from torchquilt.graph.node_values import STORED_FOR, arguments_of, is_empty, overload_name
 from torchquilt.support import operators as ops
 from torchquilt.support.call_facts import bounds, padding_of, split_dimension
 from torchquilt.support.pattern import Match
@@ -211,7 +211,9 @@ def with_stored_bias(model: GraphModule, match: Match) -> None:
             continue
         value = constant_value(model, bias).reshape(-1).expand(_channels(node)).clone()
         name = free_name(model, f"{bias.target if bias.op == 'get_attr' else bias.name}_{node.name}")
-        node.replace_input_with(bias, read_tensor(model, name, value, before=node))
+        read = read_tensor(model, name, value, before=node)
+        read.meta[STORED_FOR] = bias
+        node.replace_input_with(bias, read)
 
 
 def with_own_bias(model: GraphModule, match: Match) -> None:

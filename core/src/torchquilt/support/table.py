@@ -108,7 +108,7 @@ class SupportRow:
             backend wants: operators that compute the same, and that the table has rows for. It takes the
             model and the match, and edits with functions of :mod:`torchquilt.backend`. It leaves a match
             alone that already has the form.
-        is_qat: whether the row is for quantization-aware training.
+        is_qat: whether what it quantizes can be trained (:func:`torchquilt.prepare_qat_pt2e`), too.
     """
 
     pattern: OperatorPattern
@@ -121,7 +121,7 @@ class SupportRow:
     profitable_alone: bool = attrs.field(default=True, kw_only=True)
     limits: ArithmeticLimits | None = attrs.field(default=None, kw_only=True)
     rewrite: tuple[Rewrite, ...] = attrs.field(default=(), converter=_to_tuple, kw_only=True)
-    is_qat: bool = False
+    is_qat: bool = True
 
     @property
     def mode(self) -> str:
@@ -218,7 +218,7 @@ class SupportTable:
     def __attrs_post_init__(self) -> None:
         seen: set[tuple[object, ...]] = set()
         for row in self.rows:
-            key = (row.pattern.name, row.mode, row.is_qat)
+            key = (row.pattern.name, row.mode)
             if key in seen:
                 raise PatternError(
                     f"The table of {self.backend} has two rows for one pattern and mode.",

@@ -80,10 +80,7 @@ def configs_of(row: SupportRow) -> tuple[QuantizationConfig, ...]:
         return ()
     each = [tuple(options[i % len(options)] for options in choices) for i in range(max(map(len, choices)))]
     combinations = dict.fromkeys([*each, *itertools.islice(itertools.product(*choices), _MOST_CONFIGS)])
-    configs = [
-        QuantizationConfig(**dict(zip(roles, specs, strict=True)), is_qat=row.is_qat)
-        for specs in combinations
-    ]
+    configs = [QuantizationConfig(**dict(zip(roles, specs, strict=True))) for specs in combinations]
     return tuple(config for config in configs if _agrees(row, config))
 
 

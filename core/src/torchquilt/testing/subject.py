@@ -53,7 +53,7 @@ class Subject:
 
 def row_id(row: SupportRow) -> str:
     """Identity of a row among the others of its table."""
-    return f"{row.pattern.name}-{row.mode}{'-qat' if row.is_qat else ''}"
+    return f"{row.pattern.name}-{row.mode}"
 
 
 def installed(name: str) -> Subject:

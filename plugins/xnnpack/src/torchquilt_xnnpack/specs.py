@@ -39,7 +39,7 @@ def get_symmetric_quantization_config(
 
     Args:
         is_per_channel: a weight has one scale for each output channel instead of one in all.
-        is_qat: for quantization-aware training, which this plugin does not offer yet.
+        is_qat: meant for quantization-aware training, see :func:`torchquilt.prepare_qat_pt2e`.
         is_dynamic: activations are quantized when the model runs, each row (token) by itself, as
             XNNPACK's dynamic kernels do; outputs stay float32. These kernels read a weight scale for each
             output channel, so without ``is_per_channel`` one scale is repeated for all of them.
@@ -50,15 +50,7 @@ def get_symmetric_quantization_config(
 
     Raises:
         SpecError: a range is empty, or does not fit into int8.
-        UnsupportedConfigError: ``is_qat``.
     """
-    if is_qat:
-        raise UnsupportedConfigError(
-            "Quantization-aware training is not supported by torchquilt-xnnpack.",
-            expected="is_qat=False",
-            got="is_qat=True",
-            remedy="use post-training quantization: leave is_qat out",
-        )
     granularity = "per_token" if is_dynamic else "per_tensor"
     smallest = SMALLEST_DYNAMIC_SCALE if is_dynamic else SMALLEST_ACTIVATION_SCALE
     activation = QuantizationSpec(
@@ -75,7 +67,10 @@ def get_symmetric_quantization_config(
         uniform=is_dynamic and not is_per_channel,
     )
     return QuantizationConfig(
-        input_activation=activation, output_activation=None if is_dynamic else activation, weight=weight
+        input_activation=activation,
+        output_activation=None if is_dynamic else activation,
+        weight=weight,
+        is_qat=is_qat,
     )
 
 

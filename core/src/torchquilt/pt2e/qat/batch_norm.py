@@ -1,0 +1,180 @@
+"""A BatchNorm and the operator before it, trained as one.
+
+This is the scheme of Krishnamoorthi 2018 (arXiv:1806.08342, section 3.2).
+
+Integers compute with the folded weight ``W * s``, where ``s = gamma / sqrt(running_var + eps)`` for each
+output channel. So that is what training fake quantizes; and the BatchNorm goes on to see the statistics of
+each batch, since the factor is taken out again behind the rounding::
+
+    y = batch_norm(conv(x, fq(W * s) / s, bias))
+
+The factor is taken out of the weight and not of the output, which is the same and costs less: a convolution
+is linear in the weight of each output channel. In evaluation mode, and where the BatchNorm is frozen, the
+operator computes with the folded weight and bias, as the converted model does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torchquilt._internal.torch_private import is_in_backward
+from torchquilt.graph.batch_norm_folding import Fold
+
+
+class FoldedBatchNorm(torch.nn.Module):
+    """The steps around one operator with a BatchNorm behind it. The graph calls it once for each step.
+
+    Its tensors belong to the model, and are handed in.
+
+    Args:
+        fold: the formulas.
+        momentum: of the BatchNorm.
+        path: of the module whose BatchNorm it is.
+        is_quantized: whether the weight is fake quantized; where it is not, no factor is put in.
+        channel_dim: the dimension of the output that has the channels.
+    """
+
+    def __init__(
+        self, fold: Fold, momentum: float, path: str, *, is_quantized: bool, channel_dim: int
+    ) -> None:
+        super().__init__()
+        self.fold = fold
+        self.momentum = momentum
+        self.path = path
+        self.is_quantized = is_quantized
+        self.channel_dim = channel_dim
+        #: whether running statistics are used in training mode, too, and stay as they are
+        self.is_frozen = False
+        self._inverse: torch.Tensor | None = None
+
+    @property
+    def is_unfolded(self) -> bool:
+        """Whether the BatchNorm runs by itself, on statistics of the batch."""
+        return self.training and not self.is_frozen
+
+    def forward(self, step: str, *tensors: Any) -> Any:
+        """Run one of the steps, by the name of the method."""
+        return getattr(self, step)(*tensors)
+
+    def factor(self, gamma: torch.Tensor | None, variance: torch.Tensor) -> torch.Tensor:
+        """The factor of each output channel.
+
+        One of zero, as where gamma begins as zero, cannot be taken out again, so none is put in.
+        """
+        found = self.fold.factor(self._kept_inverse(variance), gamma)
+        return torch.where(found == 0, 1.0, found) if self.is_unfolded else found
+
+    def _kept_inverse(self, variance: torch.Tensor) -> torch.Tensor:
+        """``1 / sqrt(variance + eps)``; of the first time where a forward pass is repeated.
+
+        The first time has moved the running variance since.
+        """
+        if not self.is_unfolded or torch.compiler.is_compiling():
+            return self.fold.inverse(variance)
+        if is_in_backward() and self._inverse is not None:
+            return self._inverse
+        self._inverse = self.fold.inverse(variance).detach()
+        return self._inverse
+
+    def folded(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """The weight that is quantized."""
+        return self.fold.weight(weight, factor) if self.is_quantized or not self.is_unfolded else weight
+
+    def unfolded(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """The weight that the operator computes with, from the quantized one."""
+        if not self.is_unfolded or not self.is_quantized:
+            return weight
+        return self.fold.by_channel(weight, (1.0 / factor).to(weight.dtype))
+
+    def bias(
+        self,
+        bias: torch.Tensor | None,
+        gamma: torch.Tensor | None,
+        beta: torch.Tensor | None,
+        mean: torch.Tensor,
+        variance: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """The folded bias; None where the BatchNorm runs by itself, since the bias is added behind then."""
+        if self.is_unfolded:
+            return None
+        dtype = mean.dtype if bias is None else bias.dtype
+        return self.fold.bias(bias, mean, self.fold.inverse(variance), gamma, beta).to(dtype)
+
+    def normalized(
+        self,
+        output: torch.Tensor,
+        bias: torch.Tensor | None,
+        gamma: torch.Tensor | None,
+        beta: torch.Tensor | None,
+        mean: torch.Tensor,
+        variance: torch.Tensor,
+        counter: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The output behind the BatchNorm."""
+        if not self.is_unfolded:
+            return output
+        rows = output.movedim(self.channel_dim, 1) if self.channel_dim != 1 else output
+        if bias is not None:
+            rows = rows + bias.reshape(-1, *[1] * (rows.dim() - 2))
+        found = batch_norm_in_training(
+            rows, gamma, beta, mean, variance, counter, self.momentum, self.fold.eps
+        )
+        return found.movedim(1, self.channel_dim) if self.channel_dim != 1 else found
+
+
+class BatchNorm(torch.nn.Module):
+    """A BatchNorm that nothing is folded into, and that trains as such.
+
+    Args:
+        momentum, eps: its own.
+        path: of the module whose BatchNorm it is.
+    """
+
+    def __init__(self, momentum: float, eps: float, path: str) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.path = path
+        #: whether running statistics are used in training mode, too, and stay as they are
+        self.is_frozen = False
+
+    def forward(
+        self,
+        output: torch.Tensor,
+        gamma: torch.Tensor | None,
+        beta: torch.Tensor | None,
+        mean: torch.Tensor,
+        variance: torch.Tensor,
+        counter: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Normalize with the statistics of the batch in training mode, else with the running ones."""
+        if self.training and not self.is_frozen:
+            return batch_norm_in_training(
+                output, gamma, beta, mean, variance, counter, self.momentum, self.eps
+            )
+        return torch.nn.functional.batch_norm(output, mean, variance, gamma, beta, False, 0.0, self.eps)
+
+
+def batch_norm_in_training(
+    output: torch.Tensor,
+    gamma: torch.Tensor | None,
+    beta: torch.Tensor | None,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    counter: torch.Tensor | None,
+    momentum: float,
+    eps: float,
+) -> torch.Tensor:
+    """Normalize with the statistics of the batch, and move the running ones.
+
+    Where a forward pass is repeated for the backward one, they stay: they were moved the first time.
+    """
+    norm = torch.nn.functional.batch_norm
+    if not torch.compiler.is_compiling() and is_in_backward():
+        return norm(output, None, None, gamma, beta, True, momentum, eps)
+    if counter is not None:
+        with torch.no_grad():
+            counter.add_(1)
+    return norm(output, mean, variance, gamma, beta, True, momentum, eps)

@@ -1,0 +1,270 @@
+"""prepare_qat_pt2e: from an exported float model to one that is trained with quantization in it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from torchquilt._internal.garbage_collection import garbage_collector_disabled
+from torchquilt._internal.torch_defaults import default_global_state
+from torchquilt.errors import CalibrationError
+from torchquilt.graph.code_generation import generate_code, outdate
+from torchquilt.graph.constant_folding import constant_value
+from torchquilt.graph.module_scope import module_path
+from torchquilt.graph.passes import Pass, run_passes
+from torchquilt.graph.shared_storage import tensors_of
+from torchquilt.graph.subgraphs import Region, regions
+from torchquilt.observers import MinMaxObserver, QParams
+from torchquilt.pt2e.annotate import annotate_copy
+from torchquilt.pt2e.calibration.merging import Calibration
+from torchquilt.pt2e.model_record import keep_initial_state, set_stage
+from torchquilt.pt2e.observer_points import (
+    ConstantPoint,
+    DerivedPoint,
+    DynamicPoint,
+    FixedPoint,
+    ObservedPoint,
+    QuantizationPoint,
+)
+from torchquilt.pt2e.prepare import record_of, with_points
+from torchquilt.pt2e.qat.agreement import add_agreement
+from torchquilt.pt2e.qat.optimizer_check import note_parameters
+from torchquilt.pt2e.qat.points import (
+    ActivationPoint,
+    DerivedTrainingPoint,
+    DynamicTrainingPoint,
+    KnownPoint,
+    LearnedPoint,
+    Standing,
+    TrainingPoint,
+    WeightPoint,
+    training_points,
+)
+from torchquilt.pt2e.qat.ranges import Ranges, known_ranges
+from torchquilt.pt2e.qat.wiring import (
+    assigned_names,
+    let_copies_follow,
+    let_norms_train,
+    let_switches_follow,
+    replace_points,
+    to_evaluation,
+)
+
+#: How far a batch moves the average of a range, where nothing else is said.
+SHARE = 0.01
+
+_EXPECTED = "'moving_average' | 'moving_average:0.05' | 'learned'"
+
+
+def prepare_qat_pt2e(
+    model: ExportedProgram | GraphModule,
+    quantizer: object,
+    *,
+    fake_quantize: str = "moving_average",
+    ranges_from: GraphModule | Calibration | None = None,
+    strict: bool = True,
+) -> GraphModule:
+    """Make a model that trains with the rounding of its integers: quantization-aware training.
+
+    Everything is decided as by :func:`torchquilt.prepare_pt2e`. The result is trained like any module: with
+    ``train()`` and ``eval()``, an optimizer and a loss. In evaluation mode it computes bit for bit what
+    :func:`torchquilt.convert_pt2e` makes of it. The model that is handed in is left as it was.
+
+    Args:
+        model: a :class:`torch.export.ExportedProgram` or its ``.module()``, exported in training mode
+            (``torch.export.export(model.train(), …)``) or in evaluation mode.
+        quantizer: a :class:`torchquilt.Quantizer`, or any object with ``annotate(model)``.
+        fake_quantize: how ranges are found. ``"moving_average"``: those of activations are moving averages
+            of the smallest and largest value of each batch, which move by a share of 0.01 or of what
+            follows a colon; those of weights are the weights' own. ``"learned"``: scales are parameters,
+            and learned (LSQ).
+        ranges_from: ranges to begin with: a calibrated model that :func:`torchquilt.prepare_pt2e` made of
+            the same model with the same quantizer, or a :class:`torchquilt.Calibration`. Without, the
+            first batch says them.
+        strict: raise for rules that cannot take effect; with False they are warnings.
+
+    Returns:
+        A GraphModule in training mode. Its parameters are copies of those of the model, with the same names
+        and values. Make the optimizer from them.
+
+    Raises:
+        ModelError: the model is not an exported one, was prepared before, or has quantized operators in
+            control flow.
+        CalibrationError: there is no such way to fake quantize, or the ranges are those of other decisions.
+        IntentError, AnnotationError, CompositionError, SharingError, QuantizerError: as by
+            :func:`torchquilt.prepare_pt2e`.
+    """
+    share = _share(fake_quantize)
+    with default_global_state(), garbage_collector_disabled():
+        original = model.module() if isinstance(model, ExportedProgram) else model
+        annotated = annotate_copy(
+            original, quantizer, strict=strict, to_evaluation=Pass("to_evaluation", to_evaluation)
+        )
+        prepared = with_points(annotated, MinMaxObserver)
+        known = known_ranges(ranges_from, prepared, annotated)
+        made: dict[str, TrainingPoint] = {}
+        make = partial(_point, share=share, known=known, made=made)
+        passes = (
+            Pass("replace_points", partial(replace_points, make=make)),
+            Pass("let_copies_follow", let_copies_follow),
+            Pass("let_norms_train", let_norms_train),
+            Pass("let_switches_follow", let_switches_follow),
+            Pass("drop_folded", _drop_folded),
+            Pass("own_tensors", partial(_own_tensors, original=original)),
+            Pass("add_agreement", add_agreement),
+        )
+        trainable = run_passes(prepared, passes)
+        _link_derived(trainable)
+        set_stage(trainable, "trainable", record_of(annotated))
+        keep_initial_state(trainable)
+        note_parameters(trainable)
+        generate_code(trainable)
+    return trainable.train()
+
+
+def _share(choice: str) -> float | None:
+    """Share by which ranges move; None where they are learned."""
+    name, colon, number = choice.partition(":") if isinstance(choice, str) else ("", "", "")
+    if choice == "learned":
+        return None
+    try:
+        share = float(number) if colon else SHARE
+    except ValueError:
+        share = -1.0
+    if name != "moving_average" or not 0 < share <= 1:
+        raise CalibrationError(
+            f"There is no way to fake quantize called {choice!r}.", expected=_EXPECTED, got=repr(choice)
+        )
+    return share
+
+
+def _point(
+    point: QuantizationPoint[Any],
+    region: Region,
+    calls: list[Node],
+    *,
+    share: float | None,
+    known: Ranges,
+    made: dict[str, TrainingPoint],
+) -> TrainingPoint:
+    """The point of training for one of a prepared model."""
+    standing = Standing(point.names, _modules(calls))
+    if isinstance(point, FixedPoint):
+        return KnownPoint(point.spec, point.qparams(), standing)
+    if isinstance(point, DerivedPoint):
+        return DerivedTrainingPoint(point, standing)
+    if isinstance(point, DynamicPoint):
+        return DynamicTrainingPoint(point.spec, standing)
+    if isinstance(point, ConstantPoint):
+        return _weight_point(point, region, calls, standing, is_learned=share is None)
+    assert isinstance(point, ObservedPoint)
+    return _activation_point(point, region, calls, standing, share, known)
+
+
+def _modules(calls: list[Node]) -> tuple[str, ...]:
+    """Paths of the modules whose operators read what a point returns, or make what it takes."""
+    around = [node for call in calls for node in (call, *call.all_input_nodes, *call.users)]
+    paths = (module_path(node) for node in around if node.op != "get_attr")
+    return tuple(dict.fromkeys(path for path in paths if path))
+
+
+def _weight_point(
+    point: ConstantPoint, region: Region, calls: list[Node], standing: Standing, *, is_learned: bool
+) -> TrainingPoint:
+    names = {name for name, held in region.module.named_children() if isinstance(held, QuantizationPoint)}
+    values = {
+        origin: constant_value(region.module, origin, names)
+        for call in calls
+        for origin in (_behind(call, names),)
+    }
+    found = point.qparams_for([*values.values()])
+    shape = tuple(found.scale.shape)
+    if is_learned and not found.zero_point.is_floating_point():
+        learned = LearnedPoint(point.spec, standing, shape, is_constant=True)
+        learned.start_from(found)
+        return learned
+    weight = WeightPoint(point.spec, standing, shape)
+    weight.store(found)
+    return weight
+
+
+def _behind(call: Node, points: set[str]) -> Node:
+    while call.op == "call_module" and str(call.target) in points:
+        (call,) = call.all_input_nodes
+    return call
+
+
+def _activation_point(
+    point: ObservedPoint,
+    region: Region,
+    calls: list[Node],
+    standing: Standing,
+    share: float | None,
+    known: Ranges,
+) -> TrainingPoint:
+    shape: tuple[int, ...] = ()
+    if point.spec.ch_axis is not None:
+        shape = (int(calls[0].meta["val"].shape[point.spec.ch_axis]),)
+    found = known.of(f"{region.path}.{calls[0].target}" if region.path else str(calls[0].target))
+    if share is None:
+        learned = LearnedPoint(point.spec, standing, shape, is_constant=False)
+        if found is not None:
+            learned.start_from(QParams(found.scale, found.zero_point))
+        return learned
+    activation = ActivationPoint(point.spec, standing, shape, share)
+    if found is not None:
+        activation.start_from(found.low, found.high, QParams(found.scale, found.zero_point))
+    return activation
+
+
+def _link_derived(model: GraphModule) -> None:
+    points = training_points(model)
+    for name, point in points.items():
+        if isinstance(point, DerivedTrainingPoint):
+            prefix = name.rpartition(".")[0]
+            point.link([points[f"{prefix}.{one}" if prefix else one] for one in point.source_names])
+
+
+def _drop_folded(model: GraphModule) -> GraphModule:
+    """Forget the tensors that hold what is computed while the model trains."""
+    for region in regions(model):
+        for name in assigned_names(region.module):
+            path, _, last = name.rpartition(".")
+            holder = region.module.get_submodule(path)
+            holder._parameters.pop(last, None)
+            holder._buffers.pop(last, None)
+        outdate(region.module)
+    return model
+
+
+def _own_tensors(model: GraphModule, original: GraphModule) -> GraphModule:
+    """Give a model tensors of its own, that ask for gradients where those of the original do."""
+    asks = {
+        name: parameter.requires_grad for name, parameter in original.named_parameters(remove_duplicate=False)
+    }
+    copies: dict[int, Any] = {}
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in asks or id(parameter) not in names:
+            names[id(parameter)] = name
+    in_points = {
+        id(tensor)
+        for point in training_points(model).values()
+        for tensor in (*point.parameters(), *point.buffers())
+    }
+    for key, tensor in tensors_of(model).items():
+        if key in in_points:
+            continue
+        copied: Any = tensor.detach().clone()
+        if isinstance(tensor, torch.nn.Parameter):
+            copied = torch.nn.Parameter(copied, requires_grad=asks.get(names[key], False))
+        copies[key] = copied
+    for module in model.modules():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+        for table in tables:
+            table.update({one: copies[id(value)] for one, value in table.items() if id(value) in copies})
+    return model

@@ -1,0 +1,93 @@
+"""Ranges to begin training with: those of a calibrated model with the same decisions."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch.fx import GraphModule
+
+from torchquilt.errors import CalibrationError, ModelError
+from torchquilt.pt2e.annotate import Annotated
+from torchquilt.pt2e.calibration.merging import Calibration
+from torchquilt.pt2e.model_record import set_stage, stage_of
+from torchquilt.pt2e.observer_points import ObservedPoint, observed_points
+from torchquilt.pt2e.prepare import record_of
+
+
+@attrs.frozen(eq=False)
+class Range:
+    """The range of an activation, and the parameters that calibration chose for it."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+
+
+@attrs.frozen(eq=False)
+class Ranges:
+    """Ranges by the names of observer points."""
+
+    by_name: dict[str, Range]
+
+    def of(self, name: str) -> Range | None:
+        """The range at a point; None where nothing is known."""
+        return self.by_name.get(name)
+
+
+def known_ranges(
+    given: GraphModule | Calibration | None, prepared: GraphModule, annotated: Annotated
+) -> Ranges:
+    """The ranges that a user hands in.
+
+    Args:
+        given: what they hand in.
+        prepared: the model that is going to be trained, with the points of a prepared one.
+        annotated: the decisions about it.
+
+    Raises:
+        ModelError: it is neither a calibrated model nor a calibration.
+        CalibrationError: it was made with other decisions.
+    """
+    if given is None:
+        return Ranges({})
+    if isinstance(given, Calibration):
+        set_stage(prepared, "prepared", record_of(annotated))
+        given.add_to(prepared)
+        return _ranges(observed_points(prepared))
+    if stage_of(given) != "prepared":
+        raise ModelError(
+            "Ranges come from a calibrated model.",
+            expected="what prepare_pt2e returned, calibrated, or a torchquilt.Calibration",
+            got=stage_of(given) or f"{type(given).__module__}.{type(given).__qualname__}",
+            remedy="calibrate(prepare_pt2e(exported, quantizer), batches)",
+        )
+    points, theirs = observed_points(prepared), observed_points(given)
+    _check_same(points, theirs)
+    return _ranges(theirs)
+
+
+def _check_same(points: dict[str, ObservedPoint], theirs: dict[str, ObservedPoint]) -> None:
+    here, there = _described(points), _described(theirs)
+    for name in {**here, **there}:
+        if here.get(name) != there.get(name):
+            raise CalibrationError(
+                "These are the ranges of other decisions.",
+                node=name,
+                expected=here.get(name, "no observer there"),
+                got=there.get(name, "no observer there"),
+                remedy="prepare both models with the same quantizer",
+            )
+
+
+def _described(points: dict[str, ObservedPoint]) -> dict[str, str]:
+    return {", ".join(point.names): str(point.spec) for point in points.values()}
+
+
+def _ranges(points: dict[str, ObservedPoint]) -> Ranges:
+    found = {}
+    for name, point in points.items():
+        if point.observer.has_data:
+            qparams = point.qparams()
+            found[name] = Range(*point.observer.range(), qparams.scale, qparams.zero_point)
+    return Ranges(found)

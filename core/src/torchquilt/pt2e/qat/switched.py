@@ -1,0 +1,37 @@
+"""Operators that ``train()`` and ``eval()`` switch, as modules: dropout, recurrent layers, norms.
+
+As a module, an operator follows the mode of the model as any other does. Its literals are never written
+anew, so they are what they were after any number of switches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class SwitchedOperator(torch.nn.Module):
+    """An operator whose flag says training where the module is in training mode.
+
+    Args:
+        operator: its overload, as ``"aten.dropout.default"``.
+        flag: name of the argument that says so.
+    """
+
+    def __init__(self, operator: str, flag: str) -> None:
+        super().__init__()
+        self.operator = operator
+        self.flag = flag
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the operator with all of its other arguments."""
+        return self.target(*args, **kwargs, **{self.flag: self.training})
+
+    @property
+    def target(self) -> Any:
+        """The operator itself."""
+        found: Any = torch.ops
+        for name in self.operator.split("."):
+            found = getattr(found, name)
+        return found

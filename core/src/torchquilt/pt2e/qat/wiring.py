@@ -1,0 +1,422 @@
+"""From a prepared model to one that trains, and back: passes over the graph.
+
+What convert reads is a prepared model, with constants for weights. A model that trains has modules in its
+place: fake quantize for each observer point, a BatchNorm for each folded one, a switch for dropout. Nodes
+keep their names and annotations on both ways.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from torchquilt.errors import ModelError
+from torchquilt.graph.batch_norm_folding import UNFOLD_KEY, Folded
+from torchquilt.graph.code_generation import outdate
+from torchquilt.graph.edits import fake_like, free_name, store_tensor, take_origin
+from torchquilt.graph.module_scope import module_path
+from torchquilt.graph.node_values import (
+    STORED_FOR,
+    argument_of,
+    arguments_of,
+    attribute,
+    operator_of,
+    overload_name,
+    rank,
+)
+from torchquilt.graph.subgraphs import Region, call_of, regions
+from torchquilt.graph.training_mode import (
+    counters,
+    is_in_training,
+    set_training,
+    switched_nodes,
+    training_flag,
+)
+from torchquilt.pt2e.observer_points import QuantizationPoint
+from torchquilt.pt2e.qat.batch_norm import BatchNorm, FoldedBatchNorm
+from torchquilt.pt2e.qat.points import TrainingPoint
+from torchquilt.pt2e.qat.switched import SwitchedOperator
+
+#: ``node.meta`` of an operator that ``train()`` and ``eval()`` switch.
+_SWITCHED_KEY = "torchquilt_switched"
+
+#: The part of the name of a stored tensor that stands for the one that was folded or copied.
+_ASSIGNED = "torchquilt_assigned"
+
+
+def to_evaluation(model: GraphModule) -> GraphModule:
+    """Bring a model into the form of evaluation, and note which operators are switched; changes ``model``."""
+    for node in switched_nodes(model):
+        node.meta[_SWITCHED_KEY] = True
+        if is_in_training(node):
+            set_training(node, False)
+    for node in counters(model):
+        node.graph.erase_node(node)
+    for region in regions(model):
+        outdate(region.module)
+    return model
+
+
+# --- There --------------------------------------------------------------------------------------------------
+
+
+def let_norms_train(model: GraphModule) -> GraphModule:
+    """Unfold each BatchNorm that was folded, and let those that were not train; changes ``model``."""
+    for region in regions(model):
+        for node in list(region.module.graph.nodes):
+            folded: Folded | None = node.meta.get(UNFOLD_KEY)
+            if folded is not None:
+                _unfold(region.module, node, folded)
+            elif overload_name(node) == "aten.batch_norm.default" and node.meta.get(_SWITCHED_KEY):
+                _as_module(region.module, node)
+    return model
+
+
+def _unfold(model: GraphModule, node: Node, folded: Folded) -> None:
+    weight_read, bias_read = (_read_of(model, name) for name in (folded.folded_weight, folded.folded_bias))
+    own_weight = argument_of(node, "weight")
+    channel_dim = 1 if "conv" in overload_name(node) or rank(node) == 2 else -1
+    norm = FoldedBatchNorm(
+        folded.fold,
+        folded.momentum,
+        folded.mean.rpartition(".")[0],
+        is_quantized=_is_behind_a_point(model, own_weight),
+        channel_dim=channel_dim,
+    )
+    name = free_name(model, f"batch_norm_{_plain(norm.path)}")
+    model.add_module(name, norm)
+    with model.graph.inserting_before(_first_of(model, weight_read, bias_read)):
+        read = {path: _get(model, path, node) for path in _paths(model, folded)}
+    gamma, beta, mean, variance = (
+        read.get(path or "") for path in (folded.gamma, folded.beta, folded.mean, folded.variance)
+    )
+    bias = read.get(folded.bias or "")
+    with model.graph.inserting_before(_first_of(model, weight_read, bias_read)):
+        factor = _step(model, name, ("factor", gamma, variance), node, variance)
+    _turn(weight_read, name, ("folded", read[folded.weight], factor))
+    _turn(bias_read, name, ("bias", bias, gamma, beta, mean, variance))
+    with model.graph.inserting_before(node):
+        unfolded = _step(model, name, ("unfolded", own_weight, factor), node, own_weight)
+    node.replace_input_with(own_weight, unfolded)
+    with model.graph.inserting_after(node):
+        counter = read.get(_counter_of(folded.mean))
+        arguments = ("normalized", node, bias, gamma, beta, mean, variance, counter)
+        normalized = _step(model, name, arguments, node, node)
+    node.replace_all_uses_with(normalized, lambda user: user is not normalized)
+    outdate(model)
+
+
+def _plain(path: str) -> str:
+    return re.sub(r"\W", "_", path) or "root"
+
+
+def _paths(model: GraphModule, folded: Folded) -> list[str]:
+    names = (folded.weight, folded.bias, folded.gamma, folded.beta, folded.mean, folded.variance)
+    found = [name for name in names if name is not None]
+    counter = _counter_of(folded.mean)
+    return [*dict.fromkeys(found), *([counter] if _has(model, counter) else [])]
+
+
+def _counter_of(mean: str) -> str:
+    return ".".join([*mean.split(".")[:-1], "num_batches_tracked"])
+
+
+def _has(model: GraphModule, name: str) -> bool:
+    try:
+        return isinstance(attribute(model, name), torch.Tensor)
+    except AttributeError:
+        return False
+
+
+def _read_of(model: GraphModule, name: str) -> Node:
+    """The node that reads a stored tensor which belongs to one operator."""
+    found: Node
+    (found,) = (node for node in model.graph.find_nodes(op="get_attr") if node.target == name)
+    return found
+
+
+def _first_of(model: GraphModule, *nodes: Node) -> Node:
+    first: Node = next(node for node in model.graph.nodes if node in nodes)
+    return first
+
+
+def _is_behind_a_point(model: GraphModule, node: Node) -> bool:
+    while node.op == "call_function" and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return _point_at(model, node) is not None
+
+
+def _point_at(model: GraphModule, node: Node) -> Any:
+    held = model._modules.get(str(node.target)) if node.op == "call_module" else None
+    return held if isinstance(held, QuantizationPoint) else None
+
+
+def _get(model: GraphModule, path: str, serves: Node) -> Node:
+    node = model.graph.get_attr(path)
+    take_origin(node, serves)
+    node.meta["val"] = fake_like(serves, attribute(model, path))
+    return node
+
+
+def _step(model: GraphModule, name: str, arguments: tuple[Any, ...], serves: Node, like: Any) -> Node:
+    node = model.graph.call_module(name, arguments)
+    take_origin(node, serves)
+    node.meta["val"] = like.meta.get("val")
+    return node
+
+
+def _turn(node: Node, name: str, arguments: tuple[Any, ...]) -> None:
+    """Let a node that reads a stored tensor call a module that computes it; its readers stay.
+
+    ``node.meta`` keeps the name of the tensor, for the way back.
+    """
+    node.meta[_ASSIGNED] = str(node.target)
+    node.op, node.target, node.args = "call_module", name, arguments
+
+
+def _as_module(model: GraphModule, node: Node) -> None:
+    """A BatchNorm as a module that trains as such."""
+    values = arguments_of(node)
+    mean = values["running_mean"]
+    path = str(mean.target).rpartition(".")[0] if mean.op == "get_attr" else module_path(node)
+    name = free_name(model, f"batch_norm_{_plain(path)}")
+    model.add_module(name, BatchNorm(values["momentum"], values["eps"], path))
+    counter = _counter_of(str(mean.target))
+    roles = ("input", "weight", "bias", "running_mean", "running_var")
+    with model.graph.inserting_before(node):
+        read = _get(model, counter, node) if mean.op == "get_attr" and _has(model, counter) else None
+        new = _step(model, name, (*(values[role] for role in roles), read), node, node)
+    _replace(node, new)
+    outdate(model)
+
+
+_WAY_BACK = "torchquilt_operator"
+
+
+def _replace(node: Node, new: Node) -> None:
+    """Let a call of a module replace an operator, and remember the operator."""
+    new.meta.update(node.meta)
+    new.meta[_WAY_BACK] = (node.target, _literals(node), node.name)
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
+
+
+def _literals(node: Node) -> dict[str, Any]:
+    """The arguments of an operator that are no tensors."""
+    return {
+        name: value
+        for name, value in arguments_of(node).items()
+        if not isinstance(value, Node) and not _holds_nodes(value)
+    }
+
+
+def _holds_nodes(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(item, Node) for item in value)
+
+
+def let_switches_follow(model: GraphModule) -> GraphModule:
+    """Let each operator that is switched follow the mode of the model; changes ``model``."""
+    for region in regions(model):
+        for node in list(region.module.graph.nodes):
+            if node.meta.get(_SWITCHED_KEY) and training_flag(node) is not None:
+                _let_follow(region.module, node)
+    return model
+
+
+def _let_follow(model: GraphModule, node: Node) -> None:
+    flag = training_flag(node)
+    assert flag is not None
+    names = [argument.name for argument in operator_of(node)._schema.arguments]
+    values = arguments_of(node)
+    before = names[: names.index(flag)]
+    behind = names[names.index(flag) + 1 :]
+    name = free_name(model, f"switched_{node.name}")
+    model.add_module(name, SwitchedOperator(overload_name(node), flag))
+    with model.graph.inserting_before(node):
+        new = model.graph.call_module(
+            name, tuple(values[one] for one in before), {one: values[one] for one in behind}
+        )
+    _replace(node, new)
+    outdate(model)
+
+
+def let_copies_follow(model: GraphModule) -> GraphModule:
+    """Let each stored tensor that is a copy of another one be computed from that; changes ``model``."""
+    for region in regions(model):
+        for node in region.module.graph.find_nodes(op="get_attr"):
+            source: Node | None = node.meta.get(STORED_FOR)
+            if source is None:
+                continue
+            if source._erased:
+                assert source.op == "get_attr"
+                with region.module.graph.inserting_before(node):
+                    source = _get(region.module, str(source.target), node)
+            value = attribute(region.module, str(node.target))
+            name = free_name(region.module, f"copied_{node.name}")
+            region.module.add_module(name, Copied(tuple(value.shape)))
+            if _first_of(region.module, source, node) is node:
+                node.prepend(source)
+            _turn(node, name, (source,))
+            outdate(region.module)
+    return model
+
+
+class Copied(torch.nn.Module):
+    """A tensor in the shape in which convert stores it."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor, broadcast to that shape."""
+        return tensor if tensor.shape == self.shape else tensor.reshape(-1).expand(self.shape)
+
+
+def replace_points(
+    model: GraphModule, make: Callable[[QuantizationPoint[Any], Region, list[Node]], TrainingPoint]
+) -> GraphModule:
+    """Put another module at each point; changes ``model``.
+
+    Args:
+        model: a prepared model.
+        make: the module for a point, from the region that it is in and the nodes that call it.
+    """
+    for region in regions(model):
+        calls = _calls_of_points(region.module)
+        if calls:
+            _check_is_run(region)
+        for name, nodes in calls.items():
+            region.module.add_module(name, make(getattr(region.module, name), region, nodes))
+    return model
+
+
+def _check_is_run(region: Region) -> None:
+    """Refuse to train what control flow traces."""
+    if region.caller is None:
+        return
+    call = next((call for user in region.caller.users if (call := call_of(user)) is not None), None)
+    operator = "" if call is None else call.operator.name
+    if operator not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
+        raise ModelError(
+            f"What {operator or 'control flow'} runs cannot be trained with quantization: torch traces it "
+            "to differentiate it, and nothing can be observed there.",
+            node=region.path,
+            expected="no quantized operators in subgraphs of control flow",
+            got=f"annotated operators in {region.path}",
+            remedy="leave the modules in it in float with a rule, or write it without control flow",
+        )
+
+
+def _calls_of_points(model: GraphModule) -> dict[str, list[Node]]:
+    calls: dict[str, list[Node]] = {}
+    for node in model.graph.find_nodes(op="call_module"):
+        if _point_at(model, node) is not None:
+            calls.setdefault(str(node.target), []).append(node)
+    return calls
+
+
+def assigned_names(model: GraphModule) -> list[str]:
+    """Names of the stored tensors that modules compute instead."""
+    return [node.meta[_ASSIGNED] for node in model.graph.nodes if _ASSIGNED in node.meta]
+
+
+# --- Back ---------------------------------------------------------------------------------------------------
+
+
+def back_to_constants(model: GraphModule) -> GraphModule:
+    """Store what is folded and copied as constants, and write modules as operators; changes ``model``."""
+    for region in regions(model):
+        module = region.module
+        before = len(module.graph.nodes)
+        for node in list(module.graph.find_nodes(op="call_module")):
+            held = module._modules.get(str(node.target))
+            if isinstance(held, FoldedBatchNorm) and node.args[0] in ("unfolded", "normalized"):
+                node.replace_all_uses_with(node.args[1])
+                module.graph.erase_node(node)
+        values = _Values(module)
+        for node in list(module.graph.find_nodes(op="call_module")):
+            if _ASSIGNED in node.meta:
+                _store_value(module, node, values)
+            elif _WAY_BACK in node.meta:
+                _write_operator(module, node)
+        _drop_idle(module)
+        if len(module.graph.nodes) != before:
+            outdate(module)
+    return model
+
+
+class _Values:
+    """Values of nodes that are computed from stored tensors, through modules as well."""
+
+    def __init__(self, model: GraphModule) -> None:
+        self._model = model
+        self._known: dict[Node, Any] = {}
+
+    def of(self, node: Node) -> Any:
+        if node not in self._known:
+            self._known[node] = self._computed(node)
+        return self._known[node]
+
+    def _computed(self, node: Node) -> Any:
+        if node.op == "get_attr":
+            return attribute(self._model, str(node.target))
+        target: Any = node.target
+        if node.op == "call_module":
+            target = getattr(self._model, str(node.target))
+        return target(*torch.fx.map_arg(node.args, self.of), **torch.fx.map_arg(node.kwargs, self.of))
+
+
+def _store_value(model: GraphModule, node: Node, values: _Values) -> None:
+    with torch.no_grad():
+        value = values.of(node)
+    name = node.meta.pop(_ASSIGNED)
+    store_tensor(model, name, torch.nn.Parameter(value.detach().clone(), requires_grad=False))
+    node.op, node.target, node.args = "get_attr", name, ()
+
+
+def _write_operator(model: GraphModule, node: Node) -> None:
+    """The operator that a module stands for, in evaluation mode."""
+    target, literals, name = node.meta.pop(_WAY_BACK)
+    schema = [argument.name for argument in target._schema.arguments]
+    held = model._modules[str(node.target)]
+    if isinstance(held, BatchNorm):
+        roles = ("input", "weight", "bias", "running_mean", "running_var")
+        tensors: Mapping[str, Any] = dict(zip(roles, node.args, strict=False))
+    else:
+        tensors = {**dict(zip(schema, node.args, strict=False)), **node.kwargs}
+    args = tuple(tensors.get(one, literals.get(one)) for one in schema)
+    positional, keywords = _split(target, args)
+    with model.graph.inserting_before(node):
+        new = model.graph.create_node("call_function", target, positional, keywords)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    model.graph.erase_node(node)
+    new.name = name
+
+
+def _split(target: Any, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Values of all arguments of an operator, by position and by name."""
+    arguments = target._schema.arguments
+    positional = tuple(v for a, v in zip(arguments, values, strict=True) if not a.kwarg_only)
+    return positional, {a.name: v for a, v in zip(arguments, values, strict=True) if a.kwarg_only}
+
+
+def _drop_idle(model: GraphModule) -> None:
+    """Erase what only modules of training read, and those modules."""
+    for node in reversed(list(model.graph.nodes)):
+        held = model._modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(held, (FoldedBatchNorm, Copied)) and not node.users:
+            model.graph.erase_node(node)
+    for node in reversed(list(model.graph.find_nodes(op="get_attr"))):
+        if not node.users:
+            model.graph.erase_node(node)
+    called = {str(node.target) for node in model.graph.find_nodes(op="call_module")}
+    kinds = (FoldedBatchNorm, BatchNorm, SwitchedOperator, Copied)
+    for name, held in list(model.named_children()):
+        if isinstance(held, kinds) and name not in called:
+            model.delete_submodule(name)
