@@ -80,8 +80,12 @@ def configs_of(row: SupportRow) -> tuple[QuantizationConfig, ...]:
         return ()
     each = [tuple(options[i % len(options)] for options in choices) for i in range(max(map(len, choices)))]
     combinations = dict.fromkeys([*each, *itertools.islice(itertools.product(*choices), _MOST_CONFIGS)])
-    configs = [QuantizationConfig(**dict(zip(roles, specs, strict=True))) for specs in combinations]
+    configs = [_config(dict(zip(roles, specs, strict=True))) for specs in combinations]
     return tuple(config for config in configs if _agrees(row, config))
+
+
+def _config(specs: dict[str, Any]) -> QuantizationConfig:
+    return QuantizationConfig(**specs)
 
 
 def _agrees(row: SupportRow, config: QuantizationConfig) -> bool:
