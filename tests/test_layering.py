@@ -151,7 +151,7 @@ def names_for_type_checkers(package: str) -> dict[str, str]:
     block = next(node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     return {
-        str(alias.asname): str(node.module).removeprefix(f"{package}.")
+        str(alias.asname): f"{node.module}.".removeprefix(f"{package}.").removesuffix(".")
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names

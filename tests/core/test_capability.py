@@ -282,7 +282,6 @@ def test_what_is_supported_is_yes_with_the_row(op: object, config: Any, pattern:
         (nn.Conv1d, DYNAMIC, "input_activation"),
         (nn.Linear, tq.QuantizationConfig(weight=WEIGHT), "input_activation=None"),
         (nn.Linear, attrs.evolve(STATIC, bias=tq.QuantizationSpec("int32", symmetric=True)), "bias"),
-        (nn.Linear, attrs.evolve(STATIC, is_qat=True), "is_qat"),
         (nn.Linear, attrs.evolve(STATIC, output_activation=tq.QuantizationSpec("uint8")), "dtype=uint8"),
         (
             nn.Linear,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -287,11 +288,10 @@ def test_the_embedding_quantizer_needs_no_asking() -> None:
     assert get_embedding_byte_config().mode == "weight_only"
 
 
-def test_the_qat_config_is_refused() -> None:
-    """What the plugin does not do yet it says when it is asked."""
-    with pytest.raises(tq.UnsupportedConfigError) as caught:
-        get_symmetric_quantization_config(is_qat=True)
-    assert caught.value.expected == "is_qat=False"
+def test_the_qat_config_says_what_it_is_meant_for() -> None:
+    """It asks for the same integers."""
+    asked = get_symmetric_quantization_config(is_qat=True)
+    assert asked == attrs.evolve(get_symmetric_quantization_config(), is_qat=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ when it is imported, which would hide the function. So ``quantizer()`` lives bes
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from torchquilt._internal.lazy_imports import lazy_names
@@ -18,6 +17,7 @@ from torchquilt._internal.lazy_imports import lazy_names
 # For each module, the public names that it defines. The imports below say the same to type checkers, and a
 # test holds the two equal.
 _PUBLIC = {
+    "": ("qat",),
     "artifact": (
         "load",
         "save",
@@ -203,8 +203,6 @@ else:
     _get, __dir__ = lazy_names(globals(), _MODULE_OF)
 
     def __getattr__(name: str) -> object:
-        if name == "qat":  # a module, which is bound to the package once it is imported
-            return import_module("torchquilt.qat")
         return _installed_version() if name == "__version__" else _get(name)
 
 

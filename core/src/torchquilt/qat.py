@@ -13,6 +13,7 @@ from torchquilt.pt2e.qat.control import (
     unfreeze_batch_norm,
     unfreeze_observers,
 )
+from torchquilt.pt2e.qat.state_file import save_state
 
 __all__ = [
     "Schedule",
@@ -21,6 +22,7 @@ __all__ = [
     "freeze_batch_norm",
     "freeze_observers",
     "learned_scales",
+    "save_state",
     "unfreeze_batch_norm",
     "unfreeze_observers",
 ]

@@ -24,13 +24,15 @@ def lazy_names(
         namespace: the ``globals()`` of the package, or of a module in it. It has ``__all__`` by the time it
             is looked into.
         module_of: name → the module below the package that defines it, or the package that the name is a
-            module of.
+            module of; empty for a module of the package itself.
     """
     name_of_module, package = namespace["__name__"], namespace["__package__"]
 
     def get(name: str) -> object:
         if name not in module_of:
             raise AttributeError(f"module {name_of_module!r} has no attribute {name!r}")
+        if not module_of[name]:
+            return import_module(f"{package}.{name}")  # which binds it
         module = import_module(f"{package}.{module_of[name]}")
         if not hasattr(module, name):  # a module in a package that does not import it
             import_module(f"{module.__name__}.{name}")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from torchquilt.artifact.lock import Lock
     from torchquilt.data import FileBatches
+    from torchquilt.quantizers.base import Quantizer
 
 
 @attrs.frozen
@@ -42,6 +43,7 @@ class Request:
     output: Path
     data: Path | None
     merge: tuple[Path, ...]
+    qat_state: Path | None
     limit: int | None
     observer: str
     checkpoint: Path | None
@@ -56,7 +58,10 @@ class Request:
                     raise click.UsageError(f"--{option} is about --data, which is not given.")
         elif self.merge:
             raise click.UsageError("--merge replaces --data; only one of them can be given.")
-        read = [path for path in (self.model, self.recipe, self.data, *self.merge) if path is not None]
+        if self.qat_state is not None and (self.data is not None or self.merge):
+            raise click.UsageError("--qat-state has the ranges: neither --data nor --merge goes with it.")
+        paths = (self.model, self.recipe, self.data, *self.merge, self.qat_state)
+        read = [path for path in paths if path is not None]
         check_is_writable("output", self.output, read)
         if self.checkpoint is not None:
             check_is_writable("checkpoint", self.checkpoint, [*read, self.output])
@@ -99,6 +104,13 @@ An array has the name of its input, or input_0, input_1 … by position.
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Instead of --data: what a run with --checkpoint FILE saw; several are merged.",
+)
+@click.option(
+    "--qat-state",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Instead of --data: weights and ranges of a model that was trained after prepare_qat_pt2e, as "
+    "torchquilt.qat.save_state or torch.save(model.state_dict()) wrote them.",
 )
 @click.option(
     "-o",
@@ -145,20 +157,33 @@ def quantize(**options: Any) -> int:
     recipe = Recipe.load(request.recipe)  # before torch is loaded: most mistakes show here
     from torchquilt.artifact import load_program, save
     from torchquilt.pt2e.convert import convert_pt2e
-    from torchquilt.pt2e.prepare import prepare_pt2e
 
     quantizer, program = recipe.quantizer(), load_program(request.model)
     with warnings.catch_warnings():
         if not request.strict:
             warnings.simplefilter("ignore", UserWarning)  # the ledger says them, too
-        prepared = prepare_pt2e(
-            program, quantizer, activation_observer=request.observer, strict=request.strict
-        )
-    batches = _calibrate(prepared, program, request)
+        prepared = _prepared(program, quantizer, request)
+    batches = 0 if request.qat_state is not None else _calibrate(prepared, program, request)
     quantized = convert_pt2e(prepared, unseen=request.unseen)
     lock = save(quantized, request.output, _example(program, request))
     _report(request, lock, batches)
     return OK
+
+
+def _prepared(program: ExportedProgram, quantizer: Quantizer, request: Request) -> GraphModule:
+    """The prepared model: to be calibrated, or with what training made of it."""
+    if request.qat_state is None:
+        from torchquilt.pt2e.prepare import prepare_pt2e
+
+        return prepare_pt2e(program, quantizer, activation_observer=request.observer, strict=request.strict)
+    from torchquilt.pt2e.qat.prepare import prepare_qat_pt2e
+    from torchquilt.pt2e.qat.state_file import is_learned, load_state, read_state
+
+    state = read_state(request.qat_state)
+    choice = "learned" if is_learned(state) else "moving_average"
+    trained = prepare_qat_pt2e(program, quantizer, fake_quantize=choice, strict=request.strict)
+    load_state(trained, state, request.qat_state)
+    return trained
 
 
 def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request) -> int:

@@ -229,7 +229,7 @@ class Fold:
         return torch.rsqrt(_in_full(variance) + self.eps)
 
     def factor(self, inverse: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
-        """What the weight of each output channel is multiplied by."""
+        """Factor of the weight of each output channel."""
         return inverse if gamma is None else _in_full(gamma) * inverse
 
     def weight(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from torchquilt._internal.torch_private import active_ddp
+from torchquilt._internal.torch_private import active_ddp, is_in_backward
 from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.subgraphs import regions
 from torchquilt.pt2e.qat.batch_norm import BatchNorm, FoldedBatchNorm
@@ -58,10 +58,13 @@ class Agreement(torch.nn.Module):
 
     def forward(self, *statistics: torch.Tensor) -> None:
         """Agree, in training mode, where ``DistributedDataParallel`` runs the model on several ranks."""
-        if self.training and not torch.compiler.is_compiling():
-            parallel = active_ddp()
-            if parallel is not None:
-                self._agree(parallel.process_group, statistics)
+        if not self.training or torch.compiler.is_compiling() or is_in_backward():
+            return
+        parallel = active_ddp()
+        if parallel is not None:
+            self._agree(parallel.process_group, statistics)
+        for point in self.points:
+            point.end_of_pass()
 
     @torch.no_grad()
     def _agree(self, group: Any, statistics: tuple[torch.Tensor, ...]) -> None:

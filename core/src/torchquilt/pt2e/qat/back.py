@@ -141,7 +141,7 @@ class _TrainedRange(Observer):
         return self._found
 
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the integers of these parameters reach from and to."""
+        """Floats that the smallest and the largest integer stand for."""
         found = self.qparams()
         low, high = (end - found.zero_point for end in (self.spec.quant_min, self.spec.quant_max))
         return low * found.scale, high * found.scale

@@ -169,12 +169,17 @@ def batch_norm_in_training(
 ) -> torch.Tensor:
     """Normalize with the statistics of the batch, and move the running ones.
 
-    Where a forward pass is repeated for the backward one, they stay: they were moved the first time.
+    Where a forward pass is repeated for the backward one, they stay: they were moved the first time. A batch
+    with NaN or infinite values leaves them as they were, too: the folded weight is computed from them.
     """
-    norm = torch.nn.functional.batch_norm
+    # The operator keeps those that it is given for the backward pass, and they must not change until then.
+    moved = mean.clone(), variance.clone()
+    found = torch.nn.functional.batch_norm(output, *moved, gamma, beta, True, momentum, eps)
     if not torch.compiler.is_compiling() and is_in_backward():
-        return norm(output, None, None, gamma, beta, True, momentum, eps)
-    if counter is not None:
-        with torch.no_grad():
+        return found
+    with torch.no_grad():
+        if counter is not None:
             counter.add_(1)
-    return norm(output, mean, variance, gamma, beta, True, momentum, eps)
+        for running, new in zip((mean, variance), moved, strict=True):
+            running.copy_(torch.where(new.isfinite(), new, running))
+    return found

@@ -35,9 +35,7 @@ def unfreeze_observers(model: torch.nn.Module, module_name: str | None = None) -
 
 def _let_observe(model: torch.nn.Module, module_name: str | None, value: bool) -> None:
     for point in _points(model, module_name):
-        point.observes = value
-        if isinstance(point, LearnedPoint):
-            point.scale.requires_grad_(value)
+        point.allow(observes=value, quantizes=point.quantizes)
 
 
 def enable_fake_quantize(model: torch.nn.Module, module_name: str | None = None) -> None:

@@ -11,6 +11,8 @@ import warnings
 import torch
 from torch.fx import GraphModule
 
+from torchquilt.pt2e.qat.points import TrainingPoint
+
 _KEY = "torchquilt_first_parameters"
 
 
@@ -20,10 +22,16 @@ def note_parameters(model: GraphModule) -> None:
 
 
 def _state(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    of_points = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, TrainingPoint)
+        for parameter in module.parameters()
+    }
     return {
         name: (parameter.data_ptr(), parameter._version)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad and id(parameter) not in of_points
     }
 
 

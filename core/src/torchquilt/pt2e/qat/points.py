@@ -32,12 +32,12 @@ from torchquilt.pt2e.qat.fake_quantize import (
 from torchquilt.spec.qspec import Granularity, QuantizationSpec
 
 #: Name in ``state_dict()`` of what a point is allowed to do.
-_SWITCHES = "switches"
+SWITCHES = "switches"
 
 
 @attrs.frozen
 class Standing:
-    """Where a point stands: facts about the point of the prepared model that it replaces.
+    """Facts about the point of a prepared model that a point of training replaces.
 
     Args:
         names: names of the edges and nodes.
@@ -94,24 +94,41 @@ class TrainingPoint(QuantizationPoint[Any]):
         """The parameters in evaluation mode, and after convert."""
         raise NotImplementedError
 
-    def state_tensor(self) -> torch.Tensor:
-        """What the point is allowed to do, as a tensor."""
-        return torch.tensor([self.observes, self.quantizes], dtype=torch.uint8)
+    #: whether its scale is a parameter
+    is_learned = False
+
+    @staticmethod
+    def says_learned(switches: torch.Tensor) -> bool:
+        """Whether the switches in a state are those of a scale that is learned."""
+        return bool(switches[2])
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + _SWITCHES] = self.state_tensor()
+        switches = [self.observes, self.quantizes, self.is_learned]
+        destination[prefix + SWITCHES] = torch.tensor(switches, dtype=torch.uint8)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
-        _, is_strict, missing, unexpected, _ = others
-        name = prefix + _SWITCHES
-        if name in state_dict:
-            self.observes, self.quantizes = map(bool, state_dict[name].tolist())
-            if name in unexpected:
-                unexpected.remove(name)
-        elif is_strict:
-            missing.append(name)
+        _, is_strict, missing, unexpected, errors = others
+        name = prefix + SWITCHES
+        if name not in state_dict:
+            if is_strict:
+                missing.append(name)
+            return
+        if name in unexpected:
+            unexpected.remove(name)
+        observes, quantizes, is_learned = map(bool, state_dict[name].tolist())
+        if is_learned is not self.is_learned:
+            words = {True: "learned", False: "followed"}
+            errors.append(
+                f"{prefix[:-1]}: its scale is {words[self.is_learned]}, and was {words[is_learned]}"
+            )
+            return
+        self.allow(observes=observes, quantizes=quantizes)
+
+    def allow(self, *, observes: bool, quantizes: bool) -> None:
+        """Say whether it follows what it sees, and whether it rounds."""
+        self.observes, self.quantizes = observes, quantizes
 
 
 def _is_repeated() -> bool:
@@ -145,10 +162,10 @@ class _StoredParameters(TrainingPoint):
     scale: torch.Tensor
     zero_point: torch.Tensor
 
-    def __init__(self, spec: QuantizationSpec, standing: Standing, shape: tuple[int, ...]) -> None:
-        super().__init__(spec, standing)
+    def register_stored(self, shape: tuple[int, ...]) -> None:
+        """Make room for parameters of a shape."""
         self.register_buffer("scale", torch.zeros(shape))
-        self.register_buffer("zero_point", _any_zero_point(spec, shape))
+        self.register_buffer("zero_point", _any_zero_point(self.spec, shape))
 
     def store(self, found: QParams) -> None:
         """Take other parameters."""
@@ -163,6 +180,9 @@ class _StoredParameters(TrainingPoint):
 class ActivationPoint(_StoredParameters):
     """An activation: its range is a moving average of that of each batch.
 
+    Several tensors that share parameters are one batch: the range moves towards what holds all that the point
+    saw in one forward pass, in whatever order.
+
     Args:
         spec: what the tensor will be.
         standing: where it stands.
@@ -176,10 +196,12 @@ class ActivationPoint(_StoredParameters):
     def __init__(
         self, spec: QuantizationSpec, standing: Standing, shape: tuple[int, ...], share: float
     ) -> None:
-        super().__init__(spec, standing, shape)
+        super().__init__(spec, standing)
         self.share = share
+        self.register_stored(shape)
         self.register_buffer("low", torch.full(shape, math.inf))
         self.register_buffer("high", torch.full(shape, -math.inf))
+        self._pass = _Pass()
 
     @property
     def has_data(self) -> bool:
@@ -196,11 +218,17 @@ class ActivationPoint(_StoredParameters):
         """Move the average by a share of the way towards the range of a batch."""
         if not is_data(tensor):
             return
-        seen_low, seen_high = _range_of(tensor, self.spec)
         with torch.no_grad():
-            self.low.copy_(_moved(self.low, seen_low, self.share))
-            self.high.copy_(_moved(self.high, seen_high, self.share))
+            seen = _range_of(tensor, self.spec)
+            low, high = self._pass.together(seen, (self.low, self.high))
+            before_low, before_high = self._pass.before
+            self.low.copy_(_moved(before_low, low, self.share))
+            self.high.copy_(_moved(before_high, high, self.share))
             self.settle()
+
+    def end_of_pass(self) -> None:
+        """Note that a forward pass is over: what is seen next is another batch."""
+        self._pass = _Pass(used=self._pass.used)
 
     def settle(self) -> None:
         """Compute the parameters from the range."""
@@ -210,9 +238,11 @@ class ActivationPoint(_StoredParameters):
 
     def trained(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, fake quantized; as it is as long as no range is known."""
-        if not torch.compiler.is_compiling() and not self.has_data:
+        if torch.compiler.is_compiling():
+            return fake_quantize(tensor, self.stored(), self.spec)
+        if not self.has_data:
             return tensor
-        return fake_quantize(tensor, self.stored(), self.spec)
+        return fake_quantize(tensor, self._pass.parameters(self.stored()), self.spec)
 
     def qparams(self) -> QParams:
         """The parameters that were used last.
@@ -221,14 +251,55 @@ class ActivationPoint(_StoredParameters):
             CalibrationError: the point saw no data.
         """
         if not self.has_data:
-            raise CalibrationError(
-                "No range is known of this tensor.",
-                node=", ".join(self.names),
-                expected="a step in training mode, or ranges_from a calibrated model",
-                got="a point that saw no data",
-                remedy="train at least one step before evaluating or converting",
-            )
+            raise _no_data(self)
         return self.stored()
+
+
+class _Pass:
+    """What a point saw and used in one forward pass.
+
+    Args:
+        used: the parameters of each call of the pass before, until this one begins.
+    """
+
+    def __init__(self, used: list[QParams] | None = None) -> None:
+        self.used = used or []
+        self._is_begun = False
+        self._repeated = 0
+        self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.before: tuple[torch.Tensor, torch.Tensor]
+
+    def together(
+        self, seen: tuple[torch.Tensor, torch.Tensor], now: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The range of all that was seen in this pass."""
+        if self._seen is None:
+            self.before = (now[0].clone(), now[1].clone())
+            self._seen = seen
+        else:
+            self._seen = torch.minimum(self._seen[0], seen[0]), torch.maximum(self._seen[1], seen[1])
+        return self._seen
+
+    def parameters(self, stored: QParams) -> QParams:
+        """The parameters of a call: those of now, or those of the first time where the pass is repeated."""
+        if is_in_backward():
+            found = self.used[self._repeated] if self._repeated < len(self.used) else stored
+            self._repeated += 1
+            return found
+        if not self._is_begun:
+            self.used, self._is_begun = [], True
+        self.used.append(QParams(stored.scale.clone(), stored.zero_point.clone()))
+        return self.used[-1]
+
+
+def _no_data(point: TrainingPoint) -> CalibrationError:
+    return CalibrationError(
+        "No range is known of this tensor.",
+        node=", ".join(point.names),
+        expected="a step in training mode, or ranges_from a calibrated model",
+        got="a point that saw no data",
+        remedy="train at least one step before evaluating or converting",
+    )
 
 
 def _moved(average: torch.Tensor, seen: torch.Tensor, share: float) -> torch.Tensor:
@@ -237,7 +308,17 @@ def _moved(average: torch.Tensor, seen: torch.Tensor, share: float) -> torch.Ten
 
 
 class WeightPoint(_StoredParameters):
-    """A weight or another constant: its range is that of its value, as long as it is not frozen."""
+    """A weight or another constant: its range is that of its value, as long as it is not frozen.
+
+    Args:
+        spec: what the tensor will be.
+        standing: where it stands.
+        shape: of its scale.
+    """
+
+    def __init__(self, spec: QuantizationSpec, standing: Standing, shape: tuple[int, ...]) -> None:
+        super().__init__(spec, standing)
+        self.register_stored(shape)
 
     def observe(self, tensor: torch.Tensor) -> None:
         """Find the parameters of the value; those for what is no number are left as they were."""
@@ -292,6 +373,7 @@ class LearnedPoint(TrainingPoint):
         is_constant: whether it is a weight.
     """
 
+    is_learned = True
     zero_point: torch.Tensor
 
     def __init__(
@@ -302,6 +384,11 @@ class LearnedPoint(TrainingPoint):
         #: as it is learned; 0 as long as nothing is known
         self.scale = torch.nn.Parameter(torch.zeros(shape))
         self.register_buffer("zero_point", _any_zero_point(spec, shape))
+
+    def allow(self, *, observes: bool, quantizes: bool) -> None:
+        """Say whether its scale is learned, and whether it rounds."""
+        super().allow(observes=observes, quantizes=quantizes)
+        self.scale.requires_grad_(observes)
 
     def start_from(self, found: QParams) -> None:
         """Begin with parameters that are known."""
@@ -346,13 +433,7 @@ class LearnedPoint(TrainingPoint):
             CalibrationError: the point saw no data.
         """
         if not self.has_data:
-            raise CalibrationError(
-                "No range is known of this tensor.",
-                node=", ".join(self.names),
-                expected="a step in training mode, or ranges_from a calibrated model",
-                got="a point that saw no data",
-                remedy="train at least one step before evaluating or converting",
-            )
+            raise _no_data(self)
         return QParams(self.scale.detach().clamp(min=self.spec.eps), self.zero_point)
 
 
