@@ -40,9 +40,10 @@ from torchquilt.quantizers.deciding import Deciding, blamed
 from torchquilt.quantizers.rewriting import rewrite_claims
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of, check_annotation
 
+#: Before all others, which keep what it writes.
+_COMPLETE_PROVENANCE = Pass("complete_provenance", complete_provenance)
 #: Brings every region of a model into the form in which quantizers see it, computing the same.
 _NORMALIZE = (
-    Pass("complete_provenance", complete_provenance),
     Pass("inline_silent_subgraphs", inline_silent_subgraphs),
     Pass("unify_written_memory", unify_written_memory),
     Pass("close_subgraphs", close_subgraphs),
@@ -107,7 +108,7 @@ def annotate_copy(
     deciding = Deciding(leaves_of(decider))
     is_trained = to_evaluation is not None
     first = () if to_evaluation is None else (to_evaluation,)
-    copy = run_passes(_own_copy(model, may_train=is_trained), (*first, *_NORMALIZE))
+    copy = run_passes(_own_copy(model, may_train=is_trained), (_COMPLETE_PROVENANCE, *first, *_NORMALIZE))
     problems = [*_random_problems(copy), *decider.rule_problems(copy)]
     _complain(problems, strict)
 

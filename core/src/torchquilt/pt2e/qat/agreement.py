@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from torchquilt._internal.torch_private import active_ddp, is_in_backward
 from torchquilt.graph.code_generation import outdate
+from torchquilt.graph.edits import take_origin
 from torchquilt.graph.subgraphs import regions
 from torchquilt.pt2e.qat.batch_norm import BatchNorm, FoldedBatchNorm
 from torchquilt.pt2e.qat.points import ActivationPoint, training_points
@@ -28,7 +29,8 @@ def add_agreement(model: GraphModule) -> GraphModule:
     output = model.graph.output_node()
     with model.graph.inserting_before(output):
         node = model.graph.call_module("agreement", tuple(statistics))
-    node.meta["nn_module_stack"], node.meta["stack_trace"], node.meta["val"] = {}, "", None
+    take_origin(node, output)
+    node.meta["val"] = None
     outdate(model)
     return model
 
