@@ -81,7 +81,7 @@ def fold_batch_norm(
         may_fold: whether a BatchNorm may be folded into an operator, asked for each pair that can be.
         keep: keep all that goes into it, with the nodes that read it, and note in ``node.meta`` at
             :data:`UNFOLD_KEY` what that is. Then a BatchNorm is folded into an operator only, and not into
-            what another one was folded into, and only where no other one has its statistics.
+            what another one was folded into. One that several operators share is folded into each of them.
     """
     folding = _Folding(model, may_fold, keep=keep)
     for node in list(model.graph.nodes):
@@ -165,11 +165,9 @@ class _Folding:
         return user if (rank(weight) or 0) >= 2 else None
 
     def _can_be_unfolded(self, node: Node, tensors: tuple[Node | None, ...]) -> bool:
-        """Whether all tensors are stored, the statistics are of one BatchNorm, and it is the first behind."""
+        """Whether all tensors are stored, and the BatchNorm is the first behind the operator."""
         are_stored = all(tensor is None or tensor.op == "get_attr" for tensor in tensors)
-        statistics = tensors[1:3]
-        is_alone = all(tensor and self._reads[str(tensor.target)] == 1 for tensor in statistics)
-        return are_stored and is_alone and UNFOLD_KEY not in node.meta
+        return are_stored and UNFOLD_KEY not in node.meta
 
     def _folded(self, node: Node, batch_norm: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Weight and bias with the BatchNorm in them, in the dtype of the weight; None if they overflow."""

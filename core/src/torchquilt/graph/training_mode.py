@@ -126,15 +126,23 @@ def was_exported_in_training(model: GraphModule) -> bool:
 
 
 def counters(model: GraphModule) -> list[Node]:
-    """The nodes that count the batches of a BatchNorm, as its module does in training mode."""
-    found = []
-    for node in nodes_of(model):
-        if overload_name(node) == "aten.add_.Tensor" and not node.users:
+    """The nodes that count the batches of a BatchNorm, as its module does in training mode; readers first.
+
+    Of a BatchNorm that is called twice the second one counts on from the first.
+    """
+    found: dict[Node, None] = {}
+    for node in reversed([*nodes_of(model)]):
+        if _counts(node) and all(user in found for user in node.users):
             counted = node.args[0]
-            is_counter = str(getattr(counted, "target", "")).endswith("num_batches_tracked")
-            if is_counter and node.args[1] == 1:
-                found.append(node)
-    return found
+            while _counts(counted):
+                counted = counted.args[0]
+            if str(getattr(counted, "target", "")).endswith("num_batches_tracked"):
+                found[node] = None
+    return [*found]
+
+
+def _counts(value: Any) -> bool:
+    return overload_name(value) == "aten.add_.Tensor" and value.args[1] == 1
 
 
 def switched_nodes(model: GraphModule) -> Iterable[Node]:
