@@ -110,7 +110,7 @@ each_unit = pytest.mark.parametrize("name", UNITS)
 @modes
 @each_unit
 def test_evaluation_of_what_was_trained_is_the_converted_model(name: str, training: bool) -> None:
-    """Whatever the operator, eps and momentum, and in whichever mode it was exported: the same bits."""
+    """The same bits, for each operator, eps and momentum, and for both modes of export."""
     unit = UNITS[name]
     model = trainable(unit.model(), unit.batch(0), weighted(), training=training)
     train(model, [unit.batch(seed) for seed in range(3)])
@@ -393,7 +393,7 @@ def test_a_batch_norm_behind_two_convolutions_computes_the_formula() -> None:
 
 
 def test_a_copy_of_a_model_trains_by_itself() -> None:
-    """What a BatchNorm keeps between forward and backward is not that of another model."""
+    """A copy shares nothing with the model, not even between forward and backward."""
     unit = UNITS["conv2d"]
     model = trainable(unit.model(), unit.batch(0), weighted())
     train(model, [unit.batch(0)])

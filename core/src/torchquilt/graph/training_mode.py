@@ -133,7 +133,7 @@ def counters(model: GraphModule) -> list[Node]:
     found: dict[Node, None] = {}
     for node in reversed([*nodes_of(model)]):
         if _counts(node) and all(user in found for user in node.users):
-            counted = node.args[0]
+            counted: Any = node.args[0]
             while _counts(counted):
                 counted = counted.args[0]
             if str(getattr(counted, "target", "")).endswith("num_batches_tracked"):
