@@ -67,7 +67,7 @@ def gradient_through(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         value: the value; it has no gradient.
     """
     if torch.compiler.is_compiling():
-        return tensor + (value - tensor).detach()
+        return value + (tensor - tensor.detach())
     return _apply(_Through, tensor, value)
 
 
@@ -143,13 +143,13 @@ def _traceable(tensor: torch.Tensor, found: QParams, spec: NumberSpec) -> torch.
     low = (spec.quant_min - zero_point - 0.5) * scale
     high = (spec.quant_max - zero_point + 0.5) * scale
     inside = torch.minimum(torch.maximum(parts, low), high)
-    steps = parts.detach() / scale
     if spec.zero_point_domain is ZeroPointDomain.FLOAT:
-        integers = torch.round(steps + zero_point)
+        integers = torch.round(parts.detach() / scale + zero_point)
     else:
-        integers = torch.round(steps) + zero_point
+        integers = torch.round(parts.detach() * (1.0 / scale)) + zero_point
     values = (integers.clamp(spec.quant_min, spec.quant_max) - zero_point) * scale
-    return (inside + (values - inside).detach()).reshape(tensor.shape).to(tensor.dtype)
+    # A sum with zero is exact, where one with the difference would round.
+    return (values + (inside - inside.detach())).reshape(tensor.shape).to(tensor.dtype)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -171,8 +171,9 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.spec, ctx.step, ctx.shift, ctx.clips = spec, step, shift, clips
         if clips:
             ctx.save_for_backward(tensor)
-        values = parts * (1.0 / step)
-        if spec.zero_point_domain is ZeroPointDomain.FLOAT:
+        is_float = spec.zero_point_domain is ZeroPointDomain.FLOAT
+        values = parts / step if is_float else parts * (1.0 / step)  # the order of operations of convert
+        if is_float:
             values.add_(shift).round_().clamp_(spec.quant_min, spec.quant_max).sub_(shift)
         elif isinstance(shift, float):
             values.round_().clamp_(spec.quant_min - shift, spec.quant_max - shift)
@@ -193,10 +194,12 @@ class _FakeQuantize(torch.autograd.Function):
         else:
             parts, _ = _by_parts(tensor.float(), spec)
             integers = parts * (1.0 / step) + shift
-            given = gradient.reshape(parts.shape)
-            found = torch.ops.aten.hardtanh_backward(
-                given, integers.to(given.dtype), spec.quant_min - 0.5, spec.quant_max + 0.5
-            ).reshape(tensor.shape)
+            # In half precision integers of more than a few bits have no halves between them.
+            given = gradient.reshape(parts.shape).float()
+            inside = torch.ops.aten.hardtanh_backward(
+                given, integers, spec.quant_min - 0.5, spec.quant_max + 0.5
+            )
+            found = inside.reshape(tensor.shape).to(gradient.dtype)
         return found, None, None, None, None
 
 
