@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
-import attrs
 import torch
 
 from torchquilt.spec.qspec import Granularity, QuantizationSpec, ZeroPointDomain
 
 
-@attrs.frozen(eq=False)
-class QParams:
+class QParams(NamedTuple):
     """Scale and zero point of a tensor: ``x ≈ (q - zero_point) * scale``.
 
     Args:

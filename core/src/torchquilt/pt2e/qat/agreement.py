@@ -60,11 +60,14 @@ class Agreement(torch.nn.Module):
 
     def forward(self, *statistics: torch.Tensor) -> None:
         """Agree, in training mode, where ``DistributedDataParallel`` runs the model on several ranks."""
-        if not self.training or torch.compiler.is_compiling() or is_in_backward():
+        if not self.training:
             return
-        parallel = active_ddp()
-        if parallel is not None:
-            self._agree(parallel.process_group, statistics)
+        if not torch.compiler.is_compiling():
+            if is_in_backward():
+                return
+            parallel = active_ddp()
+            if parallel is not None:
+                self._agree(parallel.process_group, statistics)
         for point in self.points:
             point.end_of_pass()
 

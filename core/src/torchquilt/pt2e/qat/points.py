@@ -381,6 +381,8 @@ class LearnedPoint(TrainingPoint):
     ) -> None:
         super().__init__(spec, standing)
         self.is_constant = is_constant
+        #: whether a scale is known; a fact of Python, on which compiled code can depend
+        self.has_data = False
         #: as it is learned; 0 as long as nothing is known
         self.scale = torch.nn.Parameter(torch.zeros(shape))
         self.register_buffer("zero_point", _any_zero_point(spec, shape))
@@ -395,23 +397,34 @@ class LearnedPoint(TrainingPoint):
         with torch.no_grad():
             self.scale.copy_(found.scale)
             self.zero_point.copy_(found.zero_point)
+        self.has_data = True
 
-    @property
-    def has_data(self) -> bool:
-        """Whether a scale is known."""
-        return bool((self.scale != 0).any())
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        self.has_data = bool((self.scale != 0).any())
 
     def observe(self, tensor: torch.Tensor) -> None:
         """Begin with the range of the first tensor, where no other is known."""
-        if self.has_data or not is_data(tensor):
-            return
+        if not self.has_data and is_data(tensor):
+            self._begin(tensor, is_compiled=torch.compiler.is_compiling())
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _begin(self, tensor: torch.Tensor, *, is_compiled: bool) -> None:
+        if is_compiled:
+            raise CalibrationError(
+                "Compiled code cannot find the scale that learning begins with.",
+                node=", ".join(self.names),
+                expected="scales that are known before torch.compile",
+                got="a point that saw no data",
+                remedy="pass ranges_from to prepare_qat_pt2e, or run one batch in training mode before compiling",
+            )
         low, high = _range_of(tensor, self.spec)
         if bool((low <= high).all()):
             self.start_from(qparams_of_range(low, high, self.spec))
 
     def trained(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, fake quantized, with a gradient for the scale."""
-        if not torch.compiler.is_compiling() and not self.has_data:
+        if not self.has_data:
             return tensor
         found = QParams(self._positive(), self.zero_point)
         if self.scale.requires_grad:
