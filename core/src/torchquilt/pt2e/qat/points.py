@@ -381,8 +381,7 @@ class LearnedPoint(TrainingPoint):
     ) -> None:
         super().__init__(spec, standing)
         self.is_constant = is_constant
-        #: whether a scale is known; a fact of Python, on which compiled code can depend
-        self.has_data = False
+        self._is_known = False
         #: as it is learned; 0 as long as nothing is known
         self.scale = torch.nn.Parameter(torch.zeros(shape))
         self.register_buffer("zero_point", _any_zero_point(spec, shape))
@@ -397,11 +396,18 @@ class LearnedPoint(TrainingPoint):
         with torch.no_grad():
             self.scale.copy_(found.scale)
             self.zero_point.copy_(found.zero_point)
-        self.has_data = True
+        self._is_known = True
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
-        self.has_data = bool((self.scale != 0).any())
+        self._is_known = False  # until the scale is looked at
+
+    @property
+    def has_data(self) -> bool:
+        """Whether a scale is known. Compiled code depends on what Python knew when it was compiled."""
+        if not self._is_known and not torch.compiler.is_compiling():
+            self._is_known = bool((self.scale != 0).any())
+        return self._is_known
 
     def observe(self, tensor: torch.Tensor) -> None:
         """Begin with the range of the first tensor, where no other is known."""
@@ -416,7 +422,7 @@ class LearnedPoint(TrainingPoint):
                 node=", ".join(self.names),
                 expected="scales that are known before torch.compile",
                 got="a point that saw no data",
-                remedy="pass ranges_from to prepare_qat_pt2e, or run one batch in training mode before compiling",
+                remedy="pass ranges_from to prepare_qat_pt2e, or run a batch in training mode before",
             )
         low, high = _range_of(tensor, self.spec)
         if bool((low <= high).all()):
