@@ -16,7 +16,7 @@ from torchquilt.spec.qspec import Granularity, QuantizationSpec
 #: Makes the observer of an activation for its spec.
 ObserverFactory: TypeAlias = Callable[[QuantizationSpec], Observer]
 
-#: The names of observers; those of the second line take a number behind a colon.
+#: The names of observers; those below take a number behind a colon.
 _PLAIN: dict[str, ObserverFactory] = {
     "histogram": HistogramObserver,
     "minmax": MinMaxObserver,
@@ -24,6 +24,8 @@ _PLAIN: dict[str, ObserverFactory] = {
     "percentile": PercentileObserver,
     "moving_average": MovingAverageObserver,
 }
+#: Names of observers that stand for themselves.
+OBSERVER_NAMES = tuple(_PLAIN)
 _WITH_NUMBER: dict[str, Callable[[QuantizationSpec, float], Observer]] = {
     "percentile": PercentileObserver,
     "moving_average": MovingAverageObserver,

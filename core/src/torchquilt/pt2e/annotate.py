@@ -94,6 +94,7 @@ def annotate_copy(
     *,
     strict: bool = True,
     to_evaluation: Pass | None = None,
+    keep_folded: bool = False,
 ) -> Annotated:
     """Copy a model, fold and transform it, let the quantizer decide, and check what it decided.
 
@@ -102,13 +103,14 @@ def annotate_copy(
         quantizer: who decides.
         strict: raise for rules that cannot take effect.
         to_evaluation: brings a model that may be in training mode into the form of evaluation, for which
-            everything is decided. What is folded into operators is kept beside it then.
+            everything is decided.
+        keep_folded: keep what is folded into operators beside it, as for training.
     """
     decider = as_quantizer(quantizer)
     deciding = Deciding(leaves_of(decider))
-    is_trained = to_evaluation is not None
     first = () if to_evaluation is None else (to_evaluation,)
-    copy = run_passes(_own_copy(model, may_train=is_trained), (_COMPLETE_PROVENANCE, *first, *_NORMALIZE))
+    own = _own_copy(model, may_train=to_evaluation is not None)
+    copy = run_passes(own, (_COMPLETE_PROVENANCE, *first, *_NORMALIZE))
     problems = [*_random_problems(copy), *decider.rule_problems(copy)]
     _complain(problems, strict)
 
@@ -116,7 +118,7 @@ def annotate_copy(
         def may_fold(norm: Node, operator: Node) -> bool:
             return decider.folds(norm, operator) is not False
 
-        return fold_batch_norm(region, may_fold, keep=is_trained)
+        return fold_batch_norm(region, may_fold, keep=keep_folded)
 
     decide = (
         everywhere("fold_batch_norm", fold),

@@ -101,11 +101,11 @@ def prepare_qat_pt2e(
     share = _share(fake_quantize)
     with default_global_state(), garbage_collector_disabled():
         original = model.module() if isinstance(model, ExportedProgram) else model
-        annotated = annotate_copy(
-            original, quantizer, strict=strict, to_evaluation=Pass("to_evaluation", to_evaluation)
-        )
+        evaluation = Pass("to_evaluation", to_evaluation)
+        annotate = partial(annotate_copy, original, quantizer, to_evaluation=evaluation)
+        annotated = annotate(strict=strict, keep_folded=True)
         prepared = with_points(annotated, MinMaxObserver)
-        known = known_ranges(ranges_from, prepared, annotated)
+        known = known_ranges(ranges_from, prepared, partial(annotate, strict=False))
         made: dict[str, TrainingPoint] = {}
         make = partial(_point, share=share, known=known, made=made)
         passes = (

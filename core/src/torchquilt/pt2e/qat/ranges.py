@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 import torch
 from torch.fx import GraphModule
 
 from torchquilt.errors import CalibrationError, ModelError
+from torchquilt.observers import MinMaxObserver, make_observer
+from torchquilt.observers.choice import OBSERVER_NAMES
 from torchquilt.pt2e.annotate import Annotated
+from torchquilt.pt2e.calibration.checkpoint import identity_of
 from torchquilt.pt2e.calibration.merging import Calibration
-from torchquilt.pt2e.model_record import set_stage, stage_of
+from torchquilt.pt2e.model_record import keep_initial_state, set_stage, stage_of
 from torchquilt.pt2e.observer_points import ObservedPoint, observed_points
-from torchquilt.pt2e.prepare import record_of
+from torchquilt.pt2e.prepare import record_of, with_points
 
 
 @attrs.frozen(eq=False)
@@ -36,14 +41,14 @@ class Ranges:
 
 
 def known_ranges(
-    given: GraphModule | Calibration | None, prepared: GraphModule, annotated: Annotated
+    given: GraphModule | Calibration | None, prepared: GraphModule, annotate: Callable[[], Annotated]
 ) -> Ranges:
     """The ranges that a user hands in.
 
     Args:
         given: what they hand in.
         prepared: the model that is going to be trained, with the points of a prepared one.
-        annotated: the decisions about it.
+        annotate: decides the same about a copy of the float model, for calibration.
 
     Raises:
         ModelError: it is neither a calibrated model nor a calibration.
@@ -52,9 +57,7 @@ def known_ranges(
     if given is None:
         return Ranges({})
     if isinstance(given, Calibration):
-        set_stage(prepared, "prepared", record_of(annotated))
-        given.add_to(prepared)
-        return _ranges(observed_points(prepared))
+        given = _calibrated(given, annotate())
     if stage_of(given) != "prepared":
         raise ModelError(
             "Ranges come from a calibrated model.",
@@ -65,6 +68,33 @@ def known_ranges(
     points, theirs = observed_points(prepared), observed_points(given)
     _check_same(points, theirs)
     return _ranges(theirs)
+
+
+def _calibrated(given: Calibration, annotated: Annotated) -> GraphModule:
+    """A calibrated model, from what was seen of one apart from it.
+
+    A calibration says which observers it is of, but only to compare with others. So those of each name are
+    tried.
+
+    Raises:
+        CalibrationError: it is of another model, other decisions, or observers that have a number.
+    """
+    prepared = with_points(annotated, MinMaxObserver)
+    set_stage(prepared, "prepared", record_of(annotated))
+    keep_initial_state(prepared)
+    for choice in OBSERVER_NAMES:
+        for point in observed_points(prepared).values():
+            point.observer = make_observer(choice, point.spec)
+        if identity_of(prepared)["observers"] == given.identity["observers"]:
+            given.add_to(prepared)
+            return prepared
+    raise CalibrationError(
+        "These observers are not known by a name.",
+        expected=f"those of activation_observer={' | '.join(map(repr, OBSERVER_NAMES))}, with the same "
+        "quantizer",
+        got="other observers, or observers of other decisions",
+        remedy="hand in the calibrated model itself: calibrate(prepare_pt2e(…), calibration)",
+    )
 
 
 def _check_same(points: dict[str, ObservedPoint], theirs: dict[str, ObservedPoint]) -> None:
