@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import torch
 
-from torchquilt._internal.torch_private import is_in_backward
+from torchquilt._internal.torch_private import active_ddp, is_in_backward
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.qdq import QDQOperators, choosing_operator
 from torchquilt.observers import QParams, qparams_of_range
@@ -411,7 +411,7 @@ class LearnedPoint(TrainingPoint):
 
     def observe(self, tensor: torch.Tensor) -> None:
         """Begin with the range of the first tensor, where no other is known."""
-        if not self.has_data and is_data(tensor):
+        if not self.has_data:
             self._begin(tensor, is_compiled=torch.compiler.is_compiling())
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -424,7 +424,9 @@ class LearnedPoint(TrainingPoint):
                 got="a point that saw no data",
                 remedy="pass ranges_from to prepare_qat_pt2e, or run a batch in training mode before",
             )
-        low, high = _range_of(tensor, self.spec)
+        nothing = torch.full_like(self.scale.detach(), math.inf)
+        low, high = _range_of(tensor, self.spec) if is_data(tensor) else (nothing, -nothing)
+        low, high = _range_on_all_ranks(low, high)
         if bool((low <= high).all()):
             self.start_from(qparams_of_range(low, high, self.spec))
 
@@ -454,6 +456,18 @@ class LearnedPoint(TrainingPoint):
         if not self.has_data:
             raise _no_data(self)
         return QParams(self.scale.detach().clamp(min=self.spec.eps), self.zero_point)
+
+
+def _range_on_all_ranks(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range of what any rank saw, where ``DistributedDataParallel`` runs the model on several."""
+    parallel = active_ddp()
+    if parallel is None:
+        return low, high
+    import torch.distributed as dist
+
+    ends = torch.stack([low, -high])
+    dist.all_reduce(ends, dist.ReduceOp.MIN, group=parallel.process_group)
+    return ends[0], -ends[1]
 
 
 class KnownPoint(TrainingPoint):
