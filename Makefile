@@ -9,6 +9,7 @@
 #   make bench          what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
 #   make cost           what prepare and convert cost for each node             (COST_ARGS=...)
 #   make presets        size, agreement and time of each preset, on ExecuTorch  (PRESETS_ARGS=...)
+#   make qat-bench      what training costs and how exact it is, beside torchao (QAT_ARGS=...)
 #   make runtime-bench  time on ExecuTorch: float, torchao's and ours           (RUNTIME_ARGS=...)
 #   make clean          remove .venv and the caches of the tools
 #
@@ -34,9 +35,10 @@ BENCH_ARGS ?=
 COST_ARGS ?=
 PRESETS_ARGS ?=
 RUNTIME_ARGS ?=
+QAT_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-exhaustive check bench cost presets runtime-bench clean
+.PHONY: help demo test test-fast test-long test-exhaustive check bench cost presets qat-bench runtime-bench clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -73,6 +75,9 @@ cost: $(VENV)/.installed-test
 
 presets: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/presets.py $(PRESETS_ARGS)
+
+qat-bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/qat.py $(QAT_ARGS)
 
 runtime-bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/runtime.py $(RUNTIME_ARGS)

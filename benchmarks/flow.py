@@ -19,8 +19,6 @@ Exit status: 0 if every figure reaches what REACH says, 1 if not.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import statistics
 import subprocess
@@ -37,7 +35,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from measuring import about, signal_to_noise, timed
+from measuring import about, peak_of, signal_to_noise, timed
 from models import MODELS, Subject, chain_of
 from systems import System, torchao, torchquilt
 
@@ -211,24 +209,8 @@ def peak(subject: Subject, name: str) -> float:
         prepared(*batch)
         system.convert(prepared)
 
-    running = _peak_of(lambda: model(*batch))
-    return _peak_of(flow) - running
-
-
-def _peak_of(function: Callable[[], object]) -> float:
-    """MiB of the process at the peak while a function runs."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # lets VmHWM begin anew: proc(5)
-    function()
-    return _mebibytes("VmHWM")
-
-
-def _mebibytes(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    running = peak_of(lambda: model(*batch))
+    return peak_of(flow) - running
 
 
 def print_figures(rows: list[Measured]) -> bool:

@@ -1,7 +1,8 @@
-"""Measuring for the benchmarks: time, noise, and a description of the machine and the versions."""
+"""Measuring for the benchmarks: time, memory, noise, and a description of the machine and the versions."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import os
@@ -25,6 +26,22 @@ def timed(function: Callable[[], T], clock: Callable[[], float] = time.perf_coun
     start = clock()
     result = function()
     return clock() - start, result
+
+
+def peak_of(function: Callable[[], object]) -> float:
+    """MiB of the process at the peak while a function runs."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # lets VmHWM begin anew: proc(5)
+    function()
+    return _mebibytes("VmHWM")
+
+
+def _mebibytes(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 def signal_to_noise(expected: Iterable[torch.Tensor], found: Iterable[torch.Tensor]) -> float:

@@ -52,3 +52,38 @@ def torchao(*, is_dynamic: bool = False) -> System:
         return prepared
 
     return System("torchao", prepare, quantize_pt2e.convert_pt2e)
+
+
+@attrs.frozen
+class TrainingSystem:
+    """One of the two, for training: how it prepares, converts, and moves between the modes."""
+
+    name: str
+    prepare: Callable[[GraphModule], GraphModule]
+    convert: Callable[[GraphModule], GraphModule]
+    to_evaluation: Callable[[GraphModule], object]
+
+
+def torchquilt_training() -> TrainingSystem:
+    """Ours."""
+
+    def prepare(model: GraphModule) -> GraphModule:
+        config = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+        return tq.prepare_qat_pt2e(model, XNNPACKQuantizer().set_global(config))
+
+    return TrainingSystem("torchquilt", prepare, tq.convert_pt2e, tq.move_exported_model_to_eval)
+
+
+def torchao_training() -> TrainingSystem:
+    """The other one. Its prepare changes the model that it is given."""
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+    from torchao.quantization import pt2e
+    from torchao.quantization.pt2e import quantize_pt2e
+
+    def prepare(model: GraphModule) -> GraphModule:
+        config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+        quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config)
+        prepared: GraphModule = quantize_pt2e.prepare_qat_pt2e(model, quantizer)
+        return prepared
+
+    return TrainingSystem("torchao", prepare, quantize_pt2e.convert_pt2e, pt2e.move_exported_model_to_eval)

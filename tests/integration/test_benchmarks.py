@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.long
 
 _FOLDER = Path(__file__).parents[2] / "benchmarks"
-COST, FLOW, RUNTIME = (_FOLDER / f"{name}.py" for name in ("cost", "flow", "runtime"))
+COST, FLOW, QAT, RUNTIME = (_FOLDER / f"{name}.py" for name in ("cost", "flow", "qat", "runtime"))
 
 
 def test_cost_prints_a_table_and_writes_the_same_figures(tmp_path: Path) -> None:
@@ -57,6 +57,29 @@ def test_flow_prints_ratios_beside_torchao_and_writes_the_same_figures(tmp_path:
         assert f"{row['figures']['prepare']:.2f}" in found.stdout
     assert f"{written['a_node']:.2f} times" in found.stdout
     assert found.returncode == ("✗" in found.stdout or written["a_node"] > 1.5)
+
+
+def test_qat_prints_ratios_beside_torchao_and_writes_the_same_figures(tmp_path: Path) -> None:
+    """All runs of each system, the peak of each, and layers whose bits decide the status."""
+    figures = tmp_path / "qat.json"
+    arguments = ["--models", "small CNN", "--runs", "2", "--steps", "1", "--variants", "1"]
+    command = [sys.executable, str(QAT), *arguments, "--json", str(figures)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert figures.exists(), found.stderr
+    written = json.loads(figures.read_text(encoding="utf-8"))
+
+    (row,) = written["rows"]
+    assert {name: (len(by["prepare"]), len(by["step"])) for name, by in row["systems"].items()} == {
+        "float": (0, 2),
+        "torchquilt": (2, 2),
+        "torchao": (2, 2),
+    }
+    assert all(by["memory"] > 0 and by["error"] is None for by in row["systems"].values())
+    assert f"| {row['figures']['step']:.2f} | " in " ".join(found.stdout.split())
+    (layer,) = written["variants"]
+    assert layer["is_equal"]
+    assert "| equal | " in " ".join(found.stdout.split())
+    assert found.returncode == ("✗" in found.stdout)
 
 
 def test_runtime_prints_ratios_of_three_programs_and_writes_the_same_figures(tmp_path: Path) -> None:
