@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from trained import differences, distances, train, values_of
 pytestmark = pytest.mark.filterwarnings("ignore:Something was asked for in this model")
 
 STATIC = "static_int8_per_channel"
-GROUPED = "dynamic_int8_weight_int4_group32"
+PRESETS = (
+    STATIC,
+    "static_int8",
+    "static_int8_weight_int4",
+    "dynamic_int8",
+    "dynamic_int8_weight_int4_group32",
+)
 #: Each way to read and to write a tensor, and each way to fold a BatchNorm; the others take long.
 SOME = (
     "linear relu",
@@ -113,7 +120,7 @@ def test_no_step_is_calibration_for_each_preset(preset: str, way: str) -> None:
 
 @pytest.mark.long
 @ways
-@pytest.mark.parametrize("preset", [STATIC, "static_int8", "static_int8_weight_int4", "dynamic_int8"])
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", SAME)
 def test_no_step_is_calibration_for_each_model(name: str, preset: str, way: str) -> None:
     """All models on which we and the oracle agree."""
@@ -201,13 +208,72 @@ def test_each_preset_trains_and_converts(preset: str, way: str) -> None:
     assert_trained_is_converted(wide(), preset, way, training=False)
 
 
+@pytest.mark.parametrize("way", ["moving_average", "learned"])
+def test_evaluation_adds_the_biases_that_are_stored(way: str) -> None:
+    """Where a step of the accumulator shows in the output, convert rounds the bias, and so does evaluation.
+
+    Again after each step, in a copy as well, and where a state was loaded in evaluation mode.
+    """
+    model = model_of("linear relu")
+    exported = export(model.module, *model.inputs)
+    quantizer = XNNPACKQuantizer.from_preset("static_int8_weight_int4")
+    trained, other = (tq.prepare_qat_pt2e(exported, quantizer, fake_quantize=way) for _ in range(2))
+    train(trained, [model.inputs] * 2)
+    assert differences(trained, model.inputs) == [0.0]
+    stored = {key for key in tq.convert_pt2e(trained).state_dict() if key.endswith("_settled")}
+    assert stored, "no bias is rounded here, so this shows nothing"
+    copied = copy.deepcopy(trained)
+    for one in (copied, trained):
+        train(one, [model.inputs])
+        assert differences(one, model.inputs) == [0.0]
+    train(other, [model.inputs])
+    other.eval()(*model.inputs)
+    other.load_state_dict(trained.state_dict())
+    assert differences(other, model.inputs) == [0.0]
+
+
+def quiet() -> nn.Module:
+    """A convolution whose BatchNorm leaves nothing of one channel but a large shift."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    with torch.no_grad():
+        model[1].weight[1] = 1e-6
+        model[1].bias[1] = 1e5
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:The scale of")
+def test_evaluation_computes_with_the_scales_that_are_raised() -> None:
+    """Where a bias does not fit into the accumulator convert raises a scale, and evaluation has the same."""
+    inputs = (normal(2, 3, 6, 6) * 1e-4,)
+    exported = export(quiet(), *inputs)
+    trained = tq.prepare_qat_pt2e(exported, XNNPACKQuantizer.from_preset(STATIC))
+    tq.qat.freeze_batch_norm(trained)
+    train(trained, [inputs], rate=1e-12)
+    assert differences(trained, inputs) == [0.0]
+    ledger = tq.ledger_of(tq.convert_pt2e(trained))
+    assert {caution.code for caution in ledger.warnings} == {"scale_raised"}
+
+
+def test_a_step_in_evaluation_has_no_gradients_missing() -> None:
+    """What evaluation does for the sake of the kernels hides no gradients."""
+    model = model_of("linear relu")
+    quantizer = XNNPACKQuantizer.from_preset("static_int8_weight_int4")
+    trained = tq.prepare_qat_pt2e(export(model.module, *model.inputs), quantizer)
+    train(trained, [model.inputs] * 2).eval()
+    trained.zero_grad()
+    trained(*model.inputs).sum().backward()
+    assert all(parameter.grad is not None for parameter in trained.parameters())
+    assert bool(trained.get_parameter("0.bias").grad.any())
+
+
 #: Models with something to train.
 TRAINED = [name for name, make in SAME.items() if any(True for _ in make().module.parameters())]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("training", [True, False], ids=["in training", "in evaluation"])
-@pytest.mark.parametrize("preset", [STATIC, "static_int8", "dynamic_int8"])
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", TRAINED)
 def test_each_model_trains_and_converts(name: str, preset: str, training: bool) -> None:
     """All models on which we and the oracle agree, and that have parameters."""

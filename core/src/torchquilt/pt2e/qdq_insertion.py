@@ -77,8 +77,9 @@ class Conversion:
         }
         self._stored: dict[tuple[AnyPoint, Node | str], str] = {}
         bounded = bounded_operators(model, points, self._same, self._constants)
-        settlement = Settlement(bounded, self.qparams)
-        settlement.write_biases(model)
+        self._settlement = settlement = Settlement(bounded, self.qparams)
+        #: the biases that are stored as others, by the names of the nodes that read them
+        self.biases = settlement.write_biases(model)
         # What is derived is derived from what was settled.
         derived = [point for point in self._qparams if isinstance(point, DerivedPoint)]
         for point in derived:
@@ -86,6 +87,15 @@ class Conversion:
         self._qparams.update(settlement.qparams)
         #: what to tell of the scales that were raised
         self.cautions = (*settlement.cautions(self._is_zero), *self._cut_off())
+
+    def raised(self) -> dict[str, QParams]:
+        """The parameters of the points whose scales were raised, and of derived ones then, by their names."""
+        raised = self._settlement.raised
+        return {
+            name: self.qparams(self._same.get(point, point))
+            for name, point in self.points.items()
+            if self._same.get(point, point) in raised or (raised and isinstance(point, DerivedPoint))
+        }
 
     def qparams(self, point: AnyPoint) -> QParams:
         """The parameters of a point, computed once, and those that they are derived from before them."""

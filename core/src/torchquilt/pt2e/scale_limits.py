@@ -258,6 +258,11 @@ class Settlement:
         self.qparams[point] = raised_to(found, least, spec)
         self._why.setdefault(point, why)
 
+    @property
+    def raised(self) -> frozenset[AnyPoint]:
+        """The points whose scales were raised."""
+        return frozenset(self._why)
+
     def cautions(self, loses_nothing: Callable[[AnyPoint, torch.Tensor], bool]) -> tuple[Caution, ...]:
         """Cautions about the scales that were raised.
 
@@ -279,13 +284,17 @@ class Settlement:
             found.append(Caution(", ".join(point.names), "scale_raised", text))
         return tuple(found)
 
-    def write_biases(self, model: GraphModule) -> None:
+    def write_biases(self, model: GraphModule) -> dict[str, torch.Tensor]:
         """Store each bias as the integers of the runtime stand for it, where that can be seen.
 
         Q/DQ adds the bias in float, and the runtime as an integer. One that the runtime could not hold is
         made smaller. And where the step of the accumulator is not much smaller than that of the output, Q/DQ
         and runtime would differ by more than rounding.
+
+        Returns:
+            The biases that are stored as others, by the names of the nodes that read them.
         """
+        written: dict[str, torch.Tensor] = {}
         for one in self._operators:
             if one.bias is None or one.reader is None or one.limits.accumulator_bits is None:
                 continue
@@ -296,9 +305,10 @@ class Settlement:
             if bool((step > _SMALL_STEP * output).any()):
                 settled = torch.round(settled / step) * step
             if not torch.equal(settled, one.bias.expand_as(settled)):
-                self._store_bias(model, *one.reader, settled)
+                written[one.reader[1].name] = self._store_bias(model, *one.reader, settled)
+        return written
 
-    def _store_bias(self, model: GraphModule, bias: Node, user: Node, settled: torch.Tensor) -> None:
+    def _store_bias(self, model: GraphModule, bias: Node, user: Node, settled: torch.Tensor) -> torch.Tensor:
         value = bias.meta["val"]
         shape = value.shape if settled.numel() == value.numel() else settled.shape
         stored = settled.to(value.dtype).to(value.device).reshape(shape)
@@ -309,3 +319,4 @@ class Settlement:
         take_origin(read, user)
         read.meta["val"] = fake_like(bias, stored)
         user.replace_input_with(bias, read)
+        return stored

@@ -48,6 +48,11 @@ def as_calibrated(model: GraphModule) -> GraphModule:
     """
     warn_if_nothing_was_updated(model)
     _warn_of_float(model)
+    return calibrated_copy(model)
+
+
+def calibrated_copy(model: GraphModule) -> GraphModule:
+    """The same without a word."""
     copied = copy_model(model).eval()
     passes = (
         Pass("drop_agreement", _drop_agreement),

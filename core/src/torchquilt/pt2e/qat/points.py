@@ -63,6 +63,8 @@ class TrainingPoint(QuantizationPoint[Any]):
         self.observes = True
         #: whether it rounds at all
         self.quantizes = True
+        #: the parameters in evaluation mode, where convert is going to raise the scale for other operators
+        self.settled: QParams | None = None
 
     def forward(self, tensor: Any, is_new: bool = True) -> Any:
         """Fake quantize a tensor.
@@ -88,10 +90,15 @@ class TrainingPoint(QuantizationPoint[Any]):
 
     def evaluated(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, as the converted model has it."""
-        return as_converted(tensor, self.qparams(), self.spec)
+        return as_converted(tensor, self.settled_qparams(), self.spec)
+
+    def settled_qparams(self) -> QParams:
+        """The parameters after convert."""
+        is_settled = self.settled is not None and not torch.compiler.is_compiling()
+        return self.settled if self.settled and is_settled else self.qparams()
 
     def qparams(self) -> QParams:
-        """The parameters in evaluation mode, and after convert."""
+        """The parameters as they were found last."""
         raise NotImplementedError
 
     #: whether its scale is a parameter
@@ -351,6 +358,7 @@ class WeightPoint(_StoredParameters):
         found = self.qparams_for(tensor)
         with torch.no_grad():
             self.store(found)  # for what is derived from it
+        found = found if self.settled is None else self.settled
         return as_converted(tensor, found, self.spec, is_constant=True)
 
     def qparams_for(self, tensor: torch.Tensor) -> QParams:
@@ -445,7 +453,7 @@ class LearnedPoint(TrainingPoint):
 
     def evaluated(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, as the converted model has it."""
-        return as_converted(tensor, self.qparams(), self.spec, is_constant=self.is_constant)
+        return as_converted(tensor, self.settled_qparams(), self.spec, is_constant=self.is_constant)
 
     def qparams(self) -> QParams:
         """The parameters as they are learned.
@@ -535,14 +543,14 @@ class DerivedTrainingPoint(TrainingPoint):
 
     def trained(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, fake quantized."""
-        return fake_quantize(tensor, self._fitting(tensor), self.spec)
+        return fake_quantize(tensor, self._fitting(tensor, self.qparams()), self.spec)
 
     def evaluated(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, as the converted model has it."""
-        return as_converted(tensor, self._fitting(tensor), self.spec, is_constant=True)
+        found = self._fitting(tensor, self.settled_qparams())
+        return as_converted(tensor, found, self.spec, is_constant=True)
 
-    def _fitting(self, tensor: torch.Tensor) -> QParams:
-        found = self.qparams()
+    def _fitting(self, tensor: torch.Tensor, found: QParams) -> QParams:
         self._derived[0].check_fits(found, tensor)
         return found
 

@@ -45,9 +45,11 @@ from torchquilt.pt2e.qat.points import (
     training_points,
 )
 from torchquilt.pt2e.qat.ranges import Ranges, known_ranges
+from torchquilt.pt2e.qat.settling import let_biases_settle, settle_before_passes
 from torchquilt.pt2e.qat.wiring import (
     assigned_names,
     let_copies_follow,
+    let_float_weights_rest,
     let_norms_train,
     let_switches_follow,
     replace_points,
@@ -113,6 +115,8 @@ def prepare_qat_pt2e(
             Pass("let_copies_follow", let_copies_follow),
             Pass("let_norms_train", let_norms_train),
             Pass("let_switches_follow", let_switches_follow),
+            Pass("let_float_weights_rest", let_float_weights_rest),
+            Pass("let_biases_settle", let_biases_settle),
             Pass("drop_folded", _drop_folded),
             Pass("own_tensors", partial(_own_tensors, original=original)),
             Pass("add_agreement", add_agreement),
@@ -120,6 +124,7 @@ def prepare_qat_pt2e(
         trainable = run_passes(prepared, passes)
         _link_derived(trainable)
         set_stage(trainable, "trainable", record_of(annotated))
+        settle_before_passes(trainable)
         keep_initial_state(trainable)
         note_parameters(trainable)
         generate_code(trainable)

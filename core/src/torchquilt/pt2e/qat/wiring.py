@@ -39,7 +39,8 @@ from torchquilt.graph.training_mode import (
 from torchquilt.pt2e.observer_points import QuantizationPoint
 from torchquilt.pt2e.qat.batch_norm import BatchNorm, FoldedBatchNorm
 from torchquilt.pt2e.qat.points import TrainingPoint
-from torchquilt.pt2e.qat.switched import SwitchedOperator
+from torchquilt.pt2e.qat.settled import SettledBias
+from torchquilt.pt2e.qat.switched import FloatWeight, SwitchedOperator
 
 #: ``node.meta`` of an operator that ``train()`` and ``eval()`` switch.
 _SWITCHED_KEY = "torchquilt_switched"
@@ -244,6 +245,27 @@ def _let_follow(model: GraphModule, node: Node) -> None:
     outdate(model)
 
 
+#: Operators whose order of multiplication depends on whether their operands ask for gradients.
+_MULTIPLIES = ("aten.linear.default", "aten.matmul.default")
+
+
+def let_float_weights_rest(model: GraphModule) -> GraphModule:
+    """Let weights that stay in float ask for no gradients in evaluation; changes ``model``."""
+    for region in regions(model):
+        for node in list(region.module.graph.nodes):
+            if overload_name(node) not in _MULTIPLIES:
+                continue
+            for source in node.args[:2]:
+                if isinstance(source, Node) and source.op == "get_attr":
+                    name = free_name(region.module, f"float_weight_{node.name}")
+                    region.module.add_module(name, FloatWeight())
+                    with region.module.graph.inserting_before(node):
+                        new = _step(region.module, name, (source,), node, source)
+                    node.replace_input_with(source, new)
+                    outdate(region.module)
+    return model
+
+
 def let_copies_follow(model: GraphModule) -> GraphModule:
     """Let each stored tensor that is a copy of another one be computed from that; changes ``model``."""
     for region in regions(model):
@@ -338,6 +360,9 @@ def back_to_constants(model: GraphModule) -> GraphModule:
             if isinstance(held, FoldedBatchNorm) and node.args[0] in ("unfolded", "normalized"):
                 node.replace_all_uses_with(node.args[1])
                 module.graph.erase_node(node)
+            elif isinstance(held, (SettledBias, FloatWeight)):
+                node.replace_all_uses_with(node.args[0])
+                module.graph.erase_node(node)
         values = _Values(module)
         for node in list(module.graph.find_nodes(op="call_module")):
             if _ASSIGNED in node.meta:
@@ -416,7 +441,7 @@ def _drop_idle(model: GraphModule) -> None:
         if not node.users:
             model.graph.erase_node(node)
     called = {str(node.target) for node in model.graph.find_nodes(op="call_module")}
-    kinds = (FoldedBatchNorm, BatchNorm, SwitchedOperator, Copied)
+    kinds = (FoldedBatchNorm, BatchNorm, SwitchedOperator, Copied, SettledBias, FloatWeight)
     for name, held in list(model.named_children()):
         if isinstance(held, kinds) and name not in called:
             model.delete_submodule(name)
