@@ -17,7 +17,7 @@ from torchquilt.testing.subject import Subject, row_id
 #: Name under which a test notes what its column shows.
 PROPERTY = "torchquilt"
 
-_COLUMNS = ("annotates", "converts", "SQNR", "refused", "limits", "composes")
+_COLUMNS = ("annotates", "converts", "SQNR", "trains", "refused", "limits", "composes")
 _NOT_RUN = "-"
 _FAILED = "FAILED"
 

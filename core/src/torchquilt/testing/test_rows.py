@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import attrs
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch.fx import GraphModule
 
 from torchquilt.errors import IntentError, UnsupportedConfigError
 from torchquilt.graph.node_values import overload_name
+from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.quantizers.matching import Claim
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import EdgeOrNode
@@ -97,6 +100,26 @@ def test_what_a_row_does_not_take_is_refused(
         assert verdict.code, f"{row.pattern.name} is refused for {config} without a reason"
         mine = _patterns(trial.annotate(), trial.quantizer().name)
         assert mine <= {other.pattern.name for other in takers}, f"asked for {config}, {mine} was annotated"
+
+
+def test_a_row_trains(row: SupportRow, bench: Bench, note: NoteDown) -> None:
+    """What the row claims takes a step of training, and converts to the bits that it computes then.
+
+    A row that cannot be trained says so: a config that is meant for training is refused.
+    """
+    if not row.is_qat:
+        note("trains", "no")
+        asked = attrs.evolve(bench.models(row)[0].config, is_qat=True)
+        assert row.differences(asked), f"{row.pattern.name} takes {asked}"
+        return
+    note("trains", "")
+    for trial in bench.models(row):
+        trained = trial.trained()
+        expected, found = trial.run(trained.eval()), trial.run(convert_pt2e(trained))
+        assert torch.equal(expected.nan_to_num(), found.nan_to_num()), (
+            f"{describe(trial)}: trained and converted it returns something else than in evaluation mode"
+        )
+    note("trains", "yes")
 
 
 def _patterns(model: GraphModule, quantizer: str) -> set[str]:

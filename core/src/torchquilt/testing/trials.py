@@ -20,6 +20,7 @@ from torchquilt.pt2e.annotate import annotate_copy
 from torchquilt.pt2e.calibration.calibrate import calibrate
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
+from torchquilt.pt2e.qat.prepare import prepare_qat_pt2e
 from torchquilt.quantizers.base import Quantizer
 from torchquilt.quantizers.composable import ComposableQuantizer
 from torchquilt.quantizers.matching import Claim, GraphFacts, Look
@@ -164,6 +165,18 @@ class Trial:
             warnings.simplefilter("ignore", UserWarning)
             prepared = prepare_pt2e(self.model, quantizer, activation_observer="minmax", strict=False)
         return convert_pt2e(calibrate(prepared, [self.example.fresh_inputs()]))
+
+    def trained(self) -> GraphModule:
+        """The model after a step of training with quantization in it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            trained = prepare_qat_pt2e(self.model, self.composed(self.quantizer()), strict=False)
+        output = trained(*self.example.fresh_inputs())
+        asking = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        if output.requires_grad:
+            output.float().square().mean().backward()
+            torch.optim.SGD(asking, lr=0.01).step()
+        return trained
 
     def run(self, model: Any) -> torch.Tensor:
         """Run a model on the inputs."""
