@@ -121,6 +121,8 @@ def test_every_overload_exists_in_torch(operator: ops.Operator) -> None:
         ({"dtype": torch.int16}, 0),
         ({"target": "executorch"}, len(SUPPORT.rows) + len(EMBEDDING.rows)),
         ({"target": "nowhere"}, 0),
+        ({"is_qat": True}, len(SUPPORT.rows) + len(EMBEDDING.rows)),
+        ({"is_qat": False}, 0),
         ({"op": nn.Embedding}, len(EMBEDDING.rows)),
         ({"op": nn.Embedding, "mode": "static"}, 0),
         ({"op": "linear", "mode": "dynamic", "dtype": "int8", "backend": "xnnpack"}, 6),

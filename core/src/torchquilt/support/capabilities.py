@@ -96,6 +96,7 @@ class Capabilities:
         bits: int | None = None,
         preset: str | None = None,
         target: str | None = None,
+        is_qat: bool | None = None,
     ) -> Capabilities:
         """The rows that fit all that is given.
 
@@ -110,6 +111,7 @@ class Capabilities:
             bits: as many as the widest range of a spec needs (4 for -8..7, in whatever dtype).
             preset: name of a preset of the owner; rows that take its config.
             target: a lowering target on which the row runs as integers.
+            is_qat: whether the row can be trained.
 
         Raises:
             IntentError: ``op`` is nothing that a row can be about, or there is no such role.
@@ -127,6 +129,7 @@ class Capabilities:
                 and row.quantizes(role, wanted, bits)
                 and (preset is None or preset in row.presets)
                 and (target is None or target in row.targets)
+                and is_qat in (None, row.is_qat)
             )
 
         return Capabilities(tuple(row for row in self.rows if fits(row)))

@@ -103,7 +103,7 @@ def test_what_a_row_does_not_take_is_refused(
 
 
 def test_a_row_trains(row: SupportRow, bench: Bench, note: NoteDown) -> None:
-    """What the row claims takes a step of training, and converts to the bits that it computes then.
+    """A match that the row claims takes a step of training, and converts to the bits that it computes then.
 
     A row that cannot be trained says so: a config that is meant for training is refused.
     """

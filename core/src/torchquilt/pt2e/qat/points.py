@@ -263,7 +263,7 @@ class ActivationPoint(_StoredParameters):
 
 
 class _Pass:
-    """What a point saw and used in one forward pass.
+    """The ranges that a point saw, and the parameters that it used, in one forward pass.
 
     Args:
         used: the parameters of each call of the pass before, until this one begins.

@@ -1,4 +1,4 @@
-"""What convert changes for the sake of kernels, found beforehand for evaluation.
+"""Scales and biases that convert changes for the sake of kernels, found beforehand for evaluation.
 
 Convert raises scales and rounds biases where a kernel could not compute with them otherwise (see
 :mod:`torchquilt.pt2e.scale_limits`). It looks at all operators together, and so does evaluation: before the
