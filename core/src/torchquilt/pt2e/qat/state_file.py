@@ -121,6 +121,7 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Any], path: str | os.
         model.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
+        lines.sort(key=lambda line: "its range is" not in line)  # which explains names that are missing
         raise ModelError(
             f"{Path(path)} holds the state of another model, or of one that was prepared otherwise.",
             expected="the state of this model, prepared with this recipe",
