@@ -126,10 +126,8 @@ class TrainingPoint(QuantizationPoint[Any]):
             unexpected.remove(name)
         observes, quantizes, is_learned = map(bool, state_dict[name].tolist())
         if is_learned is not self.is_learned:
-            words = {True: "learned", False: "followed"}
-            errors.append(
-                f"{prefix[:-1]}: its scale is {words[self.is_learned]}, and was {words[is_learned]}"
-            )
+            here, there = ("learned", "followed") if self.is_learned else ("followed", "learned")
+            errors.append(f"{prefix[:-1]}: its range is {here} here, and was {there} there")
             return
         self.allow(observes=observes, quantizes=quantizes)
 
