@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 import torchquilt as tq
-from strategies import INT8, ByFunction
+from strategies import INT8, ByFunction, normal
 
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _WEIGHTED = ("conv1d", "conv2d", "conv3d", *_TRANSPOSED, "linear")
@@ -49,13 +49,23 @@ def trainable(
 
 
 def step(model: nn.Module, inputs: tuple[Any, ...], optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    """One step towards outputs that are small; answers the loss."""
+    """One step towards fixed outputs; answers the loss.
+
+    Towards outputs that are small a weight before the last BatchNorm would have no gradient.
+    """
     optimizer.zero_grad()
-    outputs = [value for value in pytree.tree_leaves(model(*inputs)) if value.is_floating_point()]
-    loss = torch.stack([value.float().square().mean() for value in outputs]).sum()
+    loss = distance_to_target(model(*inputs))
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+def distance_to_target(outputs: Any) -> torch.Tensor:
+    """A loss for whatever a model returns: how far its floats are from fixed numbers."""
+    values = [value for value in pytree.tree_leaves(outputs) if isinstance(value, torch.Tensor)]
+    floats = [value.float() for value in values if value.is_floating_point()]
+    parts = [(value - normal(*value.shape, seed=11)).square().mean() for value in floats]
+    return torch.stack(parts).sum()
 
 
 def train(model: nn.Module, batches: Iterable[tuple[Any, ...]], rate: float = 0.01) -> nn.Module:

@@ -15,6 +15,7 @@ operator computes with the folded weight and bias, as the converted model does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,8 +23,42 @@ import torch
 from torchquilt._internal.torch_private import is_in_backward
 from torchquilt.graph.batch_norm_folding import Fold
 
+#: Name in ``state_dict()`` of whether a BatchNorm is frozen.
+_IS_FROZEN = "is_frozen"
 
-class FoldedBatchNorm(torch.nn.Module):
+
+class TrainedNorm(torch.nn.Module):
+    """Base of BatchNorms that train; whether one is frozen is part of ``state_dict()``.
+
+    Args:
+        momentum: of the BatchNorm.
+        path: of the module whose BatchNorm it is.
+    """
+
+    def __init__(self, momentum: float, path: str) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.path = path
+        #: whether running statistics are used in training mode, too, and stay as they are
+        self.is_frozen = False
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + _IS_FROZEN] = torch.tensor(self.is_frozen)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        _, is_strict, missing, unexpected, _ = others
+        name = prefix + _IS_FROZEN
+        if name in state_dict:
+            self.is_frozen = bool(state_dict[name])
+            if name in unexpected:
+                unexpected.remove(name)
+        elif is_strict:
+            missing.append(name)
+
+
+class FoldedBatchNorm(TrainedNorm):
     """The steps around one operator with a BatchNorm behind it. The graph calls it once for each step.
 
     Its tensors belong to the model, and are handed in.
@@ -39,14 +74,10 @@ class FoldedBatchNorm(torch.nn.Module):
     def __init__(
         self, fold: Fold, momentum: float, path: str, *, is_quantized: bool, channel_dim: int
     ) -> None:
-        super().__init__()
+        super().__init__(momentum, path)
         self.fold = fold
-        self.momentum = momentum
-        self.path = path
         self.is_quantized = is_quantized
         self.channel_dim = channel_dim
-        #: whether running statistics are used in training mode, too, and stay as they are
-        self.is_frozen = False
         self._inverse: torch.Tensor | None = None
 
     @property
@@ -124,7 +155,7 @@ class FoldedBatchNorm(torch.nn.Module):
         return found.movedim(1, self.channel_dim) if self.channel_dim != 1 else found
 
 
-class BatchNorm(torch.nn.Module):
+class BatchNorm(TrainedNorm):
     """A BatchNorm that nothing is folded into, and that trains as such.
 
     Args:
@@ -133,12 +164,8 @@ class BatchNorm(torch.nn.Module):
     """
 
     def __init__(self, momentum: float, eps: float, path: str) -> None:
-        super().__init__()
-        self.momentum = momentum
+        super().__init__(momentum, path)
         self.eps = eps
-        self.path = path
-        #: whether running statistics are used in training mode, too, and stay as they are
-        self.is_frozen = False
 
     def forward(
         self,
