@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -25,7 +25,7 @@ from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.edits import drop_unused_tensors, erase_unused, free_name, read_tensor
 from torchquilt.graph.module_scope import module_path
-from torchquilt.graph.node_values import FOLDED, argument_of, constant_nodes, overload_name, rank
+from torchquilt.graph.node_values import FOLDED, argument_of, attribute, constant_nodes, overload_name, rank
 
 # Overload → the rank of the output at which dimension 1 is the output channel (that is: with a batch).
 _CONVOLUTIONS = {f"aten.conv{n}d.{form}": n + 2 for n in (1, 2, 3) for form in ("default", "padding")}
@@ -42,16 +42,17 @@ _FOLDS_INTO = {**_CONVOLUTIONS, **_TRANSPOSED, "aten.linear.default": 2}
 UNFOLD_KEY = "torchquilt_unfold"
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Folded:
-    """Names of the stored tensors that an operator and its BatchNorm read, and of the folded ones.
+    """Stored tensors that an operator and its BatchNorm read, and the names of the folded ones.
 
     Args:
         fold: the formulas.
         momentum: of the BatchNorm.
-        weight, bias: the operator's own; None where it has no bias.
-        gamma, beta, mean, variance: of the BatchNorm; None where it has no such tensor.
-        folded_weight, folded_bias: what the operator reads instead.
+        weight, bias: names of the operator's own tensors; None where it has no bias.
+        gamma, beta, mean, variance: of those of the BatchNorm; None where it has no such tensor.
+        tensors: name → tensor, for all of them. A folded one may have taken the name in the model.
+        folded_weight, folded_bias: names of what the operator reads instead.
     """
 
     fold: Fold
@@ -62,6 +63,7 @@ class Folded:
     beta: str | None
     mean: str
     variance: str
+    tensors: Mapping[str, torch.Tensor]
     folded_weight: str
     folded_bias: str
 
@@ -114,34 +116,36 @@ class _Folding:
         if batch_norm is None or values is None:
             return False
         replaced = [argument_of(node, role) for role in ("weight", "bias")]
+        kept = self._kept(node, batch_norm) if self._keep else {}
         new = (self._store(node, "weight", values[0]), self._store(node, "bias", values[1]))
         if self._keep:
-            self._note(node, batch_norm, *new)
+            kept["folded_weight"], kept["folded_bias"] = (str(read.target) for read in new)
+            node.meta[UNFOLD_KEY] = Folded(**kept)
         node.args = (argument_of(node, "input"), *new, *node.args[3:])
         node.kwargs = {key: v for key, v in node.kwargs.items() if key not in ("input", "weight", "bias")}
         batch_norm.replace_all_uses_with(node)
         node.meta[FOLDED] = (*node.meta.get(FOLDED, ()), batch_norm)
         sources = [source for source in batch_norm.all_input_nodes if source is not node]
         self.model.graph.erase_node(batch_norm)
-        for source in () if self._keep else (*sources, *replaced):
+        for source in (*sources, *replaced):
             if source is not None:
                 erase_unused(source)
         self.is_any_folded = True
         return True
 
-    def _note(self, node: Node, batch_norm: Node, weight: Node, bias: Node) -> None:
-        node.meta[UNFOLD_KEY] = Folded(
-            fold=Fold.of(node, batch_norm),
-            momentum=argument_of(batch_norm, "momentum"),
-            weight=_name(argument_of(node, "weight")),
-            bias=_name(argument_of(node, "bias")),
-            gamma=_name(argument_of(batch_norm, "weight")),
-            beta=_name(argument_of(batch_norm, "bias")),
-            mean=_name(argument_of(batch_norm, "running_mean")),
-            variance=_name(argument_of(batch_norm, "running_var")),
-            folded_weight=str(weight.target),
-            folded_bias=str(bias.target),
-        )
+    def _kept(self, node: Node, batch_norm: Node) -> dict[str, Any]:
+        """Arguments of :class:`Folded` that are known before anything is stored."""
+        names = {
+            "weight": _name(argument_of(node, "weight")),
+            "bias": _name(argument_of(node, "bias")),
+            "gamma": _name(argument_of(batch_norm, "weight")),
+            "beta": _name(argument_of(batch_norm, "bias")),
+            "mean": _name(argument_of(batch_norm, "running_mean")),
+            "variance": _name(argument_of(batch_norm, "running_var")),
+        }
+        tensors = {name: attribute(self.model, name) for name in names.values() if name is not None}
+        momentum = argument_of(batch_norm, "momentum")
+        return {"fold": Fold.of(node, batch_norm), "momentum": momentum, "tensors": tensors, **names}
 
     def _batch_norm_behind(self, node: Node) -> Node | None:
         """The BatchNorm that alone reads ``node``, if both have nothing but constants beside their input."""
@@ -193,7 +197,7 @@ class _Folding:
         else:
             name = str(source.target)
             times = sum(argument is source for argument in (*node.args, *node.kwargs.values()))
-            if self._keep or self._reads[name] > 1 or len(source.users) > 1 or times > 1:
+            if self._reads[name] > 1 or len(source.users) > 1 or times > 1:
                 name = free_name(self.model, f"{name}_{node.name}")
         new = read_tensor(self.model, name, torch.nn.Parameter(value, requires_grad=False), before=node)
         self._reads[name] = 1

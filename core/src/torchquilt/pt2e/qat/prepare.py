@@ -12,12 +12,12 @@ from torch.fx import GraphModule, Node
 from torchquilt._internal.garbage_collection import garbage_collector_disabled
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import CalibrationError
-from torchquilt.graph.code_generation import generate_code, outdate
+from torchquilt.graph.code_generation import generate_code
 from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.passes import Pass, run_passes
 from torchquilt.graph.shared_storage import tensors_of
-from torchquilt.graph.subgraphs import Region, regions
+from torchquilt.graph.subgraphs import Region
 from torchquilt.observers import MinMaxObserver, QParams
 from torchquilt.pt2e.annotate import annotate_copy
 from torchquilt.pt2e.calibration.merging import Calibration
@@ -47,7 +47,6 @@ from torchquilt.pt2e.qat.points import (
 from torchquilt.pt2e.qat.ranges import Ranges, known_ranges
 from torchquilt.pt2e.qat.settling import let_biases_settle, settle_before_passes
 from torchquilt.pt2e.qat.wiring import (
-    assigned_names,
     let_copies_follow,
     let_float_weights_rest,
     let_norms_train,
@@ -117,7 +116,6 @@ def prepare_qat_pt2e(
             Pass("let_switches_follow", let_switches_follow),
             Pass("let_float_weights_rest", let_float_weights_rest),
             Pass("let_biases_settle", let_biases_settle),
-            Pass("drop_folded", _drop_folded),
             Pass("own_tensors", partial(_own_tensors, original=original)),
             Pass("add_agreement", add_agreement),
         )
@@ -232,18 +230,6 @@ def _link_derived(model: GraphModule) -> None:
         if isinstance(point, DerivedTrainingPoint):
             prefix = name.rpartition(".")[0]
             point.link([points[f"{prefix}.{one}" if prefix else one] for one in point.source_names])
-
-
-def _drop_folded(model: GraphModule) -> GraphModule:
-    """Forget the tensors that hold what is computed while the model trains."""
-    for region in regions(model):
-        for name in assigned_names(region.module):
-            path, _, last = name.rpartition(".")
-            holder = region.module.get_submodule(path)
-            holder._parameters.pop(last, None)
-            holder._buffers.pop(last, None)
-        outdate(region.module)
-    return model
 
 
 def _own_tensors(model: GraphModule, original: GraphModule) -> GraphModule:

@@ -68,17 +68,24 @@ def to_evaluation(model: GraphModule) -> GraphModule:
 def let_norms_train(model: GraphModule) -> GraphModule:
     """Unfold each BatchNorm that was folded, and let those that were not train; changes ``model``."""
     for region in regions(model):
-        for node in list(region.module.graph.nodes):
-            folded: Folded | None = node.meta.get(UNFOLD_KEY)
-            if folded is not None:
-                _unfold(region.module, node, folded)
+        nodes = list(region.module.graph.nodes)
+        folded: dict[Node, Folded] = {
+            node: node.meta[UNFOLD_KEY] for node in nodes if UNFOLD_KEY in node.meta
+        }
+        # Found before any is unfolded, which reads unfolded tensors under the same names.
+        reads = {
+            node: [_read_of(region.module, name) for name in (one.folded_weight, one.folded_bias)]
+            for node, one in folded.items()
+        }
+        for node in nodes:
+            if node in folded:
+                _unfold(region.module, node, folded[node], *reads[node])
             elif overload_name(node) == "aten.batch_norm.default" and node.meta.get(_SWITCHED_KEY):
                 _as_module(region.module, node)
     return model
 
 
-def _unfold(model: GraphModule, node: Node, folded: Folded) -> None:
-    weight_read, bias_read = (_read_of(model, name) for name in (folded.folded_weight, folded.folded_bias))
+def _unfold(model: GraphModule, node: Node, folded: Folded, weight_read: Node, bias_read: Node) -> None:
     own_weight = argument_of(node, "weight")
     channel_dim = 1 if "conv" in overload_name(node) or rank(node) == 2 else -1
     norm = FoldedBatchNorm(
@@ -90,6 +97,9 @@ def _unfold(model: GraphModule, node: Node, folded: Folded) -> None:
     )
     name = free_name(model, f"batch_norm_{_plain(norm.path)}")
     model.add_module(name, norm)
+    _drop_tensors(model, {folded.folded_weight, folded.folded_bias} - {*folded.tensors})
+    for path, tensor in folded.tensors.items():
+        store_tensor(model, path, tensor)
     with model.graph.inserting_before(_first_of(model, weight_read, bias_read)):
         read = {path: _get(model, path, node) for path in _paths(model, folded)}
     gamma, beta, mean, variance = (
@@ -109,6 +119,14 @@ def _unfold(model: GraphModule, node: Node, folded: Folded) -> None:
         normalized = _step(model, name, arguments, node, node)
     node.replace_all_uses_with(normalized, lambda user: user is not normalized)
     outdate(model)
+
+
+def _drop_tensors(model: GraphModule, names: set[str]) -> None:
+    for name in names:
+        path, _, last = name.rpartition(".")
+        holder = model.get_submodule(path)
+        holder._parameters.pop(last, None)
+        holder._buffers.pop(last, None)
 
 
 def _plain(path: str) -> str:
@@ -282,7 +300,9 @@ def let_copies_follow(model: GraphModule) -> GraphModule:
             region.module.add_module(name, Copied(tuple(value.shape)))
             if _first_of(region.module, source, node) is node:
                 node.prepend(source)
+            copied = str(node.target)
             _turn(node, name, (source,))
+            _drop_tensors(region.module, {copied})
             outdate(region.module)
     return model
 
@@ -342,11 +362,6 @@ def _calls_of_points(model: GraphModule) -> dict[str, list[Node]]:
     return calls
 
 
-def assigned_names(model: GraphModule) -> list[str]:
-    """Names of the stored tensors that modules compute instead."""
-    return [node.meta[_ASSIGNED] for node in model.graph.nodes if _ASSIGNED in node.meta]
-
-
 # --- Back ---------------------------------------------------------------------------------------------------
 
 
@@ -363,11 +378,9 @@ def back_to_constants(model: GraphModule) -> GraphModule:
             elif isinstance(held, (SettledBias, FloatWeight)):
                 node.replace_all_uses_with(node.args[0])
                 module.graph.erase_node(node)
-        values = _Values(module)
+        _store_values(module)
         for node in list(module.graph.find_nodes(op="call_module")):
-            if _ASSIGNED in node.meta:
-                _store_value(module, node, values)
-            elif _WAY_BACK in node.meta:
+            if _WAY_BACK in node.meta:
                 _write_operator(module, node)
         _drop_idle(module)
         if len(module.graph.nodes) != before:
@@ -396,12 +409,15 @@ class _Values:
         return target(*torch.fx.map_arg(node.args, self.of), **torch.fx.map_arg(node.kwargs, self.of))
 
 
-def _store_value(model: GraphModule, node: Node, values: _Values) -> None:
+def _store_values(model: GraphModule) -> None:
+    """Store what modules compute of stored tensors, all of it before any takes the name of another one."""
+    values = _Values(model)
     with torch.no_grad():
-        value = values.of(node)
-    name = node.meta.pop(_ASSIGNED)
-    store_tensor(model, name, torch.nn.Parameter(value.detach().clone(), requires_grad=False))
-    node.op, node.target, node.args = "get_attr", name, ()
+        found = [(node, values.of(node)) for node in model.graph.nodes if _ASSIGNED in node.meta]
+    for node, value in found:
+        name = node.meta.pop(_ASSIGNED)
+        store_tensor(model, name, torch.nn.Parameter(value.detach().clone(), requires_grad=False))
+        node.op, node.target, node.args = "get_attr", name, ()
 
 
 def _write_operator(model: GraphModule, node: Node) -> None:
