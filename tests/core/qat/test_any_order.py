@@ -30,6 +30,7 @@ KINDS = (
     "bn",
     "dropout",
     "functional_dropout",
+    "attention",
     "relu",
     "add",
 )
@@ -53,6 +54,9 @@ class Net(nn.Module):
             read = [values[index % len(values)] for index in one.inputs]
             if one.kind == "functional_dropout":
                 values.append(functional.dropout(read[0], (one.number + 1) / 10, self.training))
+            elif one.kind == "attention":
+                probability = (one.number + 1) / 10 if self.training else 0.0
+                values.append(functional.scaled_dot_product_attention(*read[:1] * 3, dropout_p=probability))
             else:
                 values.append(read[0] + read[1] if one.kind == "add" else layer(read[0]))
         return self.last(self.head(values[-1].mean((2, 3))))
@@ -116,7 +120,9 @@ def literals(model: GraphModule) -> list[tuple[str, Any]]:
             found += [(node.name, value) for value in node.args if _is_literal(value)]
             held = model.get_submodule(str(node.target))
             found += [
-                (name, getattr(held, name)) for name in ("momentum", "eps", "flag") if hasattr(held, name)
+                (name, getattr(held, name))
+                for name in ("momentum", "eps", "flag", "when_training")
+                if hasattr(held, name)
             ]
             found += [("eps", held.fold.eps)] if hasattr(held, "fold") else []
     return found

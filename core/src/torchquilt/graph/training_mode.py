@@ -50,7 +50,10 @@ _FLAGS = {
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), "train"),
     **dict.fromkeys(("native_dropout", "lstm", "gru", "rnn_tanh", "rnn_relu"), "train"),
     "rrelu": "training",
+    "scaled_dot_product_attention": "dropout_p",
 }
+#: ``node.meta`` of attention that was switched off: its probability in training, which is its flag, too.
+_PROBABILITY_KEY = "torchquilt_dropout_p"
 _NORMS = ("batch_norm", "instance_norm")
 
 
@@ -86,30 +89,46 @@ def _name(node: Node) -> str:
 def training_flag(node: Node) -> str | None:
     """Name of the argument that says whether a node is in training; None where it is the same in both.
 
-    A norm without running statistics is.
+    A norm without running statistics is, and attention that drops nothing.
     """
     name = _name(node)
     if name in _NORMS and arguments_of(node)["running_mean"] is None:
         return None
-    return _FLAGS.get(name)
+    flag = _FLAGS.get(name)
+    return None if flag == "dropout_p" and training_value(node) == 0 else flag
+
+
+def training_value(node: Node) -> Any:
+    """Value of the flag of a node in training: True, or the probability of attention."""
+    if _FLAGS.get(_name(node)) != "dropout_p":
+        return True
+    return node.meta.get(_PROBABILITY_KEY, arguments_of(node)["dropout_p"])
 
 
 def is_in_training(node: Node) -> bool:
     """Whether the flag of a node, if it has one, says training."""
     flag = training_flag(node)
-    return flag is not None and arguments_of(node)[flag] is not False
+    return flag is not None and arguments_of(node)[flag] not in (False, 0.0)
 
 
 def set_training(node: Node, value: bool) -> None:
     """Set the flag of a node; its other arguments stay as they are."""
     flag = training_flag(node)
     assert flag is not None
+    if flag == "dropout_p":
+        node.meta[_PROBABILITY_KEY] = training_value(node)
+    given = training_value(node) if value else off_value(flag)
     names = [argument.name for argument in operator_of(node)._schema.arguments]
     position = names.index(flag)
     if position < len(node.args):
-        node.update_arg(position, value)
+        node.update_arg(position, given)
     else:
-        node.update_kwarg(flag, value)
+        node.update_kwarg(flag, given)
+
+
+def off_value(flag: str) -> Any:
+    """Value of a flag in evaluation."""
+    return 0.0 if flag == "dropout_p" else False
 
 
 def was_exported_in_training(model: GraphModule) -> bool:

@@ -35,6 +35,7 @@ from torchquilt.graph.training_mode import (
     set_training,
     switched_nodes,
     training_flag,
+    training_value,
 )
 from torchquilt.pt2e.observer_points import QuantizationPoint
 from torchquilt.pt2e.qat.batch_norm import BatchNorm, FoldedBatchNorm
@@ -254,7 +255,7 @@ def _let_follow(model: GraphModule, node: Node) -> None:
     before = names[: names.index(flag)]
     behind = names[names.index(flag) + 1 :]
     name = free_name(model, f"switched_{node.name}")
-    model.add_module(name, SwitchedOperator(overload_name(node), flag))
+    model.add_module(name, SwitchedOperator(overload_name(node), flag, training_value(node)))
     with model.graph.inserting_before(node):
         new = model.graph.call_module(
             name, tuple(values[one] for one in before), {one: values[one] for one in behind}
