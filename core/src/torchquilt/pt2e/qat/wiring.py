@@ -342,7 +342,7 @@ def _check_is_run(region: Region) -> None:
     """Refuse to train what control flow traces."""
     if region.caller is None:
         return
-    call = next((call for user in region.caller.users if (call := call_of(user)) is not None), None)
+    call = call_of(region.caller)
     operator = "" if call is None else call.operator.name
     if operator not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
         raise ModelError(
