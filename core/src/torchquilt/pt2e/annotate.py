@@ -159,7 +159,9 @@ def _own_copy(model: object, *, may_train: bool) -> GraphModule:
     _check_is_exported(model)
     moving = next(filter(moves_statistics, nodes_of(model)), None)
     if moving is not None and not may_train:
-        raise _in_training(moving, "call model.eval() before torch.export.export")
+        raise _in_training(
+            moving, "call model.eval() before torch.export.export, or train it: prepare_qat_pt2e"
+        )
     return copy_model(model)
 
 

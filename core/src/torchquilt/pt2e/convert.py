@@ -35,9 +35,9 @@ def convert_pt2e(
     *,
     unseen: str = "error",
 ) -> GraphModule:
-    """Replace each point of a calibrated model by quantize and dequantize operators.
+    """Replace each point of a calibrated or trained model by quantize and dequantize operators.
 
-    The prepared model is left as it was: it can be calibrated further and converted again. As in
+    The prepared model is left as it was: it can be calibrated or trained further and converted again. As in
     :func:`torchquilt.prepare_pt2e`, Python's collector of garbage pauses meanwhile.
 
     Args:

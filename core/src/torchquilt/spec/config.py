@@ -24,7 +24,8 @@ class QuantizationConfig:
         weight: its constant weight. The axis of ``per_axis`` is the one of ``nn.Linear`` and
             ``nn.Conv2d`` (0: output channels); a table says where an operator has it elsewhere.
         bias: its constant bias.
-        is_qat: meant for quantization-aware training (fake quantization while it trains).
+        is_qat: meant for quantization-aware training (:func:`torchquilt.prepare_qat_pt2e`); a row that cannot
+            be trained refuses it. The integers are the same without.
 
     Raises:
         SpecError: a role holds something that is no :class:`QuantizationSpec`, all roles are None,
