@@ -22,6 +22,7 @@ import torch
 
 from torchquilt._internal.torch_private import is_in_backward
 from torchquilt.graph.batch_norm_folding import Fold
+from torchquilt.pt2e.qat.fake_quantize import ChannelFactor
 
 #: Name in ``state_dict()`` of whether a BatchNorm is frozen.
 _IS_FROZEN = "is_frozen"
@@ -67,16 +68,12 @@ class FoldedBatchNorm(TrainedNorm):
         fold: the formulas.
         momentum: of the BatchNorm.
         path: of the module whose BatchNorm it is.
-        is_quantized: whether the weight is fake quantized; where it is not, no factor is put in.
         channel_dim: the dimension of the output that has the channels.
     """
 
-    def __init__(
-        self, fold: Fold, momentum: float, path: str, *, is_quantized: bool, channel_dim: int
-    ) -> None:
+    def __init__(self, fold: Fold, momentum: float, path: str, *, channel_dim: int) -> None:
         super().__init__(momentum, path)
         self.fold = fold
-        self.is_quantized = is_quantized
         self.channel_dim = channel_dim
         self._inverse: torch.Tensor | None = None
 
@@ -110,14 +107,12 @@ class FoldedBatchNorm(TrainedNorm):
         return self._inverse
 
     def folded(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """The weight that is quantized."""
-        return self.fold.weight(weight, factor) if self.is_quantized or not self.is_unfolded else weight
+        """The weight with the factor in it; where the BatchNorm runs by itself, rounding puts it in."""
+        return weight if self.is_unfolded else self.fold.weight(weight, factor)
 
-    def unfolded(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """The weight that the operator computes with, from the quantized one."""
-        if not self.is_unfolded or not self.is_quantized:
-            return weight
-        return self.fold.by_channel(weight, (1.0 / factor).to(weight.dtype))
+    def around(self, factor: torch.Tensor) -> ChannelFactor | None:
+        """The factor that rounding puts in and takes out; None where it is in already, and stays."""
+        return ChannelFactor(self.fold, factor) if self.is_unfolded else None
 
     def bias(
         self,

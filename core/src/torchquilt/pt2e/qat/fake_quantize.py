@@ -8,10 +8,11 @@ In evaluation they are computed by the operators that convert writes, and so are
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
+from torchquilt.graph.batch_norm_folding import Fold
 from torchquilt.graph.qdq import QDQOperators
 from torchquilt.observers import QParams
 from torchquilt.pt2e.integer_constants import integers_of
@@ -43,6 +44,46 @@ def fake_quantize(
     if torch.compiler.is_compiling() or not tensor.is_cpu:
         return _traceable(tensor, found, spec)
     return _apply(_FakeQuantize, tensor, found.scale, found.zero_point, spec, clips)
+
+
+class ChannelFactor(NamedTuple):
+    """The factor of each output channel that a weight is rounded with, and that is taken out again behind.
+
+    Args:
+        fold: how it is multiplied to a weight.
+        factor: one number for each output channel, none of them 0.
+    """
+
+    fold: Fold
+    factor: torch.Tensor
+
+    def put_in(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight times the factor."""
+        return self.fold.weight(weight, self.factor)
+
+    def take_out(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight divided by the factor."""
+        return self.fold.by_channel(weight, (1.0 / self.factor).to(weight.dtype))
+
+    def is_of_rows(self, weight: torch.Tensor, spec: NumberSpec) -> bool:
+        """Whether each row of a weight has one factor and one scale, symmetric, all in float32."""
+        is_by_row = spec.granularity is Granularity.PER_AXIS and spec.ch_axis == 0
+        is_symmetric = isinstance(spec, QuantizationSpec) and spec.symmetric and spec.zero_point == 0
+        is_float32 = weight.dtype == self.factor.dtype == torch.float32
+        return is_by_row and is_symmetric and is_float32 and not self.fold.transposed_groups
+
+
+def fake_quantize_with_factor(
+    weight: torch.Tensor, found: QParams, spec: NumberSpec, around: ChannelFactor, *, clips: bool = True
+) -> torch.Tensor:
+    """Put a factor in, round as :func:`fake_quantize` does, and take the factor out again.
+
+    A weight may be as large as all activations. So where this can be done row by row, one tensor of its size
+    is made, and no other kept for the backward pass.
+    """
+    if torch.compiler.is_compiling() or not weight.is_cpu or not around.is_of_rows(weight, spec):
+        return around.take_out(fake_quantize(around.put_in(weight), found, spec, clips=clips))
+    return _apply(_FakeQuantizeRows, weight, around.factor, found.scale, spec, clips)
 
 
 def as_converted(
@@ -201,6 +242,57 @@ class _FakeQuantize(torch.autograd.Function):
             )
             found = inside.reshape(tensor.shape).to(gradient.dtype)
         return found, None, None, None, None
+
+
+#: Elements that are gone over at once: so many fit into a cache.
+_AT_ONCE = 2**16
+
+
+class _FakeQuantizeRows(torch.autograd.Function):
+    """``round(W * s / scale) * scale / s`` for each row, of which no step but the result is kept.
+
+    The gradient of ``W`` is that of the result. That of ``s`` is ``(W - result) / s``, which leaves what
+    rounding took away; where ``W`` is clipped, it is ``-result / s``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: torch.Tensor,
+        factor: torch.Tensor,
+        scale: torch.Tensor,
+        spec: NumberSpec,
+        clips: bool,
+    ) -> torch.Tensor:
+        own = (-1, *[1] * (weight.dim() - 1))
+        by_row, step = factor.reshape(own), scale.reshape(own)
+        values = weight * by_row
+        values.mul_(1.0 / step).round_().clamp_(spec.quant_min, spec.quant_max).mul_(step / by_row)
+        ctx.spec, ctx.clips = spec, clips
+        ctx.save_for_backward(weight, factor, scale, values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        weight, factor, scale, values = ctx.saved_tensors
+        of_weight, inside = gradient, weight
+        if ctx.clips:
+            own = (-1, *[1] * (weight.dim() - 1))
+            steps = weight * (factor / scale).reshape(own)
+            low, high = ctx.spec.quant_min - 0.5, ctx.spec.quant_max + 0.5
+            of_weight = torch.ops.aten.hardtanh_backward(gradient, steps, low, high)
+            inside = weight.masked_fill((steps <= low) | (steps >= high), 0.0)
+        of_factor = None
+        if ctx.needs_input_grad[1]:
+            of_factor = _dots_of_rows(gradient, inside, values) / factor
+        return of_weight, of_factor, None, None, None
+
+
+def _dots_of_rows(gradient: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """``sum(gradient * (one - other))`` of each row, without another tensor of that size."""
+    rows = max(1, _AT_ONCE * gradient.shape[0] // max(gradient.numel(), 1))
+    parts = zip(*(tensor.split(rows) for tensor in (gradient, one, other)), strict=True)
+    return torch.cat([(a - b).mul_(given).flatten(1).sum(1) for given, a, b in parts])
 
 
 def _shift(zero_point: torch.Tensor, spec: NumberSpec, own: tuple[int, ...]) -> Any:

@@ -22,10 +22,12 @@ from torchquilt.observers.extremes import extremes_of_parts, is_data, sentinel_l
 from torchquilt.observers.qparams import as_rows
 from torchquilt.pt2e.observer_points import DerivedPoint, QuantizationPoint
 from torchquilt.pt2e.qat.fake_quantize import (
+    ChannelFactor,
     NumberSpec,
     as_converted,
     dequantized,
     fake_quantize,
+    fake_quantize_with_factor,
     gradient_through,
     learned_fake_quantize,
 )
@@ -66,20 +68,32 @@ class TrainingPoint(QuantizationPoint[Any]):
         #: the parameters in evaluation mode, where convert is going to raise the scale for other operators
         self.settled: QParams | None = None
 
-    def forward(self, tensor: Any, is_new: bool = True) -> Any:
+    def forward(self, tensor: Any, is_new: bool = True, around: ChannelFactor | None = None) -> Any:
         """Fake quantize a tensor.
 
         Args:
             tensor: what the integers are going to stand for. None, where there is no bias, stays None.
             is_new: False where all of its elements went through the same point before, and are rounded.
+            around: a factor that is put in before, and taken out behind.
         """
         if tensor is None or (not is_new and self.quantizes):
             return tensor
         if self.training and self.observes and is_new and not _is_repeated():
-            self.observe(tensor.detach())
+            self.observe_with(tensor.detach(), around)
         if not self.quantizes:
             return tensor
+        if around is not None:
+            return self.trained_with(tensor, around)
         return self.trained(tensor) if self.training else self.evaluated(tensor)
+
+    def observe_with(self, tensor: torch.Tensor, around: ChannelFactor | None) -> None:
+        """Follow the range of a tensor, times a factor if there is one."""
+        with torch.no_grad():
+            self.observe(tensor if around is None else around.put_in(tensor))
+
+    def trained_with(self, tensor: torch.Tensor, around: ChannelFactor) -> torch.Tensor:
+        """The tensor, fake quantized with a factor in it that is taken out again."""
+        return around.take_out(self.trained(around.put_in(tensor)))
 
     def observe(self, tensor: torch.Tensor) -> None:
         """Follow the range of a tensor; without gradients, and not again where it is only recomputed."""
@@ -325,19 +339,27 @@ class WeightPoint(_StoredParameters):
         super().__init__(spec, standing)
         self.register_stored(shape)
 
-    def observe(self, tensor: torch.Tensor) -> None:
+    def observe_with(self, tensor: torch.Tensor, around: ChannelFactor | None) -> None:
         """Find the parameters of the value; those for what is no number are left as they were."""
+        factor = None
+        if around is not None and around.is_of_rows(tensor, self.spec):
+            factor = around.factor
+        elif around is not None:
+            tensor = around.put_in(tensor)
         with torch.no_grad():
-            found = self._found(tensor)
+            found = self._found(tensor, factor)
             self.store(
                 QParams(torch.where(found.scale.isfinite(), found.scale, self.scale), found.zero_point)
             )
 
-    def _found(self, tensor: torch.Tensor) -> QParams:
+    def _found(self, tensor: torch.Tensor, factor: torch.Tensor | None = None) -> QParams:
+        """The parameters of a value, or of its rows times a factor of each: rounding keeps the order."""
         if tensor.numel() == 0:
             zeros = torch.zeros_like(self.scale)
             return qparams_of_range(zeros, zeros, self.spec)
         low, high = _range_of(tensor, self.spec)
+        if factor is not None:
+            low, high = torch.minimum(low * factor, high * factor), torch.maximum(low * factor, high * factor)
         is_empty = low > high
         low, high = low.masked_fill(is_empty, 0.0), high.masked_fill(is_empty, 0.0)
         if self.spec.uniform:
@@ -346,10 +368,21 @@ class WeightPoint(_StoredParameters):
 
     def trained(self, tensor: torch.Tensor) -> torch.Tensor:
         """The value, fake quantized."""
+        return fake_quantize(tensor, self.stored(), self.spec, clips=self._clips)
+
+    def trained_with(self, tensor: torch.Tensor, around: ChannelFactor) -> torch.Tensor:
+        """The value, fake quantized with a factor in it that is taken out again."""
+        return fake_quantize_with_factor(tensor, self.stored(), self.spec, around, clips=self._clips)
+
+    @property
+    def _clips(self) -> bool:
+        """False where nothing lies outside of the range, which is that of the value itself.
+
+        A range with fewer integers on one side of zero cuts off the other.
+        """
         spec = self.spec
-        # Nothing lies outside of a range of its own, unless there are fewer integers on one side of zero.
         is_whole = spec.symmetric and spec.zero_point - spec.quant_min == spec.quant_max - spec.zero_point
-        return fake_quantize(tensor, self.stored(), spec, clips=not (is_whole and self.observes))
+        return not (is_whole and self.observes)
 
     def evaluated(self, tensor: torch.Tensor) -> torch.Tensor:
         """The value, as the converted model has it."""

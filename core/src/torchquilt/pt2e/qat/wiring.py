@@ -8,7 +8,7 @@ keep their names and annotations on both ways.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -93,7 +93,6 @@ def _unfold(model: GraphModule, node: Node, folded: Folded, weight_read: Node, b
         folded.fold,
         folded.momentum,
         folded.mean.rpartition(".")[0],
-        is_quantized=_is_behind_a_point(model, own_weight),
         channel_dim=channel_dim,
     )
     name = free_name(model, f"batch_norm_{_plain(norm.path)}")
@@ -111,9 +110,11 @@ def _unfold(model: GraphModule, node: Node, folded: Folded, weight_read: Node, b
         factor = _step(model, name, ("factor", gamma, variance), node, variance)
     _turn(weight_read, name, ("folded", read[folded.weight], factor))
     _turn(bias_read, name, ("bias", bias, gamma, beta, mean, variance))
-    with model.graph.inserting_before(node):
-        unfolded = _step(model, name, ("unfolded", own_weight, factor), node, own_weight)
-    node.replace_input_with(own_weight, unfolded)
+    for call in _points_before(model, own_weight):
+        with model.graph.inserting_before(call):
+            around = _step(model, name, ("around", factor), node, factor)
+        tensor, is_new = (*call.args, True)[:2]
+        call.args = (tensor, is_new, around)
     with model.graph.inserting_after(node):
         counter = read.get(_counter_of(folded.mean))
         arguments = ("normalized", node, bias, gamma, beta, mean, variance, counter)
@@ -164,10 +165,15 @@ def _first_of(model: GraphModule, *nodes: Node) -> Node:
     return first
 
 
-def _is_behind_a_point(model: GraphModule, node: Node) -> bool:
-    while node.op == "call_function" and node.all_input_nodes:
+def _points_before(model: GraphModule, node: Node) -> Iterator[Node]:
+    """The calls of points that a weight goes through before it is at a node."""
+    while node.all_input_nodes:
+        is_point = _point_at(model, node) is not None
+        if node.op != "call_function" and not is_point:
+            return
+        if is_point:
+            yield node
         node = node.all_input_nodes[0]
-    return _point_at(model, node) is not None
 
 
 def _point_at(model: GraphModule, node: Node) -> Any:
@@ -373,9 +379,11 @@ def back_to_constants(model: GraphModule) -> GraphModule:
         before = len(module.graph.nodes)
         for node in list(module.graph.find_nodes(op="call_module")):
             held = module._modules.get(str(node.target))
-            if isinstance(held, FoldedBatchNorm) and node.args[0] in ("unfolded", "normalized"):
+            if isinstance(held, FoldedBatchNorm) and node.args[0] == "normalized":
                 node.replace_all_uses_with(node.args[1])
                 module.graph.erase_node(node)
+            elif isinstance(held, TrainingPoint) and len(node.args) == 3:
+                node.args = node.args[: 1 if node.args[1] else 2]
             elif isinstance(held, (SettledBias, FloatWeight)):
                 node.replace_all_uses_with(node.args[0])
                 module.graph.erase_node(node)
