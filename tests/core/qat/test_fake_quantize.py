@@ -12,12 +12,19 @@ from hypothesis import strategies as st
 
 import torchquilt as tq
 from strategies import normal, specs, tensors
+from torchquilt.graph.batch_norm_folding import Fold
 from torchquilt.graph.qdq import operators
 from torchquilt.observers import QParams, qparams_of_range
 from torchquilt.observers.qparams import as_rows
 from torchquilt.pt2e.qat import fake_quantize as module
-from torchquilt.pt2e.qat.fake_quantize import as_converted, fake_quantize, learned_fake_quantize
-from torchquilt.pt2e.qat.points import DynamicTrainingPoint, Standing
+from torchquilt.pt2e.qat.fake_quantize import (
+    ChannelFactor,
+    as_converted,
+    fake_quantize,
+    fake_quantize_with_factor,
+    learned_fake_quantize,
+)
+from torchquilt.pt2e.qat.points import DynamicTrainingPoint, Standing, WeightPoint
 from torchquilt.spec.qspec import Granularity, ZeroPointDomain
 
 SPECS = {
@@ -395,3 +402,75 @@ def test_specs_here_cover_each_granularity_and_domain() -> None:
     """A granularity or a domain that is new has to get a row in the table of this file."""
     assert {spec.granularity for spec in SPECS.values()} == {*Granularity} - {Granularity.PER_TOKEN}
     assert {spec.zero_point_domain for spec in SPECS.values()} == {*ZeroPointDomain}
+
+
+ROWS = {
+    "per axis": (SPECS["per axis"], 0),
+    "per axis, fewer integers below zero": (
+        tq.QuantizationSpec("int8", -8, 7, "per_axis", ch_axis=0, symmetric=True),
+        0,
+    ),
+    "per axis, transposed": (
+        tq.QuantizationSpec("int8", -127, 127, "per_axis", ch_axis=1, symmetric=True),
+        1,
+    ),
+    "per tensor": (SPECS["per tensor, symmetric"], 0),
+}
+
+
+def weight_and_factor() -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight, and a factor for each of its channels, some of them negative."""
+    random = seeded()
+    weight = torch.randn(6, 6, 3, 3, generator=random, requires_grad=True)
+    factor = torch.linspace(-2.0, 2.0, 6) + 0.1
+    return weight, factor.requires_grad_()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6], ids=["own range", "clipped"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_factor_around_rounding_is_that_of_the_plain_formula(name: str, share: float) -> None:
+    """Values, and the gradients of weight and factor, of ``fake_quantize(W * s) / s``."""
+    spec, groups = ROWS[name]
+    around_of = Fold(1e-5, groups)
+    given = torch.randn(6, 6, 3, 3, generator=seeded())
+    found = []
+    for is_fused in (True, False):
+        weight, factor = weight_and_factor()
+        around = ChannelFactor(around_of, factor)
+        qparams = found_for(around.put_in(weight.detach()).detach(), spec, share)
+        if is_fused:
+            value = fake_quantize_with_factor(weight, qparams, spec, around)
+        else:
+            value = around.take_out(fake_quantize(around.put_in(weight), qparams, spec))
+        value.backward(given)
+        found.append((value.detach(), weight.grad, factor.grad))
+
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_factor_around_rounding_keeps_no_tensor_of_the_size_of_the_weight_but_the_result() -> None:
+    """For the backward pass: a model may have more weights than activations."""
+    weight, factor = weight_and_factor()
+    around, kept = ChannelFactor(Fold(1e-5), factor), []
+    qparams = found_for(around.put_in(weight.detach()).detach(), SPECS["per axis"])
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        value = fake_quantize_with_factor(weight, qparams, SPECS["per axis"], around)
+
+    large = {one.data_ptr() for one in kept if one.numel() == weight.numel()}
+    assert large == {weight.data_ptr(), value.data_ptr()}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_range_of_a_weight_with_a_factor_is_that_of_their_product(name: str) -> None:
+    """Bit for bit, though the product of all elements need not be computed for it."""
+    spec, groups = ROWS[name]
+    weight, factor = weight_and_factor()
+    around = ChannelFactor(Fold(1e-5, groups), factor)
+    shape = () if spec.ch_axis is None else (6,)
+    points = [WeightPoint(spec, Standing((), ()), shape) for _ in range(2)]
+    points[0].observe_with(weight.detach(), around)
+    points[1].observe_with(around.put_in(weight).detach(), None)
+
+    assert torch.equal(points[0].scale, points[1].scale)
+    assert float(points[0].scale.min()) > 0
