@@ -474,3 +474,19 @@ def test_the_range_of_a_weight_with_a_factor_is_that_of_their_product(name: str)
 
     assert torch.equal(points[0].scale, points[1].scale)
     assert float(points[0].scale.min()) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name != "per tensor, 16 bits"])
+def test_a_scale_that_moves_before_the_backward_pass_does_not_move_the_gradient(name: str) -> None:
+    """As of a model that is called twice for one loss: points move their parameters in place."""
+    spec = SPECS[name]
+    tensor = torch.randn(6, 8, generator=seeded(), requires_grad=True)
+    found = found_for(tensor.detach(), spec, 0.5)
+    (expected,) = torch.autograd.grad(fake_quantize(tensor, found, spec).sum(), tensor)
+    value = fake_quantize(tensor, found, spec)
+    found.scale.mul_(10.0)
+    found.zero_point.add_(1)
+    (gradient,) = torch.autograd.grad(value.sum(), tensor)
+
+    assert 0 < expected.sum() < expected.numel()
+    assert torch.equal(gradient, expected)

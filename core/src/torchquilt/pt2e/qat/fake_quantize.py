@@ -207,7 +207,8 @@ class _FakeQuantize(torch.autograd.Function):
     ) -> torch.Tensor:
         parts, own = _by_parts(tensor.float(), spec)
         per_tensor = spec.granularity is Granularity.PER_TENSOR
-        step: Any = float(scale) if per_tensor else scale.reshape(own)
+        # A copy, since a later pass may move the scale before this one goes back.
+        step: Any = float(scale) if per_tensor else scale.reshape(own).clone()
         shift: Any = float(zero_point) if per_tensor else _shift(zero_point, spec, own)
         ctx.spec, ctx.step, ctx.shift, ctx.clips = spec, step, shift, clips
         if clips:
@@ -269,16 +270,17 @@ class _FakeQuantizeRows(torch.autograd.Function):
         values = weight * by_row
         values.mul_(1.0 / step).round_().clamp_(spec.quant_min, spec.quant_max).mul_(step / by_row)
         ctx.spec, ctx.clips = spec, clips
-        ctx.save_for_backward(weight, factor, scale, values)
+        # Of the scale as it is now: a later pass may move it before this one goes back.
+        ctx.steps_each = by_row / step if clips else None
+        ctx.save_for_backward(weight, factor, values)
         return values
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        weight, factor, scale, values = ctx.saved_tensors
+        weight, factor, values = ctx.saved_tensors
         of_weight, inside = gradient, weight
         if ctx.clips:
-            own = (-1, *[1] * (weight.dim() - 1))
-            steps = weight * (factor / scale).reshape(own)
+            steps = weight * ctx.steps_each
             low, high = ctx.spec.quant_min - 0.5, ctx.spec.quant_max + 0.5
             of_weight = torch.ops.aten.hardtanh_backward(gradient, steps, low, high)
             inside = weight.masked_fill((steps <= low) | (steps >= high), 0.0)
@@ -291,7 +293,7 @@ class _FakeQuantizeRows(torch.autograd.Function):
 def _dots_of_rows(gradient: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """``sum(gradient * (one - other))`` of each row, without another tensor of that size."""
     rows = max(1, _AT_ONCE * gradient.shape[0] // max(gradient.numel(), 1))
-    parts = zip(*(tensor.split(rows) for tensor in (gradient, one, other)), strict=True)
+    parts = zip(*(torch.split(tensor, rows) for tensor in (gradient, one, other)), strict=True)
     return torch.cat([(a - b).mul_(given).flatten(1).sum(1) for given, a, b in parts])
 
 
@@ -299,7 +301,7 @@ def _shift(zero_point: torch.Tensor, spec: NumberSpec, own: tuple[int, ...]) -> 
     """The zero point: a number where the spec says it, else a tensor."""
     if isinstance(spec, QuantizationSpec) and spec.symmetric and spec.zero_point is not None:
         return float(spec.zero_point)
-    return zero_point.reshape(own).float()
+    return zero_point.reshape(own).to(torch.float32, copy=True)
 
 
 class _AsConverted(torch.autograd.Function):

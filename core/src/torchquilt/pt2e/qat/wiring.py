@@ -74,10 +74,8 @@ def let_norms_train(model: GraphModule) -> GraphModule:
             node: node.meta[UNFOLD_KEY] for node in nodes if UNFOLD_KEY in node.meta
         }
         # Found before any is unfolded, which reads unfolded tensors under the same names.
-        reads = {
-            node: [_read_of(region.module, name) for name in (one.folded_weight, one.folded_bias)]
-            for node, one in folded.items()
-        }
+        read = {str(node.target): node for node in region.module.graph.find_nodes(op="get_attr")}
+        reads = {node: [read[one.folded_weight], read[one.folded_bias]] for node, one in folded.items()}
         for node in nodes:
             if node in folded:
                 _unfold(region.module, node, folded[node], *reads[node])
@@ -100,21 +98,20 @@ def _unfold(model: GraphModule, node: Node, folded: Folded, weight_read: Node, b
     _drop_tensors(model, {folded.folded_weight, folded.folded_bias} - {*folded.tensors})
     for path, tensor in folded.tensors.items():
         store_tensor(model, path, tensor)
-    with model.graph.inserting_before(_first_of(model, weight_read, bias_read)):
+    with model.graph.inserting_before(min(weight_read, bias_read)):
         read = {path: _get(model, path, node) for path in _paths(model, folded)}
     gamma, beta, mean, variance = (
         read.get(path or "") for path in (folded.gamma, folded.beta, folded.mean, folded.variance)
     )
     bias = read.get(folded.bias or "")
-    with model.graph.inserting_before(_first_of(model, weight_read, bias_read)):
+    with model.graph.inserting_before(min(weight_read, bias_read)):
         factor = _step(model, name, ("factor", gamma, variance), node, variance)
     _turn(weight_read, name, ("folded", read[folded.weight], factor))
     _turn(bias_read, name, ("bias", bias, gamma, beta, mean, variance))
     for call in _points_before(model, own_weight):
         with model.graph.inserting_before(call):
             around = _step(model, name, ("around", factor), node, factor)
-        tensor, is_new = (*call.args, True)[:2]
-        call.args = (tensor, is_new, around)
+        call.args = (*(*call.args, True)[:2], around)
     with model.graph.inserting_after(node):
         counter = read.get(_counter_of(folded.mean))
         arguments = ("normalized", node, bias, gamma, beta, mean, variance, counter)
@@ -151,18 +148,6 @@ def _has(model: GraphModule, name: str) -> bool:
         return isinstance(attribute(model, name), torch.Tensor)
     except AttributeError:
         return False
-
-
-def _read_of(model: GraphModule, name: str) -> Node:
-    """The node that reads a stored tensor which belongs to one operator."""
-    found: Node
-    (found,) = (node for node in model.graph.find_nodes(op="get_attr") if node.target == name)
-    return found
-
-
-def _first_of(model: GraphModule, *nodes: Node) -> Node:
-    first: Node = next(node for node in model.graph.nodes if node in nodes)
-    return first
 
 
 def _points_before(model: GraphModule, node: Node) -> Iterator[Node]:
@@ -305,7 +290,7 @@ def let_copies_follow(model: GraphModule) -> GraphModule:
             value = attribute(region.module, str(node.target))
             name = free_name(region.module, f"copied_{node.name}")
             region.module.add_module(name, Copied(tuple(value.shape)))
-            if _first_of(region.module, source, node) is node:
+            if node < source:
                 node.prepend(source)
             copied = str(node.target)
             _turn(node, name, (source,))
