@@ -182,3 +182,21 @@ def test_what_is_no_exported_model_is_refused() -> None:
     for one in (model(), prepared):
         with pytest.raises(tq.ModelError, match="Only an exported model"):
             tq.move_exported_model_to_train(one)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: tq.calibrate(model, [(images(),)]),
+        lambda model: tq.prepare_pt2e(model, tq.quantizer("xnnpack", "static_int8")),
+        lambda model: tq.save(model, "never-written.pt2", (images(),)),
+        lambda model: tq.lower(model, (images(),)),
+    ],
+    ids=["calibrate", "prepare", "save", "lower"],
+)
+def test_what_is_for_others_refuses_a_model_that_is_trained(call: Callable[[GraphModule], Any]) -> None:
+    """The error says that the model was prepared for training."""
+    prepared = tq.prepare_qat_pt2e(exported(training=True), tq.quantizer("xnnpack", "static_int8"))
+    with pytest.raises(tq.ModelError) as caught:
+        call(prepared)
+    assert caught.value.got == "a model that was prepared for training"

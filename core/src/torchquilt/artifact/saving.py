@@ -119,7 +119,7 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
     """The ExportedProgram that is going to be saved."""
     import torch
 
-    from torchquilt.pt2e.model_record import stage_of
+    from torchquilt.pt2e.model_record import stage_in_words, stage_of
 
     if isinstance(quantized, torch.export.ExportedProgram):
         if example_inputs is not None or dynamic_shapes is not None:
@@ -138,14 +138,12 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
             )
         _check_calls(quantized.graph_module)
         return quantized
-    stage = stage_of(quantized)
-    if not isinstance(quantized, torch.fx.GraphModule) or stage == "prepared":
+    is_early = stage_of(quantized) in ("prepared", "trainable")
+    if not isinstance(quantized, torch.fx.GraphModule) or is_early:
         raise ModelError(
             "Only a converted model can be saved.",
             expected="what convert_pt2e returned, or an ExportedProgram of it",
-            got=f"a {stage} model"
-            if stage
-            else f"{type(quantized).__module__}.{type(quantized).__qualname__}",
+            got=stage_in_words(quantized),
             remedy="prepare_pt2e, calibrate, convert_pt2e, then save",
         )
     _check_calls(quantized)  # here, since what is exported again has lost its source lines

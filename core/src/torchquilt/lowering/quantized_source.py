@@ -43,21 +43,19 @@ def source_of(quantized: object, example_inputs: object, dynamic_shapes: Any) ->
     """
     import torch
 
-    from torchquilt.pt2e.model_record import RECORD_KEY, stage_of
+    from torchquilt.pt2e.model_record import RECORD_KEY, stage_in_words, stage_of
 
     if isinstance(quantized, Artifact):
         quantized = quantized.program
     if isinstance(quantized, torch.export.ExportedProgram):
         _refuse_shapes(dynamic_shapes)
         return _with_record(quantized, quantized.graph_module.meta.get(RECORD_KEY))
-    if not isinstance(quantized, torch.fx.GraphModule) or stage_of(quantized) == "prepared":
-        stage = stage_of(quantized)
+    is_early = stage_of(quantized) in ("prepared", "trainable")
+    if not isinstance(quantized, torch.fx.GraphModule) or is_early:
         raise ModelError(
             "Only a converted model can be lowered.",
             expected="what convert_pt2e or load returned, or an ExportedProgram",
-            got=f"a {stage} model"
-            if stage
-            else f"{type(quantized).__module__}.{type(quantized).__qualname__}",
+            got=stage_in_words(quantized),
             remedy="prepare_pt2e, calibrate, convert_pt2e, then lower",
         )
     return _with_record(_exported(quantized, example_inputs, dynamic_shapes), quantized.meta.get(RECORD_KEY))

@@ -32,7 +32,7 @@ from torchquilt.graph.subgraphs import Region, nodes_of, regions
 from torchquilt.graph.training_mode import is_random, moves_statistics
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.pt2e.ledger_recording import make_ledger
-from torchquilt.pt2e.model_record import stage_of
+from torchquilt.pt2e.model_record import stage_in_words, stage_of
 from torchquilt.pt2e.sharing_groups import Group, find_groups
 from torchquilt.quantizers.base import Quantizer, as_quantizer
 from torchquilt.quantizers.composable import leaves_of
@@ -137,6 +137,9 @@ def annotate_copy(
     return Annotated(copy, decider, groups, make_ledger(groups, deciding.rejections(copy), texts))
 
 
+_DEEDS = {"trainable": "prepared for training"}
+
+
 def _own_copy(model: object, *, may_train: bool) -> GraphModule:
     """A graph module that may be changed, of a model that may not."""
     if isinstance(model, ExportedProgram):
@@ -151,9 +154,9 @@ def _own_copy(model: object, *, may_train: bool) -> GraphModule:
     stage = stage_of(model)
     if stage is not None:
         raise ModelError(
-            f"This model has been {stage} already.",
+            f"This model has been {_DEEDS.get(stage, stage)} already.",
             expected="a float model as torch.export gave it",
-            got=f"a {stage} model",
+            got=stage_in_words(model),
             remedy="prepare the exported float model again; it was not changed by preparing it",
         )
     _check_is_exported(model)

@@ -18,7 +18,13 @@ from torchquilt.graph.subgraph_constants import open_subgraphs
 from torchquilt.ledger.rows import Caution
 from torchquilt.pt2e.calibration.outliers import find_outliers, note_cautions, warn_of
 from torchquilt.pt2e.calibration.unreached import leave_or_refuse_unseen
-from torchquilt.pt2e.model_record import RECORD_KEY, restore_initial_state, set_stage, stage_of
+from torchquilt.pt2e.model_record import (
+    RECORD_KEY,
+    restore_initial_state,
+    set_stage,
+    stage_in_words,
+    stage_of,
+)
 from torchquilt.pt2e.observer_points import QuantizationPoint
 from torchquilt.pt2e.qat.back import as_calibrated
 from torchquilt.pt2e.qdq_insertion import Conversion
@@ -102,7 +108,7 @@ def _check_is_prepared(model: object) -> None:
         raise ModelError(
             "Only a prepared model can be converted.",
             expected="what prepare_pt2e returned, calibrated, or what prepare_qat_pt2e returned, trained",
-            got=f"a {stage} model" if stage else f"{type(model).__module__}.{type(model).__qualname__}",
+            got=stage_in_words(model),
             remedy=_remedy(model),
         )
 

@@ -20,9 +20,17 @@ RECORD_KEY = "torchquilt"
 
 
 def stage_of(model: object) -> str | None:
-    """``"prepared"``, ``"converted"``, or None for a model that is neither."""
+    """``"prepared"``, ``"trainable"``, ``"converted"``, or None for any other model."""
     found: str | None = model.meta.get(_STAGE_KEY) if isinstance(model, GraphModule) else None
     return found
+
+
+def stage_in_words(model: object) -> str:
+    """Description of a model for errors: how far along it is, or else its type."""
+    stage = stage_of(model)
+    if stage is None:
+        return f"{type(model).__module__}.{type(model).__qualname__}"
+    return "a model that was prepared for training" if stage == "trainable" else f"a {stage} model"
 
 
 def set_stage(model: GraphModule, stage: str, record: dict[str, Any] | None = None) -> None:

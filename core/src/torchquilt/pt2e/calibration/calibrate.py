@@ -22,7 +22,7 @@ from torchquilt.pt2e.calibration.distributed import Ranks, calibrate_on_all_rank
 from torchquilt.pt2e.calibration.interrupts import between_batches
 from torchquilt.pt2e.calibration.merging import Calibration
 from torchquilt.pt2e.calibration.single_rows import batches_of_rows, is_dataset
-from torchquilt.pt2e.model_record import stage_of
+from torchquilt.pt2e.model_record import stage_in_words, stage_of
 from torchquilt.pt2e.observer_points import observed_points
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _check_is_prepared(prepared: GraphModule) -> None:
         raise ModelError(
             "Only a prepared model can be calibrated.",
             expected="what prepare_pt2e returned",
-            got=stage_of(prepared) or f"{type(prepared).__module__}.{type(prepared).__qualname__}",
+            got=stage_in_words(prepared),
             remedy="call torchquilt.prepare_pt2e(exported, quantizer) first",
         )
 

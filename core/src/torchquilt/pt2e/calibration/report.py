@@ -10,7 +10,7 @@ from torchquilt.errors import ModelError
 from torchquilt.ledger.rows import Caution
 from torchquilt.pt2e.calibration.convergence import FIRST, SETTLED, Progress, progress_of
 from torchquilt.pt2e.calibration.outliers import find_outliers
-from torchquilt.pt2e.model_record import stage_of
+from torchquilt.pt2e.model_record import stage_in_words, stage_of
 from torchquilt.pt2e.observer_points import ObservedPoint, observed_points
 
 
@@ -119,7 +119,7 @@ def calibration_of(prepared: GraphModule) -> CalibrationReport:
         raise ModelError(
             "Only a prepared model has observers to ask.",
             expected="what prepare_pt2e returned, before convert_pt2e",
-            got=stage_of(prepared) or f"{type(prepared).__module__}.{type(prepared).__qualname__}",
+            got=stage_in_words(prepared),
         )
     progress: Progress = progress_of(prepared)
     return CalibrationReport(

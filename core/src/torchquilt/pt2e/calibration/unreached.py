@@ -71,7 +71,10 @@ def _never_reached(region: Region, unseen: list[Node]) -> CalibrationError:
     names = dict.fromkeys(name for point in points if point is not None for name in point.names)
     if region.caller is None:
         problem = "These tensors saw no data."
-        remedy = "run calibration batches through the prepared model: torchquilt.calibrate(prepared, batches)"
+        remedy = (
+            "run calibration batches through the prepared model: torchquilt.calibrate(prepared, batches); "
+            "or train a step"
+        )
     else:
         problem = f"The subgraph {region.path} of {region.caller.target} was never run during calibration."
         remedy = (

@@ -9,7 +9,7 @@ from torchquilt.errors import ModelError
 from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.subgraphs import regions
 from torchquilt.graph.training_mode import is_in_training, set_training, switched_nodes
-from torchquilt.pt2e.model_record import stage_of
+from torchquilt.pt2e.model_record import stage_in_words, stage_of
 
 #: ``node.meta`` of an operator of an exported model that is switched: what was exported is only seen once.
 _SWITCHED_KEY = "torchquilt_switched"
@@ -43,7 +43,7 @@ def _move(model: torch.nn.Module, value: bool) -> torch.nn.Module:
         raise ModelError(
             "Only an exported model is moved between training and evaluation.",
             expected="torch.export.export(...).module(), or what prepare_qat_pt2e returned",
-            got=f"a {stage} model" if stage else f"{type(model).__module__}.{type(model).__qualname__}",
+            got=stage_in_words(model),
             remedy="call train() or eval() of the model itself",
         )
     nodes = [node for region in regions(model) for node in region.module.graph.nodes]

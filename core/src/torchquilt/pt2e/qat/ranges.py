@@ -14,7 +14,7 @@ from torchquilt.observers.choice import OBSERVER_NAMES
 from torchquilt.pt2e.annotate import Annotated
 from torchquilt.pt2e.calibration.checkpoint import identity_of
 from torchquilt.pt2e.calibration.merging import Calibration
-from torchquilt.pt2e.model_record import keep_initial_state, set_stage, stage_of
+from torchquilt.pt2e.model_record import keep_initial_state, set_stage, stage_in_words, stage_of
 from torchquilt.pt2e.observer_points import ObservedPoint, observed_points
 from torchquilt.pt2e.prepare import record_of, with_points
 
@@ -62,7 +62,7 @@ def known_ranges(
         raise ModelError(
             "Ranges come from a calibrated model.",
             expected="what prepare_pt2e returned, calibrated, or a torchquilt.Calibration",
-            got=stage_of(given) or f"{type(given).__module__}.{type(given).__qualname__}",
+            got=stage_in_words(given),
             remedy="calibrate(prepare_pt2e(exported, quantizer), batches)",
         )
     points, theirs = observed_points(prepared), observed_points(given)

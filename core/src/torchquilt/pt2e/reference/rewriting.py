@@ -12,7 +12,7 @@ from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.passes import Pass, everywhere, run_passes
 from torchquilt.graph.qdq import is_dequantize
 from torchquilt.graph.subgraph_constants import close_subgraphs, open_subgraphs
-from torchquilt.pt2e.model_record import stage_of
+from torchquilt.pt2e.model_record import stage_in_words, stage_of
 from torchquilt.pt2e.reference.rules import RULE_OF
 from torchquilt.pt2e.reference.sites import Site
 from torchquilt.support.pattern import Reject
@@ -42,7 +42,7 @@ def to_reference(model: GraphModule) -> GraphModule:
         raise ModelError(
             "Only a converted model has a reference representation.",
             expected="what convert_pt2e returned",
-            got=stage_of(model) or f"{type(model).__module__}.{type(model).__qualname__}",
+            got=stage_in_words(model),
             remedy="prepare_pt2e, calibrate, then convert_pt2e(prepared, use_reference_representation=True)",
         )
     with default_global_state():
