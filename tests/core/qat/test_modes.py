@@ -128,7 +128,10 @@ def test_dropout_that_is_meant_is_never_switched() -> None:
             return functional.dropout(self.head(self.drop(x)), 0.5, training=True)
 
     program = torch.export.export(Meant().eval(), (normal(4, 8),))
-    with pytest.warns(UserWarning, match="training mode"):
+    with pytest.raises(tq.ModelError, match="drops at random in evaluation mode, too") as caught:
+        tq.prepare_qat_pt2e(program, tq.quantizer("xnnpack", "dynamic_int8"))
+    assert "export in training mode" in str(caught.value.remedy)
+    with pytest.warns(UserWarning, match="drops at random in evaluation mode, too"):
         prepared = tq.prepare_qat_pt2e(program, tq.quantizer("xnnpack", "dynamic_int8"), strict=False)
     for value in (False, True):
         assert float((prepared.train(value)(normal(4, 8)) == 0).float().mean()) > 0.2

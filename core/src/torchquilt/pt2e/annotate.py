@@ -111,7 +111,7 @@ def annotate_copy(
     first = () if to_evaluation is None else (to_evaluation,)
     own = _own_copy(model, may_train=to_evaluation is not None)
     copy = run_passes(own, (_COMPLETE_PROVENANCE, *first, *_NORMALIZE))
-    problems = [*_random_problems(copy), *decider.rule_problems(copy)]
+    problems = [*_random_problems(copy, may_train=to_evaluation is not None), *decider.rule_problems(copy)]
     _complain(problems, strict)
 
     def fold(region: GraphModule) -> GraphModule:
@@ -178,14 +178,21 @@ def _in_training(node: Node, remedy: str) -> ModelError:
     )
 
 
-def _random_problems(model: GraphModule) -> Iterator[ModelError]:
+def _random_problems(model: GraphModule, *, may_train: bool) -> Iterator[ModelError]:
     """An error for each node that drops at random: mostly by mistake, but it can be meant."""
+    meant = "where random numbers are meant, strict=False leaves it in float"
+    tell = "tell a functional dropout (training=self.training)"
     for node in filter(is_random, nodes_of(model)):
-        yield _in_training(
-            node,
-            "call model.eval() before torch.export.export, and tell a functional dropout "
-            "(training=self.training); where random numbers are meant, strict=False leaves it in float",
-        )
+        if may_train:
+            yield ModelError(
+                "This model drops at random in evaluation mode, too.",
+                node=node,
+                expected="dropout that is off in a program exported in evaluation mode",
+                got=node.format_node(),
+                remedy=f"{tell}, or export in training mode; {meant}",
+            )
+        else:
+            yield _in_training(node, f"call model.eval() before torch.export.export, and {tell}; {meant}")
 
 
 def _check_is_exported(model: GraphModule) -> None:
