@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 import torchquilt as tq
 from strategies import normal
+from torchquilt.backend import operators
 
 
 class Doubling(torch.autograd.Function):
@@ -177,6 +179,32 @@ def test_rows_say_that_they_can_be_trained() -> None:
     capabilities = tq.quantizer("xnnpack", "static_int8").quantization_capabilities()
     assert len(capabilities.filter(is_qat=True)) == len(capabilities) > 0
     assert not capabilities.filter(is_qat=False)
+
+
+def test_a_row_that_cannot_be_trained_is_refused() -> None:
+    """The error names row and node; asked for with is_qat=True, its operators stay in float."""
+
+    class Sum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional.relu(x + x)
+
+    spec = tq.QuantizationSpec("int8")
+    specs = {role: (tq.AllowedSpec.of(spec),) for role in ("input_activation", "output_activation")}
+    rows = (
+        tq.SupportRow(tq.OperatorPattern.of(operators.RELU), specs, is_qat=False),
+        tq.SupportRow(tq.OperatorPattern.of(operators.ADD), specs),
+    )
+    config = tq.QuantizationConfig(spec, spec)
+    program = torch.export.export(Sum().train(), (normal(4, 8),))
+    quantizer = tq.PatternQuantizer(tq.SupportTable("mixed", rows))
+    with pytest.raises(tq.UnsupportedConfigError, match=r"The row relu of .* cannot be trained") as caught:
+        tq.prepare_qat_pt2e(program, quantizer.set_global(config), strict=False)
+    assert str(caught.value.node) == "relu"
+    assert tq.ledger_of(tq.prepare_pt2e(program, quantizer))["relu"].is_quantized
+    meant = quantizer.set_global(attrs.evolve(config, is_qat=True))
+    ledger = tq.ledger_of(tq.prepare_qat_pt2e(program, meant))
+    assert ledger["add"].is_quantized
+    assert ledger["relu"].code == "config_not_supported"
 
 
 def test_what_is_no_exported_model_is_refused() -> None:

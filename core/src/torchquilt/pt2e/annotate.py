@@ -103,7 +103,7 @@ def annotate_copy(
         quantizer: who decides.
         strict: raise for rules that cannot take effect.
         to_evaluation: brings a model that may be in training mode into the form of evaluation, for which
-            everything is decided.
+            everything is decided. Rows that cannot be trained are refused then.
         keep_folded: keep what is folded into operators beside it, as for training.
     """
     decider = as_quantizer(quantizer)
@@ -128,6 +128,8 @@ def annotate_copy(
     )
     copy = run_passes(copy, (*_SIMPLIFY, *decide))
     _check_annotations(copy)
+    if to_evaluation is not None:
+        deciding.check_trains()
     outcome = deciding.outcome_problems(copy)
     _complain(outcome, strict)
     with blamed(decider):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import attrs
 
-from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError
+from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError, UnsupportedConfigError
 from torchquilt.graph.node_values import has_no_effect
 from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.quantizers.annotated_claim import annotate_claim
@@ -95,6 +95,25 @@ class Deciding:
             else:
                 found += quantizer.outcome_problems(model)
         return tuple(found)
+
+    def check_trains(self) -> None:
+        """Check that each row that claims something can be trained.
+
+        Raises:
+            UnsupportedConfigError: a row cannot.
+        """
+        for quantizer, looks in zip(self._quantizers, self._looks, strict=True):
+            for claim in (claim for look in looks for claim in look.claims.values()):
+                if not claim.row.is_qat:
+                    raise UnsupportedConfigError(
+                        f"The row {claim.row.pattern.name} of {quantizer.name} cannot be trained.",
+                        node=claim.match.output,
+                        quantizer=quantizer.name,
+                        expected="rows with is_qat=True",
+                        got=f"{claim.row.pattern.name} with is_qat=False, for {claim.rule}",
+                        remedy="ask for a config with is_qat=True, which such rows refuse, so that their "
+                        "operators go to other rows or stay in float; or calibrate with prepare_pt2e",
+                    )
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
         """Reasons of each quantizer for the nodes that stay in float, the most telling first."""

@@ -95,6 +95,7 @@ def prepare_qat_pt2e(
     Raises:
         ModelError: the model is not an exported one, was prepared before, or has quantized operators in
             control flow.
+        UnsupportedConfigError: a row of a table takes something, and cannot be trained (``is_qat=False``).
         CalibrationError: there is no such way to fake quantize, or the ranges are those of other decisions.
         IntentError, AnnotationError, CompositionError, SharingError, QuantizerError: as by
             :func:`torchquilt.prepare_pt2e`.
