@@ -89,3 +89,17 @@ def test_attention_that_drops_nothing_is_left_alone() -> None:
     assert probability_of(model) in (0, 0.0)
     prepared = trainable(attention(), X, weighted(), training=False)
     assert not any(getattr(one, "flag", "") == "dropout_p" for one in prepared.modules())
+
+
+def test_random_numbers_that_no_flag_switches_off_are_warned_of() -> None:
+    """Stochastic depth by hand is random in evaluation, too: the warning names the module and the way out."""
+    torch.manual_seed(0)
+    depth = Fn(lambda self, x: x * (torch.rand(2, 1, 1, 1) > 0.5) if self.training else x)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1), depth)
+    with pytest.warns(UserWarning, match=r"(?s)2.*aten.rand.*export the model in evaluation mode"):
+        prepared = trainable(model, X, weighted())
+    train(prepared, [X])
+    assert is_random(prepared.eval())
+    prepared = trainable(model, X, weighted(), training=False)
+    train(prepared, [X])
+    assert not is_random(prepared.eval())

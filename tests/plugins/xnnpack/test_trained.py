@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 import torchquilt as tq
 from plugins.oracle import Model, describe
 from plugins.xnnpack.models import SAME
-from strategies import export, normal
+from strategies import Fn, export, normal
 from torchquilt_xnnpack import XNNPACKQuantizer
 from trained import differences, distances, train, values_of
 
@@ -257,6 +257,19 @@ def test_evaluation_computes_with_the_scales_that_are_raised() -> None:
     assert differences(trained, model.inputs) == [0.0]
     ledger = tq.ledger_of(tq.convert_pt2e(trained))
     assert {caution.code for caution in ledger.warnings} == {"scale_raised"}
+
+
+def test_evaluation_keeps_tensors_in_memory_as_the_converted_model_does() -> None:
+    """A part of a rounded tensor is rounded again after convert, which is what makes it contiguous.
+
+    The float operator behind it returns other bits for one that is not.
+    """
+    torch.manual_seed(0)
+    module = Fn(lambda m, x: nn.functional.gelu(m.conv(x)[:, :, :-1]), conv=nn.Conv1d(4, 32, 3))
+    inputs = (normal(2, 4, 42),)
+    trained = tq.prepare_qat_pt2e(export(module, *inputs), XNNPACKQuantizer.from_preset(STATIC))
+    train(trained, [inputs])
+    assert differences(trained, inputs) == [0.0]
 
 
 def test_a_step_in_evaluation_has_no_gradients_missing() -> None:

@@ -131,6 +131,16 @@ def off_value(flag: str) -> Any:
     return 0.0 if flag == "dropout_p" else False
 
 
+def always_draws(node: Node) -> bool:
+    """Whether a node draws random numbers in either mode, as stochastic depth out of ``torch.rand`` does."""
+    import torch
+
+    operator = operator_of(node)
+    if operator is None or _name(node) in _FLAGS:
+        return False
+    return torch.Tag.nondeterministic_seeded in operator.tags
+
+
 def was_exported_in_training(model: GraphModule) -> bool:
     """Whether the flags of a graph say that the model was in training mode when it was exported.
 

@@ -76,7 +76,7 @@ class TrainingPoint(QuantizationPoint[Any]):
             is_new: False where all of its elements went through the same point before, and are rounded.
             around: a factor that is put in before, and taken out behind.
         """
-        if tensor is None or (not is_new and self.quantizes):
+        if tensor is None or (not is_new and self.quantizes and self._may_skip):
             return tensor
         if self.training and self.observes and is_new and not _is_repeated():
             self.observe_with(tensor.detach(), around)
@@ -94,6 +94,15 @@ class TrainingPoint(QuantizationPoint[Any]):
     def trained_with(self, tensor: torch.Tensor, around: ChannelFactor) -> torch.Tensor:
         """The tensor, fake quantized with a factor in it that is taken out again."""
         return around.take_out(self.trained(around.put_in(tensor)))
+
+    @property
+    def _may_skip(self) -> bool:
+        """Whether a tensor that is rounded already stays as it is.
+
+        In evaluation an activation is rounded again, as after convert, where nothing of the values changes;
+        but they lie in memory in another order then, and some operators return other bits for that.
+        """
+        return self.training or self.is_constant
 
     def observe(self, tensor: torch.Tensor) -> None:
         """Follow the range of a tensor; without gradients, and not again where it is only recomputed."""
@@ -117,6 +126,8 @@ class TrainingPoint(QuantizationPoint[Any]):
 
     #: whether its scale is a parameter
     is_learned = False
+    #: whether it stands at weights or other stored tensors
+    is_constant = False
 
     @staticmethod
     def says_learned(switches: torch.Tensor) -> bool:
@@ -528,6 +539,8 @@ class KnownPoint(TrainingPoint):
 class DynamicTrainingPoint(TrainingPoint):
     """An activation whose parameters are computed from each input."""
 
+    _may_skip = False
+
     def trained(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, as the converted model has it; nothing lies outside of a range of its own."""
         return self.evaluated(tensor)
@@ -551,6 +564,8 @@ class DynamicTrainingPoint(TrainingPoint):
 
 class DerivedTrainingPoint(TrainingPoint):
     """A tensor whose parameters are computed from those of other points, as those are now."""
+
+    is_constant = True
 
     def __init__(self, point: DerivedPoint, standing: Standing) -> None:
         super().__init__(point.spec, standing)

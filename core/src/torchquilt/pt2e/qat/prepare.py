@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,11 @@ from torchquilt.errors import CalibrationError
 from torchquilt.graph.code_generation import generate_code
 from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.module_scope import module_path
+from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.passes import Pass, run_passes
 from torchquilt.graph.shared_storage import tensors_of
-from torchquilt.graph.subgraphs import Region
+from torchquilt.graph.subgraphs import Region, nodes_of
+from torchquilt.graph.training_mode import always_draws, was_exported_in_training
 from torchquilt.observers import MinMaxObserver, QParams
 from torchquilt.pt2e.annotate import annotate_copy
 from torchquilt.pt2e.calibration.merging import Calibration
@@ -99,10 +102,14 @@ def prepare_qat_pt2e(
         CalibrationError: there is no such way to fake quantize, or the ranges are those of other decisions.
         IntentError, AnnotationError, CompositionError, SharingError, QuantizerError: as by
             :func:`torchquilt.prepare_pt2e`.
+
+    Warns:
+        UserWarning: a program in training mode draws random numbers that ``eval()`` does not switch off.
     """
     share = _share(fake_quantize)
     with default_global_state(), garbage_collector_disabled():
         original = model.module() if isinstance(model, ExportedProgram) else model
+        _warn_of_random(original)
         evaluation = Pass("to_evaluation", to_evaluation)
         annotate = partial(annotate_copy, original, quantizer, to_evaluation=evaluation)
         annotated = annotate(strict=strict, keep_folded=True)
@@ -128,6 +135,23 @@ def prepare_qat_pt2e(
         note_parameters(trainable)
         generate_code(trainable)
     return trainable.train()
+
+
+def _warn_of_random(model: GraphModule) -> None:
+    """Warn of random numbers that a program in training mode draws and that no flag switches off."""
+    if not was_exported_in_training(model):
+        return  # what a program in evaluation mode draws is meant
+    found = [node for node in nodes_of(model) if always_draws(node)]
+    if found:
+        places = [*dict.fromkeys(module_path(node) or node.name for node in found)]
+        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        warnings.warn(
+            f"{', '.join(places[:3])}{more}: {overload_name(found[0])} draws random numbers in evaluation, "
+            "too, and in the converted model: nothing in the program says that it is for training. If it is "
+            "stochastic depth or another dropout made by hand, export the model in evaluation mode.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _share(choice: str) -> float | None:
