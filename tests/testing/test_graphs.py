@@ -106,6 +106,7 @@ def test_a_process_that_ends_is_told_and_started_again() -> None:
     process.end()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["Honest", "RightAlone"])
 def test_what_lies_between_rows_is_caught(tmp_path: Path, name: str) -> None:
     """A backend whose rows are right alone and wrong together fails, with the smallest graph and its seed."""

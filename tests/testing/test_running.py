@@ -49,6 +49,7 @@ def test_a_backend_and_a_class_are_too_much(tmp_path: Path) -> None:
     assert "not both" in run.text
 
 
+@pytest.mark.long
 def test_a_row_without_a_model_says_what_to_supply(tmp_path: Path) -> None:
     """An operator that the kit cannot call fails one test, which names the attribute to write."""
     run = run_kit(tmp_path, "--torchquilt-quantizer=false_tables:Supplied", "-k", "sigmoid")
@@ -57,6 +58,7 @@ def test_a_row_without_a_model_says_what_to_supply(tmp_path: Path) -> None:
     assert run.line("sigmoid-static")[1:3] == ["FAILED", "-"]
 
 
+@pytest.mark.long
 def test_a_supplied_model_is_used(tmp_path: Path) -> None:
     """With a model supplied for the same row, it passes."""
     run = run_kit(tmp_path, "--torchquilt-quantizer=false_tables:WithExample", "-k", "sigmoid")

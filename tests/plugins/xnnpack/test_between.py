@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import pytest
 
 from torchquilt.testing.between import IMAGES, MATRICES, Operators, differences
 from torchquilt.testing.subject import Subject, named
@@ -42,6 +43,7 @@ def test_the_list_is_long_enough() -> None:
     assert MATRICES.keys().isdisjoint(IMAGES)
 
 
+@pytest.mark.long
 def test_operators_of_matrices_run_as_the_ledger_says() -> None:
     """Nothing contradicts the ledger, and program and quantized model agree."""
     assert list(differences(SUBJECT, "executorch", SAMPLE)) == []
