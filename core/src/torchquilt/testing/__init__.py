@@ -5,9 +5,9 @@ The author of a plugin installs ``torchquilt[testing]`` and runs, from any folde
     pytest --pyargs torchquilt.testing --torchquilt-backend=NAME
 
 Everything that is tested follows from the backend's own support table. Each row of it is annotated and
-converted, compared with the float operator, asked for what it does not claim, brought to both sides of its
-constraints, and composed with a quantizer that knows nothing of it. A table of what was found is printed
-at the end.
+converted, compared with the float operator, trained, asked for what it does not claim, brought to both sides
+of its constraints, and composed with a quantizer that knows nothing of it. A table of what was found is
+printed at the end.
 
 =============  ====================================================================================
 file           what is in it
