@@ -17,6 +17,7 @@ from torchquilt.graph.qdq import operators
 from torchquilt.observers import QParams, qparams_of_range
 from torchquilt.observers.qparams import as_rows
 from torchquilt.pt2e.qat import fake_quantize as module
+from torchquilt.pt2e.qat.computed_points import DynamicTrainingPoint
 from torchquilt.pt2e.qat.fake_quantize import (
     ChannelFactor,
     as_converted,
@@ -24,7 +25,8 @@ from torchquilt.pt2e.qat.fake_quantize import (
     fake_quantize_with_factor,
     learned_fake_quantize,
 )
-from torchquilt.pt2e.qat.points import DynamicTrainingPoint, Standing, WeightPoint
+from torchquilt.pt2e.qat.followed_points import WeightPoint
+from torchquilt.pt2e.qat.points import Standing
 from torchquilt.spec.qspec import Granularity, ZeroPointDomain
 
 SPECS = {

@@ -32,7 +32,8 @@ import torchquilt as tq
 from plugins.oracle import our_quantizer, outline
 from strategies import Fn, normal
 from torchquilt.graph.qdq import qdq_of
-from torchquilt.pt2e.qat.points import LearnedPoint, TrainingPoint
+from torchquilt.pt2e.qat.learned_points import LearnedPoint
+from torchquilt.pt2e.qat.points import TrainingPoint
 from trained import step
 
 RATE = 1e-4

@@ -17,7 +17,8 @@ from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.edits import take_origin
 from torchquilt.graph.subgraphs import regions
 from torchquilt.pt2e.qat.batch_norm import BatchNorm, FoldedBatchNorm
-from torchquilt.pt2e.qat.points import ActivationPoint, training_points
+from torchquilt.pt2e.qat.followed_points import ActivationPoint
+from torchquilt.pt2e.qat.points import training_points
 
 
 def add_agreement(model: GraphModule) -> GraphModule:

@@ -22,17 +22,11 @@ from torchquilt.pt2e.observer_points import (
     QuantizationPoint,
 )
 from torchquilt.pt2e.qat.agreement import Agreement
+from torchquilt.pt2e.qat.computed_points import DerivedTrainingPoint, DynamicTrainingPoint, KnownPoint
+from torchquilt.pt2e.qat.followed_points import ActivationPoint, WeightPoint
+from torchquilt.pt2e.qat.learned_points import LearnedPoint
 from torchquilt.pt2e.qat.optimizer_check import warn_if_nothing_was_updated
-from torchquilt.pt2e.qat.points import (
-    ActivationPoint,
-    DerivedTrainingPoint,
-    DynamicTrainingPoint,
-    KnownPoint,
-    LearnedPoint,
-    TrainingPoint,
-    WeightPoint,
-    training_points,
-)
+from torchquilt.pt2e.qat.points import TrainingPoint, training_points
 from torchquilt.pt2e.qat.wiring import back_to_constants
 from torchquilt.spec.qspec import QuantizationSpec
 

@@ -11,7 +11,8 @@ import torch
 from torchquilt.errors import ModelError
 from torchquilt.pt2e.qat.agreement import Agreement
 from torchquilt.pt2e.qat.batch_norm import BatchNorm, FoldedBatchNorm
-from torchquilt.pt2e.qat.points import LearnedPoint, TrainingPoint, training_points
+from torchquilt.pt2e.qat.learned_points import LearnedPoint
+from torchquilt.pt2e.qat.points import TrainingPoint, training_points
 
 
 def freeze_observers(model: torch.nn.Module, module_name: str | None = None) -> None:

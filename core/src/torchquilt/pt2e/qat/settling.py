@@ -20,7 +20,8 @@ from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.pt2e.model_record import stage_of
 from torchquilt.pt2e.observer_points import QuantizationPoint
 from torchquilt.pt2e.qat.back import calibrated_copy
-from torchquilt.pt2e.qat.points import TrainingPoint, WeightPoint
+from torchquilt.pt2e.qat.followed_points import WeightPoint
+from torchquilt.pt2e.qat.points import TrainingPoint
 from torchquilt.pt2e.qat.settled import SettledBias
 from torchquilt.pt2e.qdq_insertion import Conversion
 from torchquilt.pt2e.scale_limits import BOUNDED_KEY, BoundedOperator
