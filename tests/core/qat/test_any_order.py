@@ -191,7 +191,7 @@ def frozen_norms(model: GraphModule) -> list[bool]:
     return [module.is_frozen for module in model.modules() if hasattr(module, "is_frozen")]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     nets(),
     st.lists(st.sampled_from(ACTIONS), max_size=8),

@@ -288,6 +288,15 @@ def test_batch_norms_are_frozen_by_the_names_of_their_modules() -> None:
     assert torch.equal(prepared.get_buffer("3.running_mean"), torch.zeros(4))
 
 
+def test_a_cumulative_average_is_warned_of() -> None:
+    """Export writes a momentum of 0 for it, with which statistics would never move, without a word."""
+    unit = attrs.evolve(UNITS["conv2d"], norm=norm(momentum=None))
+    with pytest.warns(UserWarning, match="norm: the momentum is 0"):
+        model = trainable(unit.model(), unit.batch(0), weighted(), training=False)
+    train(model, [unit.batch(0)])
+    assert differences(model, unit.batch(1)) == [0.0]
+
+
 # --- BatchNorms that are not folded -------------------------------------------------------------------------
 
 

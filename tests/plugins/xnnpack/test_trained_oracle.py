@@ -36,6 +36,9 @@ from torchquilt.pt2e.qat.learned_points import LearnedPoint
 from torchquilt.pt2e.qat.points import TrainingPoint
 from trained import step
 
+#: It takes long, for torchao does: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 RATE = 1e-4
 
 
@@ -168,7 +171,6 @@ def test_scales_are_the_same_after_five_steps(name: str) -> None:
         assert float((parameter - expected[key]).norm()) <= 0.02 * moved, key
 
 
-@pytest.mark.long
 @each_model
 def test_the_same_nodes_are_quantized_after_convert(name: str) -> None:
     """The same operators read the same quantized tensors, with the same integers."""

@@ -38,6 +38,7 @@ from torchquilt.pt2e.qat.agreement import add_agreement
 from torchquilt.pt2e.qat.computed_points import DerivedTrainingPoint, DynamicTrainingPoint, KnownPoint
 from torchquilt.pt2e.qat.followed_points import ActivationPoint, WeightPoint
 from torchquilt.pt2e.qat.learned_points import LearnedPoint
+from torchquilt.pt2e.qat.batch_norm import TrainedNorm
 from torchquilt.pt2e.qat.optimizer_check import note_parameters
 from torchquilt.pt2e.qat.points import Standing, TrainingPoint, training_points
 from torchquilt.pt2e.qat.ranges import Ranges, known_ranges
@@ -97,7 +98,8 @@ def prepare_qat_pt2e(
             :func:`torchquilt.prepare_pt2e`.
 
     Warns:
-        UserWarning: a program in training mode draws random numbers that ``eval()`` does not switch off.
+        UserWarning: a program in training mode draws random numbers that ``eval()`` does not switch off, or a
+            BatchNorm has a momentum of 0.
     """
     share = _share(fake_quantize)
     with default_global_state(), garbage_collector_disabled():
@@ -122,6 +124,7 @@ def prepare_qat_pt2e(
         )
         trainable = run_passes(prepared, passes)
         _link_derived(trainable)
+        _warn_of_idle_norms(trainable)
         set_stage(trainable, "trainable", record_of(annotated))
         settle_before_passes(trainable)
         keep_initial_state(trainable)
@@ -142,6 +145,20 @@ def _warn_of_random(model: GraphModule) -> None:
             f"{', '.join(places[:3])}{more}: {overload_name(found[0])} draws random numbers in evaluation, "
             "too, and in the converted model: nothing in the program says that it is for training. If it is "
             "stochastic depth or another dropout made by hand, export the model in evaluation mode.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_idle_norms(model: GraphModule) -> None:
+    """Warn of BatchNorms whose statistics training does not move: those of a cumulative average."""
+    paths = [held.path for held in model.modules() if isinstance(held, TrainedNorm) and held.momentum == 0]
+    if paths:
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        warnings.warn(
+            f"{', '.join(paths[:3])}{more}: the momentum is 0 in this program, so training moves no running "
+            "statistics, with which evaluation computes. Export writes that for momentum=None (a cumulative "
+            "average): give the BatchNorm a number before export, or call torchquilt.qat.freeze_batch_norm.",
             UserWarning,
             stacklevel=3,
         )
