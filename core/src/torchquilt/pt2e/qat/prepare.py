@@ -35,10 +35,10 @@ from torchquilt.pt2e.observer_points import (
 )
 from torchquilt.pt2e.prepare import record_of, with_points
 from torchquilt.pt2e.qat.agreement import add_agreement
+from torchquilt.pt2e.qat.batch_norm import TrainedNorm
 from torchquilt.pt2e.qat.computed_points import DerivedTrainingPoint, DynamicTrainingPoint, KnownPoint
 from torchquilt.pt2e.qat.followed_points import ActivationPoint, WeightPoint
 from torchquilt.pt2e.qat.learned_points import LearnedPoint
-from torchquilt.pt2e.qat.batch_norm import TrainedNorm
 from torchquilt.pt2e.qat.optimizer_check import note_parameters
 from torchquilt.pt2e.qat.points import Standing, TrainingPoint, training_points
 from torchquilt.pt2e.qat.ranges import Ranges, known_ranges
