@@ -113,10 +113,11 @@ def programs_of(subject: Subject) -> dict[str, Made]:
 
     theirs = quantized(exported, subject, torchao(is_dynamic=subject.is_dynamic))
     ours = quantized(exported, subject, torchquilt(is_dynamic=subject.is_dynamic, has_tables=has_tables))
+    # Not verified: how far each is from the float model is what is measured here, and no condition.
     counted = {
-        FLOAT: tq.lower(exported, backends=["xnnpack"]),
-        TORCHAO: tq.lower(theirs, batch, backends=["xnnpack"]),
-        OURS: tq.lower(ours, batch, target="executorch"),
+        FLOAT: tq.lower(exported, backends=["xnnpack"], verify=False),
+        TORCHAO: tq.lower(theirs, batch, backends=["xnnpack"], verify=False),
+        OURS: tq.lower(ours, batch, target="executorch", verify=False),
     }
     stored = {
         FLOAT: lowered_by_executorch(exported),
