@@ -345,7 +345,7 @@ def print_figures(rows: list[Measured]) -> bool:
         theirs, float_ = row.systems[TORCHAO], row.systems[FLOAT]
         their_ratios = (_ratio(theirs.step, float_.step), theirs.memory / float_.memory)
         table.add_row(row.subject.name, *cells, *map(_two_digits, their_ratios))
-    Console(width=140, no_color=True).print(table)
+    Console(width=170, no_color=True).print(table)
     return good
 
 
@@ -362,7 +362,7 @@ def print_exactness(rows: list[Exactness]) -> bool:
         numbers = (row.against_trained.get(TORCHAO), row.against_float[OURS], row.against_float.get(TORCHAO))
         cells = ("–" if one is None else f"{one:.1f}" for one in numbers)
         table.add_row(row.variant.name, f"{row.variant.eps:.0e}", ours, *cells)
-    Console(width=140, no_color=True).print(table)
+    Console(width=170, no_color=True).print(table)
     for row in rows:
         if row.error is not None:
             print(f"{row.variant.name}, {TORCHAO}: {row.error}")
