@@ -71,7 +71,7 @@ def let_norms_train(model: GraphModule) -> GraphModule:
     for region in regions(model):
         nodes = list(region.module.graph.nodes)
         folded: dict[Node, Folded] = {
-            node: node.meta[UNFOLD_KEY] for node in nodes if UNFOLD_KEY in node.meta
+            node: node.meta.pop(UNFOLD_KEY) for node in nodes if UNFOLD_KEY in node.meta
         }
         # Found before any is unfolded, which reads unfolded tensors under the same names.
         read = {str(node.target): node for node in region.module.graph.find_nodes(op="get_attr")}
