@@ -99,7 +99,8 @@ def _unfold(model: GraphModule, node: Node, folded: Folded, weight_read: Node, b
     for path, tensor in folded.tensors.items():
         store_tensor(model, path, tensor)
     with model.graph.inserting_before(min(weight_read, bias_read)):
-        read = {path: _get(model, path, node) for path in _paths(model, folded)}
+        known: dict[Any, Any] = {}
+        read = {path: _get(model, path, node, known) for path in _paths(model, folded)}
     gamma, beta, mean, variance = (
         read.get(path or "") for path in (folded.gamma, folded.beta, folded.mean, folded.variance)
     )
@@ -166,10 +167,23 @@ def _point_at(model: GraphModule, node: Node) -> Any:
     return held if isinstance(held, QuantizationPoint) else None
 
 
-def _get(model: GraphModule, path: str, serves: Node) -> Node:
+def _get(model: GraphModule, path: str, serves: Node, known: dict[Any, Any] | None = None) -> Node:
+    """A node that reads a stored tensor.
+
+    Args:
+        model: what it is stored in.
+        path: its name.
+        serves: the node for whose sake it is read.
+        known: fake tensors that were made, by what they stand for, since making one takes time.
+    """
     node = model.graph.get_attr(path)
     take_origin(node, serves)
-    node.meta["val"] = fake_like(serves, attribute(model, path))
+    value = attribute(model, path)
+    known = {} if known is None else known
+    key = (value.dtype, value.shape, value.stride(), value.device)
+    if key not in known:
+        known[key] = fake_like(serves, value)
+    node.meta["val"] = known[key]
     return node
 
 
