@@ -34,6 +34,7 @@ def test_a_true_table_passes(run: Run) -> None:
         "yes",
         *run.line("linear-static")[3:4],
         "yes",
+        "yes",
         "2 of 2",
         "yes",
         "toy: yes",
@@ -157,7 +158,7 @@ def test_annotation_that_is_not_idempotent_is_caught(run: Run) -> None:
 def test_a_request_that_is_not_refused_is_caught(run: Run) -> None:
     """A quantizer that takes a config for which it has no row fails."""
     assert run.failed == {"test_what_a_row_does_not_take_is_refused[linear-static]"}
-    assert run.line("linear-static")[4] == "FAILED"
+    assert run.line("linear-static")[5] == "FAILED"
 
 
 @on("NotPickled", "-k", "test_a_quantizer_survives")
