@@ -88,7 +88,7 @@ SUBJECTS = (
 
 @attrs.define
 class Timed:
-    """What one system took for one model.
+    """Figures of one system for one model.
 
     Args:
         prepare: seconds of each run.
@@ -154,7 +154,7 @@ def stepper(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> Callable[[], N
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, and its class."""
+    """Class of an error, and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
@@ -240,7 +240,7 @@ def peak(subject: Subject, name: str) -> float:
 
 @attrs.frozen
 class Exactness:
-    """What a trained layer is converted to, beside what it was.
+    """Difference of a trained layer from what it is converted to.
 
     Args:
         variant: the layer.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from torchquilt.graph import qdq
-from torchquilt.spec.qspec import Granularity
+from torchquilt.spec.qspec import Granularity, QuantizationSpec
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted([*(ROOT / "core/src").rglob("*.py"), *ROOT.glob("plugins/*/src/*/*.py")])
@@ -100,9 +100,10 @@ def test_other_operators_are_none_of_these() -> None:
     """Neither those of ATen nor those that find parameters, which are told apart."""
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
-    chosen = qdq.choosing_operator(Granularity.PER_TOKEN, symmetric=False)
+    per_token = QuantizationSpec("int8", granularity="per_token", is_dynamic=True)
+    chosen, following = qdq.choosing_call(per_token)
     choose, relu = (
-        graph.call_function(chosen, (x, torch.int8)),
+        graph.call_function(chosen, (x, *following)),
         graph.call_function(torch.ops.aten.relu.default, (x,)),
     )
     assert [qdq.qdq_of(node) for node in (x, choose, relu)] == [None] * 3

@@ -25,7 +25,7 @@ NAMES = [
 
 
 def run(figures: Path, *arguments: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """What the script prints, and its figures by the names of the models."""
+    """Output of the script, and its figures by the names of the models."""
     command = [sys.executable, str(SCRIPT), "--json", str(figures), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -76,7 +76,7 @@ dist.destroy_process_group()
 
 
 def run(folder: Path, **options: Any) -> list[dict[str, Any]]:
-    """What each of two ranks ended in."""
+    """State that each of two ranks ended in."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -78,7 +78,7 @@ def steps(tensor: torch.Tensor, found: QParams, spec: tq.QuantizationSpec) -> to
 
 
 def is_clear(tensor: torch.Tensor, found: QParams, spec: tq.QuantizationSpec) -> torch.Tensor:
-    """Where an element lies so far from the middle between two integers that no order of rounding matters."""
+    """Mask of elements so far from the middle between two integers that no order of rounding matters."""
     exact = steps(tensor, found, spec)
     return ((exact - exact.floor()) - 0.5).abs() > 1e-2
 

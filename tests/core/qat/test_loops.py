@@ -282,8 +282,19 @@ def test_compiled_it_trains_the_same(choice: str) -> None:
     assert is_converted_to_its_bits(model)
 
 
+@pytest.mark.long
+def test_it_trains_compiled_as_users_compile() -> None:
+    """With torch.compile's own backend weights move, and the model converts to its bits."""
+    model = prepared("moving_average")
+    before = copy.deepcopy(dict(model.named_parameters()))
+    steps(model, range(3), call=torch.compile(model, fullgraph=True))
+    weights = {name: value for name, value in model.named_parameters() if value.dim() > 1}
+    assert not any(torch.equal(value, before[name]) for name, value in weights.items())
+    assert is_converted_to_its_bits(model)
+
+
 def test_learning_does_not_begin_in_compiled_code() -> None:
-    """Where no scale is known yet, the error says what to do before compiling."""
+    """As long as no scale is known, the error says what to do before compiling."""
     with pytest.raises(tq.CalibrationError) as caught:
         torch.compile(prepared("learned"), backend="eager")(batch(0))
     assert "ranges_from" in str(caught.value)

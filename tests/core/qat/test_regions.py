@@ -71,7 +71,7 @@ def test_a_region_trains(
 
 def test_a_quantized_branch_is_refused() -> None:
     """The error names the operator and the subgraph; left in float, the rest trains."""
-    with pytest.raises(tq.ModelError, match="What cond runs") as caught:
+    with pytest.raises(tq.ModelError, match="in a subgraph of cond") as caught:
         tq.prepare_qat_pt2e(exported(in_branch), quantizer())
     assert caught.value.node == "true_graph_0"
     rest = quantizer().set_module_name("inner", None)

@@ -217,7 +217,7 @@ def test_each_preset_trains_and_converts(preset: str, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["moving_average", "learned"])
 def test_evaluation_adds_the_biases_that_are_stored(way: str) -> None:
-    """Where a step of the accumulator shows in the output, convert rounds the bias, and so does evaluation.
+    """If a step of the accumulator shows in the output, convert rounds the bias, and so does evaluation.
 
     Again after each step, in a copy as well, and where a state was loaded in evaluation mode.
     """
@@ -249,7 +249,7 @@ def cancelling() -> Model:
 
 
 def test_evaluation_computes_with_the_scales_that_are_raised() -> None:
-    """Where the output's scale is too small for the kernel convert raises it, and evaluation has the same."""
+    """A scale of the output that is too small for the kernel is raised by convert, and in evaluation."""
     model = cancelling()
     exported = export(model.module, *model.inputs)
     ranges = calibrated(exported, model.inputs, STATIC)
@@ -273,7 +273,7 @@ def test_evaluation_keeps_tensors_in_memory_as_the_converted_model_does() -> Non
 
 
 def test_a_step_in_evaluation_has_no_gradients_missing() -> None:
-    """What evaluation does for the sake of the kernels hides no gradients."""
+    """Scales and biases that are settled for kernels hide no gradients."""
     model = model_of("linear relu")
     quantizer = XNNPACKQuantizer.from_preset("static_int8_weight_int4")
     trained = tq.prepare_qat_pt2e(export(model.module, *model.inputs), quantizer)

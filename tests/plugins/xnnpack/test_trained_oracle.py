@@ -180,7 +180,7 @@ def test_the_same_nodes_are_quantized_after_convert(name: str) -> None:
 
 
 def integers(model: GraphModule) -> list[tuple[Any, ...]]:
-    """What each quantize and dequantize says but for its scale and zero point, sorted."""
+    """Arguments of each quantize and dequantize but for scale and zero point, sorted."""
     read = [qdq_of(node) for node in model.graph.nodes]
     return sorted(
         (one.is_quantize, str(one.granularity), one.quant_min, one.quant_max, str(one.dtype), one.axis or 0)

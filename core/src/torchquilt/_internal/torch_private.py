@@ -78,9 +78,11 @@ else:
 
 
 def is_in_backward() -> bool:
-    """Whether this thread runs within a backward pass."""
+    """Whether this thread runs within a backward pass; compiled code is taken not to."""
     import torch
 
+    if torch.compiler.is_compiling():
+        return False
     return bool(torch._C._current_graph_task_id() != -1)
 
 

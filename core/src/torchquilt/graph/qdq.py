@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt.graph.node_values import arguments_of, overload_name
-from torchquilt.spec.qspec import Granularity
+from torchquilt.spec.qspec import Granularity, QuantizationSpec
 
 if TYPE_CHECKING:
     import torch
@@ -225,8 +225,20 @@ class QDQOperators:
         return self.arguments, {"out_dtype": dtype} if is_cast else {}
 
 
-def choosing_operator(granularity: Granularity, *, symmetric: bool) -> Any:
-    """The operator that finds scale and zero point of a tensor at run time."""
-    if granularity is Granularity.PER_TOKEN:
-        return operators().choose_qparams_per_token_asymmetric.default
-    return operators().choose_qparams_symmetric.tensor if symmetric else operators().choose_qparams.tensor
+def operators_of(spec: Any, qparams: Iterable[Any]) -> QDQOperators:
+    """The operators for a spec.
+
+    Args:
+        spec: a spec that says integers of its own.
+        qparams: scale and zero point, as for :meth:`QDQOperators.of`.
+    """
+    grid = (spec.quant_min, spec.quant_max, spec.dtype)
+    return QDQOperators.of(spec.granularity, qparams, grid, axis=spec.ch_axis, group_size=spec.group_size)
+
+
+def choosing_call(spec: QuantizationSpec) -> tuple[Any, tuple[Any, ...]]:
+    """The operator that finds scale and zero point of a tensor at run time, and what follows the tensor."""
+    if spec.granularity is Granularity.PER_TOKEN:
+        return operators().choose_qparams_per_token_asymmetric.default, (spec.dtype,)
+    choose = operators().choose_qparams_symmetric if spec.symmetric else operators().choose_qparams
+    return choose.tensor, (spec.quant_min, spec.quant_max, spec.eps, spec.dtype)

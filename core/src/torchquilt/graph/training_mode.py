@@ -8,7 +8,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.graph.node_values import arguments_of, operator_of, overload_name
@@ -54,6 +54,8 @@ _FLAGS = {
 }
 #: ``node.meta`` of attention that was switched off: its probability in training, which is its flag, too.
 _PROBABILITY_KEY = "torchquilt_dropout_p"
+#: ``node.meta`` of an operator that ``train()`` and ``eval()`` switch.
+_SWITCHED_KEY = "torchquilt_switched"
 _NORMS = ("batch_norm", "instance_norm")
 
 
@@ -171,15 +173,33 @@ def counters(model: GraphModule) -> list[Node]:
 
 
 def _counts(value: Any) -> bool:
-    return overload_name(value) == "aten.add_.Tensor" and value.args[1] == 1
+    """Whether a node adds one to a tensor in place, or nothing, where it was switched off."""
+    return overload_name(value) == "aten.add_.Tensor" and value.args[1] in (0, 1)
 
 
-def switched_nodes(model: GraphModule) -> Iterable[Node]:
-    """The nodes that ``train()`` and ``eval()`` switch.
+def switch_counters(model: GraphModule, value: bool) -> None:
+    """Let the counters of BatchNorms count, or stand still."""
+    for node in counters(model):
+        node.update_arg(1, int(value))
+
+
+def mark_switched(model: GraphModule) -> list[Node]:
+    """The nodes that ``train()`` and ``eval()`` switch; notes which they are, since their flags may change.
 
     Of a model that was exported in training mode those that were in training, of one in evaluation mode those
     that were not: dropout that was on then is meant, and so is a norm that is frozen in training mode.
     """
-    in_training = was_exported_in_training(model)
     flagged = [node for node in nodes_of(model) if training_flag(node) is not None]
-    return [node for node in flagged if is_in_training(node) is in_training]
+    marked = list(filter(is_switched, flagged))
+    if marked:
+        return marked
+    in_training = was_exported_in_training(model)
+    found = [node for node in flagged if is_in_training(node) is in_training]
+    for node in found:
+        node.meta[_SWITCHED_KEY] = True
+    return found
+
+
+def is_switched(node: Node) -> bool:
+    """Whether :func:`mark_switched` found a node."""
+    return _SWITCHED_KEY in node.meta

@@ -28,6 +28,22 @@ def sentinel_limit(dtype: torch.dtype) -> float:
     return min(torch.finfo(dtype).max, torch.finfo(torch.float32).max) / 2
 
 
+def represented(
+    low: torch.Tensor, high: torch.Tensor, spec: QuantizationSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range that is going to be represented, from the smallest and the largest value that were seen.
+
+    Args:
+        low: for each set of parameters; above ``high`` where nothing was seen, which counts as zeros.
+        high: likewise.
+        spec: says whether all sets of parameters are to be the same.
+    """
+    if spec.uniform:
+        low, high = low.min().expand_as(low), high.max().expand_as(high)
+    is_empty = low > high
+    return low.masked_fill(is_empty, 0.0), high.masked_fill(is_empty, 0.0)
+
+
 def is_data(tensor: torch.Tensor) -> bool:
     """Whether a tensor has anything to observe: elements, of a real floating-point type."""
     return tensor.is_floating_point() and tensor.numel() > 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchquilt.observers.base import ExtremesObserver
-from torchquilt.observers.extremes import extremes_of_parts, is_data
+from torchquilt.observers.extremes import extremes_of_parts, is_data, represented
 from torchquilt.spec.qspec import QuantizationSpec
 
 if TYPE_CHECKING:
@@ -41,8 +41,4 @@ class MinMaxObserver(ExtremesObserver):
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The smallest and the largest ordinary value, for each set of parameters."""
         self._check_has_data()
-        # A row that had no ordinary value at all is all zero as far as we know.
-        empty = self.low > self.high
-        if self.spec.uniform:
-            return self.low.min().expand_as(self.low), self.high.max().expand_as(self.high)
-        return self.low.masked_fill(empty, 0.0), self.high.masked_fill(empty, 0.0)
+        return represented(self.low, self.high, self.spec)

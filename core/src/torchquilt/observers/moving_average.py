@@ -9,7 +9,7 @@ import torch
 
 from torchquilt.errors import CalibrationError
 from torchquilt.observers.base import Observer
-from torchquilt.observers.extremes import extremes_of_parts, is_data
+from torchquilt.observers.extremes import extremes_of_parts, is_data, represented
 from torchquilt.spec.qspec import QuantizationSpec
 
 if TYPE_CHECKING:
@@ -49,12 +49,8 @@ class MovingAverageObserver(Observer):
         if is_data(tensor):
             seen = extremes_of_parts(tensor.detach(), self.spec)
             self._take_counts(seen)
-            self.low = self._moved(self.low.to(seen.low.device), seen.low)
-            self.high = self._moved(self.high.to(seen.high.device), seen.high)
-
-    def _moved(self, average: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        moved = torch.where(average.isinf(), seen, average + self.share * (seen - average))
-        return torch.where(seen.isinf(), average, moved)  # nothing in it was data
+            self.low = moved(self.low.to(seen.low.device), seen.low, self.share)
+            self.high = moved(self.high.to(seen.high.device), seen.high, self.share)
 
     def merge(self, other: Self) -> NoReturn:
         """Refuse: nothing says which of two observers saw its data first.
@@ -72,8 +68,16 @@ class MovingAverageObserver(Observer):
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The averages, for each set of parameters."""
         self._check_has_data()
-        empty = self.low.isinf()
-        low, high = self.low.masked_fill(empty, 0.0), self.high.masked_fill(empty, 0.0)
-        if self.spec.uniform:
-            return low.min().expand_as(low), high.max().expand_as(high)
-        return low, high
+        return represented(self.low, self.high, self.spec)
+
+
+def moved(average: torch.Tensor, seen: torch.Tensor, share: float) -> torch.Tensor:
+    """An end of a range, moved by a share of the way towards that of another tensor.
+
+    Args:
+        average: infinite where nothing was seen yet.
+        seen: infinite where nothing in the tensor is data.
+        share: of the way.
+    """
+    now = torch.where(average.isinf(), seen, average + share * (seen - average))
+    return torch.where(seen.isinf(), average, now)

@@ -25,7 +25,7 @@ from torchquilt.graph.edits import (
     take_origin,
 )
 from torchquilt.graph.node_values import constant_nodes
-from torchquilt.graph.qdq import QDQOperators, choosing_operator
+from torchquilt.graph.qdq import QDQOperators, choosing_call, operators_of
 from torchquilt.ledger.rows import Caution
 from torchquilt.observers import QParams, qparams_together
 from torchquilt.pt2e.finite_constants import check_is_finite
@@ -211,10 +211,7 @@ class Conversion:
         """
         spec = point.spec
         seen = self._in_float32(source, node)
-        grid = (spec.quant_min, spec.quant_max, spec.dtype)
-        target = choosing_operator(spec.granularity, symmetric=spec.symmetric)
-        is_per_token = spec.granularity is Granularity.PER_TOKEN
-        asked = (spec.dtype,) if is_per_token else (spec.quant_min, spec.quant_max, spec.eps, spec.dtype)
+        target, asked = choosing_call(spec)
         choose = self._call(target, (seen, *asked), node)
         choose.meta["val"] = _fake_run(choose.target, choose.args)
         found = []
@@ -223,7 +220,7 @@ class Conversion:
             value = choose.meta["val"]
             item.meta["val"] = value[index] if value is not None else None
             found.append(item)
-        return QDQOperators.of(spec.granularity, found, grid)
+        return operators_of(spec, found)
 
     def _in_float32(self, source: Node, served: Node) -> Node:
         """A tensor, cast where it is of half precision."""
@@ -236,14 +233,13 @@ class Conversion:
 
     def _static_operators(self, node: Node, point: AnyPoint) -> QDQOperators:
         spec, found = point.spec, self.qparams(point)
-        grid = (spec.quant_min, spec.quant_max, spec.dtype)
         if spec.granularity is Granularity.PER_TENSOR and not found.zero_point.is_floating_point():
             numbers = float(found.scale), int(found.zero_point)
-            return QDQOperators.of(spec.granularity, numbers, grid)
+            return operators_of(spec, numbers)
         if isinstance(point, DerivedPoint):
             point.check_fits(found, node.meta.get("val"))
         tensors = (self._read(point, node, name, getattr(found, name)) for name in ("scale", "zero_point"))
-        return QDQOperators.of(spec.granularity, tensors, grid, axis=spec.ch_axis, group_size=spec.group_size)
+        return operators_of(spec, tensors)
 
     def _quantize_constant(self, node: Node, origin: Node, point: AnyPoint, operators: QDQOperators) -> Node:
         """Quantize a constant: in the graph, or right now, and then read the integers that are stored."""

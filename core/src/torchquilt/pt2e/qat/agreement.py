@@ -16,7 +16,7 @@ from torchquilt._internal.torch_private import active_ddp, is_in_backward
 from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.edits import take_origin
 from torchquilt.graph.subgraphs import regions
-from torchquilt.pt2e.qat.batch_norm import BatchNorm, FoldedBatchNorm
+from torchquilt.pt2e.qat.batch_norm import BatchNorm, TrainedNorm
 from torchquilt.pt2e.qat.followed_points import ActivationPoint
 from torchquilt.pt2e.qat.points import training_points
 
@@ -39,11 +39,10 @@ def add_agreement(model: GraphModule) -> GraphModule:
 def _statistics(model: GraphModule) -> list[Any]:
     """The nodes of the outermost region that read running statistics which training moves."""
     found: dict[Any, None] = {}
-    kinds = (BatchNorm, FoldedBatchNorm)
     for node in regions(model)[0].module.graph.find_nodes(op="call_module"):
         held = model._modules.get(str(node.target))
         is_normalizing = isinstance(held, BatchNorm) or node.args[:1] == ("normalized",)
-        if isinstance(held, kinds) and is_normalizing:
+        if isinstance(held, TrainedNorm) and is_normalizing:
             found.update(dict.fromkeys(node.args[-3:-1]))
     return [*found]
 
@@ -61,14 +60,11 @@ class Agreement(torch.nn.Module):
 
     def forward(self, *statistics: torch.Tensor) -> None:
         """Agree, in training mode, where ``DistributedDataParallel`` runs the model on several ranks."""
-        if not self.training:
+        if not self.training or is_in_backward():
             return
-        if not torch.compiler.is_compiling():
-            if is_in_backward():
-                return
-            parallel = active_ddp()
-            if parallel is not None:
-                self._agree(parallel.process_group, statistics)
+        parallel = None if torch.compiler.is_compiling() else active_ddp()
+        if parallel is not None:
+            self._agree(parallel.process_group, statistics)
         for point in self.points:
             point.end_of_pass()
 

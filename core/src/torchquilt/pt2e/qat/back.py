@@ -27,7 +27,7 @@ from torchquilt.pt2e.qat.followed_points import ActivationPoint, WeightPoint
 from torchquilt.pt2e.qat.learned_points import LearnedPoint
 from torchquilt.pt2e.qat.optimizer_check import warn_if_nothing_was_updated
 from torchquilt.pt2e.qat.points import TrainingPoint, training_points
-from torchquilt.pt2e.qat.wiring import back_to_constants
+from torchquilt.pt2e.qat.unwiring import back_to_constants
 from torchquilt.spec.qspec import QuantizationSpec
 
 

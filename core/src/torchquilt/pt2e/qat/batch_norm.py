@@ -15,7 +15,6 @@ operator computes with the folded weight and bias, as the converted model does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,18 +22,18 @@ import torch
 from torchquilt._internal.torch_private import is_in_backward
 from torchquilt.graph.batch_norm_folding import Fold
 from torchquilt.pt2e.qat.fake_quantize import ChannelFactor
-
-#: Name in ``state_dict()`` of whether a BatchNorm is frozen.
-_IS_FROZEN = "is_frozen"
+from torchquilt.pt2e.qat.kept_switches import KeptSwitches
 
 
-class TrainedNorm(torch.nn.Module):
+class TrainedNorm(KeptSwitches):
     """Base of BatchNorms that train; whether one is frozen is part of ``state_dict()``.
 
     Args:
         momentum: of the BatchNorm.
         path: of the module whose BatchNorm it is.
     """
+
+    STATE_NAME = "is_frozen"
 
     def __init__(self, momentum: float, path: str) -> None:
         super().__init__()
@@ -43,20 +42,14 @@ class TrainedNorm(torch.nn.Module):
         #: whether running statistics are used in training mode, too, and stay as they are
         self.is_frozen = False
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + _IS_FROZEN] = torch.tensor(self.is_frozen)
+    def switches(self) -> tuple[bool, ...]:
+        """Whether it is frozen."""
+        return (self.is_frozen,)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *others)
-        _, is_strict, missing, unexpected, _ = others
-        name = prefix + _IS_FROZEN
-        if name in state_dict:
-            self.is_frozen = bool(state_dict[name])
-            if name in unexpected:
-                unexpected.remove(name)
-        elif is_strict:
-            missing.append(name)
+    def switch(self, switches: tuple[bool, ...]) -> str:
+        """Take whether it is frozen."""
+        (self.is_frozen,) = switches
+        return ""
 
 
 class FoldedBatchNorm(TrainedNorm):
@@ -197,7 +190,7 @@ def batch_norm_in_training(
     # The operator keeps those that it is given for the backward pass, and they must not change until then.
     moved = mean.clone(), variance.clone()
     found = torch.nn.functional.batch_norm(output, *moved, gamma, beta, True, momentum, eps)
-    if not torch.compiler.is_compiling() and is_in_backward():
+    if is_in_backward():
         return found
     with torch.no_grad():
         if counter is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchquilt.graph.qdq import QDQOperators, choosing_operator
+from torchquilt.graph.qdq import choosing_call, operators_of
 from torchquilt.observers import QParams
 from torchquilt.pt2e.observer_points import DerivedPoint
 from torchquilt.pt2e.qat.fake_quantize import (
@@ -15,13 +15,13 @@ from torchquilt.pt2e.qat.fake_quantize import (
     gradient_through,
 )
 from torchquilt.pt2e.qat.points import (
+    ParameterPoint,
     Standing,
     TrainingPoint,
 )
-from torchquilt.spec.qspec import Granularity
 
 
-class KnownPoint(TrainingPoint):
+class KnownPoint(ParameterPoint):
     """A tensor whose parameters the spec says."""
 
     def __init__(self, spec: NumberSpec, found: QParams, standing: Standing) -> None:
@@ -53,17 +53,12 @@ class DynamicTrainingPoint(TrainingPoint):
         return gradient_through(tensor, value)
 
     def _converted(self, tensor: torch.Tensor) -> torch.Tensor:
-        spec = self.spec
-        is_per_token = spec.granularity is Granularity.PER_TOKEN
-        asked = (spec.dtype,) if is_per_token else (spec.quant_min, spec.quant_max, spec.eps, spec.dtype)
-        choose = choosing_operator(spec.granularity, symmetric=spec.symmetric)
-        found = choose(tensor.float(), *asked)
-        integers = (spec.quant_min, spec.quant_max, spec.dtype)
-        operators = QDQOperators.of(spec.granularity, found, integers)
+        choose, asked = choosing_call(self.spec)
+        operators = operators_of(self.spec, choose(tensor.float(), *asked))
         return dequantized(operators.quantize(tensor, *operators.arguments), operators, tensor.dtype)
 
 
-class DerivedTrainingPoint(TrainingPoint):
+class DerivedTrainingPoint(ParameterPoint):
     """A tensor whose parameters are computed from those of other points, as those are now."""
 
     is_constant = True
@@ -72,7 +67,7 @@ class DerivedTrainingPoint(TrainingPoint):
         super().__init__(point.spec, standing)
         self._derived = (point,)  # in a tuple, so that it is no submodule
         #: the points that it is derived from; no submodules, since they have a name in the model already
-        self.sources: tuple[TrainingPoint, ...] = ()
+        self.sources: tuple[ParameterPoint, ...] = ()
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -84,7 +79,7 @@ class DerivedTrainingPoint(TrainingPoint):
         """The point of a calibrated model."""
         return self._derived[0]
 
-    def link(self, sources: list[TrainingPoint]) -> None:
+    def link(self, sources: list[ParameterPoint]) -> None:
         """Say which points they are."""
         self.sources = tuple(sources)
 

@@ -10,7 +10,7 @@ import torch
 
 from torchquilt.errors import ModelError
 from torchquilt.pt2e.qat.agreement import Agreement
-from torchquilt.pt2e.qat.batch_norm import BatchNorm, FoldedBatchNorm
+from torchquilt.pt2e.qat.batch_norm import TrainedNorm
 from torchquilt.pt2e.qat.learned_points import LearnedPoint
 from torchquilt.pt2e.qat.points import TrainingPoint, training_points
 
@@ -92,8 +92,8 @@ def _points(model: torch.nn.Module, module_name: str | None) -> list[TrainingPoi
     return found
 
 
-def _norms(model: torch.nn.Module, module_name: str | None) -> list[BatchNorm | FoldedBatchNorm]:
-    norms = [module for module in model.modules() if isinstance(module, (BatchNorm, FoldedBatchNorm))]
+def _norms(model: torch.nn.Module, module_name: str | None) -> list[TrainedNorm]:
+    norms = [module for module in model.modules() if isinstance(module, TrainedNorm)]
     found = [norm for norm in norms if module_name is None or fnmatchcase(norm.path, module_name)]
     _check_found(model, found, module_name, [norm.path for norm in norms])
     return found

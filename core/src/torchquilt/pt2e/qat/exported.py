@@ -8,17 +8,15 @@ from torch.fx import GraphModule
 from torchquilt.errors import ModelError
 from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.subgraphs import regions
-from torchquilt.graph.training_mode import is_in_training, set_training, switched_nodes
+from torchquilt.graph.training_mode import is_in_training, mark_switched, set_training, switch_counters
 from torchquilt.pt2e.model_record import stage_in_words, stage_of
-
-#: ``node.meta`` of an operator of an exported model that is switched: what was exported is only seen once.
-_SWITCHED_KEY = "torchquilt_switched"
 
 
 def move_exported_model_to_train(model: torch.nn.Module) -> torch.nn.Module:
     """Switch an exported model to training mode; changes and returns ``model``.
 
-    Only the flags that say training are switched; every other literal stays as it was.
+    Only the flags that say training are switched, and whether batches are counted; every other literal stays
+    as it was.
 
     Args:
         model: the ``.module()`` of an exported program, or what :func:`torchquilt.prepare_qat_pt2e`
@@ -46,13 +44,10 @@ def _move(model: torch.nn.Module, value: bool) -> torch.nn.Module:
             got=stage_in_words(model),
             remedy="call train() or eval() of the model itself",
         )
-    nodes = [node for region in regions(model) for node in region.module.graph.nodes]
-    if not any(_SWITCHED_KEY in node.meta for node in nodes):
-        for node in switched_nodes(model):
-            node.meta[_SWITCHED_KEY] = True
-    for node in nodes:
-        if node.meta.get(_SWITCHED_KEY) and is_in_training(node) is not value:
+    for node in mark_switched(model):
+        if is_in_training(node) is not value:
             set_training(node, value)
+    switch_counters(model, value)
     for region in regions(model):
         outdate(region.module)
     for module in model.modules():

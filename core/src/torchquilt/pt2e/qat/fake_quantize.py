@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from torchquilt.graph.batch_norm_folding import Fold
-from torchquilt.graph.qdq import QDQOperators
+from torchquilt.graph.qdq import QDQOperators, operators_of
 from torchquilt.observers import QParams
 from torchquilt.pt2e.integer_constants import integers_of
 from torchquilt.spec.qspec import (
@@ -334,10 +334,7 @@ def operators_for(found: QParams, spec: NumberSpec) -> QDQOperators:
     parameters: Any = (found.scale, found.zero_point)
     if spec.granularity is Granularity.PER_TENSOR and not found.zero_point.is_floating_point():
         parameters = (float(found.scale), int(found.zero_point))
-    integers = (spec.quant_min, spec.quant_max, spec.dtype)
-    return QDQOperators.of(
-        spec.granularity, parameters, integers, axis=spec.ch_axis, group_size=spec.group_size
-    )
+    return operators_of(spec, parameters)
 
 
 def dequantized(integers: torch.Tensor, operators: QDQOperators, dtype: torch.dtype) -> torch.Tensor:

@@ -8,16 +8,16 @@ import torch
 
 from torchquilt._internal.torch_private import is_in_backward
 from torchquilt.observers import QParams, qparams_of_range
-from torchquilt.observers.extremes import is_data
+from torchquilt.observers.extremes import is_data, represented
+from torchquilt.observers.moving_average import moved
 from torchquilt.pt2e.qat.fake_quantize import (
     ChannelFactor,
-    as_converted,
     fake_quantize,
     fake_quantize_with_factor,
 )
 from torchquilt.pt2e.qat.points import (
+    ParameterPoint,
     Standing,
-    TrainingPoint,
     any_zero_point,
     no_data,
     range_of,
@@ -25,7 +25,7 @@ from torchquilt.pt2e.qat.points import (
 from torchquilt.spec.qspec import QuantizationSpec
 
 
-class _StoredParameters(TrainingPoint):
+class _StoredParameters(ParameterPoint):
     """A point with parameters of its own, which are found in training and stored."""
 
     scale: torch.Tensor
@@ -91,8 +91,8 @@ class ActivationPoint(_StoredParameters):
             seen = range_of(tensor, self.spec)
             low, high = self._pass.together(seen, (self.low, self.high))
             before_low, before_high = self._pass.before
-            self.low.copy_(_moved(before_low, low, self.share))
-            self.high.copy_(_moved(before_high, high, self.share))
+            self.low.copy_(moved(before_low, low, self.share))
+            self.high.copy_(moved(before_high, high, self.share))
             self.settle()
 
     def end_of_pass(self) -> None:
@@ -101,9 +101,7 @@ class ActivationPoint(_StoredParameters):
 
     def settle(self) -> None:
         """Compute the parameters from the range."""
-        is_empty = self.low > self.high
-        low, high = self.low.masked_fill(is_empty, 0.0), self.high.masked_fill(is_empty, 0.0)
-        self.store(qparams_of_range(low, high, self.spec))
+        self.store(qparams_of_range(*represented(self.low, self.high, self.spec), self.spec))
 
     def trained(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, fake quantized; as it is as long as no range is known."""
@@ -152,18 +150,13 @@ class _Pass:
     def parameters(self, stored: QParams) -> QParams:
         """The parameters of a call: those of now, or those of the first time where the pass is repeated."""
         if is_in_backward():
-            found = self.used[self._repeated] if self._repeated < len(self.used) else stored
+            found = self.used[self._repeated % len(self.used)] if self.used else stored
             self._repeated += 1
             return found
         if not self._is_begun:
             self.used, self._is_begun = [], True
         self.used.append(QParams(stored.scale.clone(), stored.zero_point.clone()))
         return self.used[-1]
-
-
-def _moved(average: torch.Tensor, seen: torch.Tensor, share: float) -> torch.Tensor:
-    moved = torch.where(average.isinf(), seen, average + share * (seen - average))
-    return torch.where(seen.isinf(), average, moved)
 
 
 class WeightPoint(_StoredParameters):
@@ -174,6 +167,8 @@ class WeightPoint(_StoredParameters):
         standing: where it stands.
         shape: of its scale.
     """
+
+    is_constant = True
 
     def __init__(self, spec: QuantizationSpec, standing: Standing, shape: tuple[int, ...]) -> None:
         super().__init__(spec, standing)
@@ -200,11 +195,7 @@ class WeightPoint(_StoredParameters):
         low, high = range_of(tensor, self.spec)
         if factor is not None:
             low, high = torch.minimum(low * factor, high * factor), torch.maximum(low * factor, high * factor)
-        is_empty = low > high
-        low, high = low.masked_fill(is_empty, 0.0), high.masked_fill(is_empty, 0.0)
-        if self.spec.uniform:
-            low, high = low.min().expand_as(low), high.max().expand_as(high)
-        return qparams_of_range(low, high, self.spec)
+        return qparams_of_range(*represented(low, high, self.spec), self.spec)
 
     def trained(self, tensor: torch.Tensor) -> torch.Tensor:
         """The value, fake quantized."""
@@ -226,16 +217,10 @@ class WeightPoint(_StoredParameters):
 
     def evaluated(self, tensor: torch.Tensor) -> torch.Tensor:
         """The value, as the converted model has it."""
-        found = self.qparams_for(tensor)
-        with torch.no_grad():
-            self.store(found)  # for what is derived from it
-        found = found if self.settled is None else self.settled
-        return as_converted(tensor, found, self.spec, is_constant=True)
-
-    def qparams_for(self, tensor: torch.Tensor) -> QParams:
-        """The parameters for a value: its own, or those that are frozen."""
-        with torch.no_grad():
-            return self._found(tensor.detach()) if self.observes else self.stored()
+        if self.observes:
+            with torch.no_grad():
+                self.store(self._found(tensor.detach()))
+        return super().evaluated(tensor)
 
     def qparams(self) -> QParams:
         """The parameters that were used last."""

@@ -13,13 +13,12 @@ from torchquilt.errors import CalibrationError
 from torchquilt.observers import QParams, qparams_of_range
 from torchquilt.observers.extremes import is_data
 from torchquilt.pt2e.qat.fake_quantize import (
-    as_converted,
     fake_quantize,
     learned_fake_quantize,
 )
 from torchquilt.pt2e.qat.points import (
+    ParameterPoint,
     Standing,
-    TrainingPoint,
     any_zero_point,
     no_data,
     range_of,
@@ -27,7 +26,7 @@ from torchquilt.pt2e.qat.points import (
 from torchquilt.spec.qspec import QuantizationSpec
 
 
-class LearnedPoint(TrainingPoint):
+class LearnedPoint(ParameterPoint):
     """A tensor whose scale is a parameter of the model, and learned with it.
 
     Args:
@@ -106,10 +105,6 @@ class LearnedPoint(TrainingPoint):
     def _positive(self) -> torch.Tensor:
         """The scale, no smaller than the spec allows; gradients go through where they make it larger."""
         return self.scale + (self.scale.detach().clamp(min=self.spec.eps) - self.scale).detach()
-
-    def evaluated(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor, as the converted model has it."""
-        return as_converted(tensor, self.settled_qparams(), self.spec, is_constant=self.is_constant)
 
     def qparams(self) -> QParams:
         """The parameters as they are learned.

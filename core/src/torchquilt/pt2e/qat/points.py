@@ -8,7 +8,7 @@ the bits that convert writes, and follows nothing. What it needs for that is in 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import abstractmethod
 from typing import Any
 
 import attrs
@@ -20,14 +20,9 @@ from torchquilt.observers import QParams, qparams_of_range
 from torchquilt.observers.extremes import extremes_of_parts, sentinel_limit
 from torchquilt.observers.qparams import as_rows
 from torchquilt.pt2e.observer_points import QuantizationPoint
-from torchquilt.pt2e.qat.fake_quantize import (
-    ChannelFactor,
-    as_converted,
-)
+from torchquilt.pt2e.qat.fake_quantize import ChannelFactor, as_converted
+from torchquilt.pt2e.qat.kept_switches import KeptSwitches
 from torchquilt.spec.qspec import QuantizationSpec
-
-#: Name in ``state_dict()`` of what a point is allowed to do.
-SWITCHES = "switches"
 
 
 @attrs.frozen
@@ -43,13 +38,19 @@ class Standing:
     modules: tuple[str, ...]
 
 
-class TrainingPoint(QuantizationPoint[Any]):
+class TrainingPoint(KeptSwitches, QuantizationPoint[Any]):
     """Base of all points of training.
 
     Args:
         spec: what the tensor will be.
         standing: where it stands.
     """
+
+    STATE_NAME = "switches"
+    #: whether its scale is a parameter
+    is_learned = False
+    #: whether it stands at weights or other stored tensors
+    is_constant = False
 
     def __init__(self, spec: Any, standing: Standing) -> None:
         super().__init__(spec, standing.names)
@@ -58,8 +59,6 @@ class TrainingPoint(QuantizationPoint[Any]):
         self.observes = True
         #: whether it rounds at all
         self.quantizes = True
-        #: the parameters in evaluation mode, where convert is going to raise the scale for other operators
-        self.settled: QParams | None = None
 
     def forward(self, tensor: Any, is_new: bool = True, around: ChannelFactor | None = None) -> Any:
         """Fake quantize a tensor.
@@ -71,7 +70,8 @@ class TrainingPoint(QuantizationPoint[Any]):
         """
         if tensor is None or (not is_new and self.quantizes and self._may_skip):
             return tensor
-        if self.training and self.observes and is_new and not _is_repeated():
+        # Activation checkpointing repeats a forward pass within a backward one.
+        if self.training and self.observes and is_new and not is_in_backward():
             self.observe_with(tensor.detach(), around)
         if not self.quantizes:
             return tensor
@@ -100,63 +100,57 @@ class TrainingPoint(QuantizationPoint[Any]):
     def observe(self, tensor: torch.Tensor) -> None:
         """Follow the range of a tensor; without gradients, and not again where it is only recomputed."""
 
+    @abstractmethod
     def trained(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, fake quantized."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluated(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, as the converted model has it."""
-        return as_converted(tensor, self.settled_qparams(), self.spec)
-
-    def settled_qparams(self) -> QParams:
-        """The parameters after convert."""
-        is_settled = self.settled is not None and not torch.compiler.is_compiling()
-        return self.settled if self.settled and is_settled else self.qparams()
-
-    def qparams(self) -> QParams:
-        """The parameters as they were found last."""
-        raise NotImplementedError
-
-    #: whether its scale is a parameter
-    is_learned = False
-    #: whether it stands at weights or other stored tensors
-    is_constant = False
 
     @staticmethod
     def says_learned(switches: torch.Tensor) -> bool:
         """Whether the switches in a state are those of a scale that is learned."""
         return bool(switches[2])
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        switches = [self.observes, self.quantizes, self.is_learned]
-        destination[prefix + SWITCHES] = torch.tensor(switches, dtype=torch.uint8)
+    def switches(self) -> tuple[bool, ...]:
+        """Whether it follows what it sees, whether it rounds, whether its scale is learned."""
+        return self.observes, self.quantizes, self.is_learned
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *others)
-        _, is_strict, missing, unexpected, errors = others
-        name = prefix + SWITCHES
-        if name not in state_dict:
-            if is_strict:
-                missing.append(name)
-            return
-        if name in unexpected:
-            unexpected.remove(name)
-        observes, quantizes, is_learned = map(bool, state_dict[name].tolist())
+    def switch(self, switches: tuple[bool, ...]) -> str:
+        """Take the first two, if the third is the same."""
+        observes, quantizes, is_learned = switches
         if is_learned is not self.is_learned:
             here, there = ("learned", "followed") if self.is_learned else ("followed", "learned")
-            errors.append(f"{prefix[:-1]}: its range is {here} here, and was {there} there")
-            return
+            return f"its range is {here} here, and was {there} there"
         self.allow(observes=observes, quantizes=quantizes)
+        return ""
 
     def allow(self, *, observes: bool, quantizes: bool) -> None:
         """Say whether it follows what it sees, and whether it rounds."""
         self.observes, self.quantizes = observes, quantizes
 
 
-def _is_repeated() -> bool:
-    """Whether the forward pass runs within a backward pass, as activation checkpointing repeats it."""
-    return not torch.compiler.is_compiling() and is_in_backward()
+class ParameterPoint(TrainingPoint):
+    """Base of points whose parameters are known before a tensor is."""
+
+    def __init__(self, spec: Any, standing: Standing) -> None:
+        super().__init__(spec, standing)
+        #: the parameters in evaluation mode, where convert is going to raise the scale for other operators
+        self.settled: QParams | None = None
+
+    @abstractmethod
+    def qparams(self) -> QParams:
+        """The parameters as they were found last."""
+
+    def evaluated(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor, as the converted model has it."""
+        return as_converted(tensor, self.settled_qparams(), self.spec, is_constant=self.is_constant)
+
+    def settled_qparams(self) -> QParams:
+        """The parameters after convert."""
+        is_settled = self.settled is not None and not torch.compiler.is_compiling()
+        return self.settled if self.settled and is_settled else self.qparams()
 
 
 def training_points(model: torch.nn.Module) -> dict[str, TrainingPoint]:

@@ -40,7 +40,7 @@ from torchquilt.pt2e.qat.computed_points import DerivedTrainingPoint, DynamicTra
 from torchquilt.pt2e.qat.followed_points import ActivationPoint, WeightPoint
 from torchquilt.pt2e.qat.learned_points import LearnedPoint
 from torchquilt.pt2e.qat.optimizer_check import note_parameters
-from torchquilt.pt2e.qat.points import Standing, TrainingPoint, training_points
+from torchquilt.pt2e.qat.points import ParameterPoint, Standing, TrainingPoint, training_points
 from torchquilt.pt2e.qat.ranges import Ranges, known_ranges
 from torchquilt.pt2e.qat.settling import let_biases_settle, settle_before_passes
 from torchquilt.pt2e.qat.wiring import (
@@ -110,8 +110,7 @@ def prepare_qat_pt2e(
         annotated = annotate(strict=strict, keep_folded=True)
         prepared = with_points(annotated, MinMaxObserver)
         known = known_ranges(ranges_from, prepared, partial(annotate, strict=False))
-        made: dict[str, TrainingPoint] = {}
-        make = partial(_point, share=share, known=known, made=made)
+        make = partial(_point, share=share, known=known)
         passes = (
             Pass("replace_points", partial(replace_points, make=make)),
             Pass("let_copies_follow", let_copies_follow),
@@ -187,7 +186,6 @@ def _point(
     *,
     share: float | None,
     known: Ranges,
-    made: dict[str, TrainingPoint],
 ) -> TrainingPoint:
     """The point of training for one of a prepared model."""
     standing = Standing(point.names, _modules(calls))
@@ -200,7 +198,7 @@ def _point(
     if isinstance(point, ConstantPoint):
         return _weight_point(point, region, calls, standing, is_learned=share is None)
     assert isinstance(point, ObservedPoint)
-    return _activation_point(point, region, calls, standing, share, known)
+    return _activation_point(point, calls, standing, share, known)
 
 
 def _modules(calls: list[Node]) -> tuple[str, ...]:
@@ -238,7 +236,6 @@ def _behind(call: Node, points: set[str]) -> Node:
 
 def _activation_point(
     point: ObservedPoint,
-    region: Region,
     calls: list[Node],
     standing: Standing,
     share: float | None,
@@ -247,7 +244,7 @@ def _activation_point(
     shape: tuple[int, ...] = ()
     if point.spec.ch_axis is not None:
         shape = (int(calls[0].meta["val"].shape[point.spec.ch_axis]),)
-    found = known.of(f"{region.path}.{calls[0].target}" if region.path else str(calls[0].target))
+    found = known.of(point)
     if share is None:
         learned = LearnedPoint(point.spec, standing, shape, is_constant=False)
         if found is not None:
@@ -264,7 +261,8 @@ def _link_derived(model: GraphModule) -> None:
     for name, point in points.items():
         if isinstance(point, DerivedTrainingPoint):
             prefix = name.rpartition(".")[0]
-            point.link([points[f"{prefix}.{one}" if prefix else one] for one in point.source_names])
+            sources = [points[f"{prefix}.{one}" if prefix else one] for one in point.source_names]
+            point.link([source for source in sources if isinstance(source, ParameterPoint)])
 
 
 def _own_tensors(model: GraphModule, original: GraphModule) -> GraphModule:

@@ -31,13 +31,13 @@ class Range:
 
 @attrs.frozen(eq=False)
 class Ranges:
-    """Ranges by the names of observer points."""
+    """Ranges by the edges and nodes that they are of."""
 
-    by_name: dict[str, Range]
+    by_names: dict[tuple[str, ...], Range]
 
-    def of(self, name: str) -> Range | None:
+    def of(self, point: ObservedPoint) -> Range | None:
         """The range at a point; None where nothing is known."""
-        return self.by_name.get(name)
+        return self.by_names.get(point.names)
 
 
 def known_ranges(
@@ -116,8 +116,8 @@ def _described(points: dict[str, ObservedPoint]) -> dict[str, str]:
 
 def _ranges(points: dict[str, ObservedPoint]) -> Ranges:
     found = {}
-    for name, point in points.items():
+    for point in points.values():
         if point.observer.has_data:
             qparams = point.qparams()
-            found[name] = Range(*point.observer.range(), qparams.scale, qparams.zero_point)
+            found[point.names] = Range(*point.observer.range(), qparams.scale, qparams.zero_point)
     return Ranges(found)

@@ -21,8 +21,8 @@ from torchquilt.pt2e.model_record import stage_of
 from torchquilt.pt2e.observer_points import QuantizationPoint
 from torchquilt.pt2e.qat.back import calibrated_copy
 from torchquilt.pt2e.qat.followed_points import WeightPoint
-from torchquilt.pt2e.qat.points import TrainingPoint
-from torchquilt.pt2e.qat.settled import SettledBias
+from torchquilt.pt2e.qat.points import ParameterPoint, TrainingPoint
+from torchquilt.pt2e.qat.stored_tensors import SettledBias
 from torchquilt.pt2e.qdq_insertion import Conversion
 from torchquilt.pt2e.scale_limits import BOUNDED_KEY, BoundedOperator
 
@@ -104,7 +104,7 @@ def _settle_region(region: Region, calibrated: GraphModule) -> None:
     except CalibrationError:  # convert is going to say why; evaluation computes with what there is
         raised, biases = {}, {}
     for name, held in children.items():
-        if isinstance(held, TrainingPoint):
+        if isinstance(held, ParameterPoint):
             held.settled = raised.get(name)
         elif isinstance(held, SettledBias):
             held.settled = biases.get(held.reader)

@@ -15,7 +15,7 @@ import torch
 from torchquilt._internal.atomic_files import check_is_replaceable, replacing
 from torchquilt.errors import ModelError
 from torchquilt.pt2e.model_record import stage_of
-from torchquilt.pt2e.qat.points import SWITCHES, TrainingPoint
+from torchquilt.pt2e.qat.points import TrainingPoint
 
 #: Keys under which training loops keep the state of the model beside that of the optimizer.
 _KEYS = ("model", "state_dict", "model_state_dict")
@@ -93,7 +93,9 @@ def _without_wrappers(name: str) -> str:
 
 
 def _is_state(held: Any) -> bool:
-    return isinstance(held, Mapping) and any(str(name).endswith(f".{SWITCHES}") for name in held)
+    return isinstance(held, Mapping) and any(
+        str(name).endswith(f".{TrainingPoint.STATE_NAME}") for name in held
+    )
 
 
 def _not_a_state(path: str | os.PathLike[str], got: str) -> ModelError:
@@ -107,7 +109,7 @@ def _not_a_state(path: str | os.PathLike[str], got: str) -> ModelError:
 
 def is_learned(state: Mapping[str, Any]) -> bool:
     """Whether the ranges in a state are learned."""
-    switches = (value for name, value in state.items() if name.endswith(f".{SWITCHES}"))
+    switches = (value for name, value in state.items() if name.endswith(f".{TrainingPoint.STATE_NAME}"))
     return any(TrainingPoint.says_learned(value) for value in switches)
 
 

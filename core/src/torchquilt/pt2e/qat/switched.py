@@ -40,14 +40,3 @@ class SwitchedOperator(torch.nn.Module):
         for name in self.operator.split("."):
             found = getattr(found, name)
         return found
-
-
-class FloatWeight(torch.nn.Module):
-    """A weight in float, as the converted model has it in evaluation mode.
-
-    torch multiplies in another order where a weight asks for gradients, even where none are computed.
-    """
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight; without asking for gradients where none are computed."""
-        return weight if self.training or torch.is_grad_enabled() else weight.detach()

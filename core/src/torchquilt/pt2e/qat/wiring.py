@@ -1,14 +1,14 @@
-"""From a prepared model to one that trains, and back: passes over the graph.
+"""From a prepared model to one that trains: passes over the graph.
 
 What convert reads is a prepared model, with constants for weights. A model that trains has modules in its
 place: fake quantize for each observer point, a BatchNorm for each folded one, a switch for dropout. Nodes
-keep their names and annotations on both ways.
+keep their names and annotations, also on the way back (``unwiring``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,28 +32,28 @@ from torchquilt.graph.subgraphs import Region, call_of, regions
 from torchquilt.graph.training_mode import (
     counters,
     is_in_training,
+    is_switched,
+    mark_switched,
     set_training,
-    switched_nodes,
     training_flag,
     training_value,
 )
 from torchquilt.pt2e.observer_points import QuantizationPoint
 from torchquilt.pt2e.qat.batch_norm import BatchNorm, FoldedBatchNorm
 from torchquilt.pt2e.qat.points import TrainingPoint
-from torchquilt.pt2e.qat.settled import SettledBias
-from torchquilt.pt2e.qat.switched import FloatWeight, SwitchedOperator
+from torchquilt.pt2e.qat.stored_tensors import Copied, FloatWeight
+from torchquilt.pt2e.qat.switched import SwitchedOperator
 
-#: ``node.meta`` of an operator that ``train()`` and ``eval()`` switch.
-_SWITCHED_KEY = "torchquilt_switched"
+#: ``node.meta`` of a node that computes what convert stores: the name under which it does.
+ASSIGNED_KEY = "torchquilt_assigned"
 
-#: The part of the name of a stored tensor that stands for the one that was folded or copied.
-_ASSIGNED = "torchquilt_assigned"
+#: ``node.meta`` of a call of a module: the operator that it stands for, its literals and its name.
+OPERATOR_KEY = "torchquilt_operator"
 
 
 def to_evaluation(model: GraphModule) -> GraphModule:
     """Bring a model into the form of evaluation, and note which operators are switched; changes ``model``."""
-    for node in switched_nodes(model):
-        node.meta[_SWITCHED_KEY] = True
+    for node in mark_switched(model):
         if is_in_training(node):
             set_training(node, False)
     for node in counters(model):
@@ -61,9 +61,6 @@ def to_evaluation(model: GraphModule) -> GraphModule:
     for region in regions(model):
         outdate(region.module)
     return model
-
-
-# --- There --------------------------------------------------------------------------------------------------
 
 
 def let_norms_train(model: GraphModule) -> GraphModule:
@@ -79,7 +76,7 @@ def let_norms_train(model: GraphModule) -> GraphModule:
         for node in nodes:
             if node in folded:
                 _unfold(region.module, node, folded[node], *reads[node])
-            elif overload_name(node) == "aten.batch_norm.default" and node.meta.get(_SWITCHED_KEY):
+            elif overload_name(node) == "aten.batch_norm.default" and is_switched(node):
                 _as_module(region.module, node)
     return model
 
@@ -199,7 +196,7 @@ def _turn(node: Node, name: str, arguments: tuple[Any, ...]) -> None:
 
     ``node.meta`` keeps the name of the tensor, for the way back.
     """
-    node.meta[_ASSIGNED] = str(node.target)
+    node.meta[ASSIGNED_KEY] = str(node.target)
     node.op, node.target, node.args = "call_module", name, arguments
 
 
@@ -219,13 +216,10 @@ def _as_module(model: GraphModule, node: Node) -> None:
     outdate(model)
 
 
-_WAY_BACK = "torchquilt_operator"
-
-
 def _replace(node: Node, new: Node) -> None:
     """Let a call of a module replace an operator, and remember the operator."""
     new.meta.update(node.meta)
-    new.meta[_WAY_BACK] = (node.target, _literals(node), node.name)
+    new.meta[OPERATOR_KEY] = (node.target, _literals(node), node.name)
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
 
@@ -247,7 +241,7 @@ def let_switches_follow(model: GraphModule) -> GraphModule:
     """Let each operator that is switched follow the mode of the model; changes ``model``."""
     for region in regions(model):
         for node in list(region.module.graph.nodes):
-            if node.meta.get(_SWITCHED_KEY) and training_flag(node) is not None:
+            if is_switched(node) and training_flag(node) is not None:
                 _let_follow(region.module, node)
     return model
 
@@ -313,18 +307,6 @@ def let_copies_follow(model: GraphModule) -> GraphModule:
     return model
 
 
-class Copied(torch.nn.Module):
-    """A tensor in the shape in which convert stores it."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor, broadcast to that shape."""
-        return tensor if tensor.shape == self.shape else tensor.reshape(-1).expand(self.shape)
-
-
 def replace_points(
     model: GraphModule, make: Callable[[QuantizationPoint[Any], Region, list[Node]], TrainingPoint]
 ) -> GraphModule:
@@ -351,8 +333,8 @@ def _check_is_run(region: Region) -> None:
     operator = "" if call is None else call.operator.name
     if operator not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
         raise ModelError(
-            f"What {operator or 'control flow'} runs cannot be trained with quantization: torch traces it "
-            "to differentiate it, and nothing can be observed there.",
+            f"Operators in a subgraph of {operator or 'control flow'} cannot be trained with quantization: "
+            "torch traces it to differentiate it, and nothing can be observed there.",
             node=region.path,
             expected="no quantized operators in subgraphs of control flow",
             got=f"annotated operators in {region.path}",
@@ -366,106 +348,3 @@ def _calls_of_points(model: GraphModule) -> dict[str, list[Node]]:
         if _point_at(model, node) is not None:
             calls.setdefault(str(node.target), []).append(node)
     return calls
-
-
-# --- Back ---------------------------------------------------------------------------------------------------
-
-
-def back_to_constants(model: GraphModule) -> GraphModule:
-    """Store what is folded and copied as constants, and write modules as operators; changes ``model``."""
-    for region in regions(model):
-        module = region.module
-        before = len(module.graph.nodes)
-        for node in list(module.graph.find_nodes(op="call_module")):
-            held = module._modules.get(str(node.target))
-            if isinstance(held, FoldedBatchNorm) and node.args[0] == "normalized":
-                node.replace_all_uses_with(node.args[1])
-                module.graph.erase_node(node)
-            elif isinstance(held, TrainingPoint) and len(node.args) == 3:
-                node.args = node.args[: 1 if node.args[1] else 2]
-            elif isinstance(held, (SettledBias, FloatWeight)):
-                node.replace_all_uses_with(node.args[0])
-                module.graph.erase_node(node)
-        _store_values(module)
-        for node in list(module.graph.find_nodes(op="call_module")):
-            if _WAY_BACK in node.meta:
-                _write_operator(module, node)
-        _drop_idle(module)
-        if len(module.graph.nodes) != before:
-            outdate(module)
-    return model
-
-
-class _Values:
-    """Values of nodes that are computed from stored tensors, through modules as well."""
-
-    def __init__(self, model: GraphModule) -> None:
-        self._model = model
-        self._known: dict[Node, Any] = {}
-
-    def of(self, node: Node) -> Any:
-        if node not in self._known:
-            self._known[node] = self._computed(node)
-        return self._known[node]
-
-    def _computed(self, node: Node) -> Any:
-        if node.op == "get_attr":
-            return attribute(self._model, str(node.target))
-        target: Any = node.target
-        if node.op == "call_module":
-            target = getattr(self._model, str(node.target))
-        return target(*torch.fx.map_arg(node.args, self.of), **torch.fx.map_arg(node.kwargs, self.of))
-
-
-def _store_values(model: GraphModule) -> None:
-    """Store what modules compute of stored tensors, all of it before any takes the name of another one."""
-    values = _Values(model)
-    with torch.no_grad():
-        found = [(node, values.of(node)) for node in model.graph.nodes if _ASSIGNED in node.meta]
-    for node, value in found:
-        name = node.meta.pop(_ASSIGNED)
-        store_tensor(model, name, torch.nn.Parameter(value.detach().clone(), requires_grad=False))
-        node.op, node.target, node.args = "get_attr", name, ()
-
-
-def _write_operator(model: GraphModule, node: Node) -> None:
-    """The operator that a module stands for, in evaluation mode."""
-    target, literals, name = node.meta.pop(_WAY_BACK)
-    schema = [argument.name for argument in target._schema.arguments]
-    held = model._modules[str(node.target)]
-    if isinstance(held, BatchNorm):
-        roles = ("input", "weight", "bias", "running_mean", "running_var")
-        tensors: Mapping[str, Any] = dict(zip(roles, node.args, strict=False))
-    else:
-        tensors = {**dict(zip(schema, node.args, strict=False)), **node.kwargs}
-    args = tuple(tensors.get(one, literals.get(one)) for one in schema)
-    positional, keywords = _split(target, args)
-    with model.graph.inserting_before(node):
-        new = model.graph.create_node("call_function", target, positional, keywords)
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    model.graph.erase_node(node)
-    new.name = name
-
-
-def _split(target: Any, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Values of all arguments of an operator, by position and by name."""
-    arguments = target._schema.arguments
-    positional = tuple(v for a, v in zip(arguments, values, strict=True) if not a.kwarg_only)
-    return positional, {a.name: v for a, v in zip(arguments, values, strict=True) if a.kwarg_only}
-
-
-def _drop_idle(model: GraphModule) -> None:
-    """Erase what only modules of training read, and those modules."""
-    for node in reversed(list(model.graph.nodes)):
-        held = model._modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(held, (FoldedBatchNorm, Copied)) and not node.users:
-            model.graph.erase_node(node)
-    for node in reversed(list(model.graph.find_nodes(op="get_attr"))):
-        if not node.users:
-            model.graph.erase_node(node)
-    called = {str(node.target) for node in model.graph.find_nodes(op="call_module")}
-    kinds = (FoldedBatchNorm, BatchNorm, SwitchedOperator, Copied, SettledBias, FloatWeight)
-    for name, held in list(model.named_children()):
-        if isinstance(held, kinds) and name not in called:
-            model.delete_submodule(name)
