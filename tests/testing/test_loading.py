@@ -47,6 +47,7 @@ def test_an_unrelated_project_does_not_load_the_kit(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_the_command_of_the_kit_is_one_line(tmp_path: Path) -> None:
     """Its options are known without any other argument; help lists them."""
     done = run_pytest(tmp_path, "--pyargs", "torchquilt.testing", "--help")

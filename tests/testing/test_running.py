@@ -66,6 +66,7 @@ def test_a_supplied_model_is_used(tmp_path: Path) -> None:
     assert run.line("sigmoid-static")[1:3] == ["yes", "yes"]
 
 
+@pytest.mark.long
 def test_lowering_that_nobody_checked_is_said_not_to_be(tmp_path: Path) -> None:
     """A target without a checker is neither a pass nor a failure in the table."""
     run = run_kit(tmp_path, "--torchquilt-quantizer=false_tables:Honest", "-k", "annotates")

@@ -49,6 +49,7 @@ def test_operators_of_matrices_run_as_the_ledger_says() -> None:
     assert list(differences(SUBJECT, "executorch", SAMPLE)) == []
 
 
+@pytest.mark.long
 def test_operators_of_images_run_as_the_ledger_says() -> None:
     """Likewise, for what stands between convolutions."""
     assert list(differences(SUBJECT, "executorch", SAMPLE_OF_IMAGES)) == []

@@ -19,6 +19,7 @@ from plugins.oracle import (
     describe,
     oracle_config,
     oracle_quantizer,
+    our_config,
     our_quantizer,
     per_token,
     quantized_by_oracle,
@@ -26,6 +27,7 @@ from plugins.oracle import (
 )
 from plugins.xnnpack.test_oracle_differences import DIFFERENCES
 from strategies import RandomModel, random_models
+from torchquilt_xnnpack import XNNPACKQuantizer
 
 LINEAR = torch.ops.aten.linear.default
 
@@ -197,13 +199,14 @@ def test_random_graphs_are_quantized_as_by_the_oracle(random_model: RandomModel)
 def test_random_graphs_are_quantized_dynamically_as_by_the_oracle(random_model: RandomModel) -> None:
     """Dynamic: the same linears, with the same weights, per token, and nothing else.
 
-    It is asked for linears alone: of convolutions we offer no dynamic ones. Elsewhere it makes constants of
-    numbers, so only the linears are compared in full.
+    Both are asked for linears alone: the oracle has one range for an image where we have one for each pixel.
+    Elsewhere it makes constants of numbers, so only the linears are compared in full.
     """
     model = Model(random_model, (random_model.example,))
     asked = OracleQuantizer().set_operator_type(LINEAR, oracle_config(is_dynamic=True))
     theirs = quantized_by_oracle(model, asked)
-    ours = quantized_by_us(model, our_quantizer(is_dynamic=True))
+    config = our_config(is_dynamic=True)
+    ours = quantized_by_us(model, XNNPACKQuantizer().set_operator_type(LINEAR, config))
 
     assert linears(ours) == [per_token(line) for line in linears(theirs)]
     assert {call.name for call in calls_of(ours) if any(call.reads)} <= {"linear"}

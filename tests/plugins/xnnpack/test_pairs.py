@@ -15,7 +15,7 @@ __all__ = ["process"]  # a fixture
 
 _PARTS = 20
 #: Of each so many pairs one is tried in every run.
-_SAMPLE = 120
+_SAMPLE = 180
 
 
 @cache

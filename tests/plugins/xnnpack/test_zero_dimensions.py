@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -35,6 +36,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.long
 def test_numbers_beside_quantized_tensors_are_lowered_and_run() -> None:
     """Whatever has no dimensions stays in float; the layers are integers, and each result is right."""
     torch.manual_seed(0)
