@@ -161,6 +161,16 @@ def work_for(exported: GraphModule, quantizer: tq.Quantizer, *images: torch.Tens
     return preparing, converting
 
 
+def work_for_training(exported: GraphModule, quantizer: tq.Quantizer, choice: str) -> tuple[Work, Work]:
+    """What is done to prepare a model for training, and to convert it after a pass in training mode."""
+    with counting() as preparing:
+        trained = tq.prepare_qat_pt2e(exported, quantizer, fake_quantize=choice, strict=False)
+    trained(IMAGE)
+    with counting() as converting:
+        tq.convert_pt2e(trained)
+    return preparing, converting
+
+
 def rule_for_each(count: int) -> XNNPACKQuantizer:
     """A rule for each of many blocks."""
     quantizer = XNNPACKQuantizer()
@@ -202,6 +212,22 @@ def test_the_work_is_linear(name: str) -> None:
     for small, middle, large in zip(*works, strict=True):
         assert large.lines - middle.lines == pytest.approx(2 * (middle.lines - small.lines), rel=0.01)
         assert small.compilations == middle.compilations == large.compilations
+
+
+@pytest.mark.filterwarnings("ignore:Something was asked for in this model")
+@pytest.mark.parametrize("choice", ["moving_average", "learned"])
+@pytest.mark.parametrize("name", ["batch norms", "residual blocks", "joins"])
+def test_the_work_of_training_is_linear(name: str, choice: str) -> None:
+    """So it is to prepare a model for training and to convert it, and code is generated once for each."""
+    make, quantizer = CASES[name]
+    models = [export(make(size), IMAGE).module() for size in SIZES]
+    work_for_training(models[0], quantizer(SIZES[0]), choice)
+    works = [
+        work_for_training(model, quantizer(size), choice) for model, size in zip(models, SIZES, strict=True)
+    ]
+    for small, middle, large in zip(*works, strict=True):
+        assert large.lines - middle.lines == pytest.approx(2 * (middle.lines - small.lines), rel=0.01)
+        assert small.compilations == large.compilations == 1
 
 
 @pytest.mark.filterwarnings("ignore:Something was asked for in this model")

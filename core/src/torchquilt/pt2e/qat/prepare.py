@@ -14,12 +14,11 @@ from torchquilt._internal.garbage_collection import garbage_collector_disabled
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.code_generation import generate_code
-from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import overload_name
 from torchquilt.graph.passes import Pass, run_passes
 from torchquilt.graph.shared_storage import tensors_of
-from torchquilt.graph.subgraphs import Region, nodes_of
+from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.graph.training_mode import always_draws, was_exported_in_training
 from torchquilt.observers import MinMaxObserver, QParams
 from torchquilt.pt2e.annotate import annotate_copy
@@ -44,6 +43,7 @@ from torchquilt.pt2e.qat.points import ParameterPoint, Standing, TrainingPoint, 
 from torchquilt.pt2e.qat.ranges import Ranges, known_ranges
 from torchquilt.pt2e.qat.settling import let_biases_settle, settle_before_passes
 from torchquilt.pt2e.qat.wiring import (
+    Calls,
     let_copies_follow,
     let_float_weights_rest,
     let_norms_train,
@@ -180,15 +180,10 @@ def _share(choice: str) -> float | None:
 
 
 def _point(
-    point: QuantizationPoint[Any],
-    region: Region,
-    calls: list[Node],
-    *,
-    share: float | None,
-    known: Ranges,
+    point: QuantizationPoint[Any], calls: Calls, *, share: float | None, known: Ranges
 ) -> TrainingPoint:
     """The point of training for one of a prepared model."""
-    standing = Standing(point.names, _modules(calls))
+    standing = Standing(point.names, _modules(calls.nodes))
     if isinstance(point, FixedPoint):
         return KnownPoint(point.spec, point.qparams(), standing)
     if isinstance(point, DerivedPoint):
@@ -196,7 +191,7 @@ def _point(
     if isinstance(point, DynamicPoint):
         return DynamicTrainingPoint(point.spec, standing)
     if isinstance(point, ConstantPoint):
-        return _weight_point(point, region, calls, standing, is_learned=share is None)
+        return _weight_point(point, calls, standing, is_learned=share is None)
     assert isinstance(point, ObservedPoint)
     return _activation_point(point, calls, standing, share, known)
 
@@ -209,15 +204,9 @@ def _modules(calls: list[Node]) -> tuple[str, ...]:
 
 
 def _weight_point(
-    point: ConstantPoint, region: Region, calls: list[Node], standing: Standing, *, is_learned: bool
+    point: ConstantPoint, calls: Calls, standing: Standing, *, is_learned: bool
 ) -> TrainingPoint:
-    names = {name for name, held in region.module.named_children() if isinstance(held, QuantizationPoint)}
-    values = {
-        origin: constant_value(region.module, origin, names)
-        for call in calls
-        for origin in (_behind(call, names),)
-    }
-    found = point.qparams_for([*values.values()])
+    found = point.qparams_for(calls.values())
     shape = tuple(found.scale.shape)
     if is_learned and not found.zero_point.is_floating_point():
         learned = LearnedPoint(point.spec, standing, shape, is_constant=True)
@@ -228,22 +217,12 @@ def _weight_point(
     return weight
 
 
-def _behind(call: Node, points: set[str]) -> Node:
-    while call.op == "call_module" and str(call.target) in points:
-        (call,) = call.all_input_nodes
-    return call
-
-
 def _activation_point(
-    point: ObservedPoint,
-    calls: list[Node],
-    standing: Standing,
-    share: float | None,
-    known: Ranges,
+    point: ObservedPoint, calls: Calls, standing: Standing, share: float | None, known: Ranges
 ) -> TrainingPoint:
     shape: tuple[int, ...] = ()
     if point.spec.ch_axis is not None:
-        shape = (int(calls[0].meta["val"].shape[point.spec.ch_axis]),)
+        shape = (int(calls.nodes[0].meta["val"].shape[point.spec.ch_axis]),)
     found = known.of(point)
     if share is None:
         learned = LearnedPoint(point.spec, standing, shape, is_constant=False)

@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attrs
 import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.errors import ModelError
 from torchquilt.graph.batch_norm_folding import UNFOLD_KEY, Folded
 from torchquilt.graph.code_generation import outdate
+from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.edits import fake_like, free_name, store_tensor, take_origin
 from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import (
@@ -307,21 +309,47 @@ def let_copies_follow(model: GraphModule) -> GraphModule:
     return model
 
 
+@attrs.frozen(eq=False)
+class Calls:
+    """Calls of a point.
+
+    Args:
+        region: the region that they are in.
+        nodes: the calls.
+        points: names of all points of the region.
+    """
+
+    region: Region
+    nodes: list[Node]
+    points: frozenset[str]
+
+    def values(self) -> list[torch.Tensor]:
+        """The constants that the point is called with, each once."""
+        origins = dict.fromkeys(map(self._behind_points, self.nodes))
+        return [constant_value(self.region.module, origin, self.points) for origin in origins]
+
+    def _behind_points(self, node: Node) -> Node:
+        while node.op == "call_module" and str(node.target) in self.points:
+            (node,) = node.all_input_nodes
+        return node
+
+
 def replace_points(
-    model: GraphModule, make: Callable[[QuantizationPoint[Any], Region, list[Node]], TrainingPoint]
+    model: GraphModule, make: Callable[[QuantizationPoint[Any], Calls], TrainingPoint]
 ) -> GraphModule:
     """Put another module at each point; changes ``model``.
 
     Args:
         model: a prepared model.
-        make: the module for a point, from the region that it is in and the nodes that call it.
+        make: the module for a point, from the calls of it.
     """
     for region in regions(model):
         calls = _calls_of_points(region.module)
         if calls:
             _check_is_run(region)
+        names = frozenset(calls)  # while the first of them are replaced already
         for name, nodes in calls.items():
-            region.module.add_module(name, make(getattr(region.module, name), region, nodes))
+            region.module.add_module(name, make(getattr(region.module, name), Calls(region, nodes, names)))
     return model
 
 
