@@ -23,7 +23,7 @@ ROOMS = sorted(path.parent.name for path in CORE.glob("*/__init__.py"))
 PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
 
 #: Modules at the top of the core: what users and authors of plugins import, and what every room reads.
-AT_THE_TOP = {"__init__", "__main__", "backend", "errors", "qat", "reasons"}
+AT_THE_TOP = {"__init__", "__main__", "backend", "errors", "qat", "reasons", "recovery"}
 PUBLIC = {"torchquilt", "torchquilt.backend", "torchquilt.errors", "torchquilt.observers"}
 
 

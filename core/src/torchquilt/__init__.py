@@ -17,7 +17,10 @@ from torchquilt._internal.lazy_imports import lazy_names
 # For each module, the public names that it defines. The imports below say the same to type checkers, and a
 # test holds the two equal.
 _PUBLIC = {
-    "": ("qat",),
+    "": (
+        "qat",
+        "recovery",
+    ),
     "artifact": (
         "load",
         "save",
@@ -124,6 +127,7 @@ __all__ = sorted([*_MODULE_OF, "__version__"])
 
 if TYPE_CHECKING:
     from torchquilt import qat as qat
+    from torchquilt import recovery as recovery
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
     from torchquilt.errors import AnnotationError as AnnotationError

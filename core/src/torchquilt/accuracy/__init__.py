@@ -1,0 +1,1 @@
+"""Accuracy: see where a quantized model loses it, and get it back."""
