@@ -72,15 +72,15 @@ class Transformer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(50, 16), nn.Embedding(12, 16)
+        self.words, self.positions = nn.Embedding(50, 16), nn.Embedding(12, 16)
         layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, activation="gelu")
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(16, 4)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """A score for each class."""
-        places = torch.arange(tokens.shape[1])
-        hidden = self.layers(self.words(tokens) + self.places(places))
+        positions = torch.arange(tokens.shape[1])
+        hidden = self.layers(self.words(tokens) + self.positions(positions))
         return self.head(hidden.mean(1))
 
 
@@ -96,15 +96,15 @@ class Decoder(nn.Module):
         self.register_buffer("keys", torch.zeros(1, length, 16))
         self.register_buffer("values", torch.zeros(1, length, 16))
 
-    def forward(self, token: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    def forward(self, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """The scores of the next token."""
         hidden = self.words(token)
         x = self.norm(hidden)
-        self.keys.index_copy_(1, place, self.key(x))
-        self.values.index_copy_(1, place, self.value(x))
+        self.keys.index_copy_(1, position, self.key(x))
+        self.values.index_copy_(1, position, self.value(x))
         scores = self.query(x) @ self.keys.transpose(1, 2) / 4
-        hidden_places = torch.arange(self.keys.shape[1]) > place
-        scores = scores.masked_fill(hidden_places, torch.finfo(torch.float32).min)
+        later = torch.arange(self.keys.shape[1]) > position
+        scores = scores.masked_fill(later, torch.finfo(torch.float32).min)
         hidden = hidden + self.mix(scores.softmax(-1) @ self.values)
         return self.out(hidden + self.down(functional.silu(self.up(hidden))))
 

@@ -97,11 +97,11 @@ def test_the_names_of_a_plugin_agree(folder: Path, project: dict[str, Any], mani
     assert project["name"] == f"torchquilt-{folder.name.replace('_', '-')}"
     assert project["entry-points"] == {"torchquilt": {folder.name: f"torchquilt_{folder.name}.plugin"}}
     assert manifest.name == folder.name
-    places = ((manifest.quantizer, "quantizer"), (manifest.target, "target"))
-    for place, module in places:
-        assert place is None or place.startswith(f"torchquilt_{folder.name}.{module}:")
-    for place in manifest.contributions.values():
-        assert place == f"torchquilt_{folder.name}.lowering:CONTRIBUTION"
+    named = ((manifest.quantizer, "quantizer"), (manifest.target, "target"))
+    for path, module in named:
+        assert path is None or path.startswith(f"torchquilt_{folder.name}.{module}:")
+    for path in manifest.contributions.values():
+        assert path == f"torchquilt_{folder.name}.lowering:CONTRIBUTION"
 
 
 def test_a_plugin_is_made_for_this_core(project: dict[str, Any], manifest: Manifest) -> None:
@@ -144,15 +144,15 @@ def test_a_backend_says_how_it_is_lowered(backend: Manifest) -> None:
     """For each target that it claims and that is among these plugins, it gives a contribution."""
     ours = {manifest_of(folder).name for folder in TARGETS}
     assert set(backend.contributions) == ours & set(backend.targets)
-    for place in backend.contributions.values():
-        assert isinstance(named_by(place), Contribution)
+    for path in backend.contributions.values():
+        assert isinstance(named_by(path), Contribution)
 
 
 @pytest.mark.parametrize("folder", TARGETS, ids=lambda folder: folder.name)
 def test_a_target_can_be_made_without_arguments(folder: Path) -> None:
     """Its class has what the core calls, and needs nothing to be made."""
-    place = manifest_of(folder).target
-    assert place is not None
-    made = named_by(place)()
+    path = manifest_of(folder).target
+    assert path is not None
+    made = named_by(path)()
     assert callable(made.lower)
     assert callable(made.open)

@@ -14,12 +14,12 @@ def calls_in(modules: tuple[ModuleType, ...], function: Callable[[], object]) ->
     A package stands for all that is in it.
     """
     files = [Path(str(module.__file__)) for module in modules]
-    places = tuple(str(file.parent if file.name == "__init__.py" else file) for file in files)
+    folders = tuple(str(file.parent if file.name == "__init__.py" else file) for file in files)
     count = 0
 
     def listen(frame: FrameType, event: str, _: object) -> None:
         nonlocal count
-        count += event in ("call", "c_call") and frame.f_code.co_filename.startswith(places)
+        count += event in ("call", "c_call") and frame.f_code.co_filename.startswith(folders)
 
     sys.setprofile(listen)
     try:

@@ -44,7 +44,7 @@ def test_a_report_counts_what_is_no_data() -> None:
     assert -6 < seen.low < 0
     assert report.batches == 2
     assert "left out" in str(report)
-    assert seen.places[0] in str(report)
+    assert seen.edges[0] in str(report)
 
 
 @pytest.mark.parametrize("observer", ["histogram", "minmax"])
@@ -116,7 +116,7 @@ def test_a_branch_that_was_never_taken_is_told() -> None:
 
     prepared = tq.calibrate(prepare(Gated(), QUANTIZER, torch.ones(2, 4)), [torch.ones(2, 4)])
     report = tq.calibration_of(prepared)
-    assert any("false_graph" in place for tensor in report.never_reached for place in tensor.places)
+    assert any("false_graph" in edge for tensor in report.never_reached for edge in tensor.edges)
     assert "never reached: " in str(report)
 
 
@@ -133,7 +133,7 @@ def test_an_outlier_is_a_warning_in_the_ledger() -> None:
     ledger = tq.ledger_of(tq.convert_pt2e(prepared))
     (caution, *_) = ledger.warnings
     assert caution.code == "outlier"
-    assert "input" in caution.place
+    assert "input" in caution.edges
     assert f"warning: {caution}" in str(ledger)
     assert tq.Ledger.from_json(ledger.to_json()) == ledger
     assert any("outlier" in text for text in Page(ledger._repr_html_()).texts)

@@ -86,8 +86,8 @@ def test_every_call_of_the_protocol_is_made(form: str) -> None:
             heard.append("capabilities")
             return tq.Capabilities()
 
-        def prepare_obs_or_fq_callback(self, model: GraphModule, places: Points) -> None:
-            heard.append(f"callback {len(places)}")
+        def prepare_obs_or_fq_callback(self, model: GraphModule, points: Points) -> None:
+            heard.append(f"callback {len(points)}")
 
     class Derived(Listener, tq.Quantizer):
         pass
@@ -128,7 +128,7 @@ def test_each_call_goes_through_all_quantizers_before_the_next_one(
         def validate(self, model: GraphModule) -> None:
             heard.append(f"validate {self.label}")
 
-        def prepare_obs_or_fq_callback(self, model: GraphModule, places: Points) -> None:
+        def prepare_obs_or_fq_callback(self, model: GraphModule, points: Points) -> None:
             heard.append(f"callback {self.label}")
 
     one, two, three = map(Listener, "123")
@@ -337,14 +337,14 @@ def test_a_callback_sees_every_place_and_one_module_for_each_group(program: Expo
     def look(model: GraphModule, points: Points) -> None:
         assert not any(node.op == "call_module" and node.users for node in model.graph.nodes)
         assert all(
-            (place[1] if isinstance(place, tuple) else place) in set(model.graph.nodes) for place in points
+            (edge[1] if isinstance(edge, tuple) else edge) in set(model.graph.nodes) for edge in points
         )
         seen.update(points)
 
     prepared = tq.prepare_pt2e(program, Calling(look))
     groups: dict[int, set[str]] = {}
-    for place, point in seen.items():
-        groups.setdefault(id(point), set()).add(str(place))
+    for edge, point in seen.items():
+        groups.setdefault(id(point), set()).add(str(edge))
     assert sorted(map(sorted, groups.values())) == [
         ["(args_0, linear)"],
         ["(layers_0_weight, linear)"],
@@ -361,7 +361,7 @@ def points_of(model: GraphModule) -> list[QuantizationPoint[Any]]:
 
 def kinds_of(points: Points) -> dict[str, type]:
     """Place → kind of point."""
-    return {str(place): type(point) for place, point in points.items()}
+    return {str(edge): type(point) for edge, point in points.items()}
 
 
 def test_the_point_says_how_its_parameters_are_found(program: ExportedProgram) -> None:
@@ -397,12 +397,12 @@ def test_a_callback_may_replace_a_point_at_all_its_places(program: ExportedProgr
 
     def replace(_: GraphModule, points: Points) -> None:
         new: dict[int, QuantizationPoint[Any]] = {}
-        for place, point in points.items():
+        for edge, point in points.items():
             if isinstance(point, ObservedPoint):
-                points[place] = new.setdefault(id(point), FixedPoint(known, point.names))
+                points[edge] = new.setdefault(id(point), FixedPoint(known, point.names))
             else:
                 observed = ObservedPoint(point.spec, MinMaxObserver(point.spec), point.names)
-                points[place] = new.setdefault(id(point), observed)
+                points[edge] = new.setdefault(id(point), observed)
 
     prepared = tq.prepare_pt2e(program, Calling(replace))
     quantized = tq.convert_pt2e(tq.calibrate(prepared, [X]))
@@ -411,8 +411,8 @@ def test_a_callback_may_replace_a_point_at_all_its_places(program: ExportedProgr
 
 
 def at_first(points: Points, kind: type) -> Any:
-    """The first place with a point of a kind."""
-    return next(place for place, point in points.items() if isinstance(point, kind))
+    """The first edge with a point of a kind."""
+    return next(edge for edge, point in points.items() if isinstance(point, kind))
 
 
 def _remove(points: Points) -> None:
@@ -425,13 +425,13 @@ def _add_a_place(points: Points) -> None:
 
 
 def _split(points: Points) -> None:
-    cat = next(place for place in points if isinstance(place, Node) and place.name == "cat")
+    cat = next(edge for edge in points if isinstance(edge, Node) and edge.name == "cat")
     points[cat] = copy.deepcopy(points[cat])
 
 
 def _join(points: Points) -> None:
     point = points[at_first(points, ObservedPoint)]
-    points.update({place: point for place in points if isinstance(points[place], ObservedPoint)})
+    points.update({edge: point for edge in points if isinstance(points[edge], ObservedPoint)})
 
 
 def _no_point(points: Points) -> None:
@@ -443,8 +443,8 @@ def _no_observer(points: Points) -> None:
 
 
 def _other_numbers(points: Points) -> None:
-    place, spec = at_first(points, ObservedPoint), tq.QuantizationSpec("uint8")
-    points[place] = ObservedPoint(spec, MinMaxObserver(spec), points[place].names)
+    edge, spec = at_first(points, ObservedPoint), tq.QuantizationSpec("uint8")
+    points[edge] = ObservedPoint(spec, MinMaxObserver(spec), points[edge].names)
 
 
 def _observer_of_other_numbers(points: Points) -> None:
@@ -452,8 +452,8 @@ def _observer_of_other_numbers(points: Points) -> None:
 
 
 def _not_constant(points: Points) -> None:
-    place = at_first(points, ObservedPoint)
-    points[place] = ConstantPoint(points[place].spec, points[place].names)
+    edge = at_first(points, ObservedPoint)
+    points[edge] = ConstantPoint(points[edge].spec, points[edge].names)
 
 
 @pytest.mark.parametrize(
@@ -471,7 +471,7 @@ def _not_constant(points: Points) -> None:
     ],
 )
 def test_a_callback_changes_nothing_that_was_decided(deed: Any, said: str, program: ExportedProgram) -> None:
-    """What is quantized, as what and with whom it shares is settled; the error names place and quantizer."""
+    """What is quantized, as what and with whom it shares is settled; the error names edge and quantizer."""
     with unharmed(program), pytest.raises(tq.QuantizerError, match=said) as caught:
         tq.prepare_pt2e(program, Calling(lambda _, points: deed(points)))
     assert caught.value.quantizer == "Calling"

@@ -47,7 +47,7 @@ def test_weights_that_are_cut_off_are_warned_of(
         model = converted(layer(sign), low, high, is_per_channel=is_per_channel)
     assert len([one for one in told if "cut_off" in str(one.message)]) == 1
     (caution,) = tq.ledger_of(model).warnings
-    assert (caution.place, caution.code) == ("weight → linear", "cut_off")
+    assert (caution.edges, caution.code) == ("weight → linear", "cut_off")
     if sign:
         assert caution.text.startswith(("9", "100%"))
 
@@ -72,7 +72,7 @@ def test_activations_are_told_as_weights_are() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             found = tq.ledger_of(tq.convert_pt2e(prepared)).warnings
-        assert [one.place for one in found] == ([part] if is_cut else [])
+        assert [one.edges for one in found] == ([part] if is_cut else [])
 
 
 def test_an_affine_range_reaches_everything() -> None:

@@ -286,8 +286,8 @@ def _gone(model: GraphModule) -> Node:
     return node
 
 
-def _derived(*places: Any) -> tq.DerivedQuantizationSpec:
-    return tq.DerivedQuantizationSpec(places, lambda pairs: pairs[0], "int32")
+def _derived(*sources: Any) -> tq.DerivedQuantizationSpec:
+    return tq.DerivedQuantizationSpec(sources, lambda pairs: pairs[0], "int32")
 
 
 # What is annotated: node, annotation → what the error says, of which type.

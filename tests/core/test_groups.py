@@ -43,7 +43,7 @@ def chain_of(count: int) -> tuple[GraphModule, list[Node]]:
 
 def names(groups: tuple[Group, ...]) -> list[set[str]]:
     """The edges and nodes of each group by name."""
-    return [{edge_name(place) for place in group.members} for group in groups]
+    return [{edge_name(edge) for edge in group.members} for group in groups]
 
 
 def test_an_output_and_its_edges_with_one_spec_are_one_group() -> None:
@@ -157,7 +157,7 @@ def test_sharing_with_oneself_is_a_circle() -> None:
 
 
 def test_sharing_with_a_place_without_a_spec_is_refused() -> None:
-    """The error names both places."""
+    """The error names both edges."""
     model, (a, b) = chain_of(2)
     b.meta[ANNOTATION_KEY] = Annotation({a: Shared(a)}, quantizer="acme")
     with pytest.raises(tq.SharingError) as caught:
@@ -178,7 +178,7 @@ def same(qparams: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor
 
 
 def derived(*sources: Any) -> tq.DerivedQuantizationSpec:
-    """The parameters of the first of some places."""
+    """The parameters of the first of several edges."""
     return tq.DerivedQuantizationSpec(sources, same, "int8")
 
 
@@ -212,7 +212,7 @@ def test_implicit_sharing_never_mixes_kinds() -> None:
 
 
 def test_equal_derived_specs_of_one_tensor_are_joined() -> None:
-    """An output and an edge that are derived from the same place by the same function are one group."""
+    """An output and an edge that are derived from the same edge by the same function are one group."""
     model, (a, b) = chain_of(2)
     (x,) = (node for node in model.graph.nodes if node.op == "placeholder")
     x.meta[ANNOTATION_KEY] = Annotation({}, INT8)
@@ -371,7 +371,7 @@ def outcome(model: GraphModule) -> Any:
         groups = find_groups(model.graph)
     except tq.SharingError as error:
         return error.problem
-    return [(str(group.spec), [edge_name(place) for place in group.members]) for group in groups]
+    return [(str(group.spec), [edge_name(edge) for edge in group.members]) for group in groups]
 
 
 @settings(max_examples=60)
@@ -392,7 +392,7 @@ def test_each_place_is_in_one_group_with_whom_it_shares(case: Any) -> None:
         groups = find_groups(model.graph)
     except tq.SharingError:
         return
-    member = {place: number for number, group in enumerate(groups) for place in group.members}
+    member = {edge: number for number, group in enumerate(groups) for edge in group.members}
     assert len(member) == sum(len(group.members) for group in groups)
     for node in model.graph.nodes:
         annotation = tq.annotation_of(node)
@@ -400,11 +400,11 @@ def test_each_place_is_in_one_group_with_whom_it_shares(case: Any) -> None:
             continue
         asked = {(source, node): spec for source, spec in annotation.input_qspec_map.items()}
         asked[node] = annotation.output_qspec
-        for place, spec in asked.items():
+        for edge, spec in asked.items():
             if isinstance(spec, Shared):
-                assert member[place] == member[spec.edge_or_node]
+                assert member[edge] == member[spec.edge_or_node]
             else:
-                assert groups[member[place]].spec == spec
+                assert groups[member[edge]].spec == spec
 
 
 def test_long_chains_of_sharing_are_followed_to_the_end() -> None:

@@ -69,9 +69,9 @@ LARGE = [SMALL + 1, 131_072, 147_456, 150_528, 196_608, 128 * 768 * 4, 200_003]
 @pytest.mark.parametrize("size", LARGE)
 def test_the_extremes_of_a_large_tensor_are_exact(size: int) -> None:
     """Wherever the smallest and the largest value are, they are found, and every value is counted."""
-    for place in (0, size // 3, size - 1):
+    for index in (0, size // 3, size - 1):
         x = normal(size)
-        x[place], x[place - 1] = 77.0, -55.0
+        x[index], x[index - 1] = 77.0, -55.0
         observer = observed(HistogramObserver, x)
         assert (float(observer.low), float(observer.high), observer.count) == (-55.0, 77.0, size)
 

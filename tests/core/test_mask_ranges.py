@@ -113,7 +113,7 @@ def test_a_range_that_may_be_that_of_a_mask_is_warned_of(
 ) -> None:
     """In the ledger and on the console; the warning names the tensor and says what to do."""
     found = warned(data, observer)
-    behind = [caution for caution in found if caution.place.startswith("linear")]
+    behind = [caution for caution in found if caution.edges.startswith("linear")]
     assert [caution.code for caution in behind] == [code]
     assert "leave the tensor in float" in behind[0].text
 

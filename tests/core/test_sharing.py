@@ -106,7 +106,7 @@ def outputs(model: nn.Module, *arguments: torch.Tensor) -> list[torch.Tensor]:
 
 
 # ----------------------------------------------------------------------------------------------------------
-# One tensor, several places
+# One tensor, several edges
 # ----------------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +306,7 @@ def test_a_join_with_a_tensor_of_known_parameters_requantizes_it(name: str) -> N
 
 @fixed
 def test_a_join_on_the_grid_of_known_parameters_needs_no_data(name: str) -> None:
-    """Where sharing leads to a fixed place, all of the group is on its grid, and nothing is observed."""
+    """All who share with a node of fixed parameters have them, and nothing is observed."""
     function, spec = FIXED[name]
 
     def on_the_fixed_grid(node: Node) -> tq.QuantizationAnnotation:
@@ -428,21 +428,21 @@ def reorder(model: GraphModule, chance: random.Random) -> None:
 
 
 def annotate_at_random(graph: torch.fx.Graph, seed: int) -> None:
-    """Give each output and each edge a spec, or let it share with or be derived from any other place.
+    """Give each output and each edge a spec, or let it share with or be derived from any other edge.
 
     What a node gets depends on its name alone, so it is the same wherever the node stands.
     """
     nodes = sorted((node for node in graph.nodes if node.op == "call_function"), key=lambda node: node.name)
-    places: list[Any] = [*nodes, *((source, node) for node in nodes for source in node.all_input_nodes)]
+    edges: list[Any] = [*nodes, *((source, node) for node in nodes for source in node.all_input_nodes)]
     for node in nodes:
         chance = random.Random(f"{seed} {node.name}")
 
-        def spec(place: Any, chance: random.Random = chance) -> Any:
-            other = chance.choice(places)
+        def spec(edge: Any, chance: random.Random = chance) -> Any:
+            other = chance.choice(edges)
             kind = chance.choice(["int8", "int8", "uint8", "fixed", "shared", "derived"])
-            if kind == "shared" and other != place:
+            if kind == "shared" and other != edge:
                 return Shared(other)
-            if kind == "derived" and other != place:
+            if kind == "derived" and other != edge:
                 return tq.DerivedQuantizationSpec((other,), doubled, "int8")
             return UNIT if kind == "fixed" else tq.QuantizationSpec(kind if "int" in kind else "int8")
 

@@ -287,7 +287,7 @@ def test_sources_may_be_given_as_a_list() -> None:
 
 
 def test_shared_specs_are_values() -> None:
-    """Equal when they point to the same place, an edge or a node."""
+    """Equal when they point to the same edge or node."""
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
     y = graph.call_function(torch.ops.aten.relu.default, (x,))

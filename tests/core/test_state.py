@@ -74,7 +74,7 @@ def window(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def slices(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """Writes into a part of a cache at a fixed place, and reads all of it."""
+    """Writes into a part of a cache at a fixed position, and reads all of it."""
     key = self.fc(x)
     self.cache[2:4] = key
     return self.cache.sum(0) + key
@@ -82,15 +82,15 @@ def slices(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 def index_put(self: Any, x: torch.Tensor) -> torch.Tensor:
     """Writes into a cache where a buffer of ints says, and feeds all of it into a quantized operator."""
-    self.places.copy_((self.places + 1) % 8)
-    self.cache[self.places] = self.fc(x)
+    self.positions.copy_((self.positions + 1) % 8)
+    self.cache[self.positions] = self.fc(x)
     return self.out(self.cache)
 
 
 def index_copy(self: Any, x: torch.Tensor) -> torch.Tensor:
     """The same by index_copy_, with a product over the cache."""
-    self.places.add_(1).remainder_(8)
-    self.cache.index_copy_(0, self.places, self.fc(x))
+    self.positions.add_(1).remainder_(8)
+    self.cache.index_copy_(0, self.positions, self.fc(x))
     return self.cache @ x.t()
 
 
@@ -157,7 +157,7 @@ class Case:
         parts = {"fc": nn.Linear(4, 4), "out": nn.Linear(4, 4)}
         model = Fn(self.forward, **parts, cache=torch.zeros(8, 4), memory=torch.zeros(2, 4))
         model.register_buffer("calls", torch.zeros(1, dtype=torch.int64))
-        model.register_buffer("places", torch.tensor([0, 3]))
+        model.register_buffer("positions", torch.tensor([0, 3]))
         model.register_buffer("keys", torch.zeros(8, 4))
         model.register_buffer("values", torch.zeros(8, 4), persistent=False)
         if self.forward is two_names:
@@ -183,8 +183,8 @@ CASES = {
         Case(rebound, ("memory",)),
         Case(window, ("memory",)),
         Case(slices, ("cache",), strict=True),
-        Case(index_put, ("cache", "places")),
-        Case(index_copy, ("cache", "places")),
+        Case(index_put, ("cache", "positions")),
+        Case(index_copy, ("cache", "positions")),
         Case(two_names, ("alias",), strict=True),
         Case(whole_and_part, ("cache",)),
         Case(without_gradients, ("calls", "memory")),

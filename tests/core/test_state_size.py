@@ -237,7 +237,7 @@ def test_a_weight_that_is_not_folded_can_still_be_changed() -> None:
 
 
 def test_a_constant_behind_a_quantized_constant_is_the_same_unfolded() -> None:
-    """A table that is quantized and read at constant places, and the result quantized again, in two ways."""
+    """A quantized table is read at constant positions, and the result is quantized again, in two ways."""
 
     def decide(node: Node) -> tq.QuantizationAnnotation | None:
         name = str(node.target)

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import torchquilt as tq
-from torchquilt.ledger.rows import Reason, Row
+from torchquilt.ledger.lowering_status import LoweringStatus
+from torchquilt.ledger.rows import Caution, Reason, Row, Tensor
+from torchquilt.lowering.program_facts import LoweredOperation, Ports
+from torchquilt.lowering.report import ProgramReport
 from torchquilt_xnnpack import SUPPORT
 
 #: Reason code of 0.1.0 → of today.
@@ -28,6 +31,45 @@ def test_a_ledger_with_an_old_code_has_the_new_one(old: str, new: str) -> None:
     text = tq.Ledger((row(old),)).to_json()
     assert f'"{old}"' in text
     assert tq.Ledger.from_json(text) == tq.Ledger((row(new),))
+
+
+STATUS = LoweringStatus("delegated_as_integers", "XnnpackBackend 0", "a text")
+LEDGER = tq.Ledger(
+    (Row("fc", "aten.linear.default", "", "q", "p", "r", (Tensor("output", "int8", 0),), (), 0, (), STATUS),),
+    warnings=(Caution("weight → fc", "cut_off", "a text"),),
+)
+
+
+def _with_places(data: dict[str, Any]) -> dict[str, Any]:
+    """A ledger under the names of 0.1.0."""
+    (row,), (warning,) = data["rows"], data["warnings"]
+    for value, name in (
+        (row["tensors"][0], "edge"),
+        (row["lowered"], "delegate"),
+        (warning, "edges"),
+    ):
+        value["place"] = value.pop(name)
+    return data
+
+
+def test_a_ledger_with_old_fields_has_the_new_ones() -> None:
+    """Fields that were renamed are read, in tensors, warnings and lowering statuses."""
+    assert tq.Ledger.from_plain(_with_places(LEDGER.to_plain())) == LEDGER
+
+
+def test_a_report_with_old_fields_has_the_new_ones() -> None:
+    """The report of a program names delegates, as operations and the ledger in it had another name for."""
+    operation = LoweredOperation("aten.linear.default", "fc", "", "XnnpackBackend 0", "integer")
+    report = ProgramReport(
+        "0" * 64, 1, "t", (), Ports((), ()), (), (), (operation,), (), (), (), None, LEDGER
+    )
+    data = report.to_plain()
+    (old,) = data["operations"]
+    old["place"] = old.pop("delegate")
+    data["ledger"] = _with_places(data["ledger"])
+    read = ProgramReport.from_json(json.dumps(data))
+    assert read.operations == (operation,)
+    assert read.ledger == LEDGER
 
 
 def _as_0_1(value: Any) -> Any:

@@ -145,7 +145,7 @@ def test_islands_that_both_leave_are_of_what_has_no_integer_kernel(name: str) ->
 def test_the_runtime_itself_has_less_to_do(name: str) -> None:
     """Fewer operators compute in float outside of the delegate: lookups and parts of tensors do not."""
     outside = [
-        [one for one in program.operations if not one.place and one.arithmetic == "float"]
+        [one for one in program.operations if not one.delegate and one.arithmetic == "float"]
         for program in (pair(name).ours, pair(name).theirs)
     ]
     assert len(outside[0]) < len(outside[1])
@@ -166,8 +166,8 @@ def test_a_decoder_goes_on_with_its_cache() -> None:
     fresh.load_state_dict(model.module.state_dict())
     fresh.keys.zero_()
     fresh.values.zero_()
-    for place, token in enumerate([3, 1, 4, 1, 5]):
-        inputs = (torch.tensor([[token]]), torch.tensor([place]))
+    for position, token in enumerate([3, 1, 4, 1, 5]):
+        inputs = (torch.tensor([[token]]), torch.tensor([position]))
         with torch.no_grad():
             expected = fresh(*inputs)
         assert sqnr(expected, program.run(*inputs)) > 20

@@ -153,11 +153,11 @@ def edges_asked(region: Region, unreached: set[str]) -> dict[str, list[str]]:
 def _grid(spec: Any) -> tuple[Any, ...]:
     """The integers that a spec asks for, itself or through what it shares parameters with."""
     while isinstance(spec, tq.SharedQuantizationSpec):
-        place = spec.edge_or_node
-        user = place[1] if isinstance(place, tuple) else place
+        source = spec.edge_or_node
+        user = source[1] if isinstance(source, tuple) else source
         annotation = tq.annotation_of(user)
         assert annotation is not None
-        spec = annotation.input_qspec_map[place[0]] if isinstance(place, tuple) else annotation.output_qspec
+        spec = annotation.input_qspec_map[source[0]] if isinstance(source, tuple) else annotation.output_qspec
     return spec.dtype, spec.quant_min, spec.quant_max
 
 

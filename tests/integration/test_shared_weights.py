@@ -283,5 +283,5 @@ def test_prepare_helper_is_the_public_flow() -> None:
     """prepare() of a tied model leaves one point for each way in which the table is quantized."""
     ids = torch.randint(0, 32, (2, 5))
     prepared = prepare(Tied(), composed({"is_dynamic": True}), ids)
-    places = [m.names for n, m in prepared.named_modules() if n.startswith("quantization_point")]
-    assert sum("embedding_weight" in place for group in places for place in group) <= 2
+    names = [m.names for n, m in prepared.named_modules() if n.startswith("quantization_point")]
+    assert sum("embedding_weight" in name for group in names for name in group) <= 2

@@ -149,9 +149,9 @@ def test_who_is_left_says_that_a_rank_is_gone(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     one = command([[0, 1, 2]], tmp_path, {"dies": 1})
     one[2] = json.dumps([[0, 1, 2], [3, 4, 5]])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     ranks = [
-        subprocess.Popen(one, env={**os.environ, **place, "RANK": str(rank)}, stderr=subprocess.PIPE)
+        subprocess.Popen(one, env={**os.environ, **settings, "RANK": str(rank)}, stderr=subprocess.PIPE)
         for rank in range(2)
     ]
     for process in ranks:

@@ -25,7 +25,7 @@ class Lowered:
     @property
     def outside(self) -> tuple[str, ...]:
         """The operators that the delegate did not take (``aten.squeeze_copy.dims``)."""
-        operations = (one.op for one in self.program.operations if not one.place)
+        operations = (one.op for one in self.program.operations if not one.delegate)
         return (*operations, *(one.op for one in self.program.leftovers))
 
     @property

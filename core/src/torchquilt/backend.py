@@ -119,7 +119,7 @@ _PUBLIC = {
         "TryingTarget",
     ),
     "lowering.float_marks": ("stays_in_float",),
-    "lowering.ledger_join": ("place_of",),
+    "lowering.ledger_join": ("node_in_words",),
     # Private API of torch, by way of one module of the core.
     "_internal.torch_private": (
         "FakeTensor",
@@ -176,7 +176,7 @@ if TYPE_CHECKING:
     from torchquilt.graph.subgraphs import regions as regions
     from torchquilt.intent.intent import Intent as Intent
     from torchquilt.lowering.float_marks import stays_in_float as stays_in_float
-    from torchquilt.lowering.ledger_join import place_of as place_of
+    from torchquilt.lowering.ledger_join import node_in_words as node_in_words
     from torchquilt.lowering.target import Arithmetic as Arithmetic
     from torchquilt.lowering.target import Constant as Constant
     from torchquilt.lowering.target import Contribution as Contribution

@@ -202,18 +202,18 @@ def test_a_calibration_that_was_cut_short_goes_on(
 
     The third batch is a pipe without a writer: the process waits there for the signal.
     """
-    data, place = Path(shutil.copytree(files.folder, tmp_path / "data")), tmp_path / "place"
-    place.mkdir()
+    data, folder = Path(shutil.copytree(files.folder, tmp_path / "data")), tmp_path / "folder"
+    folder.mkdir()
     (data / "2.npz").unlink()
     os.mkfifo(data / "2.npz")
     asked = ("quantize", files.model, "--recipe", files.recipe, "--data", data)
-    asked += ("-o", place / "out.pt2", "--checkpoint", place / "state")
+    asked += ("-o", folder / "out.pt2", "--checkpoint", folder / "state")
     terminal = Terminal.run(*torchquilt(*asked))
     terminal.read_until("2/4")
     with opened_by_both(data / "2.npz"):  # before it waits there, a signal might come just before the waiting
         terminal.process.send_signal(number)
         assert terminal.finish() == code
-    assert [path.name for path in place.iterdir()] == ["state"]
+    assert [path.name for path in folder.iterdir()] == ["state"]
     if number == signal.SIGINT:
         assert re.search(r"state holds 2 of 4 batches, to go on from\s+interrupted\s+$", terminal.words)
         assert "Traceback" not in terminal.text
@@ -223,4 +223,4 @@ def test_a_calibration_that_was_cut_short_goes_on(
     assert run(*asked).code == 0
     whole = tmp_path / "whole.pt2"
     assert run("quantize", files.model, "--recipe", files.recipe, "--data", files.data, "-o", whole).code == 0
-    assert not diff(read_lock(place / "out.pt2"), read_lock(whole))
+    assert not diff(read_lock(folder / "out.pt2"), read_lock(whole))

@@ -106,7 +106,7 @@ def test_the_place_and_the_reason_are_told() -> None:
     """For a delegated operator: which delegate, and which of its kernels, with the types it reads."""
     status = encoder_ledger(False)["linear"].lowered
     assert status is not None
-    assert status.place == "XnnpackBackend 0"
+    assert status.delegate == "XnnpackBackend 0"
     assert status.text == "the delegate runs FullyConnected(qint8, qcint8) -> qint8"
 
 

@@ -103,7 +103,7 @@ def test_one_step_of_the_grid_is_no_difference() -> None:
 
 
 def test_masked_values_that_are_equal_do_not_spoil_the_ratio() -> None:
-    """Infinities at the same places are equal; the rest is compared."""
+    """Infinities at the same positions are equal; the rest is compared."""
     module = Fn(lambda m, x: m.fc(x).masked_fill(x > 0, -math.inf), fc=nn.Linear(8, 8))
     found = tq.lower(converted(module, xnnpack(), normal(3, 8)), (normal(3, 8),), verify=True)
     assert found.verification

@@ -53,7 +53,7 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
     "one dimension of ids": lambda: Fn(lambda m, ids: m.table(ids[0]), table=embedding()),
     "one table read twice": lambda: Fn(lambda m, ids: m.table(ids) - m.table(ids % 4), table=embedding()),
     "two tables": lambda: Fn(
-        lambda m, ids: m.word(ids) * m.place(ids % 4), word=embedding(), place=embedding()
+        lambda m, ids: m.word(ids) * m.position(ids % 4), word=embedding(), position=embedding()
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Byte embeddings beside those of torchao: the same places and parameters, the integers rounded once."""
+"""Byte embeddings beside those of torchao: the same edges and parameters, the integers rounded once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Tied(nn.Module):
 MODELS = {
     "embedding": embedding,
     "two tables": lambda: Fn(
-        lambda m, ids: m.word(ids) + m.place(ids % 4), word=embedding(), place=embedding()
+        lambda m, ids: m.word(ids) + m.position(ids % 4), word=embedding(), position=embedding()
     ),
     "one table read twice": lambda: Fn(lambda m, ids: m.table(ids) - m.table(ids % 4), table=embedding()),
     "functional": lambda: Fn(lambda m, ids: nn.functional.embedding(ids, m.table), table=embedding().weight),
@@ -68,17 +68,17 @@ MODELS = {
 
 
 class Encoder(nn.Module):
-    """Words and places, LayerNorm, and two linears in a residual."""
+    """Words and positions, LayerNorm, and two linears in a residual."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.word, self.place = embedding(), embedding()
+        self.word, self.position = embedding(), embedding()
         self.norm = nn.LayerNorm(6)
         self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Embed, normalise, transform, add."""
-        hidden = self.norm(self.word(ids) + self.place(torch.arange(4)))
+        hidden = self.norm(self.word(ids) + self.position(torch.arange(4)))
         return self.down(self.up(hidden).relu()) + hidden
 
 

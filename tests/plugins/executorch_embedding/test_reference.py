@@ -35,8 +35,8 @@ def composed(**asked: bool) -> tq.ComposableQuantizer:
 def encoder() -> nn.Module:
     """Two tables, added, and a linear layer behind them."""
     torch.manual_seed(0)
-    parts = {"words": nn.Embedding(9, 16), "places": nn.Embedding(5, 16), "fc": nn.Linear(16, 6)}
-    return Fn(lambda m, ids: m.fc(m.words(ids) + m.places(torch.arange(5))), **parts)
+    parts = {"words": nn.Embedding(9, 16), "positions": nn.Embedding(5, 16), "fc": nn.Linear(16, 6)}
+    return Fn(lambda m, ids: m.fc(m.words(ids) + m.positions(torch.arange(5))), **parts)
 
 
 @pytest.mark.parametrize("ids", [IDS, IDS[0], IDS.to(torch.int32)], ids=["matrix", "vector", "int32"])

@@ -123,7 +123,7 @@ STATIC = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_
 
 def raised(model: GraphModule) -> dict[str, str]:
     """Place → what the ledger says of a scale that was raised."""
-    return {one.place: one.text for one in tq.ledger_of(model).warnings if one.code == "scale_raised"}
+    return {one.edges: one.text for one in tq.ledger_of(model).warnings if one.code == "scale_raised"}
 
 
 class Sums(nn.Module):
@@ -159,8 +159,8 @@ def test_a_pruned_channel_is_said_nothing_of() -> None:
 def test_the_ledger_says_which_scale_was_raised_and_why() -> None:
     """The edge or node, the factor, and what it is good for."""
     model = quantize(nn.Sequential(nn.Linear(8, 4), nn.Hardtanh(-1e-4, 1e-4)), STATIC, normal(4, 8) * 1e3)
-    ((place, text),) = raised(model).items()
-    assert place == "hardtanh"
+    ((edge, text),) = raised(model).items()
+    assert edge == "hardtanh"
     assert "times as large as calibration chose it, so that the integers of linear can be computed" in text
     assert text in str(tq.ledger_of(model))
 
@@ -209,10 +209,10 @@ def test_it_is_an_error_where_no_scale_is_left() -> None:
         def prepare_obs_or_fq_callback(self, model: GraphModule, points: dict[Any, Any]) -> None:
             from torchquilt.pt2e.observer_points import FixedPoint
 
-            for place, point in points.items():
-                if getattr(place, "name", "") == "linear":
+            for edge, point in points.items():
+                if getattr(edge, "name", "") == "linear":
                     fixed = tq.FixedQParamsQuantizationSpec("int8", 1e-9, 0, -128, 127)
-                    points[place] = FixedPoint(fixed, point.names)
+                    points[edge] = FixedPoint(fixed, point.names)
 
     quantizer = Fixing().set_global(get_symmetric_quantization_config(is_per_channel=True))
     prepared = tq.prepare_pt2e(export(nn.Linear(8, 4), normal(4, 8)), quantizer)

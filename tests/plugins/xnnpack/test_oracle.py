@@ -54,7 +54,7 @@ def both(name: str, is_per_channel: bool) -> tuple[Model, GraphModule, GraphModu
 @weights
 @pytest.mark.parametrize("name", SAME)
 def test_static_graphs_are_the_same(name: str, is_per_channel: bool) -> None:
-    """Quantize and dequantize stand at the same places with the same parameters between the same nodes."""
+    """Quantize and dequantize stand at the same edges with the same parameters between the same nodes."""
     _, theirs, ours = both(name, is_per_channel)
 
     assert describe(ours) == describe(theirs)

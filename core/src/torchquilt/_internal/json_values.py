@@ -7,7 +7,7 @@ taken as they are and never converted: what has a text where a size belongs is d
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -35,6 +35,16 @@ def from_plain(kind: type[_T], data: Any) -> _T:
         One of NOT_SUCH_VALUES: it is the data of something else.
     """
     return _CONVERTER.structure(data, kind)
+
+
+def with_new_names(data: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a value under the names of today.
+
+    Args:
+        data: as an earlier torchquilt wrote it, or this one.
+        names: names that it had then → of today.
+    """
+    return {names.get(name, name): value for name, value in data.items()}
 
 
 def parsed(text: str, what: str, error: type[TorchquiltError]) -> Any:

@@ -284,7 +284,7 @@ def _lock(program: ExportedProgram, record: Mapping[str, Any], file: BinaryIO) -
 
         screening.check_entries(entry.name for entry in entries)
         screening.check_program(read(PROGRAM_ENTRY))
-        places = {
+        payloads = {
             name: folder + held
             for folder, entry in screening.PAYLOAD_ENTRIES.items()
             for name, held in screening.check_payloads(read(entry)).items()
@@ -299,7 +299,7 @@ def _lock(program: ExportedProgram, record: Mapping[str, Any], file: BinaryIO) -
         capabilities=record.get("capabilities"),
         ledger_json=None if ledger is None else json.dumps(ledger, allow_nan=False),
         quantized=quantized_tensors(program),
-        tensors=stored_tensors(program, places),
+        tensors=stored_tensors(program, payloads),
         operators=operator_counts(program),
         entries=entries,
     )

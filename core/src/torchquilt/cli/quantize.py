@@ -240,7 +240,7 @@ def _telling_where(batches: FileBatches) -> Iterator[None]:
         yield
     except CalibrationError as error:
         if error.batch is not None:
-            error.problem = f"{batches.place_of(error.batch)}: {error.problem}"
+            error.problem = f"{batches.name_of(error.batch)}: {error.problem}"
         raise
 
 

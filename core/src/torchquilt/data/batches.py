@@ -27,24 +27,24 @@ class FileBatches:
     Made by :func:`open_batches`.
     """
 
-    def __init__(self, inputs: ModelInputs, places: Sequence[tuple[Path, int | None]]) -> None:
+    def __init__(self, inputs: ModelInputs, sources: Sequence[tuple[Path, int | None]]) -> None:
         self._inputs = inputs
-        self._places = tuple(places)
+        self._sources = tuple(sources)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._sources)
 
     def __iter__(self) -> Iterator[object]:
         opened: Path | None = None
         arrays: dict[str, StoredArray] = {}
-        for path, row in self._places:
+        for path, row in self._sources:
             if path != opened:
                 opened, arrays = path, _match(path, self._inputs.data, is_stacked=row is not None)
             yield self._inputs.batch({name: array.read(row) for name, array in arrays.items()})
 
-    def place_of(self, index: int) -> str:
-        """Position of a batch, for errors."""
-        path, row = self._places[index]
+    def name_of(self, index: int) -> str:
+        """File of a batch and its row there, for errors."""
+        path, row = self._sources[index]
         return str(path) if row is None else f"{path}, sample {row}"
 
 

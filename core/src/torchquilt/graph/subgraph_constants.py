@@ -162,8 +162,8 @@ def _new_placeholder(subgraph: GraphModule, name: str, served: Node) -> Node:
     if not wanted.isidentifier():  # it becomes an argument, and a module in a Sequential is called 0
         wanted = f"p_{wanted}"
     target = next(t for t in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if t not in taken)
-    place = subgraph.graph.inserting_after(held[-1]) if held else subgraph.graph.inserting_before()
-    with place:
+    insertion = subgraph.graph.inserting_after(held[-1]) if held else subgraph.graph.inserting_before()
+    with insertion:
         inside = subgraph.graph.placeholder(target)
     take_origin(inside, served)
     inside.meta["val"] = served.meta.get("val")

@@ -137,12 +137,12 @@ def _shadowed(rule: Rule, others: dict[Rule | None, Node]) -> IntentError:
         rule: it.
         others: the rules that decide in its place, each with a node.
     """
-    places = "; ".join(f"{other} decides for {node.name}" for other, node in [*others.items()][:3])
+    deciding = "; ".join(f"{other} decides for {node.name}" for other, node in [*others.items()][:3])
     narrow = " and ".join(dict.fromkeys(map(str, others)))
     return IntentError(
         f"The rule for {rule} never decides: more specific rules cover all that it is about.",
         expected=f"a node for which {rule} is the most specific rule",
-        got=places,
+        got=deciding,
         remedy=f"remove it, or narrow the rules for {narrow}",
     )
 

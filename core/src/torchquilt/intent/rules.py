@@ -190,14 +190,14 @@ def _forms(overload: str) -> tuple[str, str]:
     return f"{plain}.{name}", f"{plain}_.{name}"
 
 
-def _closed(places: Iterable[_Names]) -> tuple[_Names, ...]:
+def _closed(entries: Iterable[_Names]) -> tuple[_Names, ...]:
     """The nodes of the tree, and those that are reached from them without a further part."""
-    found = dict.fromkeys(places)
+    found = dict.fromkeys(entries)
     pending = list(found)
-    for place in pending:  # grows while it is walked
-        if place.any_depth is not None and place.any_depth not in found:
-            found[place.any_depth] = None
-            pending.append(place.any_depth)
+    for entry in pending:  # grows while it is walked
+        if entry.any_depth is not None and entry.any_depth not in found:
+            found[entry.any_depth] = None
+            pending.append(entry.any_depth)
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from torchquilt._internal.json_values import from_document, from_plain, parsed, to_plain
+from torchquilt._internal.json_values import from_document, from_plain, parsed, to_plain, with_new_names
 from torchquilt._internal.text_tables import Listing, counted, html_folded, html_list, html_table
 from torchquilt.errors import LedgerError, ModelError, did_you_mean
 from torchquilt.ledger.lowering_status import lowered_lines
@@ -247,7 +247,7 @@ def _share_text(share: Share) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     """A row for a notebook."""
-    what = [f"{tensor.place}: {tensor.spec}" for tensor in row.tensors]
+    what = [f"{tensor.edge}: {tensor.spec}" for tensor in row.tensors]
     why = [f"{reason.code}: {reason.text}" for reason in row.reasons]
     asked = [f"{reason.rule}: {reason.asked}" for reason in row.reasons if reason.rule]
     rule = row.rule or "\n".join(asked)
@@ -259,22 +259,31 @@ def _decision(row: Row | None) -> str:
         return "absent"
     if not row.is_quantized:
         return f"float ({row.code})"
-    specs = ", ".join(f"{tensor.place}: {tensor.spec}" for tensor in row.tensors)
+    specs = ", ".join(f"{tensor.edge}: {tensor.spec}" for tensor in row.tensors)
     return f"{row.quantizer} {row.pattern}" + (f" ({specs})" if specs else "")
 
 
-#: Reason codes as ledgers have them that torchquilt 0.1.0 wrote → as they are called now.
+#: Codes and fields of ledgers that torchquilt 0.1.0 wrote → of today.
 _NEW_CODES = {"not_worth_it": "not_profitable", "body_not_entered": "subgraph_not_entered"}
+_NEW_IN_TENSORS = {"place": "edge"}
+_NEW_IN_CAUTIONS = {"place": "edges"}
+_NEW_IN_STATUSES = {"place": "delegate"}
 
 
 def _ledger_from(data: dict[str, Any]) -> Ledger:
     known = {field.name: data[field.name] for field in attrs.fields(Ledger) if field.name in data}
-    found = from_plain(Ledger, known)
-    return attrs.evolve(found, rows=tuple(map(_with_new_codes, found.rows)))
+    known["rows"] = [_row_of_today(row) for row in known["rows"]]
+    known["warnings"] = [with_new_names(one, _NEW_IN_CAUTIONS) for one in known.get("warnings", ())]
+    return from_plain(Ledger, known)
 
 
-def _with_new_codes(row: Row) -> Row:
-    if not any(reason.code in _NEW_CODES for reason in row.reasons):
-        return row
-    renamed = (attrs.evolve(one, code=_NEW_CODES.get(one.code, one.code)) for one in row.reasons)
-    return attrs.evolve(row, reasons=tuple(renamed))
+def _row_of_today(row: dict[str, Any]) -> dict[str, Any]:
+    lowered = row.get("lowered")
+    return {
+        **row,
+        "tensors": [with_new_names(tensor, _NEW_IN_TENSORS) for tensor in row["tensors"]],
+        "reasons": [
+            {**reason, "code": _NEW_CODES.get(reason["code"], reason["code"])} for reason in row["reasons"]
+        ],
+        "lowered": None if lowered is None else with_new_names(lowered, _NEW_IN_STATUSES),
+    }

@@ -19,12 +19,12 @@ class LoweringStatus:
 
     Args:
         code: a stable code, one of :data:`torchquilt.reasons.LOWERING_STATUSES`.
-        place: the delegate that runs it and its number in the program; empty where none does.
+        delegate: the delegate that runs it and its number in the program; empty where none does.
         text: how that is known; for what a delegate refuses, its words.
     """
 
     code: str
-    place: str
+    delegate: str
     text: str
 
 

@@ -34,12 +34,12 @@ class Tensor:
     """One quantized tensor at a node.
 
     Args:
-        place: ``output``, or ``input <name of the producer>``.
+        edge: ``output``, or ``input <name of the producer>``.
         spec: the spec that holds there, in words.
         group: number of the group of tensors with one set of parameters.
     """
 
-    place: str
+    edge: str
     spec: str
     group: int
 
@@ -117,17 +117,17 @@ class Caution:
     """Something about a tensor that is quantized which is likely to cost accuracy.
 
     Args:
-        place: where the tensor is.
+        edges: the edges and outputs where it is read and made, as in ``weight → linear``, joined by commas.
         code: a stable code, one of :data:`torchquilt.reasons.CAUTIONS`.
         text: a sentence for people.
     """
 
-    place: str
+    edges: str
     code: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.code}: {self.text}"
+        return f"{self.edges}: {self.code}: {self.text}"
 
 
 @attrs.frozen

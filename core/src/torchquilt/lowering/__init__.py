@@ -11,14 +11,14 @@ does not import torch.
 """
 
 from torchquilt.lowering.float_marks import stays_in_float
-from torchquilt.lowering.ledger_join import place_of
+from torchquilt.lowering.ledger_join import node_in_words
 from torchquilt.lowering.lower_program import load, lower
 from torchquilt.lowering.program import LoweredProgram
 from torchquilt.lowering.program_facts import (
     Agreement,
     Dimension,
     Leftover,
-    Placed,
+    LoweredOperation,
     Port,
     Ports,
     Verification,
@@ -49,7 +49,7 @@ __all__ = [
     "Lowered",
     "LoweredProgram",
     "Operation",
-    "Placed",
+    "LoweredOperation",
     "Port",
     "Ports",
     "Runner",
@@ -59,6 +59,6 @@ __all__ = [
     "Verification",
     "load",
     "lower",
-    "place_of",
+    "node_in_words",
     "stays_in_float",
 ]

@@ -19,7 +19,7 @@ from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.ledger.lowering_status import LoweringStatus
 from torchquilt.ledger.rows import Row
-from torchquilt.lowering.program_facts import Leftover, Placed
+from torchquilt.lowering.program_facts import Leftover, LoweredOperation
 from torchquilt.lowering.target import Conversion, Lowered, Operation
 from torchquilt.reasons import rank_of_status
 
@@ -107,14 +107,14 @@ class Joint:
         found = self._made_for.get(prefix + (_earlier_names(node) or (node.name,))[-1], "")
         return found or next((one.name for one in node.users if one.op == "call_function"), "")
 
-    def placed(self, operation: Operation) -> Placed:
+    def lowered_operation(self, operation: Operation) -> LoweredOperation:
         """An operation as users see it."""
         node = self._nodes.get(operation.source)
         row = self.row(operation.source)
         name = operation.source if row is None else row.node
         module = module_path(node) if node is not None else ""
         line = source_line(node) if node is not None else ""
-        return Placed(operation.op, name, module, operation.place, operation.arithmetic, line)
+        return LoweredOperation(operation.op, name, module, operation.delegate, operation.arithmetic, line)
 
     def leftover(self, conversion: Conversion) -> Leftover:
         """A conversion that is left, with the node that it stems from."""
@@ -151,12 +151,12 @@ def _lowering_status(row: Row, operations: list[Operation]) -> LoweringStatus:
     """Lowering status of a row whose operations are these."""
     if not operations:
         return LoweringStatus("removed", "", "no operator of the program comes from it")
-    statuses = [LoweringStatus(_code(row, one), one.place, one.refused or one.why) for one in operations]
+    statuses = [LoweringStatus(_code(row, one), one.delegate, one.refused or one.why) for one in operations]
     return min(statuses, key=lambda status: rank_of_status(status.code))
 
 
 def _code(row: Row, operation: Operation) -> str:
-    if operation.place:
+    if operation.delegate:
         return "delegated_as_integers" if operation.arithmetic == "integer" else "delegated_as_float"
     if operation.refused:
         return "refused_by_delegate"
@@ -177,13 +177,13 @@ def float_islands(operations: Iterable[Operation], joint: Joint) -> tuple[tuple[
     links = ((one.name, source) for one in names.values() for source in one.reads if source in members)
     islands = ([names[member] for member in group if member in names] for group in connected(members, links))
     return tuple(
-        tuple(dict.fromkeys(joint.placed(one).node or one.name for one in island))
+        tuple(dict.fromkeys(joint.lowered_operation(one).node or one.name for one in island))
         for island in islands
         if island
     )
 
 
-def place_of(node: Node, name: str = "") -> str:
+def node_in_words(node: Node, name: str = "") -> str:
     """A node for an error: its name and operator, the module and the line of code that it comes from.
 
     Args:

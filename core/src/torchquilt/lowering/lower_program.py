@@ -158,7 +158,7 @@ class _Making:
             delegates=lowered.delegates,
             operators=lowered.operators,
             ledger=None if ledger is None else joined(ledger, self.joint, lowered),
-            operations=tuple(map(self.joint.placed, lowered.operations)),
+            operations=tuple(map(self.joint.lowered_operation, lowered.operations)),
             kernels=lowered.kernels,
             leftovers=tuple(map(self.joint.leftover, lowered.conversions)),
             float_islands=float_islands(lowered.operations, self.joint),
@@ -189,7 +189,7 @@ def _check_is_taken(lowered: Lowered, joint: Joint) -> None:
     if refused:
         raise LoweringError(
             "A delegate refuses operators of the model.",
-            node="; ".join(dict.fromkeys(str(joint.placed(one)) for one in refused)),
+            node="; ".join(dict.fromkeys(str(joint.lowered_operation(one)) for one in refused)),
             expected="operators that the delegates of their backends take, with strict=True",
             got="; ".join(dict.fromkeys(one.refused for one in refused)),
             remedy="lower(..., strict=False) leaves them to the kernels of the runtime itself",

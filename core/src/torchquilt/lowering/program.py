@@ -17,11 +17,11 @@ from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import ModelError, ProgramError
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.lowering.calling import arrange_outputs, check_inputs, flat_inputs
-from torchquilt.lowering.program_facts import Leftover, Placed, Ports, Verification
+from torchquilt.lowering.program_facts import Leftover, LoweredOperation, Ports, Verification
 from torchquilt.lowering.report import ProgramReport, report_path
 from torchquilt.lowering.target import Kernel, Runner
 
-_MOST_PLACES = 3
+_MOST_NAMED = 3
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -53,7 +53,7 @@ class LoweredProgram:
     delegates: tuple[str, ...]
     operators: tuple[str, ...]
     ledger: Ledger | None = attrs.field(default=None, repr=False)
-    operations: tuple[Placed, ...] = attrs.field(default=(), repr=False)
+    operations: tuple[LoweredOperation, ...] = attrs.field(default=(), repr=False)
     kernels: tuple[Kernel, ...] = attrs.field(default=(), repr=False)
     leftovers: tuple[Leftover, ...] = ()
     float_islands: tuple[tuple[str, ...], ...] = ()
@@ -66,7 +66,7 @@ class LoweredProgram:
         return len(self.buffer)
 
     @property
-    def integer_operations(self) -> tuple[Placed, ...]:
+    def integer_operations(self) -> tuple[LoweredOperation, ...]:
         """The operators that delegates run as integers."""
         return tuple(one for one in self.operations if one.runs_as_integers)
 
@@ -104,12 +104,12 @@ class LoweredProgram:
     def _about(self, error: ProgramError) -> str | None:
         """The operators of the model that an error of the runtime is about, as far as it says."""
         kernels = {name.partition(".")[0].replace("::", ".") for name in error.operators}
-        found = [one for one in self.operations if not one.place and one.op.rpartition(".")[0] in kernels]
+        found = [one for one in self.operations if not one.delegate and one.op.rpartition(".")[0] in kernels]
         if not found and error.backend:
-            delegated = [one for one in self.operations if one.place]
-            found = [one for one in delegated if one.place.partition(" ")[0] in error.backend]
-        places = [*dict.fromkeys(map(str, found))]
-        return "; ".join([*places[:_MOST_PLACES], *(["…"] if places[_MOST_PLACES:] else [])]) or None
+            delegated = [one for one in self.operations if one.delegate]
+            found = [one for one in delegated if one.delegate.partition(" ")[0] in error.backend]
+        names = [*dict.fromkeys(map(str, found))]
+        return "; ".join([*names[:_MOST_NAMED], *(["…"] if names[_MOST_NAMED:] else [])]) or None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program to a file, whole or not at all, and a report beside it.

@@ -133,14 +133,14 @@ class Leftover:
 
 
 @attrs.frozen
-class Placed:
-    """One operator of the program, and where it runs.
+class LoweredOperation:
+    """One operator of the program, and the delegate that runs it.
 
     Args:
         op: its overload in the runtime's dialect.
         node: the node of the model that it comes from, empty where that is not known.
         module: path of the innermost module of that node.
-        place: the delegate that runs it and its number, empty where a kernel of the runtime itself does.
+        delegate: the delegate that runs it and its number, empty where a kernel of the runtime itself does.
         arithmetic: in what it computes.
         line: ``file:line`` of the code that it comes from, empty where export kept none.
     """
@@ -148,14 +148,14 @@ class Placed:
     op: str
     node: str
     module: str
-    place: str
+    delegate: str
     arithmetic: Arithmetic
     line: str = ""
 
     @property
     def runs_as_integers(self) -> bool:
         """Whether a delegate computes it with integers."""
-        return bool(self.place) and self.arithmetic == "integer"
+        return bool(self.delegate) and self.arithmetic == "integer"
 
     def __str__(self) -> str:
         where = ", ".join(filter(None, (self.module and f"module {self.module}", self.line)))

@@ -120,14 +120,14 @@ def _arguments(program: ExportedProgram) -> tuple[str, ...]:
 
 def _asked(io_dtype: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, torch.dtype]:
     """Name of each input and output that is to be integers → its dtype."""
-    places = {**inputs, **outputs}
+    nodes = {**inputs, **outputs}
     if not isinstance(io_dtype, Mapping):
-        return {name: io_dtype for name, node in places.items() if _is_float(node)}
-    strays = [name for name in io_dtype if name not in places or not _is_float(places[name])]
+        return {name: io_dtype for name, node in nodes.items() if _is_float(node)}
+    strays = [name for name in io_dtype if name not in nodes or not _is_float(nodes[name])]
     if strays:
         raise LoweringError(
             f"There is no floating-point input or output {strays[0]!r}.",
-            expected=f"some of: {', '.join(name for name, node in places.items() if _is_float(node))}",
+            expected=f"some of: {', '.join(name for name, node in nodes.items() if _is_float(node))}",
             got=", ".join(map(repr, strays)),
             remedy="inputs have the names of the model, outputs are output_0, output_1 …",
         )
@@ -193,11 +193,11 @@ def _without_conversions(
     for name, grid in grids.items():
         if name not in inputs:
             continue
-        place = nodes[inputs[name]]
-        with place.meta["val"].fake_mode:
-            place.meta["val"] = place.meta["val"].to(getattr(torch, grid.dtype))
-        for user in [*place.users]:
-            user.replace_all_uses_with(place)
+        placeholder = nodes[inputs[name]]
+        with placeholder.meta["val"].fake_mode:
+            placeholder.meta["val"] = placeholder.meta["val"].to(getattr(torch, grid.dtype))
+        for user in [*placeholder.users]:
+            user.replace_all_uses_with(placeholder)
             graph.erase_node(user)
     renamed: dict[str, str] = {}
     output = graph.output_node()

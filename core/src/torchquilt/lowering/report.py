@@ -13,17 +13,19 @@ from typing import Any
 
 import attrs
 
-from torchquilt._internal.json_values import from_document, from_plain, parsed, to_plain
+from torchquilt._internal.json_values import from_document, from_plain, parsed, to_plain, with_new_names
 from torchquilt._internal.text_tables import counted
 from torchquilt.errors import ModelError
 from torchquilt.ledger.ledger import Ledger
-from torchquilt.lowering.program_facts import Leftover, Placed, Ports, Verification
+from torchquilt.lowering.program_facts import Leftover, LoweredOperation, Ports, Verification
 from torchquilt.lowering.target import Kernel
 
 #: What is added to the name of a program for the file beside it that says what is in it.
 REPORT_SUFFIX = ".json"
 #: Version of the JSON of a report.
 JSON_SCHEMA = 1
+#: Fields of operations that torchquilt 0.1.0 wrote → of today.
+_NEW_IN_OPERATIONS = {"place": "delegate"}
 #: Saved models begin with it, lowered programs do not.
 _ARCHIVE = b"PK"
 
@@ -46,7 +48,7 @@ class ProgramReport:
     io: Ports
     delegates: tuple[str, ...]
     operators: tuple[str, ...]
-    operations: tuple[Placed, ...]
+    operations: tuple[LoweredOperation, ...]
     kernels: tuple[Kernel, ...]
     leftovers: tuple[Leftover, ...]
     float_islands: tuple[tuple[str, ...], ...]
@@ -112,7 +114,12 @@ def is_reported(path: Path) -> bool:
 
 
 def _report_from(data: dict[str, Any]) -> ProgramReport:
-    checked = {**data, "verification": _with_infinity(data["verification"]), "ledger": None}
+    checked = {
+        **data,
+        "operations": [with_new_names(one, _NEW_IN_OPERATIONS) for one in data["operations"]],
+        "verification": _with_infinity(data["verification"]),
+        "ledger": None,
+    }
     report = from_plain(ProgramReport, checked)
     ledger = data["ledger"]
     return report if ledger is None else attrs.evolve(report, ledger=Ledger.from_plain(ledger))

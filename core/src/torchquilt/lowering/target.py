@@ -111,8 +111,8 @@ class Operation:
         name: its name in the program of the runtime's dialect.
         op: its overload there.
         source: the node of the exported program that it comes from, empty where that is not known.
-        place: the id of the delegate that runs it and its number in the program (``XnnpackBackend 0``), empty
-            where a kernel of the runtime itself does.
+        delegate: the id of the delegate that runs it and its number in the program (``XnnpackBackend 0``),
+            empty where a kernel of the runtime itself does.
         arithmetic: in what it computes there.
         why: a sentence that says how that is known.
         reads: the operations whose output it reads as it is, without a quantize or dequantize between.
@@ -124,7 +124,7 @@ class Operation:
     name: str
     op: str
     source: str
-    place: str
+    delegate: str
     arithmetic: Arithmetic
     why: str
     reads: tuple[str, ...]

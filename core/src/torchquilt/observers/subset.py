@@ -8,7 +8,7 @@ images and maps of features, in which neighbours are alike, it is ``min(n // 500
 ``min(n // 20000, 64)`` if that is more, and all is read up to 9,999. The first value is number
 ``(31 * low + high) mod step``, for the bits of the smallest and of the largest ordinary value of the tensor
 as two int32. So it depends on nothing but the tensor, and shards merge to the same state; yet what stands at
-the same place of every batch (the first token's outlier) is read in one batch of ``step`` and counted for all
+one position of every batch (the first token's outlier) is read in one batch of ``step`` and counted for all
 of them.
 
 The error. Minimum and maximum are of all values, always. Values of which there are k in all the data are

@@ -112,7 +112,7 @@ def record_of(annotated: Annotated) -> dict[str, Any]:
 
 
 def _make_points(annotated: Annotated, make: ObserverFactory) -> dict[EdgeOrNode, Any]:
-    """Place → the module that is going to stand there; one module for each group."""
+    """Edge or node → its observer point; one point for each group."""
     points: dict[EdgeOrNode, Any] = {}
     for region, groups in annotated.groups:
         constants = constant_nodes(region.module.graph)

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from torchquilt._internal.json_values import from_plain
+from torchquilt._internal.json_values import from_plain, with_new_names
 from torchquilt.spec.arithmetic_limits import IN_WORDS
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.support.allowed_spec import SpecsByRole, differences_of
@@ -183,10 +183,6 @@ _NEW_SHARING = {"passed_on": "follows_input"}
 
 def capability_from(data: dict[str, Any]) -> Capability:
     """A row from JSON, under the names of today."""
-    specs = [(role, [_renamed(spec) for spec in specs]) for role, specs in data["specs"]]
+    specs = [(role, [with_new_names(spec, _NEW_FIELDS) for spec in specs]) for role, specs in data["specs"]]
     sharing = _NEW_SHARING.get(data["sharing"], data["sharing"])
-    return from_plain(Capability, {**_renamed(data), "specs": specs, "sharing": sharing})
-
-
-def _renamed(data: dict[str, Any]) -> dict[str, Any]:
-    return {_NEW_FIELDS.get(name, name): value for name, value in data.items()}
+    return from_plain(Capability, {**with_new_names(data, _NEW_FIELDS), "specs": specs, "sharing": sharing})

@@ -129,10 +129,10 @@ def _public_name(function: object) -> str:
     """Name by which people import a function of torch; empty where that is not known."""
     name = getattr(function, "__name__", "")
     tensor = getattr(sys.modules.get("torch"), "Tensor", None)
-    places = {place: sys.modules.get(place) for place in ("torch.nn.functional", "torch", "operator")}
-    for place, owner in {**places, "torch.Tensor": tensor}.items():
+    owners = {path: sys.modules.get(path) for path in ("torch.nn.functional", "torch", "operator")}
+    for path, owner in {**owners, "torch.Tensor": tensor}.items():
         if name and callable(function) and getattr(owner, name, None) is function:
-            return f"{place}.{name}"
+            return f"{path}.{name}"
     return ""
 
 

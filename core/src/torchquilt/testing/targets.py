@@ -70,7 +70,7 @@ def contradictions(program: LoweredProgram) -> Iterator[str]:
         )
     # A kernel that reads one tensor may have been put there to move it.
     in_float = [str(one) for one in program.kernels if one.arithmetic == "float" and len(one.reads) > 1]
-    told = [one.node for one in program.operations if one.place and one.arithmetic == "float"]
+    told = [one.node for one in program.operations if one.delegate and one.arithmetic == "float"]
     if len(in_float) > len(told):
         yield (
             f"The ledger says that {', '.join(told) or 'none'} of what is delegated run in float, and these "

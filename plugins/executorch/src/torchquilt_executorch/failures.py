@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt import LoweringError
-from torchquilt.backend import place_of
+from torchquilt.backend import node_in_words
 from torchquilt_executorch.origins import Origins
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _REMEDIES = {
     "was not decomposed or delegated": "take the operator out of the branch or loop, or lower without that "
     "partitioner: lower(..., backends=[...]); the subgraph then runs in float",
 }
-_MOST_PLACES = 3
+_MOST_NAMED = 3
 _Named = list[tuple[str, "Node"]]
 
 
@@ -54,17 +54,17 @@ def step(problem: str, program: ExportedProgram, backend: str | None = None) -> 
     except Exception as error:  # ExecuTorch raises RuntimeError, InternalError, ExportError, ...
         lines = [*_lines(error)]
         line, named = _Told(program).about(lines)
-        places = [*dict.fromkeys(place_of(node, name) + _dtypes(node, lines) for name, node in named)]
+        names = [*dict.fromkeys(node_in_words(node, name) + _dtypes(node, lines) for name, node in named)]
         said = "; ".join(dict.fromkeys(filter(None, (lines[0], line))))
         known = "\n".join(lines)
         remedy = next((told for part, told in _REMEDIES.items() if part in known), _REMEDY)
         raise LoweringError(
             next((told for part, told in _KNOWN.items() if part in known), problem),
             backend=backend,
-            node="; ".join([*places[:_MOST_PLACES], *(["…"] if places[_MOST_PLACES:] else [])]) or None,
-            expected="operators that ExecuTorch, or a delegate, has kernels for" if places else None,
+            node="; ".join([*names[:_MOST_NAMED], *(["…"] if names[_MOST_NAMED:] else [])]) or None,
+            expected="operators that ExecuTorch, or a delegate, has kernels for" if names else None,
             got=f"{type(error).__name__}: {said}",
-            remedy=remedy if places else "see the cause above",
+            remedy=remedy if names else "see the cause above",
         ) from error
 
 

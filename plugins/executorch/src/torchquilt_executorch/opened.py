@@ -43,7 +43,7 @@ class _Found:
     node: Node
     prefix: str
     op: str
-    place: str
+    delegate: str
     arithmetic: Arithmetic = "float"
     why: str = ""
     reads: tuple[_Found, ...] = ()
@@ -123,9 +123,9 @@ class Opened:
         for name, origin in zip(names, origins or [f"{prefix}{name}." for name in names], strict=False):
             self._walk(getattr(module, name), origin, {})
 
-    def _operator(self, node: Node, prefix: str, place: str, producers: Mapping[Node, Any]) -> _Found:
+    def _operator(self, node: Node, prefix: str, delegate: str, producers: Mapping[Node, Any]) -> _Found:
         reads = (producers.get(source) for source in node.all_input_nodes)
-        found = _Found(node, prefix, overload_name(node), place)
+        found = _Found(node, prefix, overload_name(node), delegate)
         found.reads = tuple(one for one in reads if isinstance(one, _Found))
         found.dequantized = tuple(
             source.all_input_nodes[0].name
@@ -139,7 +139,7 @@ class Opened:
         """Read what a delegate took; returns the producers of its outputs."""
         handle, *arguments = call.args
         lowered = getattr(module, str(handle.target))  # type: ignore[union-attr]  # a get_attr node
-        place = f"{lowered.backend_id} {len(self.delegates)}"
+        delegate = f"{lowered.backend_id} {len(self.delegates)}"
         self.delegates.append(lowered.backend_id)
         program = lowered.original_module
         inputs = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
@@ -157,7 +157,7 @@ class Opened:
             if node.target is operator.getitem or not overload_name(node):
                 producers[node] = producers.get(node.args[0])
                 continue
-            found = producers[node] = self._operator(node, "", place, producers)
+            found = producers[node] = self._operator(node, "", delegate, producers)
             found.arithmetic, found.why = _in_delegate(found, kernels, nameless)
         (outputs,) = program.graph.output_node().args
         return [producers.get(node) for node in outputs]
@@ -185,7 +185,7 @@ class Opened:
         Args:
             final: the program as it is stored, in which operators may have been fused and folded.
         """
-        heirs = _Heirs(one for one in (*self._operators, *self._steps) if not one.place)
+        heirs = _Heirs(one for one in (*self._operators, *self._steps) if not one.delegate)
         became: dict[str, list[Node]] = defaultdict(list)
         fused: dict[str, list[Node]] = defaultdict(list)
         for node in _final_nodes(final):
@@ -197,7 +197,7 @@ class Opened:
                 fused[source.name].append(node)
         self._steps = [one for one in self._steps if became[one.name]]
         for one in [*self._operators]:
-            if not one.place and not self._settle(one, became[one.name], fused):
+            if not one.delegate and not self._settle(one, became[one.name], fused):
                 self._operators.remove(one)
 
     @staticmethod
@@ -226,12 +226,12 @@ class Opened:
                 one.name,
                 one.op,
                 origin,
-                one.place,
+                one.delegate,
                 one.arithmetic,
                 one.why,
                 tuple(source.name for source in one.reads),
                 _is_float(one.node),
-                "" if one.place else withheld.get(origin or one.name, ""),
+                "" if one.delegate else withheld.get(origin or one.name, ""),
             )
             for one, origin in zip(self._operators, origins, strict=True)
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from torchquilt.backend import FakeTensorMode, OpOverload, bound_sympy, place_of, pytree
+from torchquilt.backend import FakeTensorMode, OpOverload, bound_sympy, node_in_words, pytree
 from torchquilt_executorch.origins import Origins
 from torchquilt_executorch.signature import inputs_of
 
@@ -88,7 +88,7 @@ def _tracing_operators(program: ExportedProgram) -> list[str]:
     except Exception:  # then it cannot be said; the program is made all the same
         return []
     found = [origins.of(node) for node in decomposed.graph.nodes if _is_traced_for_some(node)]
-    named = [place_of(nodes[name], name) for name in dict.fromkeys(found) if name in nodes]
+    named = [node_in_words(nodes[name], name) for name in dict.fromkeys(found) if name in nodes]
     return [f"ExecuTorch fixes sizes in {one}" for one in named]
 
 

@@ -128,7 +128,7 @@ def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
         return integers
     in_byte = 8 // bits
     shifted = (integers.to(torch.int16) + 2 ** (bits - 1)).unflatten(1, (-1, in_byte))
-    places = range(in_byte) if bits == 2 else reversed(range(in_byte))
-    weights = torch.tensor([2 ** (bits * place) for place in places], dtype=torch.int16)
+    positions = range(in_byte) if bits == 2 else reversed(range(in_byte))
+    weights = torch.tensor([2 ** (bits * position) for position in positions], dtype=torch.int16)
     packed: torch.Tensor = (shifted * weights).sum(-1)
     return packed.to(torch.uint8)

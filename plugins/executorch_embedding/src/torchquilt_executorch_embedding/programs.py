@@ -74,10 +74,14 @@ def _names_of_tensors(program: ExportedProgram) -> dict[str, str]:
 
 
 def _replace(
-    place: Node, changed: dict[str, torch.Tensor], names: dict[str, str], change: Any, held: dict[str, Any]
+    placeholder: Node,
+    changed: dict[str, torch.Tensor],
+    names: dict[str, str],
+    change: Any,
+    held: dict[str, Any],
 ) -> None:
     """Store something else where a placeholder stands, once for all who read it."""
-    name = names[place.name]
+    name = names[placeholder.name]
     if name not in changed:
         changed[name] = change(held[name]).contiguous()
-        place.meta["val"] = fake_like(place, changed[name])
+        placeholder.meta["val"] = fake_like(placeholder, changed[name])

@@ -19,7 +19,7 @@ class ObservedTensor:
     """Statistics of the tensors of one group, which have one set of parameters.
 
     Args:
-        places: where they are in the graph.
+        edges: the edges and outputs of the graph that they are, as in ``weight → linear``.
         observer: the kind of observer.
         count: how many ordinary values were seen.
         nan: how many NaN.
@@ -29,7 +29,7 @@ class ObservedTensor:
         high: the high end.
     """
 
-    places: tuple[str, ...]
+    edges: tuple[str, ...]
     observer: str
     count: int
     nan: int
@@ -76,7 +76,7 @@ class CalibrationReport:
     def __str__(self) -> str:
         lines = [f"{self.batches} batches, {len(self.tensors)} ranges", self._settling()]
         if self.never_reached:
-            names = [tensor.places[0] for tensor in self.never_reached]
+            names = [tensor.edges[0] for tensor in self.never_reached]
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             lines.append(f"never reached: {', '.join(names[:5])}{more}")
         odd = [_cells(tensor) for tensor in self.tensors if tensor.ignored]
@@ -155,4 +155,4 @@ _HEADER = ("tensor", "values", "NaN", "infinite", "masked", "range")
 def _cells(tensor: ObservedTensor) -> tuple[str, ...]:
     counts = (tensor.count, tensor.nan, tensor.infinite, tensor.masked)
     ends = "" if tensor.low is None else f"{tensor.low:.4g} … {tensor.high:.4g}"
-    return (tensor.places[0], *(f"{number:,}" for number in counts), ends)
+    return (tensor.edges[0], *(f"{number:,}" for number in counts), ends)

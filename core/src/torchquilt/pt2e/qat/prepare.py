@@ -138,10 +138,10 @@ def _warn_of_random(model: GraphModule) -> None:
         return  # what a program in evaluation mode draws is meant
     found = [node for node in nodes_of(model) if always_draws(node)]
     if found:
-        places = [*dict.fromkeys(module_path(node) or node.name for node in found)]
-        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        drawing = [*dict.fromkeys(module_path(node) or node.name for node in found)]
+        more = f" and {len(drawing) - 3} more" if len(drawing) > 3 else ""
         warnings.warn(
-            f"{', '.join(places[:3])}{more}: {overload_name(found[0])} draws random numbers in evaluation, "
+            f"{', '.join(drawing[:3])}{more}: {overload_name(found[0])} draws random numbers in evaluation, "
             "too, and in the converted model: nothing in the program says that it is for training. If it is "
             "stochastic depth or another dropout made by hand, export the model in evaluation mode.",
             UserWarning,
