@@ -31,11 +31,11 @@ def observed(
 
 def round_trip(x: torch.Tensor, found: QParams, spec: tq.QuantizationSpec) -> torch.Tensor:
     """Quantize and dequantize with torch's own operators."""
-    grid = (spec.quant_min, spec.quant_max, spec.dtype)
+    limits = (spec.quant_min, spec.quant_max, spec.dtype)
     if spec.ch_axis is not None:
-        arguments = (found.scale, found.zero_point, spec.ch_axis, *grid)
+        arguments = (found.scale, found.zero_point, spec.ch_axis, *limits)
         return OPS.dequantize_per_channel(OPS.quantize_per_channel(x, *arguments), *arguments)
-    arguments = (float(found.scale), int(found.zero_point), *grid)
+    arguments = (float(found.scale), int(found.zero_point), *limits)
     return OPS.dequantize_per_tensor(OPS.quantize_per_tensor(x, *arguments), *arguments)
 
 

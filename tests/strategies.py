@@ -373,7 +373,7 @@ def random_models(draw: st.DrawFn, with_control_flow: bool = False) -> RandomMod
         here = values[first]
         kinds = _kinds(tuple(here.shape))
         if sum(step.kind == "mul" for step in steps) >= 2:
-            # Products of products are mostly near zero with a few large values, which suits no grid.
+            # Products of products are mostly near zero with a few large values, which suits no scale.
             kinds.remove("mul")
         # Control flow is slow to export: one in every eight models has it, and once.
         if with_control_flow and not steps and draw(st.integers(0, 7)) == 7:

@@ -90,8 +90,8 @@ TABLE = (
         ),
         padded(length=6),
     ),
-    # The state is a sum of products of four tensors. Most are near 0 and a few are large, which suits no grid
-    # that is the same everywhere.
+    # The state is a sum of products of four tensors. Most are near 0 and a few are large, which suits no
+    # scale that is the same everywhere.
     Architecture(
         "jamba",
         _model(

@@ -41,7 +41,7 @@ def test_a_tensor_that_is_quantized_anew_is_a_boundary() -> None:
     assert str(boundary).endswith("by linear")
 
 
-def test_two_backends_with_one_grid_have_no_boundary() -> None:
+def test_two_backends_with_one_scale_have_no_boundary() -> None:
     """Nothing is requantized between two that ask for the same integers, whichever quantizer did."""
     model = Fn(lambda self, x: self.two(torch.tanh(x)), two=nn.Linear(6, 6))
     activation = STATIC.input_activation
@@ -58,7 +58,7 @@ def test_two_backends_with_one_grid_have_no_boundary() -> None:
 
 
 def test_a_tensor_that_is_used_in_several_ways_has_a_boundary_for_each() -> None:
-    """Of three users on three grids those two requantize whose grid is not the one that it was made on."""
+    """Two of three users requantize a tensor: those whose scale is not the one that it was made with."""
     parts = {name: nn.Linear(6, 6) for name in ("stem", "same", "narrow", "tokens")}
     model = Fn(lambda m, x: (m.same(h := m.stem(x)), m.narrow(h), m.tokens(h)), **parts)
     quantizer = XNNPACKQuantizer().set_global(STATIC)
@@ -119,7 +119,7 @@ def some(choice: int) -> object:
 @settings(max_examples=25)
 @given(random_models(), st.integers(0, 7))
 def test_the_boundaries_are_where_the_converted_model_requantizes(model: RandomModel, choice: int) -> None:
-    """Three backends with different grids: the ledger has each requantized edge, and no other."""
+    """Three backends with different scales: the ledger has each requantized edge, and no other."""
     quantizer = tq.ComposableQuantizer(
         [
             XNNPACKQuantizer().set_global(NARROW).set_filter_function(some(choice)),

@@ -101,12 +101,12 @@ def test_the_parameters_of_a_static_activation_are_numbers_in_the_call() -> None
     """Per tensor: scale and zero point as Python numbers, so that lowering can read them."""
     quantized = quantize(nn.Linear(16, 8), xnnpack(), X)
     call = calls(quantized, ".quantize_per_tensor.default")[0]
-    source, scale, zero_point, *grid = call.args
+    source, scale, zero_point, *limits = call.args
     low, high = min(float(X.min()), 0.0), max(float(X.max()), 0.0)
     assert source.op == "placeholder"
     assert scale == pytest.approx((high - low) / 255)
     assert zero_point == -128 - round(low / scale)
-    assert grid == [-128, 127, torch.int8]
+    assert limits == [-128, 127, torch.int8]
 
 
 def test_the_weight_of_a_linear_is_quantized_per_channel() -> None:

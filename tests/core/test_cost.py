@@ -63,7 +63,7 @@ def repeated(function: Callable[[Any, torch.Tensor], torch.Tensor], count: int, 
 
 
 def dense(count: int) -> nn.Module:
-    """Every second tensor joined with the one before: all of them are on one grid."""
+    """Every second tensor joined with the one before: all of them have one scale."""
     return repeated(lambda m, x: torch.cat([m.conv(x)[:, :2], x[:, 2:]], 1), count, conv=nn.Conv2d(4, 4, 1))
 
 

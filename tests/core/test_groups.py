@@ -282,7 +282,7 @@ def test_nothing_is_derived_from_dynamic_parameters() -> None:
 
 
 def joined_with_fixed(node: Node) -> Annotation | None:
-    """A sigmoid with known parameters, whose output is joined on a grid of the other tensor."""
+    """A sigmoid with known parameters, whose output is joined with the scale of the other tensor."""
     if "sigmoid" in str(node.target):
         return Annotation({}, FIXED)
     if "cat" in str(node.target):
@@ -310,7 +310,7 @@ def test_what_shares_with_a_fixed_spec_has_its_parameters() -> None:
     assert torch.allclose(quantized(x), model(x), atol=1 / 512 + 1e-6)
 
 
-def test_a_fixed_output_can_be_requantized_to_the_grid_of_its_user() -> None:
+def test_a_fixed_output_can_be_requantized_to_the_scale_of_its_user() -> None:
     """A tensor with known parameters that is joined with one of a wider range comes out right."""
     x = normal(3, 4) * 20
     model = Fn(lambda _, x: torch.cat([x, torch.sigmoid(x)]))
@@ -320,7 +320,7 @@ def test_a_fixed_output_can_be_requantized_to_the_grid_of_its_user() -> None:
 
 
 @pytest.mark.parametrize("given_as", ["different dtype", "different range"])
-def test_two_users_of_one_tensor_may_have_different_grids(given_as: str) -> None:
+def test_two_users_of_one_tensor_may_have_different_scales(given_as: str) -> None:
     """Each edge is quantized as its user asks, and both users get a value within a step of the float one."""
     other = UINT8 if given_as == "different dtype" else tq.QuantizationSpec("int8", -8, 7)
 

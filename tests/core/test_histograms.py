@@ -277,7 +277,7 @@ def test_of_few_values_the_largest_is_kept(seed: int) -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_one_massive_value_a_sequence_does_not_take_the_grid(sign: int) -> None:
+def test_one_massive_value_a_sequence_does_not_take_the_range(sign: int) -> None:
     """Seven values of 200 among 344,064 others: the range is theirs, and reaches twice as far at most."""
     batches = [normal(128, 384, seed=seed) for seed in range(7)]
     for batch in batches:

@@ -432,11 +432,11 @@ def test_parameters_make_sense(spec: tq.QuantizationSpec, ends: list[float]) -> 
 def test_inside_the_range_the_error_is_half_a_step(
     spec: tq.QuantizationSpec, ends: list[float], positions: list[float]
 ) -> None:
-    """Quantize → dequantize moves a value that the grid reaches by half a scale at most."""
+    """Quantize → dequantize moves a value within the range by half a scale at most."""
     low, high = min(ends[0], 0.0), max(ends[1], 0.0)
     found = qparams_of_range(torch.tensor(low), torch.tensor(high), spec)
     scale, zero_point = float(found.scale), int(found.zero_point)
-    # What the grid reaches: the rounding of the zero point may move an end by half a step.
+    # Within the range: the rounding of the zero point may move an end by half a step.
     reached = [(end - zero_point) * scale for end in (spec.quant_min, spec.quant_max)]
     x = torch.tensor([low + (high - low) * position for position in positions], dtype=torch.float32)
     x = x.clamp(*reached)
@@ -446,8 +446,8 @@ def test_inside_the_range_the_error_is_half_a_step(
 
 @settings(max_examples=60)
 @given(specs(), ranges)
-def test_the_grid_reaches_the_whole_range(spec: tq.QuantizationSpec, ends: list[float]) -> None:
-    """An affine grid covers low … high up to half a step, a symmetric one up to the middle of its range."""
+def test_integers_cover_the_whole_range(spec: tq.QuantizationSpec, ends: list[float]) -> None:
+    """Affine integers cover low … high up to half a step, symmetric ones up to the middle of its range."""
     low, high = min(ends[0], 0.0), max(ends[1], 0.0)
     found = qparams_of_range(torch.tensor(low), torch.tensor(high), spec)
     scale, zero_point = float(found.scale), int(found.zero_point)
@@ -472,7 +472,7 @@ def test_each_row_has_the_parameters_of_that_row_alone(spec: tq.QuantizationSpec
 
 
 def test_a_float_zero_point_keeps_the_range_as_it_is() -> None:
-    """An embedding row from 3 to 4 uses all steps between 3 and 4: 0.0 need not be on its grid."""
+    """An embedding row from 3 to 4 uses all steps between 3 and 4: no integer need stand for 0.0."""
     spec = tq.QuantizationSpec("uint8", granularity="per_axis", ch_axis=0, zero_point_domain="float")
     found = qparams_of_range(torch.tensor([3.0]), torch.tensor([4.0]), spec)
     assert float(found.scale) == pytest.approx(1 / 255)
@@ -499,8 +499,8 @@ def test_parameters_agree_with_torch(spec: tq.QuantizationSpec) -> None:
         x = normal(30, seed=seed) * 10 ** (seed % 5 - 2) + seed % 3
         # A range that is given explicitly moves torch's symmetric zero point of uint8 to 127.
         whole = spec.quant_max - spec.quant_min == 255
-        grid = {} if whole else {"quant_min": spec.quant_min, "quant_max": spec.quant_max}
-        reference = Reference(spec.dtype, scheme, **grid)
+        limits = {} if whole else {"quant_min": spec.quant_min, "quant_max": spec.quant_max}
+        reference = Reference(spec.dtype, scheme, **limits)
         reference(x)
         scale, zero_point = reference.calculate_qparams()
         observer = make_observer("minmax", spec)

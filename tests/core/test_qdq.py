@@ -20,7 +20,7 @@ OTHERS = {
     "rules.py": "declares an operator, by its overload",
     "stored.py": "reads a stored program, which has no nodes",
 }
-GRID = (-128, 127, torch.int8)
+LIMITS = (-128, 127, torch.int8)
 ONES, ZEROS = torch.full((2,), 0.5), torch.zeros(2, dtype=torch.int64)
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 #: For each granularity: scale and zero point, the remaining arguments, and what a node of a graph says back.
@@ -35,7 +35,7 @@ FORMS = {
 def operators_for(granularity: Granularity) -> qdq.QDQOperators:
     """The pair of operators, with numbers that quantize by halves."""
     qparams, further = FORMS[granularity]
-    return qdq.QDQOperators.of(granularity, qparams, GRID, **further)
+    return qdq.QDQOperators.of(granularity, qparams, LIMITS, **further)
 
 
 @pytest.mark.parametrize("granularity", FORMS)
@@ -64,7 +64,7 @@ def test_what_is_written_is_read(granularity: Granularity, verb: str) -> None:
     told = qdq.qdq_of(node)
     assert told is not None
     assert (told.is_quantize, told.granularity, told.input) == (verb == "quantize", granularity, source)
-    assert (told.quant_min, told.quant_max, told.dtype) == GRID
+    assert (told.quant_min, told.quant_max, told.dtype) == LIMITS
     assert all(said is given for said, given in zip((told.scale, told.zero_point), qparams, strict=True))
     assert (told.axis, told.group_size) == (further.get("axis"), further.get("group_size"))
     assert told.has_numbers == (granularity is Granularity.PER_TENSOR)

@@ -224,7 +224,7 @@ def test_a_scalar_becomes_a_constant_only_where_it_is_quantized() -> None:
 
 @pytest.mark.parametrize("value", [0.0, -3.5, 1e-3, 7])
 def test_a_quantized_scalar_is_nearly_exact(value: float) -> None:
-    """One number has the whole grid to itself: it comes back within half a step."""
+    """One number has the whole range to itself: it comes back within half a step."""
     model = Fn(lambda self, x: self.fc(x) * value, fc=nn.Linear(6, 6)).eval()
     got, want = quantize(model, xnnpack(), X)(X), model(X)
     assert got.shape == want.shape
@@ -316,7 +316,7 @@ def test_a_narrow_range_is_used() -> None:
     config = get_symmetric_quantization_config(act_qmin=-100, act_qmax=100, weight_qmin=-7, weight_qmax=7)
     model = nn.Linear(6, 6).eval()
     quantized = quantize(model, XNNPACKQuantizer().set_global(config), X)
-    grids = {node.args[3:5] for node in calls(quantized, "quantize_per_tensor")}
-    assert grids == {(-100, 100), (-7, 7)}
+    limits = {node.args[3:5] for node in calls(quantized, "quantize_per_tensor")}
+    assert limits == {(-100, 100), (-7, 7)}
     weight = quantized.state_dict()["weight_int8"]
     assert int(weight.abs().max()) == 7

@@ -114,7 +114,7 @@ def pair_from(prepared: GraphModule, *inputs: torch.Tensor) -> Pair:
     return Pair(tq.convert_pt2e(prepared), tq.convert_pt2e(prepared, use_reference_representation=True))
 
 
-#: What an accumulator goes through on the way to the grid of an output, in float32.
+#: What an accumulator goes through as it is rescaled for an output, in float32.
 _REQUANTIZATION = tuple(
     f"aten.{name}" for name in ("to.dtype", "mul.Tensor", "add.Tensor", "clamp.default", "round.default")
 )
@@ -188,7 +188,7 @@ models = pytest.mark.parametrize("name", MODELS)
 def test_operator_in_integer_arithmetic(name: str, is_per_channel: bool) -> None:
     """Only constants scale in float between the quantized inputs and the integer outputs, which agree."""
     model, inputs = MODELS[name]()
-    # No part of XNNPACK's table, so that input and output are on different grids everywhere.
+    # No part of XNNPACK's table, so that input and output have different scales everywhere.
     weight = WEIGHT if is_per_channel else tq.QuantizationSpec("int8", symmetric=True)
     pair = pair_of(model, everywhere(weight=weight), *inputs)
 
@@ -198,12 +198,12 @@ def test_operator_in_integer_arithmetic(name: str, is_per_channel: bool) -> None
     assert pair.distance(*inputs) <= 1
 
 
-@pytest.mark.parametrize("grid", [("uint8", 0, 255), ("int8", -100, 90), ("int16",)], ids=str)
+@pytest.mark.parametrize("fields", [("uint8", 0, 255), ("int8", -100, 90), ("int16",)], ids=str)
 @pytest.mark.parametrize("name", ["add, relu", "mul", "cat", "max_pool2d", "mean", "permute"])
-def test_operator_on_other_grids(name: str, grid: tuple[Any, ...]) -> None:
+def test_operator_on_other_scales(name: str, fields: tuple[Any, ...]) -> None:
     """Bytes, a part of int8, and 16 bits, whose sums and products need not fit into int32."""
     model, inputs = MODELS[name]()
-    pair = pair_of(model, everywhere(tq.QuantizationSpec(*grid)), *inputs)
+    pair = pair_of(model, everywhere(tq.QuantizationSpec(*fields)), *inputs)
 
     assert left_in_float(pair.reference) == {}
     assert pair.distance(*inputs) <= 1
@@ -221,17 +221,17 @@ def test_operator_on_other_grids(name: str, grid: tuple[Any, ...]) -> None:
     ids=["relu", "relu6", "hardtanh", "clamp", "clamp with bounds that cross"],
 )
 @pytest.mark.parametrize("is_fused", [False, True], ids=["alone", "fused"])
-def test_activation_cuts_off_within_the_grid(
+def test_activation_cuts_off_within_the_range(
     is_fused: bool, activation: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    """Where the grid goes further than the activation, the integers end where the activation does."""
-    grid = tq.FixedQParamsQuantizationSpec("int8", scale=0.05, zero_point=-11)
+    """Where the range goes further than the activation, the integers end where the activation does."""
+    fixed = tq.FixedQParamsQuantizationSpec("int8", scale=0.05, zero_point=-11)
 
     def decide(node: Node) -> tq.QuantizationAnnotation | None:
         if "linear" in str(node.target):
-            output = None if is_fused else grid
+            output = None if is_fused else fixed
             return tq.QuantizationAnnotation({node.args[0]: INT8, node.args[1]: WEIGHT}, output)
-        return tq.QuantizationAnnotation({}, grid) if node.op == "call_function" else None
+        return tq.QuantizationAnnotation({}, fixed) if node.op == "call_function" else None
 
     x = normal(16, 12) * 5
     pair = pair_of(Fn(lambda m, x: activation(m.fc(x)), fc=nn.Linear(12, 7)), ByFunction(decide), x)
@@ -294,10 +294,10 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor, tq.QuantizationSpe
     offset = draw(st.sampled_from([-2.0, 0.0, 1.0]))  # moves the zero point
     example = torch.randn(3, inputs, *sizes, generator=generator) + offset
     axis = None if draw(st.booleans()) else int("Transpose" in str(model))
-    grid = draw(
+    drawn = draw(
         st.sampled_from([("int8", -127, 127, True), ("int8", -128, 127, False), ("uint8", 0, 255, False)])
     )
-    dtype, low, high, symmetric = grid
+    dtype, low, high, symmetric = drawn
     granularity = "per_tensor" if axis is None else "per_axis"
     weight = tq.QuantizationSpec(dtype, low, high, granularity, ch_axis=axis, symmetric=symmetric)
     activations = draw(
@@ -312,7 +312,7 @@ def steps_lost_with_the_bias(model: GraphModule) -> int:
     """How many steps of the output the rounding of the bias can be, in a converted layer.
 
     Kernels add the bias as int32, in steps of input scale times weight scale. Where hardly anything comes out
-    of a ReLU, the grid of the output is finer than that.
+    of a ReLU, the scale of the output is finer than that.
     """
     quantizing = calls(model, ".quantize_per_tensor")
     source, output = (float(node.args[1]) for node in (quantizing[0], quantizing[-1]))
@@ -327,7 +327,7 @@ def steps_lost_with_the_bias(model: GraphModule) -> int:
 def test_any_layer_agrees(
     drawn: tuple[nn.Module, torch.Tensor, tq.QuantizationSpec, tq.QuantizationSpec],
 ) -> None:
-    """Whatever strides, groups and grids are, the integers differ by 1 at most, and the bias's rounding."""
+    """Whatever strides, groups and scales are, the integers differ by 1 at most, and the bias's rounding."""
     model, example, activation, weight = drawn
     pair = pair_of(model, everywhere(activation, weight), example)
     allowed = 1 + steps_lost_with_the_bias(pair.converted)
@@ -476,12 +476,12 @@ def test_long_sums_that_int32_cannot_hold() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Grids that do not fit together
+# Scales that do not fit together
 # ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_tensor_that_is_quantized_anew() -> None:
-    """From one grid straight to another one, integers are rescaled without a float tensor between."""
+    """From one scale straight to another one, integers are rescaled without a float tensor between."""
     narrow = tq.FixedQParamsQuantizationSpec("uint8", scale=0.02, zero_point=100)
 
     def decide(node: Node) -> tq.QuantizationAnnotation | None:
@@ -499,7 +499,7 @@ def test_a_tensor_that_is_quantized_anew() -> None:
     assert pair.distance(*inputs) <= 1
 
 
-def test_one_output_on_two_grids() -> None:
+def test_one_output_with_two_scales() -> None:
     """Users that quantize one tensor each in their own way read two roundings of it."""
 
     def decide(node: Node) -> tq.QuantizationAnnotation | None:
@@ -594,7 +594,7 @@ def tiny_steps(node: Node) -> tq.QuantizationAnnotation | None:
 
 
 def far_apart(node: Node) -> tq.QuantizationAnnotation | None:
-    """A sum on a grid whose steps are a million times those of its operands."""
+    """A sum whose quantization steps are a million times those of its operands."""
     coarse = tq.FixedQParamsQuantizationSpec("int8", scale=1e6, zero_point=0)
     return (
         tq.QuantizationAnnotation(dict.fromkeys(node.args, INT8), coarse)

@@ -77,12 +77,12 @@ def sharing_its_input(node: Node) -> tq.QuantizationAnnotation:
 
 
 def joined(node: Node) -> tq.QuantizationAnnotation:
-    """All inputs and the output on one grid, which is found for the first input."""
+    """All inputs and the output with one scale, which is found for the first input."""
     first, *others = node.all_input_nodes
     return Annotation({first: INT8, **dict.fromkeys(others, Shared((first, node)))}, Shared((first, node)))
 
 
-def grid_of(node: Node) -> tuple[float, int]:
+def qparams_of(node: Node) -> tuple[float, int]:
     """Scale and zero point with which a tensor has been dequantized."""
     assert "dequantize_per_tensor" in str(node.target)
     scale, zero_point = node.args[1:3]
@@ -91,11 +91,11 @@ def grid_of(node: Node) -> tuple[float, int]:
     return scale, zero_point
 
 
-def grids_at(model: GraphModule, operator: str) -> list[tuple[float, int]]:
-    """The grids on which the only call of an operator reads its inputs, and then those of its output."""
+def qparams_at(model: GraphModule, operator: str) -> list[tuple[float, int]]:
+    """Parameters of the inputs of the only call of an operator, and then those of its output."""
     node = one_call(model, operator)
     behind = [step for user in node.users for step in user.users]
-    return list(dict.fromkeys(map(grid_of, (*node.all_input_nodes, *behind))))
+    return list(dict.fromkeys(map(qparams_of, (*node.all_input_nodes, *behind))))
 
 
 def outputs(model: nn.Module, *arguments: torch.Tensor) -> list[torch.Tensor]:
@@ -111,12 +111,12 @@ def outputs(model: nn.Module, *arguments: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_a_tensor_that_is_joined_with_itself_is_quantized_once() -> None:
-    """cat([x, x]) reads one dequantized tensor twice, and its output is on the same grid."""
+    """cat([x, x]) reads one dequantized tensor twice, and its output has the same scale."""
     x = normal(2, 3)
     model = Fn(lambda _, x: torch.cat([x, x], 1))
     quantized = quantize(model, by_operator(cat=joined), x)
     assert len(calls(quantized, ".quantize_per_tensor")) == 2  # before the cat and behind it
-    assert len(grids_at(quantized, "cat")) == 1
+    assert len(qparams_at(quantized, "cat")) == 1
     assert sqnr(model(x), quantized(x)) > 35
 
 
@@ -164,7 +164,7 @@ def test_declined_implicit_sharing_gives_a_user_parameters_of_its_own() -> None:
 
 
 def test_an_early_tensor_may_have_the_parameters_of_a_late_one() -> None:
-    """The grid is found from both tensors, though the one that has the spec is computed last."""
+    """The scale is found from both tensors, though the one that has the spec is computed last."""
     x = normal(3, 4)
     model = Fn(lambda _, x: torch.exp(torch.neg(x)))
 
@@ -174,7 +174,7 @@ def test_an_early_tensor_may_have_the_parameters_of_a_late_one() -> None:
 
     quantized = quantize(model, by_operator(neg=early, exp=output(INT8)), x)
     lowest, highest = float((-x).min()), float((-x).exp().max())
-    assert [grid_of(node)[0] for node in calls(quantized, "dequantize")] == pytest.approx(
+    assert [qparams_of(node)[0] for node in calls(quantized, "dequantize")] == pytest.approx(
         [(highest - lowest) / 255] * 2
     )
     assert sqnr(model(x), quantized(x)) > 25
@@ -194,7 +194,7 @@ def grown(length: int, function: Callable[..., Any] = lambda _, x: torch.neg(x),
     return model
 
 
-def test_a_chain_of_a_thousand_shared_specs_has_one_grid() -> None:
+def test_a_chain_of_a_thousand_shared_specs_has_one_scale() -> None:
     """Each tensor shares with the one before it; the first one's spec reaches the last, through all steps."""
 
     def decide(node: Node) -> tq.QuantizationAnnotation:
@@ -204,7 +204,7 @@ def test_a_chain_of_a_thousand_shared_specs_has_one_grid() -> None:
     x = normal(2, 3)
     prepared = tq.prepare_pt2e(grown(1000), by_operator(neg=decide), activation_observer="minmax")
     quantized = tq.convert_pt2e(tq.calibrate(prepared, [(x,)]))
-    assert len({grid_of(node) for node in calls(quantized, "dequantize")}) == 1
+    assert len({qparams_of(node) for node in calls(quantized, "dequantize")}) == 1
     assert len(calls(quantized, ".quantize_per_tensor")) == 1001
     assert sqnr(x, quantized(x)) > 30
 
@@ -240,7 +240,7 @@ def test_a_chain_of_a_thousand_derived_specs_is_followed() -> None:
     quantized = tq.convert_pt2e(tq.calibrate(prepared, [(normal(2, 3),)]))
     steps = calls(quantized, "dequantize")
     assert len(steps) == 1000
-    assert len(set(map(grid_of, steps))) == 1
+    assert len(set(map(qparams_of, steps))) == 1
 
 
 def test_derived_parameters_may_be_derived_from_derived_ones() -> None:
@@ -254,7 +254,7 @@ def test_derived_parameters_may_be_derived_from_derived_ones() -> None:
 
     quantizer = by_operator(neg=from_neighbour, sin=from_neighbour, abs=output(INT8))
     quantized = quantize(model, quantizer, x)
-    first, second, last = (grid_of(node)[0] for node in calls(quantized, "dequantize"))
+    first, second, last = (qparams_of(node)[0] for node in calls(quantized, "dequantize"))
     assert (first, second) == (pytest.approx(4 * last), pytest.approx(2 * last))
 
 
@@ -292,7 +292,7 @@ fixed = pytest.mark.parametrize("name", FIXED)
 
 @fixed
 def test_a_join_with_a_tensor_of_known_parameters_requantizes_it(name: str) -> None:
-    """Behind a conv and a sigmoid, say, a cat reads both on one grid; the sigmoid's own stays as known."""
+    """Behind a conv and a sigmoid, say, a cat reads both with one scale; the sigmoid's own stays as known."""
     function, spec = FIXED[name]
     x = normal(2, 3, 6, 6)
     model = Fn(lambda m, x: torch.cat([m.conv(x), function(x)], 1), conv=nn.Conv2d(3, 4, 3, padding=1))
@@ -300,31 +300,31 @@ def test_a_join_with_a_tensor_of_known_parameters_requantizes_it(name: str) -> N
     quantized = quantize(model, quantizer, x)
     assert one_call(quantized, f"aten.{name}").users.keys() == {calls(quantized, ".quantize_per_tensor")[1]}
     assert calls(quantized, ".quantize_per_tensor")[1].args[1:3] == (spec.scale, spec.zero_point)
-    assert len(grids_at(quantized, "cat")) == 1
+    assert len(qparams_at(quantized, "cat")) == 1
     assert sqnr(model(x), quantized(x)) > 30
 
 
 @fixed
-def test_a_join_on_the_grid_of_known_parameters_needs_no_data(name: str) -> None:
+def test_a_join_on_the_qparams_of_known_parameters_needs_no_data(name: str) -> None:
     """All who share with a node of fixed parameters have them, and nothing is observed."""
     function, spec = FIXED[name]
 
-    def on_the_fixed_grid(node: Node) -> tq.QuantizationAnnotation:
+    def like_the_fixed(node: Node) -> tq.QuantizationAnnotation:
         other, known = node.all_input_nodes
         return Annotation({other: Shared(known), known: Shared(known)}, Shared(known))
 
     x = normal(2, 3, 8)
     model = Fn(lambda _, x: torch.cat([functional.hardtanh(x, 0.0, 0.9), function(x)], 1))
-    prepared = prepare(model, by_operator(cat=on_the_fixed_grid, **{name: output(spec)}), x)
+    prepared = prepare(model, by_operator(cat=like_the_fixed, **{name: output(spec)}), x)
     assert not [module for module in prepared.modules() if isinstance(module, tq.observers.Observer)]
     quantized = tq.convert_pt2e(prepared)
-    assert grids_at(quantized, "cat") == [(spec.scale, spec.zero_point)]
+    assert qparams_at(quantized, "cat") == [(spec.scale, spec.zero_point)]
     torch.testing.assert_close(quantized(x), model(x), atol=spec.scale / 2 + 1e-6, rtol=0)
 
 
 @fixed
 def test_a_view_behind_known_parameters_passes_them_on(name: str) -> None:
-    """XNNPACK's quantizer moves what another one has put on a fixed grid, and leaves it there."""
+    """XNNPACK's quantizer moves what another one has given fixed parameters, and leaves it there."""
     function, spec = FIXED[name]
     x = normal(2, 3, 8)
     model = Fn(lambda m, x: m.fc(function(x).view(6, 8)), fc=nn.Linear(8, 4))
@@ -332,7 +332,7 @@ def test_a_view_behind_known_parameters_passes_them_on(name: str) -> None:
         [by_operator(**{name: output(spec)}), XNNPACKQuantizer().set_global(STATIC)]
     )
     quantized = quantize(model, quantizer, x)
-    assert grids_at(quantized, "view") == [(spec.scale, spec.zero_point)]
+    assert qparams_at(quantized, "view") == [(spec.scale, spec.zero_point)]
     assert sqnr(model(x), quantized(x)) > 30
 
 
@@ -365,8 +365,8 @@ def integer_linear(input_spec: Callable[[Node, Node], Any]) -> Callable[[Node], 
     return decide
 
 
-def test_a_bias_is_derived_from_the_grid_that_its_input_shares() -> None:
-    """The input's grid is that of a group, with the tensors before it; the bias has the one scale of all."""
+def test_a_bias_is_derived_from_the_scale_that_its_input_shares() -> None:
+    """The input's scale is that of a group, with the tensors before it; the bias has the one scale of all."""
     x = normal(4, 8)
     model = Fn(
         lambda m, x: m.last(torch.cat([m.first(x), x], 1)), first=nn.Linear(8, 8), last=nn.Linear(16, 4)
@@ -376,20 +376,20 @@ def test_a_bias_is_derived_from_the_grid_that_its_input_shares() -> None:
         return INT8 if source.op == "placeholder" else Shared(source)
 
     quantized = quantize(model, by_operator(cat=joined, linear=integer_linear(shared_input)), x)
-    grids = grids_at(quantized, "cat")
-    assert len(grids) == 1
+    found = qparams_at(quantized, "cat")
+    assert len(found) == 1
     for linear in calls(quantized, "aten.linear"):
         data, weight, bias = linear.args
         (weight_scale,) = (quantized.get_buffer(str(node.target)) for node in weight.args[1:2])
         bias_scale, bias_zero_point = (quantized.get_buffer(str(node.target)) for node in bias.args[1:3])
-        torch.testing.assert_close(bias_scale, grid_of(data)[0] * weight_scale)
+        torch.testing.assert_close(bias_scale, qparams_of(data)[0] * weight_scale)
         assert not bias_zero_point.any()
-        assert grid_of(data) == grids[0]
+        assert qparams_of(data) == found[0]
     assert sqnr(model(x), quantized(x)) > 30
 
 
 def test_a_weight_that_two_linears_share_gives_each_bias_a_scale_of_its_own() -> None:
-    """One weight, two inputs on different grids: the bias that both read is stored once for each."""
+    """One weight, two inputs with different scales: the bias that both read is stored once for each."""
     shared = nn.Linear(8, 8)
     model = Fn(lambda m, x: m.fc(torch.tanh(m.fc(x) * 4)), fc=shared)
     x = normal(4, 8)

@@ -42,8 +42,8 @@ _COMPOSE = """
         print(row.op, row.quantizer, row.pattern)
     for node in quantized.graph.nodes:
         if node.op == "call_function" and "dequantize" in str(node.target):
-            grid = [value for value in node.args if isinstance(value, (int, torch.dtype))]
-            print(str(node.target).split(".")[1], *grid)
+            limits = [value for value in node.args if isinstance(value, (int, torch.dtype))]
+            print(str(node.target).split(".")[1], *limits)
     with torch.no_grad():
         reference, found = model(*inputs), quantized(*inputs)
     print(bool((reference - found).norm() < 0.15 * reference.norm()))

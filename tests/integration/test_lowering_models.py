@@ -78,7 +78,7 @@ each_model = pytest.mark.parametrize("name", MODELS)
 
 @each_model
 def test_a_model_is_composed_lowered_run_and_verified(name: str) -> None:
-    """It computes on the runtime what it computes as a quantized model: 40 dB, or one step of the grid."""
+    """It computes on the runtime what it computes as a quantized model: 40 dB, or one quantization step."""
     program = pair(name).ours
     assert program.verification
     assert ("executorch_embedding" in program.backends) == (name in WITH_TABLES)

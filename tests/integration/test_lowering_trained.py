@@ -50,7 +50,7 @@ def trained(subject: Subject) -> torch.fx.GraphModule:
 @pytest.mark.filterwarnings("ignore:A rule")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_trained_model_runs_as_it_was_trained(name: str, record_property: Record) -> None:
-    """Evaluation is the converted model, bit for bit; the program is it to 40 dB or a step of the grid."""
+    """Evaluation is the converted model, bit for bit; the program is it to 40 dB or one quantization step."""
     subject = MODELS[name]
     model = trained(subject)
     inputs = subject.batch(0)

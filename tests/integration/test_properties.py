@@ -31,7 +31,7 @@ pytestmark = pytest.mark.long
 
 # Eight bits on a signal of an ordinary shape leave noise of a hundredth of it (40 dB). A path of up to eight
 # operators, concatenated with larger tensors and cut out again, has to stay well below the signal. The worst
-# that was met is a fourth power that is bounded to [0, 2] afterwards, on its largest values' grid: 19 dB.
+# that was met is a fourth power that is bounded to [0, 2] afterwards, on its largest values' scale: 19 dB.
 LEAST_SQNR = 15.0
 
 #: How many graphs each property is tried with. Together they are more than five hundred.
@@ -146,11 +146,11 @@ def edges_asked(region: Region, unreached: set[str]) -> dict[str, list[str]]:
             made = _annotation(source, region, unreached)
             spec = asked.get(source) or (made.output_qspec if made else None)
             name = "stored" if source in constants else source.name
-            found.setdefault(node.name, []).append(name if spec is None else f"{name} as {_grid(spec)}")
+            found.setdefault(node.name, []).append(name if spec is None else f"{name} as {_in_words(spec)}")
     return found
 
 
-def _grid(spec: Any) -> tuple[Any, ...]:
+def _in_words(spec: Any) -> tuple[Any, ...]:
     """The integers that a spec asks for, itself or through what it shares parameters with."""
     while isinstance(spec, tq.SharedQuantizationSpec):
         source = spec.edge_or_node
@@ -172,16 +172,16 @@ def edges_after(region: Region, inputs: set[str]) -> dict[str, list[str]]:
     constants = constant_nodes(region.module.graph)
     for node in _operators(region):
         for source in [] if _is_machinery(node) else _tensors(node):
-            grid = _grid_of(source) if _is_machinery(source) else None
+            qparams = _qparams_of(source) if _is_machinery(source) else None
             while _is_machinery(source):
                 source = source.all_input_nodes[0]
             is_stored = source in constants or (source.op == "placeholder" and source.name not in inputs)
             name = "stored" if is_stored else source.name
-            found.setdefault(node.name, []).append(name if grid is None else f"{name} as {grid}")
+            found.setdefault(node.name, []).append(name if qparams is None else f"{name} as {qparams}")
     return found
 
 
-def _grid_of(dequantize: Node) -> tuple[Any, ...]:
+def _qparams_of(dequantize: Node) -> tuple[Any, ...]:
     """The integers that something is dequantized from."""
     names = [argument.name for argument in dequantize.target._schema.arguments]  # type: ignore[union-attr]
     return tuple(dequantize.args[names.index(n)] for n in ("dtype", "quant_min", "quant_max"))

@@ -94,7 +94,7 @@ def test_the_bound_can_be_chosen(wrong: torch.fx.GraphModule) -> None:
         tq.lower(wrong, (normal(3, 8),), verify=60.0)
 
 
-def test_one_step_of_the_grid_is_no_difference() -> None:
+def test_one_quantization_step_is_no_difference() -> None:
     """An 8-bit output of few steps may have a low ratio and be as good as it can be."""
     assert Agreement("y", 20.0, 0.1, step=0.1).is_within(40)
     assert not Agreement("y", 20.0, 0.2, step=0.1).is_within(40)

@@ -283,7 +283,7 @@ def test_composition_runs_each_part_where_it_belongs(is_tied: bool, is_dynamic: 
 @modes
 @ties
 def test_composition_returns_what_the_converted_model_returns(is_tied: bool, is_dynamic: bool) -> None:
-    """Runtime and converted model agree: within a step of the grid, or 60 dB where it is dynamic."""
+    """Runtime and converted model agree: within one quantization step, or 60 dB where it is dynamic."""
     case = composed(is_tied, is_dynamic)
     (output,) = (node for node in case.converted.graph.nodes if node.op == "output")
 

@@ -53,7 +53,7 @@ def in_float(kernel: str) -> bool:
 
 
 def largest_step(converted: GraphModule) -> float:
-    """The largest step of the grids that outputs lie on."""
+    """The largest quantization step of the outputs."""
     (output,) = (node for node in converted.graph.nodes if node.op == "output")
     assert all("dequantize_per_tensor" in str(node.target) for node in output.all_input_nodes)
     return max(float(node.args[1]) for node in output.all_input_nodes)

@@ -3,7 +3,7 @@
 The rule for a row of the target ``executorch``: nothing of its model is left outside of the delegate, and
 inside of it no kernel but the conversions of inputs and outputs reads or writes float. (A dynamic kernel
 reads integers that are made when it runs, and writes float.) The program returns what the converted model
-returns, up to one step of the output's grid; a dynamic one up to the order of float additions.
+returns, up to one quantization step of the output; a dynamic one up to the order of float additions.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def test_row_computes_with_integers(pattern: str, mode: str, granularity: str | 
 def test_row_returns_what_the_converted_model_returns(
     pattern: str, mode: str, granularity: str | None
 ) -> None:
-    """Runtime and converted model agree: within a step of the grid, or 60 dB where it is dynamic.
+    """Runtime and converted model agree: within one quantization step, or 60 dB where it is dynamic.
 
     The scales of groups are rounded to bfloat16 by the delegate, which leaves 50 dB.
     """
@@ -286,7 +286,7 @@ def residual_block() -> nn.Module:
 
 
 def dense_block() -> nn.Module:
-    """Convolutions that read what was computed before them, joined, so that all of it is on one grid."""
+    """Convolutions that read what was computed before them, joined, so that all of it has one scale."""
 
     def run(m: Any, x: torch.Tensor) -> torch.Tensor:
         first = m.first(x)
@@ -363,7 +363,7 @@ def test_combination_computes_with_integers(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_combination_returns_what_the_converted_model_returns(name: str) -> None:
-    """Runtime and converted model agree within a step of the grid."""
+    """Runtime and converted model agree within one quantization step."""
     case = combined(name)
     ((expected, found),) = case.differences()
 
@@ -404,7 +404,7 @@ def test_dynamic_linears_share_the_quantization_of_their_input() -> None:
 
 
 def test_dynamic_rows_of_different_magnitude() -> None:
-    """Each token has its own grid at run time as in the converted model, however different they are."""
+    """Each token has its own scale at run time as in the converted model, however different they are."""
     torch.manual_seed(0)
     inputs = torch.cat([normal(2, 8) * 1000, normal(2, 8, seed=1) * 0.001])
     case = case_of(Model(nn.Linear(8, 6, bias=False), (inputs,)), is_dynamic=True)

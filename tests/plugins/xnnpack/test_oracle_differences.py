@@ -87,7 +87,7 @@ DIFFERENCES = {
         after_conv(nn.ReLU6()),
         (CONV, "hardtanh(q)", "output(q)"),
         (CONV, "hardtanh(-)", "output(q)"),
-        "XNNPACK clamps in the kernel of the convolution, so the grid need only reach over what is left",
+        "XNNPACK clamps in the kernel of the convolution, so the range need only reach over what is left",
     ),
     "hardtanh behind a linear": Difference(
         after_linear(functional.hardtanh),
@@ -244,7 +244,7 @@ DIFFERENCES = {
         lambda: Model(Fn(lambda m, x, mask: (m.fc(x) + mask).softmax(-1), fc=linear()), SCORES),
         (LINEAR, "add(q, q)", "softmax(q)", "output(-)"),
         (LINEAR, "add(q, -)", "softmax(-)", "output(-)"),
-        "on a grid that reaches down to the mask all scores that are not masked are one number",
+        "in a range that reaches down to the mask all scores that are not masked are one number",
     ),
     "attention mask before a temperature": Difference(
         lambda: Model(Fn(lambda m, x, mask: ((m.fc(x) + mask) / 2.0).softmax(-1), fc=linear()), SCORES),
@@ -258,7 +258,7 @@ DIFFERENCES = {
         ),
         (LINEAR, "lt(-)", "masked_fill(-, -)", "add(q, q)", "output(q)"),
         (LINEAR, "lt(-)", "masked_fill(-, -)", "add(q, -)", "output(-)"),
-        "whatever reads the sum, the grid would reach down to the mask",
+        "whatever reads the sum, the range would reach down to the mask",
     ),
     "normalization in single steps": Difference(
         after_linear(lambda y: y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)),
@@ -462,7 +462,7 @@ def test_normalization_in_float_keeps_a_row_of_zeros_finite() -> None:
     assert quality(quantized_by_oracle(model, oracle_quantizer())) < 10
 
 
-def test_fused_clamp_has_the_finer_grid() -> None:
+def test_fused_clamp_has_the_finer_scale() -> None:
     """The reason for fusing what clamps: the step is that of the range after it, and the error is smaller."""
     torch.manual_seed(0)
     model = Model(nn.Sequential(conv(), nn.Hardtanh(-0.1, 0.1)), (image(),))

@@ -79,7 +79,7 @@ def test_a_static_one_computes_with_integers(name: str) -> None:
 
 @pytest.mark.parametrize("name", STATIC)
 def test_a_static_one_returns_what_the_converted_model_returns(name: str) -> None:
-    """Within a step of the grid: what is put around the image is the integer that stands for zero."""
+    """Within one quantization step: what is put around the image is the integer that stands for zero."""
     case = static(name)
     ((expected, found),) = case.differences()
 

@@ -69,7 +69,7 @@ def test_the_runtime_computes_with_scales_far_below_the_limits(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_small_numbers_have_all_of_the_grid(name: str) -> None:
+def test_small_numbers_have_all_of_the_range(name: str) -> None:
     """Down to the limits nothing is lost; with the limit of ExecuTorch's configs a few bits would be left."""
     assert quality(SMALL[name](2.0**-9)) > 35
 

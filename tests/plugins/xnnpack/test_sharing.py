@@ -151,9 +151,9 @@ def test_outputs_stay_near_the_float_model(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "operators"), [("dense block", 2), ("overlapping joins", 2)])
-def test_joins_that_have_a_tensor_in_common_are_on_one_grid(name: str, operators: int) -> None:
-    """A cat puts all that it joins on one grid, and what is joined twice puts both joins on the same."""
+def test_joins_that_have_a_tensor_in_common_have_one_scale(name: str, operators: int) -> None:
+    """A cat gives all that it joins one scale, and what is joined twice gives both joins the same."""
     _, converted = quantized(name)
     joins = [node for node in converted.graph.nodes if "aten.cat" in str(node.target)]
-    grids = {source.args[1:3] for node in joins for source in node.all_input_nodes}
-    assert (len(joins), len(grids)) == (operators, 1)
+    found = {source.args[1:3] for node in joins for source in node.all_input_nodes}
+    assert (len(joins), len(found)) == (operators, 1)

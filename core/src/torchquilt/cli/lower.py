@@ -86,7 +86,7 @@ class Request:
     "--least-sqnr",
     type=float,
     metavar="DB",
-    help="What each output has to have, unless it is within one step of its grid.  [default: 40]",
+    help="What each output has to have, unless it is within one quantization step.  [default: 40]",
 )
 @click.option(
     "--data",

@@ -166,7 +166,7 @@ class QDQOperators:
         cls,
         granularity: Granularity,
         qparams: Iterable[Any],
-        grid: tuple[int, int, torch.dtype],
+        integers: tuple[int, int, torch.dtype],
         *,
         axis: int | None = None,
         group_size: int | None = None,
@@ -176,7 +176,7 @@ class QDQOperators:
         Args:
             granularity: the elements that share a scale.
             qparams: scale and zero point: numbers if they are single and fixed, otherwise nodes or tensors.
-            grid: the smallest and the largest integer, and their dtype.
+            integers: the smallest and the largest integer, and their dtype.
             axis: for ``PER_AXIS``.
             group_size: for ``PER_GROUP``.
         """
@@ -187,7 +187,7 @@ class QDQOperators:
             getattr(getattr(operators(), f"{verb}_{_NAMES[granularity]}"), overload)
             for verb in ("quantize", "dequantize")
         )
-        low, high, dtype = grid
+        low, high, dtype = integers
         values = {
             "scale": scale,
             "scales": scale,
@@ -232,8 +232,8 @@ def operators_of(spec: Any, qparams: Iterable[Any]) -> QDQOperators:
         spec: a spec that says integers of its own.
         qparams: scale and zero point, as for :meth:`QDQOperators.of`.
     """
-    grid = (spec.quant_min, spec.quant_max, spec.dtype)
-    return QDQOperators.of(spec.granularity, qparams, grid, axis=spec.ch_axis, group_size=spec.group_size)
+    integers = (spec.quant_min, spec.quant_max, spec.dtype)
+    return QDQOperators.of(spec.granularity, qparams, integers, axis=spec.ch_axis, group_size=spec.group_size)
 
 
 def choosing_call(spec: QuantizationSpec) -> tuple[Any, tuple[Any, ...]]:

@@ -69,8 +69,8 @@ def lower(
             have the names of the model, outputs are ``output_0``, ``output_1`` …). What their scales and zero
             points are is in :attr:`LoweredProgram.io`.
         verify: run the program on the example inputs and compare it with the quantized model. A number is the
-            SQNR in dB that each output has to have, unless it is within one step of its grid; ``True`` stands
-            for 40. ``"auto"`` does so where example inputs are at hand (those that are given, or those that
+            SQNR in dB that each output has to have, unless it is within one quantization step; ``True`` means
+            40. ``"auto"`` does so where example inputs are at hand (those that are given, or those that
             the model was exported with) and the program can run here, and says in
             :attr:`LoweredProgram.verification` what was done, or why not; an output with less than 40 dB may
             be as far off as the model is from itself where what it quantizes rounds otherwise. ``False``

@@ -75,8 +75,8 @@ class Port:
         if self.is_constant:
             return f"{self.name}: {self.constant!r}, a constant"
         sizes = ", ".join(map(str, self.shape))
-        grid = "" if self.scale is None else f", scale {self.scale:.6g}, zero point {self.zero_point}"
-        return f"{self.name}: {self.dtype or 'any'}[{sizes}]{self._order}{grid}"
+        qparams = "" if self.scale is None else f", scale {self.scale:.6g}, zero point {self.zero_point}"
+        return f"{self.name}: {self.dtype or 'any'}[{sizes}]{self._order}{qparams}"
 
     @property
     def _order(self) -> str:
@@ -171,7 +171,7 @@ class Agreement:
         sqnr: signal to quantization noise ratio in dB; infinite where the two are equal, and minus infinite
             where they cannot be compared (another shape, numbers that are not finite).
         largest_difference: the largest absolute difference of an element.
-        step: of the grid that the output lies on; None where it is on none.
+        step: its quantization step, which is its scale; None where it is not quantized.
         note: what is to be known of the comparison, mostly empty.
         is_excused: whether the difference does not count, for the reason in ``note``.
     """
@@ -184,8 +184,8 @@ class Agreement:
     is_excused: bool = False
 
     def is_within(self, least_sqnr: float) -> bool:
-        """Whether it is as good as asked, or differs by no more than one step of its grid."""
-        # Numbers of the grid are computed in float on both sides, hence the last bits.
+        """Whether it is as good as asked, or differs by no more than one quantization step."""
+        # Both sides compute dequantized values in float, hence the last bits.
         is_a_step = self.step is not None and self.largest_difference <= 1.001 * self.step
         return self.sqnr >= least_sqnr or is_a_step or self.is_excused
 
@@ -202,7 +202,7 @@ class Verification:
 
     Args:
         outputs: what it returns, in order; empty where nothing was compared.
-        least_sqnr: what each has to have at least, in dB, unless it is within one step of its grid.
+        least_sqnr: what each has to have at least, in dB, unless it is within one quantization step.
         skipped: why nothing was compared, empty where it was.
     """
 

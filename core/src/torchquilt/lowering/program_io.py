@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen
-class _Grid:
+class _QParams:
     """The parameters of a quantized tensor."""
 
     dtype: str
@@ -54,14 +54,16 @@ def with_integer_io(
     if io_dtype is None:
         return program, _ports(program, inputs, outputs, {})
     asked = _asked(io_dtype, inputs, outputs)
-    grids: dict[str, _Grid] = {}
+    by_name: dict[str, _QParams] = {}
     for name, dtype in asked.items():
-        grids[name] = _grid_of(name, inputs[name] if name in inputs else outputs[name], name in inputs, dtype)
-    changed = _without_conversions(program, inputs, outputs, grids)
-    return changed, _ports(changed, _inputs(changed), _outputs(changed), grids)
+        by_name[name] = _only_qparams(
+            name, inputs[name] if name in inputs else outputs[name], name in inputs, dtype
+        )
+    changed = _without_conversions(program, inputs, outputs, by_name)
+    return changed, _ports(changed, _inputs(changed), _outputs(changed), by_name)
 
 
-def output_grids(program: ExportedProgram) -> tuple[float | None, ...]:
+def output_scales(program: ExportedProgram) -> tuple[float | None, ...]:
     """The step of each output, None for one that has none.
 
     That is the scale of what is dequantized right before it is returned, and 1 for integers that are returned
@@ -75,8 +77,8 @@ def _step(output: Any) -> float | None:
         return None
     if is_quantize(output):
         return 1.0
-    grid = _grid(output)
-    return None if grid is None else grid.scale
+    qparams = _qparams(output)
+    return None if qparams is None else qparams.scale
 
 
 @attrs.frozen
@@ -141,24 +143,24 @@ def _is_float(node: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def _grid_of(name: str, node: Any, is_input: bool, dtype: torch.dtype) -> _Grid:
-    """The one grid that an input or output is on.
+def _only_qparams(name: str, node: Any, is_input: bool, dtype: torch.dtype) -> _QParams:
+    """The one set of quantization parameters of an input or output.
 
     Raises:
-        LoweringError: it is on none of that dtype, or on several.
+        LoweringError: it has none of that dtype, or several.
     """
     wanted = str(dtype).removeprefix("torch.")
     if is_input:
         users = [user for user in node.users if user.op != "output"]
-        grids = {_grid(user) if is_quantize(user) else None for user in users}
+        found = {_qparams(user) if is_quantize(user) else None for user in users}
         got = ", ".join(f"{user.name} ({overload_name(user)})" for user in users) or "nothing"
         expected = f"an input that is only read to be quantized, in one way, to {wanted}"
     else:
-        grids = {_grid(node) if is_dequantize(node) else None}
+        found = {_qparams(node) if is_dequantize(node) else None}
         got = f"{node.name} ({overload_name(node)})"
         expected = f"an output that is dequantized from {wanted} right before it is returned"
-    grid = next(iter(grids)) if len(grids) == 1 else None
-    if grid is None or grid.dtype != wanted:
+    qparams = next(iter(found)) if len(found) == 1 else None
+    if qparams is None or qparams.dtype != wanted:
         raise LoweringError(
             f"The {'input' if is_input else 'output'} {name!r} is not quantized to {wanted}.",
             node=node.name,
@@ -167,22 +169,22 @@ def _grid_of(name: str, node: Any, is_input: bool, dtype: torch.dtype) -> _Grid:
             remedy="quantize these inputs and outputs, or name only the others: "
             "io_dtype={'name of an input': torch.int8, 'output_0': torch.int8}",
         )
-    return grid
+    return qparams
 
 
-def _grid(node: Node) -> _Grid | None:
-    """The grid that a node quantizes to or dequantizes from, if it has one scale that is known."""
+def _qparams(node: Node) -> _QParams | None:
+    """The parameters that a node quantizes or dequantizes with, if it has one scale that is known."""
     told = qdq_of(node)
     if told is None or not told.has_numbers:
         return None
-    return _Grid(dtype_name(told.dtype), told.scale, told.zero_point, told.quant_min, told.quant_max)
+    return _QParams(dtype_name(told.dtype), told.scale, told.zero_point, told.quant_min, told.quant_max)
 
 
 def _without_conversions(
     program: ExportedProgram,
     inputs: Mapping[str, Any],
     outputs: Mapping[str, Any],
-    grids: Mapping[str, _Grid],
+    by_name: Mapping[str, _QParams],
 ) -> ExportedProgram:
     """The program without the conversions at the named inputs and outputs. Tensors are shared."""
     import torch
@@ -190,18 +192,18 @@ def _without_conversions(
     from torchquilt.graph.edits import copied_graph, with_graph
 
     graph, nodes = copied_graph(program.graph)
-    for name, grid in grids.items():
+    for name, qparams in by_name.items():
         if name not in inputs:
             continue
         placeholder = nodes[inputs[name]]
         with placeholder.meta["val"].fake_mode:
-            placeholder.meta["val"] = placeholder.meta["val"].to(getattr(torch, grid.dtype))
+            placeholder.meta["val"] = placeholder.meta["val"].to(getattr(torch, qparams.dtype))
         for user in [*placeholder.users]:
             user.replace_all_uses_with(placeholder)
             graph.erase_node(user)
     renamed: dict[str, str] = {}
     output = graph.output_node()
-    for name in (name for name in grids if name in outputs):
+    for name in (name for name in by_name if name in outputs):
         dequantize = nodes[outputs[name]]
         (integers,) = dequantize.all_input_nodes
         output.replace_input_with(dequantize, integers)
@@ -219,14 +221,14 @@ def _ports(
     program: ExportedProgram,
     inputs: Mapping[str, Any],
     outputs: Mapping[str, Any],
-    grids: Mapping[str, _Grid],
+    by_name: Mapping[str, _QParams],
 ) -> Ports:
     def port(name: str, node: Any) -> Port:
         if isinstance(node, _Fixed):
             dtype = type(node.value).__name__ if isinstance(node.value, (bool, int, float)) else ""
             return Port(name, dtype, (), is_constant=True, constant=node.value)
-        grid = grids.get(name)
-        parameters = attrs.asdict(grid) if grid is not None else {}
+        qparams = by_name.get(name)
+        parameters = attrs.asdict(qparams) if qparams is not None else {}
         parameters.pop("dtype", None)
         return Port(name, *_dtype_and_shape(node, program), **parameters)
 

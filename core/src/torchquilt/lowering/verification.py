@@ -18,7 +18,7 @@ from torchquilt.graph.signature import call_arguments
 from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.lowering.program import LoweredProgram
 from torchquilt.lowering.program_facts import Agreement, Port, Verification
-from torchquilt.lowering.program_io import output_grids
+from torchquilt.lowering.program_io import output_scales
 from torchquilt.lowering.region_inlining import inlined
 from torchquilt.lowering.rounding import rounded_otherwise
 from torchquilt.lowering.token_scales import chosen_as_needed
@@ -99,7 +99,7 @@ def verified(
         model: the quantized model, whose inputs and outputs are floating point. Its state stays as it is.
         example_inputs: one batch as for :func:`torchquilt.calibrate`. With ``excuses`` None stands for those
             that the model was exported with.
-        least_sqnr: what each output has to have, in dB, unless it is within one step of its grid.
+        least_sqnr: what each output has to have, in dB, unless it is within one quantization step.
         excuses: let differences pass that may have no fault behind them: a tie that falls another way, where
             the model returns NaN, tokens whose scale is smaller than torch chooses, and as much as the model
             differs from itself where its floats round otherwise.
@@ -118,7 +118,7 @@ def verified(
         )
     args, kwargs = _inputs_of(model, example_inputs)
     expected, found = _outputs(model, args, kwargs), _returned(program, args, kwargs)
-    steps = output_grids(inlined(model).program)
+    steps = output_scales(inlined(model).program)
     ports = program.io.outputs
 
     def compared(values: list[Any]) -> tuple[Agreement, ...]:
@@ -142,7 +142,7 @@ def verified(
             verification=result,
             node=worst.output,
             backend=", ".join(program.backends),
-            expected=f"at least {least_sqnr:g} dB, or a difference of one step of the output's grid",
+            expected=f"at least {least_sqnr:g} dB, or a difference of one quantization step of the output",
             got=str(worst),
             remedy="see what runs where in lower(..., verify=False).ledger; lower with fewer backends, or "
             "leave out of the quantization what differs",
@@ -258,8 +258,8 @@ def _as_port(port: Port, value: Any) -> Any:
 
     if port.scale is None or port.zero_point is None or not isinstance(value, torch.Tensor):
         return value
-    grid = torch.round(value / port.scale) + port.zero_point
-    return grid.clamp(port.quant_min, port.quant_max).to(getattr(torch, port.dtype))
+    integers = torch.round(value / port.scale) + port.zero_point
+    return integers.clamp(port.quant_min, port.quant_max).to(getattr(torch, port.dtype))
 
 
 def _agreement(port: Port, step: float | None, expected: Any, found: Any, excuses: bool) -> Agreement:

@@ -67,8 +67,8 @@ class Bins:
         """The counts without masked values.
 
         Masked scores (a score with -10,000 added) are negative, of magnitude 4,096 or more, at least half
-        a percent of the values, and further from all others than the spec has levels: an integer grid that
-        reached over such a gap would have a step larger than every score. Rarer and positive ones are data
+        a percent of the values, and further from all others than the spec has levels: with a range that
+        reached over such a gap the step would be larger than every score. Rarer and positive ones are data
         (a few activations of a language model are that large, and matter), up to a magnitude of a million;
         beyond that whatever stands so far apart is a mask, if it is negative or there are fewer of it than of
         the others. A number and some scores lie close together: where more than eight bins, or both signs,
@@ -162,9 +162,9 @@ class Bins:
 
         Transformers have such values: one for each sequence, mostly, a hundred times as large as what is
         usual (Sun et al. 2024, arXiv:2402.17762). Their squares outweigh those of all others together, so
-        that least squared error would give the whole grid to them. They are less than one in 10,000, and
+        that least squared error would give all levels to them. They are less than one in 10,000, and
         nothing lies within three octaves below them; a range that reaches twice as far as the others do
-        keeps them the largest, and the others a grid.
+        keeps them the largest, and levels for the others.
         """
         total, last = int(self.counts.sum()), bin_of(self.top)
         # Mostly there are too many values near the largest one for any gap below a few of them.

@@ -20,7 +20,7 @@ from torchquilt.observers.bins import PER_OCTAVE, SHIFT, Bins, bin_of, edges
 from torchquilt.spec.qspec import QuantizationSpec
 
 _SEARCHED_OCTAVES = 6
-# Bins this far below the largest value hold what any grid rounds to zero at no cost: 2**-40 of it.
+# Bins this far below the largest value hold what any scale rounds to zero at no cost: 2**-40 of it.
 _SUMMED_OCTAVES = 40
 _COMPARED_OCTAVES = 11
 # Of ranges with about the same error the widest one is taken: see _tolerance.
@@ -217,7 +217,7 @@ class _Ends:
 
 
 def entropy_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, float]:
-    """The range whose grid tells least about other values than were there.
+    """The range whose levels lose the least information about the values.
 
     The criterion is that of Migacz 2017 (8-bit inference with TensorRT): the Kullback-Leibler divergence from
     the distribution of the values, clipped, to what is left of it once all values of a level are one. Both
@@ -234,7 +234,7 @@ def entropy_range(bins: Bins, spec: QuantizationSpec) -> tuple[float, float]:
     counts = bins.counts[:, window:size].double()
     if counts.numel() == 0:
         return min(bins.low, 0.0), max(bins.high, 0.0)
-    counts[:, 0] += bins.counts[:, 1:window].sum(1)  # zeros are exact on any grid, and tell nothing
+    counts[:, 0] += bins.counts[:, 1:window].sum(1)  # zeros are exact with any scale, and tell nothing
     inner = range(size - 1, max(size - _SEARCHED_OCTAVES * PER_OCTAVE, 1), -1)
     bounds = edges()[window : size + 1].clone()
     bounds[-1] = max(bins.top, float(bounds[-2]) * (1 + 2.0**-20))
@@ -256,7 +256,7 @@ def _divergence(counts: torch.Tensor, bounds: torch.Tensor, size: int, step: flo
         counts: float64 ``[2, bins]``, of either sign.
         bounds: float64 ``[bins + 1]``.
         size: how many bins of each sign are not clipped; at least 1.
-        step: of the grid.
+        step: between two levels.
     """
     total, kept = float(counts.sum()), float(counts[:, :size].sum())
     if kept == 0:

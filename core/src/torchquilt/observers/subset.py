@@ -13,7 +13,7 @@ of them.
 
 The error. Minimum and maximum are of all values, always. Values of which there are k in all the data are
 counted as k, give or take ``sqrt(step * k)``, where they lie as if by chance. So it is the rare ones that are
-off, and they move a range only where to clip them costs about as much as a finer grid saves. On ten batches
+off, and they move a range only where to clip them costs about as much as a finer scale saves. On ten batches
 of data with tails of all kinds the tests allow 2 dB over the range that reading all of them gives (2.5 dB for
 maps of features), which outliers of six in 100,000 come close to, and nothing over that of min-max where
 there is a tail. Of maps of features fewer are read since it costs nothing: over five random draws of the

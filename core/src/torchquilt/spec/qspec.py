@@ -42,7 +42,7 @@ class Granularity(str, enum.Enum):
 
 
 class ZeroPointDomain(str, enum.Enum):
-    """Whether the zero point is a number on the integer grid or a float of its own.
+    """Whether the zero point is an integer or a float.
 
     ``INT`` represents 0.0 exactly: ``x ≈ (q - zero_point) * scale`` with an integer zero point.
     ``FLOAT`` keeps the range from min to max as it is (embedding tables), with a float zero point.
@@ -229,7 +229,7 @@ class QuantizationSpec:
                 remedy="set is_dynamic=True, or take granularity='per_tensor'",
             )
         if self.granularity is Granularity.PER_TOKEN:
-            self._check_per_token_grid()
+            self._check_per_token_range()
         if self.is_dynamic and self.granularity in (Granularity.PER_AXIS, Granularity.PER_GROUP):
             raise SpecError(
                 f"Dynamic quantization is per tensor or per token, not {self.granularity}.",
@@ -247,14 +247,14 @@ class QuantizationSpec:
                 remedy="leave it out (2**-23), or pass 2**-12 as ExecuTorch's configs do",
             )
 
-    def _check_per_token_grid(self) -> None:
-        grid = (dtype_name(self.dtype), self.quant_min, self.quant_max, self.symmetric)
-        if grid != ("int8", -128, 127, False):
+    def _check_per_token_range(self) -> None:
+        own = (dtype_name(self.dtype), self.quant_min, self.quant_max, self.symmetric)
+        if own != ("int8", -128, 127, False):
             raise SpecError(
                 "Per-token quantization is affine and uses all of int8: torch's operator knows no other.",
-                field="symmetric" if self.symmetric else "quant_min" if grid[0] == "int8" else "dtype",
+                field="symmetric" if self.symmetric else "quant_min" if own[0] == "int8" else "dtype",
                 expected="dtype=int8, quant_min=-128, quant_max=127, symmetric=False with per_token",
-                got=f"dtype={grid[0]}, quant_min={grid[1]}, quant_max={grid[2]}, symmetric={self.symmetric}",
+                got=f"dtype={own[0]}, quant_min={own[1]}, quant_max={own[2]}, symmetric={self.symmetric}",
                 remedy="leave the range and symmetric out, or take granularity='per_tensor'",
             )
 
@@ -269,7 +269,7 @@ class QuantizationSpec:
             )
         if self.symmetric and self.zero_point_domain is ZeroPointDomain.FLOAT:
             raise SpecError(
-                "A symmetric spec has its zero on the integer grid.",
+                "A symmetric spec has an integer zero point.",
                 field="zero_point_domain",
                 expected="zero_point_domain=int with symmetric=True",
                 got="zero_point_domain=float",

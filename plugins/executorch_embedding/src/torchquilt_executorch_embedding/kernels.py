@@ -45,13 +45,13 @@ class Table:
     scale: Node
     zero_point: Node
     bits: int
-    grid: tuple[int, int]
+    limits: tuple[int, int]
     dtype: torch.dtype
 
     @property
     def shift(self) -> int:
         """Offset that is subtracted from integers and zero points where they are stored for the kernel."""
-        return 128 if self.grid == (0, 255) and self.dtype.itemsize == 2 else 0
+        return 128 if self.limits == (0, 255) and self.dtype.itemsize == 2 else 0
 
     def packed(self, integers: torch.Tensor) -> torch.Tensor:
         """The numbers as the kernel reads them; see :func:`pack`."""
@@ -79,12 +79,12 @@ def table_of(node: Node) -> Table | None:
     if told is None or told.granularity not in (Granularity.PER_AXIS, Granularity.PER_GROUP):
         return None
     tensors = told.input, told.scale, told.zero_point
-    grid = told.quant_min, told.quant_max
-    bits = _BITS.get((str(told.dtype), *grid))
+    limits = told.quant_min, told.quant_max
+    bits = _BITS.get((str(told.dtype), *limits))
     is_by_row = told.axis in (0, None)
     if bits is None or not is_by_row or any(tensor.op != "placeholder" for tensor in tensors):
         return None
-    return Table(*tensors, bits, grid, node.meta["val"].dtype)
+    return Table(*tensors, bits, limits, node.meta["val"].dtype)
 
 
 def call_kernel(node: Node, table: Table, tensors: tuple[Node, ...]) -> Node:
@@ -93,8 +93,8 @@ def call_kernel(node: Node, table: Table, tensors: tuple[Node, ...]) -> Node:
 
     from torchquilt.backend import take_origin
 
-    grid = (bound - table.shift for bound in table.grid)
-    arguments = (*tensors, *grid, node.args[1])
+    limits = (bound - table.shift for bound in table.limits)
+    arguments = (*tensors, *limits, node.args[1])
     name = "embedding_byte" if table.bits == 8 else f"embedding_{table.bits}bit"
     operator = getattr(torch.ops.quantized_decomposed, name)
     value = node.meta["val"]

@@ -2,7 +2,7 @@
 
 Sums and products are integers. Between them and the output stands one multiplication in float32, the
 "fp32" requantization of XNNPACK's 8-bit kernels: the accumulator times ``input scale * weight scale /
-output scale``, cut off at the ends of the grid, rounded half to even, plus the zero point.
+output scale``, cut off at the smallest and largest integer, rounded half to even, plus the zero point.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from torchquilt.pt2e.reference.tensors import Dynamic, Grid, PerTensor
+from torchquilt.pt2e.reference.tensors import ActivationQParams, Dynamic, PerTensor
 from torchquilt.pt2e.reference.writer import Writer
 
 _ATEN = torch.ops.aten
@@ -31,7 +31,7 @@ def centred(write: Writer, tensor: PerTensor | Dynamic, dtype: torch.dtype) -> N
     integers = write.cast(tensor.integers, dtype)
     if isinstance(tensor, Dynamic):
         return write(_ATEN.sub.Tensor, integers, write.cast(tensor.zero_point, dtype))
-    zero_point = tensor.grid.zero_point
+    zero_point = tensor.qparams.zero_point
     return write(_ATEN.sub.Tensor, integers, zero_point) if zero_point else integers
 
 
@@ -48,37 +48,41 @@ def scaled_by_each(write: Writer, integers: Node, scale: Node) -> Node:
     return write(_ATEN.mul.Tensor, numbers, write.cast(scale, torch.float32))
 
 
-def requantized(write: Writer, integers: Node, scale: torch.Tensor, grid: Grid, name: str = "") -> Node:
-    """An accumulator on the grid of an output.
+def requantized(
+    write: Writer, integers: Node, scale: torch.Tensor, qparams: ActivationQParams, name: str = ""
+) -> Node:
+    """An accumulator as the integers of an output.
 
     Args:
         write: writes the operators.
         integers: the accumulator, whose zero is that of the real numbers.
         scale: float32, one step of the accumulator in steps of the output; it is broadcast.
-        grid: that of the output.
+        qparams: those of the output.
         name: under which the scale is stored where it is more than one number.
     """
     numbers = scaled(write, integers, scale, name)
     # Cut off before the cast, which is not defined for numbers that int32 does not hold.
-    numbers = write(_ATEN.clamp.default, numbers, grid.low - grid.zero_point, grid.high - grid.zero_point)
-    return shifted(write, write.cast(write(_ATEN.round.default, numbers), torch.int32), grid)
+    numbers = write(
+        _ATEN.clamp.default, numbers, qparams.low - qparams.zero_point, qparams.high - qparams.zero_point
+    )
+    return shifted(write, write.cast(write(_ATEN.round.default, numbers), torch.int32), qparams)
 
 
-def shifted(write: Writer, integers: Node, grid: Grid) -> Node:
-    """Integers that lie on a grid but for its zero point, with it, in the type of the grid."""
-    if grid.zero_point:
-        integers = write(_ATEN.add.Tensor, integers, grid.zero_point)
-    return write.cast(integers, grid.dtype)
+def shifted(write: Writer, integers: Node, qparams: ActivationQParams) -> Node:
+    """Integers less the zero point of an output, with it, in the dtype of the output."""
+    if qparams.zero_point:
+        integers = write(_ATEN.add.Tensor, integers, qparams.zero_point)
+    return write.cast(integers, qparams.dtype)
 
 
-def rescaled(write: Writer, tensor: PerTensor, grid: Grid) -> Node:
-    """A tensor on another grid; nothing is written where the grids are the same."""
-    source, integers = tensor.grid, tensor.integers
-    if (source.scale, source.zero_point) != (grid.scale, grid.zero_point):
-        step, other = float32(source.scale, grid.scale)
-        return requantized(write, centred(write, tensor, torch.int32), step / other, grid)
-    if source.low < grid.low or source.high > grid.high:
-        if source.dtype is not grid.dtype:
+def rescaled(write: Writer, tensor: PerTensor, qparams: ActivationQParams) -> Node:
+    """A tensor with other parameters; nothing is written where they are the same."""
+    source, integers = tensor.qparams, tensor.integers
+    if (source.scale, source.zero_point) != (qparams.scale, qparams.zero_point):
+        step, other = float32(source.scale, qparams.scale)
+        return requantized(write, centred(write, tensor, torch.int32), step / other, qparams)
+    if source.low < qparams.low or source.high > qparams.high:
+        if source.dtype is not qparams.dtype:
             integers = write.cast(integers, torch.int32)  # which holds the bounds as well
-        integers = write(_ATEN.clamp.default, integers, grid.low, grid.high)
-    return write.cast(integers, grid.dtype)
+        integers = write(_ATEN.clamp.default, integers, qparams.low, qparams.high)
+    return write.cast(integers, qparams.dtype)

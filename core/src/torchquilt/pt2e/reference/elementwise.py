@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from torchquilt.pt2e.reference.arithmetic import accumulator, centred, float32, requantized, shifted
 from torchquilt.pt2e.reference.sites import Site, check_sources
-from torchquilt.pt2e.reference.tensors import Grid
+from torchquilt.pt2e.reference.tensors import ActivationQParams
 from torchquilt.pt2e.reference.writer import Writer
 from torchquilt.support.pattern import Reject
 
@@ -29,20 +29,20 @@ def check_add(site: Site) -> Reject | None:
         return rejected
     if site.arguments["alpha"] != 1:
         return Reject("alpha", (anchor,), f"{anchor.name} multiplies one of its operands")
-    for grid in map(site.grid, site.outputs):
-        if grid is not None and _shift(*_ratios(site, grid)) not in _SHIFTS:
+    for qparams in map(site.qparams, site.outputs):
+        if qparams is not None and _shift(*_ratios(site, qparams)) not in _SHIFTS:
             text = f"the scales of {anchor.name}'s inputs and output are too far apart for a fixed point"
             return Reject("scales", (anchor,), text)
     return None
 
 
-def added(site: Site, write: Writer, grid: Grid) -> Node:
+def added(site: Site, write: Writer, qparams: ActivationQParams) -> Node:
     """A sum in fixed point: ``(a * factor_a + b * factor_b + rounding) >> shift``.
 
     With 8 bits everything stays within int32, since a factor is at most 2**21.
     """
     first, second = site.sources
-    ratios = _ratios(site, grid)
+    ratios = _ratios(site, qparams)
     shift = _shift(*ratios)
     factors = [round(math.ldexp(ratio, shift)) for ratio in ratios]  # half to even
     rounding = 1 << (shift - 1)
@@ -55,14 +55,16 @@ def added(site: Site, write: Writer, grid: Grid) -> Node:
     )
     total = write(_ATEN.add.Tensor, write(_ATEN.add.Tensor, a, b), rounding)
     steps = write(_ATEN.bitwise_right_shift.Tensor_Scalar, total, shift)
-    steps = write(_ATEN.clamp.default, steps, grid.low - grid.zero_point, grid.high - grid.zero_point)
-    return shifted(write, steps, grid)
+    steps = write(
+        _ATEN.clamp.default, steps, qparams.low - qparams.zero_point, qparams.high - qparams.zero_point
+    )
+    return shifted(write, steps, qparams)
 
 
-def _ratios(site: Site, grid: Grid) -> tuple[float, float]:
+def _ratios(site: Site, qparams: ActivationQParams) -> tuple[float, float]:
     """The steps of both operands in steps of the output, float32 numbers."""
     first, second = site.sources
-    a, b, step = float32(first.grid.scale, second.grid.scale, grid.scale)
+    a, b, step = float32(first.qparams.scale, second.qparams.scale, qparams.scale)
     return float(a / step), float(b / step)
 
 
@@ -72,10 +74,10 @@ def _shift(*ratios: float) -> int:
     return _FACTOR_BITS - (exponent - 1)
 
 
-def multiplied(site: Site, write: Writer, grid: Grid) -> Node:
+def multiplied(site: Site, write: Writer, qparams: ActivationQParams) -> Node:
     """A product of integers, requantized."""
     first, second = site.sources
     dtype = accumulator(first.reach * second.reach)
     product = write(_ATEN.mul.Tensor, centred(write, first, dtype), centred(write, second, dtype))
-    a, b, step = float32(first.grid.scale, second.grid.scale, grid.scale)
-    return requantized(write, product, a * b / step, grid)
+    a, b, step = float32(first.qparams.scale, second.qparams.scale, qparams.scale)
+    return requantized(write, product, a * b / step, qparams)

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from torchquilt.pt2e.reference.arithmetic import accumulator, centred, float32, scaled
 from torchquilt.pt2e.reference.sites import Site, check_sources
-from torchquilt.pt2e.reference.tensors import Grid
+from torchquilt.pt2e.reference.tensors import ActivationQParams
 from torchquilt.pt2e.reference.writer import Writer
 from torchquilt.support.pattern import Reject
 
@@ -31,8 +31,8 @@ def check_mean(site: Site) -> Reject | None:
     return None
 
 
-def averaged(site: Site, write: Writer, grid: Grid) -> Node:
-    """A sum of integers, divided by their number on the way to the grid of the output.
+def averaged(site: Site, write: Writer, qparams: ActivationQParams) -> Node:
+    """A sum of integers, divided by their number as they are rescaled for the output.
 
     Means of even numbers of integers often lie half way between two. XNNPACK adds the zero point before it
     rounds half to even, so it is done here, too.
@@ -43,12 +43,12 @@ def averaged(site: Site, write: Writer, grid: Grid) -> Node:
     keepdim = bool(site.arguments.get("keepdim", True))
     numbers = centred(write, source, dtype)
     total = write(_ATEN.sum.dim_IntList, numbers, _averaged_dims(site), keepdim, dtype=dtype)
-    step, number, output_step = float32(source.grid.scale, count, grid.scale)
+    step, number, output_step = float32(source.qparams.scale, count, qparams.scale)
     mean = scaled(write, total, step / (output_step * number))
-    if grid.zero_point:
-        mean = write(_ATEN.add.Tensor, mean, grid.zero_point)
-    mean = write(_ATEN.clamp.default, mean, grid.low, grid.high)
-    return write.cast(write(_ATEN.round.default, mean), grid.dtype)
+    if qparams.zero_point:
+        mean = write(_ATEN.add.Tensor, mean, qparams.zero_point)
+    mean = write(_ATEN.clamp.default, mean, qparams.low, qparams.high)
+    return write.cast(write(_ATEN.round.default, mean), qparams.dtype)
 
 
 def _averaged_dims(site: Site) -> list[int]:

@@ -23,7 +23,7 @@ def to_reference(model: GraphModule) -> GraphModule:
 
     Accumulators are int32 as in hardware (int64 where a sum could leave int32, and in dilated and
     transposed convolutions, for which torch has no int32 kernel). A bias is an integer in steps of the
-    accumulator. An accumulator comes to the grid of the output by one multiplication in float32, rounded half
+    accumulator. An accumulator is rescaled for the output by one multiplication in float32, rounded half
     to even; additions are in fixed point. These are XNNPACK's formulas for 8 bits, so that integer outputs
     differ from its own by at most one. What is quantized dynamically, or only in its weight where the
     operator is an embedding, is computed from integers and given in float.

@@ -14,7 +14,7 @@ from torchquilt.pt2e.reference.embedding import check_embedding, embedded
 from torchquilt.pt2e.reference.movement import clipped, joined, moved
 from torchquilt.pt2e.reference.pooling import averaged, check_mean
 from torchquilt.pt2e.reference.sites import ACTIVATIONS, Site, check_sources, site_of
-from torchquilt.pt2e.reference.tensors import Grid
+from torchquilt.pt2e.reference.tensors import ActivationQParams
 from torchquilt.pt2e.reference.weighted import check_weighted, weighted, weighted_in_float
 from torchquilt.pt2e.reference.writer import Writer
 from torchquilt.support import operators as ops
@@ -29,13 +29,13 @@ class Rule:
     Args:
         operator: the operator, alone or with an activation behind it that nothing else reads.
         check: says why a site is not rewritten, or None where it is.
-        in_integers: writes integers on the grid of an output, for operators whose output is quantized.
+        in_integers: writes the integers of an output, for operators whose output is quantized.
         in_float: writes the output in float, for operators that read integers and may give float.
     """
 
     operator: Operator
     check: Callable[[Site], Reject | None]
-    in_integers: Callable[[Site, Writer, Grid], Node] | None = None
+    in_integers: Callable[[Site, Writer, ActivationQParams], Node] | None = None
     in_float: Callable[[Site, Writer], Node] | None = None
     _patterns: tuple[OperatorPattern, ...] = attrs.field(init=False)
 
@@ -67,13 +67,13 @@ class Rule:
         """Replace each output by integer operators, and erase what has no readers any more."""
         for output in site.outputs:
             write = Writer(site.model, output, site.anchor)
-            grid = site.grid(output)
-            if grid is None:
+            qparams = site.qparams(output)
+            if qparams is None:
                 assert self.in_float is not None
                 written = self.in_float(site, write)
             else:
                 assert self.in_integers is not None
-                written = self.in_integers(site, write, grid)
+                written = self.in_integers(site, write, qparams)
             output.replace_all_uses_with(written)
         _erase(site)
 

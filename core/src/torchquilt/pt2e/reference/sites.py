@@ -12,11 +12,11 @@ import attrs
 from torch.fx import GraphModule, Node
 
 from torchquilt.graph.node_values import arguments_of, overload_name
-from torchquilt.pt2e.reference.tensors import Grid, PerTensor, Quantized, dequantized, grid_of
+from torchquilt.pt2e.reference.tensors import ActivationQParams, PerTensor, Quantized, dequantized, qparams_of
 from torchquilt.support import operators as ops
 from torchquilt.support.pattern import Match, Reject
 
-#: What only cuts off. It costs nothing on the way to the grid of an output, which ends somewhere anyway.
+#: Activations that only cut off: it costs nothing, since integers of an output are clamped anyway.
 ACTIVATIONS = (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP)
 
 _Bounds: TypeAlias = tuple[float | None, float | None]
@@ -56,13 +56,13 @@ class Site:
         """The activations that are read, where :func:`check_sources` found that each has one scale."""
         return tuple(source for source in self.read("input_activation") if isinstance(source, PerTensor))
 
-    def grid(self, output: Node) -> Grid | None:
-        """The grid of an output, less what the activations cut off; None where it is read in float."""
-        grid = grid_of(output)
+    def qparams(self, output: Node) -> ActivationQParams | None:
+        """The parameters of an output, less what the activations cut off; None where it is read in float."""
+        qparams = qparams_of(output)
         for bounds in map(_bounds, self.match.nodes):
-            if grid is not None and bounds is not None:
-                grid = grid.clamped(*bounds)
-        return grid
+            if qparams is not None and bounds is not None:
+                qparams = qparams.clamped(*bounds)
+        return qparams
 
 
 def site_of(model: GraphModule, match: Match) -> Site | Reject:
@@ -70,8 +70,8 @@ def site_of(model: GraphModule, match: Match) -> Site | Reject:
     last = match.output
     if not all(map(_has_plain_bounds, match.nodes)):
         return Reject("bounds", match.nodes, f"the bounds of {last.name} are not numbers")
-    outputs = (last,) if grid_of(last) else tuple(last.users)
-    if not outputs or None in map(grid_of, outputs):
+    outputs = (last,) if qparams_of(last) else tuple(last.users)
+    if not outputs or None in map(qparams_of, outputs):
         return Reject("output_not_quantized", (last,), f"{last.name} is read in float")
     return Site(model, match, outputs)
 

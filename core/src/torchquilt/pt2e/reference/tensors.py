@@ -20,8 +20,8 @@ INTEGER_DTYPES = (torch.int8, torch.uint8, torch.int16)
 
 
 @attrs.frozen
-class Grid:
-    """The integers that stand for an activation with one scale: ``low`` … ``high``, within ``dtype``."""
+class ActivationQParams:
+    """Quantization parameters of an activation with one scale: integers ``low`` … ``high`` of ``dtype``."""
 
     scale: float
     zero_point: int
@@ -40,8 +40,8 @@ class Grid:
         operators = self.operators
         return int(operators.quantize(torch.tensor(value, dtype=torch.float32), *operators.arguments))
 
-    def clamped(self, low: float | None, high: float | None) -> Grid:
-        """The part of the grid within two real bounds. Quantizing first and clamping then is the same."""
+    def clamped(self, low: float | None, high: float | None) -> ActivationQParams:
+        """The part of the integers within two real bounds. Quantizing first and clamping then is the same."""
         return attrs.evolve(
             self,
             low=self.low if low is None else self.nearest(low),
@@ -54,12 +54,12 @@ class PerTensor:
     """A tensor with one fixed scale."""
 
     integers: Node
-    grid: Grid
+    qparams: ActivationQParams
 
     @property
     def reach(self) -> int:
         """The largest magnitude of an integer less the zero point."""
-        return max(self.grid.high - self.grid.zero_point, self.grid.zero_point - self.grid.low)
+        return max(self.qparams.high - self.qparams.zero_point, self.qparams.zero_point - self.qparams.low)
 
 
 @attrs.frozen(eq=False)
@@ -101,7 +101,7 @@ def dequantized(node: Node) -> Quantized | None:
     if told is None or told.dtype not in INTEGER_DTYPES:
         return None
     if told.has_numbers:
-        return PerTensor(told.input, _grid(told))
+        return PerTensor(told.input, _qparams(told))
     if told.granularity is Granularity.PER_AXIS:
         assert told.axis is not None
         axis = told.axis % told.input.meta["val"].dim()
@@ -116,12 +116,12 @@ def dequantized(node: Node) -> Quantized | None:
     return Dynamic(told.input, told.scale, told.zero_point, reach, per_token)
 
 
-def grid_of(node: Node) -> Grid | None:
-    """The grid of a quantize operator, or None: another operator, or a layout that no rule knows."""
+def qparams_of(node: Node) -> ActivationQParams | None:
+    """The parameters of a quantize operator, or None: another operator, or a layout that no rule knows."""
     told = quantize_of(node)
     is_known = told is not None and told.has_numbers and told.dtype in INTEGER_DTYPES
-    return _grid(told) if told is not None and is_known else None
+    return _qparams(told) if told is not None and is_known else None
 
 
-def _grid(told: QDQ) -> Grid:
-    return Grid(told.scale, told.zero_point, told.quant_min, told.quant_max, told.dtype)
+def _qparams(told: QDQ) -> ActivationQParams:
+    return ActivationQParams(told.scale, told.zero_point, told.quant_min, told.quant_max, told.dtype)

@@ -20,7 +20,7 @@ from torchquilt.pt2e.reference.arithmetic import (
     scaled_by_each,
 )
 from torchquilt.pt2e.reference.sites import Site
-from torchquilt.pt2e.reference.tensors import Dynamic, Grid, PerTensor
+from torchquilt.pt2e.reference.tensors import ActivationQParams, Dynamic, PerTensor
 from torchquilt.pt2e.reference.weights import (
     Weight,
     along_channels,
@@ -54,16 +54,16 @@ def check_weighted(site: Site) -> Reject | None:
     return None
 
 
-def weighted(site: Site, write: Writer, grid: Grid) -> Node:
-    """The operator on integers, brought to the grid of the output."""
+def weighted(site: Site, write: Writer, qparams: ActivationQParams) -> Node:
+    """The operator on integers, rescaled for the output."""
     source, weight = _operands(site)
     if isinstance(source, Dynamic):
-        operators = grid.operators
+        operators = qparams.operators
         return write(operators.quantize, weighted_in_float(site, write), *operators.arguments)
     sums = _summed(site, write, source, weight, bias_in_steps(site, source, weight))
-    step, output_step = float32(source.grid.scale, grid.scale)
+    step, output_step = float32(source.qparams.scale, qparams.scale)
     scale = step * weight.scale / output_step
-    return requantized(write, sums, scale, grid, weight.name("requantization_scale"))
+    return requantized(write, sums, scale, qparams, weight.name("requantization_scale"))
 
 
 def weighted_in_float(site: Site, write: Writer) -> Node:
@@ -73,7 +73,7 @@ def weighted_in_float(site: Site, write: Writer) -> Node:
     if isinstance(source, Dynamic):
         sums = scaled_by_each(write, sums, source.scale)
     else:
-        scale = float32(source.grid.scale)[0] * scale
+        scale = float32(source.qparams.scale)[0] * scale
     result = scaled(write, sums, scale, weight.name("accumulator_scale"))
     for bias in site.match.inputs("bias"):
         shape = along_channels(site.anchor)

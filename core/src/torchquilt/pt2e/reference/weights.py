@@ -59,8 +59,8 @@ def weight_of(site: Site) -> Weight | Reject:
         return Reject("rank", (anchor,), f"the weight of {anchor.name} is a vector")
     fan_in = math.prod(shape) // shape[channel_axis(anchor)]
     if isinstance(weight, PerTensor):
-        (scale,) = float32(weight.grid.scale)
-        zero_point = torch.tensor(weight.grid.zero_point, dtype=torch.int32)
+        (scale,) = float32(weight.qparams.scale)
+        zero_point = torch.tensor(weight.qparams.zero_point, dtype=torch.int32)
         return Weight(weight.integers, scale, zero_point, weight.reach, fan_in)
     if weight.axis != channel_axis(anchor):
         return Reject("axis", (anchor,), f"the scales of the weight of {anchor.name} go along its inputs")
@@ -85,7 +85,7 @@ def bias_in_steps(site: Site, source: PerTensor, weight: Weight) -> torch.Tensor
     It is multiplied by the reciprocal, as by the operators that quantize.
     """
     for node in site.match.inputs("bias"):
-        step = weight.scale.flatten() * float32(source.grid.scale)[0]
+        step = weight.scale.flatten() * float32(source.qparams.scale)[0]
         return torch.round(constant_value(site.model, node).float() * (1.0 / step))
     return None
 
