@@ -17,15 +17,15 @@ from torchquilt._internal.lazy_imports import lazy_names
 # For each module, the public names that it defines. The imports below say the same to type checkers, and a
 # test holds the two equal.
 _PUBLIC = {
-    "": (
-        "qat",
-        "recovery",
-    ),
+    "": ("qat", "recovery"),
+    "accuracy.comparison": ("compare",),
+    "accuracy.comparison_values": ("Comparison",),
     "artifact": (
         "load",
         "save",
     ),
     "errors": (
+        "AccuracyError",
         "AnnotationError",
         "ArtifactError",
         "CalibrationError",
@@ -128,8 +128,11 @@ __all__ = sorted([*_MODULE_OF, "__version__"])
 if TYPE_CHECKING:
     from torchquilt import qat as qat
     from torchquilt import recovery as recovery
+    from torchquilt.accuracy.comparison import compare as compare
+    from torchquilt.accuracy.comparison_values import Comparison as Comparison
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
+    from torchquilt.errors import AccuracyError as AccuracyError
     from torchquilt.errors import AnnotationError as AnnotationError
     from torchquilt.errors import ArtifactError as ArtifactError
     from torchquilt.errors import CalibrationError as CalibrationError

@@ -204,6 +204,10 @@ class VerificationError(LoweringError):
         self.verification = verification
 
 
+class AccuracyError(TorchquiltError, RuntimeError):
+    """A comparison, a sensitivity or a search that cannot be done with what it was given."""
+
+
 class PluginError(TorchquiltError):
     """Base of what can go wrong with finding and loading a plugin. ``plugin`` is its name."""
 

@@ -22,8 +22,8 @@ def multiply_adds(node: Node) -> int:
     many as the kernel has weights for it. A dimension that is dynamic counts with its example size.
     """
     packet = overload_name(node).rpartition(".")[0]
-    tensors = [_shape(source) for source in node.all_input_nodes]
-    output = _shape(node)
+    tensors = [shape_of(source) for source in node.all_input_nodes]
+    output = shape_of(node)
     if output is None or len(tensors) < 2 or tensors[0] is None or tensors[1] is None:
         return 0
     data, weight = tensors[0], tensors[1]
@@ -55,12 +55,12 @@ def stored_tensors(node: Node, constants: Container[Node]) -> tuple[tuple[str, i
         if source.op != "get_attr":
             pending.extend(source.all_input_nodes)
         elif value is not None and value.dtype.is_floating_point:
-            found[str(source.target)] = math.prod(_shape(source) or ()) * value.dtype.itemsize
+            found[str(source.target)] = math.prod(shape_of(source) or ()) * value.dtype.itemsize
     return tuple(found.items())
 
 
-def _shape(node: Node) -> tuple[int, ...] | None:
-    """The shape of a node's tensor, dynamic dimensions at their example size."""
+def shape_of(node: Node) -> tuple[int, ...] | None:
+    """The shape of a node's tensor, dynamic dimensions at their example size; None for what is no tensor."""
     value = tensor_of(node)
     return None if value is None else tuple(_size(size) for size in value.shape)
 

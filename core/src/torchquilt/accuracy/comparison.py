@@ -1,0 +1,257 @@
+"""compare: the error of each operator of a quantized model, its own and that of all before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from torchquilt._internal.terminal import progress as progress_bar
+from torchquilt.accuracy.comparison_values import (
+    ComparedOperator,
+    ComparedOutput,
+    Comparison,
+    TensorError,
+    Uncompared,
+)
+from torchquilt.accuracy.error_statistics import ErrorStatistics, decibels
+from torchquilt.accuracy.measuring import (
+    Measured,
+    Measurements,
+    Run,
+    TensorUse,
+    compare_values,
+    keep_float_values,
+)
+from torchquilt.accuracy.operator_pairs import OperatorPair, pair_operators
+from torchquilt.accuracy.running import Runnable, checked_batches, float_copy, numbered, quantized_copy
+from torchquilt.artifact.loading import Artifact
+from torchquilt.errors import ModelError
+from torchquilt.graph.module_scope import module_path
+from torchquilt.graph.node_values import call_name
+from torchquilt.ledger.ledger import Ledger
+from torchquilt.ledger.rows import Row
+from torchquilt.lowering import LoweredProgram
+from torchquilt.pt2e.model_record import ledger_of
+
+#: By so many dB an input may be better than the result of its operator and still be the reason for it.
+_MARGIN = 3.0
+
+
+def compare(
+    float_model: ExportedProgram | GraphModule,
+    quantized: GraphModule | ExportedProgram | Artifact | LoweredProgram,
+    batches: Iterable[Any],
+    *,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Compare a quantized model with its float model, operator by operator.
+
+    Every operator that both models have gets two errors. The *isolated* one is its own: all that it reads is
+    what the float model has there. The *accumulated* one is what it has in the quantized model, with the
+    errors of all operators before it. Operators are paired by provenance, those in subgraphs of control flow
+    as well. Each batch begins with the state (buffers) that the models have; neither is changed.
+
+    The data is read once, a batch at a time. A batch costs one run of the float model and two of the
+    quantized one. The values of one batch are in memory together, however many batches there are.
+
+    Args:
+        float_model: the exported model that was quantized.
+        quantized: what :func:`torchquilt.convert_pt2e` returned, in Q/DQ or integer form; a model that is
+            being trained, which is compared in evaluation mode; what :func:`torchquilt.load` returned; or a
+            lowered program, of which outputs are compared.
+        batches: as for :func:`torchquilt.calibrate`.
+        limit: at most so many batches.
+        progress: show how far it is on standard error, where that is a terminal.
+
+    Raises:
+        ModelError: the models are not a float and a quantized one.
+        AccuracyError: there is no batch, or one does not go through a model.
+    """
+    expected = float_copy(float_model)
+    if limit is not None:
+        batches = _first(batches, limit)
+    batches = checked_batches(batches, expected)
+    bar = progress_bar("comparing", None, "batches") if progress else _Silence()
+    with bar as show:
+        if isinstance(quantized, LoweredProgram):
+            return _compare_program(expected, quantized, batches, show)
+        found = _quantized(quantized)
+        return _compare_models(expected, found, batches, show)
+
+
+def _first(batches: Iterable[Any], limit: int) -> Iterable[Any]:
+    import itertools
+
+    return itertools.islice(batches, limit)
+
+
+class _Silence:
+    def __enter__(self) -> Any:
+        return lambda done: None
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _quantized(model: Any) -> GraphModule:
+    return quantized_copy(model.program if isinstance(model, Artifact) else model)
+
+
+def _compare_models(
+    expected: GraphModule, found: GraphModule, batches: Iterable[Any], show: Any
+) -> Comparison:
+    pairs, unpaired = pair_operators(expected, found)
+    measurements = Measurements(pair.name for pair in pairs)
+    ledger = _ledger(found)
+    names = _output_names(expected)
+    float_runs = Runnable(keep_float_values(expected, pairs, measurements), "float model")
+    runs = Runnable(compare_values(found, pairs, measurements), "quantized model")
+    outputs: list[ErrorStatistics | None] = []
+    count = 0
+    for number, batch in numbered(batches):
+        measurements.begin(Run.FLOAT)
+        expected_outputs = float_runs(batch, number)
+        measurements.begin(Run.ACCUMULATED)
+        _compare_outputs(outputs, expected_outputs, runs(batch, number))
+        measurements.begin(Run.ISOLATED)
+        runs(batch, number)
+        measurements.end_batch()
+        count = number + 1
+        show(count)
+    rows = [_row(pair, measurements.by_name[pair.name], ledger.get(pair.name)) for pair in pairs]
+    return Comparison(
+        tuple(sorted(rows, key=_rank)),
+        _outputs(names, outputs),
+        count,
+        tuple(Uncompared(one.node, one.reason) for one in unpaired),
+    )
+
+
+def _compare_program(
+    expected: GraphModule, program: LoweredProgram, batches: Iterable[Any], show: Any
+) -> Comparison:
+    from torchquilt._internal.torch_private import pytree
+    from torchquilt.graph.signature import call_arguments
+
+    names = _output_names(expected)
+    runs, count = Runnable(expected, "float model"), 0
+    outputs: list[ErrorStatistics | None] = []
+    for number, batch in numbered(batches):
+        args, kwargs = call_arguments(expected, batch)
+        found = list(pytree.tree_leaves(program.run(*args, **kwargs)))
+        _compare_outputs(outputs, runs(batch, number), found)
+        count = number + 1
+        show(count)
+    return Comparison((), _outputs(names, outputs), count)
+
+
+def _compare_outputs(
+    outputs: list[ErrorStatistics | None], expected: Sequence[Any], found: Sequence[Any]
+) -> None:
+    if len(expected) != len(found):
+        raise ModelError(
+            "The two models do not return the same number of outputs.",
+            expected=f"{len(expected)}, as the float model returns",
+            got=f"{len(found)}",
+            remedy="pass the float model that this model was quantized from",
+        )
+    if not outputs:
+        outputs += [ErrorStatistics() if _is_real(value) else None for value in expected]
+    for statistics, one, other in zip(outputs, expected, found, strict=True):
+        if statistics is not None and isinstance(other, torch.Tensor) and one.shape == other.shape:
+            statistics.update(one, other)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _output_names(model: GraphModule) -> list[str]:
+    from torchquilt._internal.torch_private import pytree
+
+    leaves = pytree.tree_leaves(model.graph.output_node().args[0])
+    return [getattr(leaf, "name", str(leaf)) for leaf in leaves]
+
+
+def _outputs(names: list[str], outputs: list[ErrorStatistics | None]) -> tuple[ComparedOutput, ...]:
+    return tuple(
+        ComparedOutput(name, statistics.figures())
+        for name, statistics in zip(names, outputs, strict=False)
+        if statistics is not None
+    )
+
+
+def _ledger(model: GraphModule) -> dict[str, Row]:
+    try:
+        ledger: Ledger = ledger_of(model)
+    except ModelError:
+        return {}
+    return {row.node: row for row in ledger}
+
+
+def _rank(row: ComparedOperator) -> tuple[float, float]:
+    return row.isolated.sqnr, row.accumulated.sqnr
+
+
+def _row(pair: OperatorPair, measured: Measured, decided: Row | None) -> ComparedOperator:
+    tensors = tuple(_tensor(use) for use in measured.tensors)
+    before = _before_rounding(measured)
+    isolated = measured.isolated.figures()
+    outputs = [one.spec for one in decided.tensors if one.place == "output"] if decided else []
+    return ComparedOperator(
+        node=pair.name,
+        op=decided.op if decided else call_name(pair.expected),
+        module=decided.module if decided else module_path(pair.expected),
+        quantizer=decided.quantizer if decided else None,
+        pattern=decided.pattern if decided else "",
+        rule=decided.rule if decided else "",
+        spec=outputs[0] if outputs else "",
+        isolated=isolated,
+        accumulated=measured.accumulated.figures(),
+        tensors=tensors,
+        weight_sqnr=before,
+        reason=_reason(isolated.sqnr, tensors, before),
+        samples=measured.samples,
+        diverged=measured.diverged,
+    )
+
+
+def _tensor(use: TensorUse) -> TensorError:
+    count = max(use.count, 1)
+    return TensorError(
+        use.name,
+        use.sqnr,
+        use.range,
+        use.step,
+        use.saturated / count,
+        use.unused,
+        use.to_zero / count,
+        use.zeroed_channels,
+    )
+
+
+def _before_rounding(measured: Measured) -> float:
+    """Signal to noise of the value before its output is rounded: that noise is what the other is not."""
+    output = next((use for use in measured.tensors if use.name == "output"), None)
+    whole = measured.isolated
+    return decibels(whole.signal, max(0.0, whole.noise - (output.noise if output else 0.0)))
+
+
+def _reason(sqnr: float, tensors: tuple[TensorError, ...], before: float) -> str:
+    """Sentence about the largest part of an operator's own error."""
+    if sqnr == math.inf:
+        return ""
+    if sqnr == -math.inf:
+        return "it returns NaN or infinities where the float model does not"
+    worst = min(tensors, key=lambda one: one.sqnr, default=None)
+    # An input that is as bad as the result of the operator explains it; otherwise it is the weights.
+    margin = 0 if worst is None or worst.name == "output" else _MARGIN
+    if worst is not None and worst.sqnr <= before + margin:
+        return worst.reason
+    return "its weights are rounded" if before < math.inf else ""

@@ -1,0 +1,350 @@
+"""Measuring: modules in the graphs of two models that see the values of paired operators.
+
+A float model is run first and its values are kept for the batch. Then the quantized model runs twice. Once
+as it is, which shows the accumulated error of each operator. And once where every operator hands on the float
+value instead of its own, which shows the isolated error: what the operator itself adds.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import attrs
+import torch
+from torch.fx import GraphModule, Node
+
+from torchquilt.accuracy.error_statistics import ErrorStatistics, decibels
+from torchquilt.accuracy.operator_pairs import OperatorPair, origin_of
+from torchquilt.graph.code_generation import generate_code, outdate
+from torchquilt.graph.edits import free_name, take_origin
+from torchquilt.graph.node_values import is_float_tensor
+from torchquilt.graph.qdq import QDQ, is_dequantize, is_quantize, qdq_of
+from torchquilt.graph.subgraphs import Region, regions
+from torchquilt.observers.extremes import sentinel_limit
+
+#: How many values of a tensor are kept for a picture of it.
+_SAMPLES = 256
+#: A tensor whose own error is smaller than that needs no look at the values that become zero, in dB.
+_CLEAR = 30.0
+
+
+class Run(enum.Enum):
+    """The model that runs."""
+
+    FLOAT = "float"
+    ACCUMULATED = "accumulated"
+    ISOLATED = "isolated"
+
+
+class TensorUse:
+    """Use that a tensor makes of its integers.
+
+    Args:
+        name: ``output``, or ``input`` and the name of the producer.
+        qdq: how it is dequantized.
+    """
+
+    def __init__(self, name: str, qdq: QDQ) -> None:
+        self.name = name
+        self.qdq = qdq
+        self.count = self.saturated = self.to_zero = 0
+        self.signal = self.noise = 0.0
+        self.low, self.high = float("inf"), float("-inf")
+        self._channels: torch.Tensor | None = None
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The smallest and the largest number that its integers stand for; None where there are several."""
+        if not self.qdq.has_numbers:
+            return None
+        scale, zero_point = float(self.qdq.scale), int(self.qdq.zero_point)
+        return (self.qdq.quant_min - zero_point) * scale, (self.qdq.quant_max - zero_point) * scale
+
+    @property
+    def step(self) -> float | None:
+        """Distance of two neighbouring numbers; None where there are several."""
+        return float(self.qdq.scale) if self.qdq.has_numbers else None
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to noise of quantizing the tensor, in dB."""
+        return decibels(self.signal, self.noise)
+
+    @property
+    def zeroed_channels(self) -> int:
+        """Channels (dimension 1) that are not zero, and all of whose values become zero."""
+        if self._channels is None or self.step is None:
+            return 0
+        return int(((self._channels > 0) & (self._channels < self.step / 2)).sum())
+
+    @property
+    def unused(self) -> float | None:
+        """Share of the range in which no value lies."""
+        if self.range is None or not self.count:
+            return None
+        low, high = self.range
+        used = min(self.high, high) - max(self.low, low)
+        return max(0.0, 1.0 - used / (high - low)) if high > low else 0.0
+
+    def update(self, value: torch.Tensor, rounded: torch.Tensor) -> None:
+        """Take in a tensor before and after it was quantized and dequantized."""
+        if not value.numel():
+            return
+        flat, after = value.detach().reshape(-1).float(), rounded.detach().reshape(-1).float()
+        low, high = (float(end) for end in flat.aminmax())
+        if not -sentinel_limit(value.dtype) < low <= high < sentinel_limit(value.dtype):
+            kept = flat.isfinite() & (flat.abs() < sentinel_limit(value.dtype))
+            flat, after = flat[kept], after[kept]
+            if not flat.numel():
+                return
+            low, high = (float(end) for end in flat.aminmax())
+        noise = after - flat
+        signal, power = float(torch.dot(flat, flat)), float(torch.dot(noise, noise))
+        self.count += flat.numel()
+        self.signal += signal
+        self.noise += power
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._count_saturated(flat, low, high)
+        if decibels(signal, power) < _CLEAR:
+            self.to_zero += int(((after == 0) & (flat != 0)).sum())
+            self._take_channels(value)
+
+    def _count_saturated(self, flat: torch.Tensor, low: float, high: float) -> None:
+        if self.range is None or self.step is None:
+            return
+        # What is nearer to the last number than half a step is rounded, not cut off.
+        bottom, top = self.range[0] - self.step / 2, self.range[1] + self.step / 2
+        if low < bottom:
+            self.saturated += int((flat < bottom).sum())
+        if high > top:
+            self.saturated += int((flat > top).sum())
+
+    def _take_channels(self, value: torch.Tensor) -> None:
+        if value.dim() < 2:
+            return
+        largest = value.detach().abs().amax([dim for dim in range(value.dim()) if dim != 1]).float()
+        if self._channels is not None and self._channels.shape == largest.shape:
+            largest = torch.maximum(largest, self._channels)
+        self._channels = largest
+
+
+@attrs.define(eq=False)
+class Measured:
+    """Statistics of one pair of operators."""
+
+    isolated: ErrorStatistics = attrs.field(factory=ErrorStatistics)
+    accumulated: ErrorStatistics = attrs.field(factory=ErrorStatistics)
+    tensors: list[TensorUse] = attrs.field(factory=list)
+    samples: tuple[tuple[float, float], ...] = ()
+    #: how often the quantized model ran it where the float model did not, or with another shape
+    diverged: int = 0
+
+
+class Measurements:
+    """Values of the float model for one batch, and the statistics of all batches."""
+
+    def __init__(self, names: Iterable[str], *, samples: int = _SAMPLES) -> None:
+        self.by_name = {name: Measured() for name in names}
+        self.run = Run.FLOAT
+        self._samples = samples
+        self._values: dict[str, list[torch.Tensor]] = {}
+        self._next: dict[str, int] = {}
+
+    def begin(self, run: Run) -> None:
+        """Begin one run of a model; the float model's is the first of a batch."""
+        if run is Run.FLOAT:
+            self._values = {}
+        self.run = run
+        self._next = {}
+
+    def end_batch(self) -> None:
+        """Forget the values of the float model."""
+        self._values = {}
+
+    def keep(self, name: str, value: torch.Tensor) -> None:
+        """Keep a value of the float model."""
+        self._values.setdefault(name, []).append(value.detach())
+
+    def float_value(self, name: str, *, again: bool) -> torch.Tensor | None:
+        """The value that the float model had at the same call of the operator; None where it had none.
+
+        Args:
+            name: of the operator.
+            again: for another reader of the value that was asked for last.
+        """
+        values = self._values.get(name, [])
+        number = self._next.get(name, 0) - (1 if again else 0)
+        self._next[name] = number + 1
+        return values[number] if 0 <= number < len(values) else None
+
+    def compare(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Compare the value of a quantized operator; return what its readers get."""
+        expected = self.float_value(name, again=False)
+        measured = self.by_name[name]
+        if expected is None or expected.shape != value.shape:
+            measured.diverged += 1
+            return value
+        is_isolated = self.run is Run.ISOLATED
+        statistics = measured.isolated if is_isolated else measured.accumulated
+        statistics.update(expected, value)
+        if not is_isolated and not measured.samples and self._samples:
+            measured.samples = _sampled(expected, value, self._samples)
+        return expected.to(value.dtype) if is_isolated else value
+
+
+def _sampled(expected: torch.Tensor, value: torch.Tensor, most: int) -> tuple[tuple[float, float], ...]:
+    flat, other = expected.reshape(-1), value.reshape(-1)
+    chosen = slice(None, None, max(1, -(-flat.numel() // most)))
+    return tuple(zip(flat[chosen].float().tolist(), other[chosen].float().tolist(), strict=True))
+
+
+class Keeping(torch.nn.Module):
+    """Stands behind an operator of the float model."""
+
+    def __init__(self, name: str, measurements: Measurements, *, copies: bool) -> None:
+        super().__init__()
+        self.name, self.measurements, self.copies = name, measurements, copies
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """Keep the value, or a copy where the model writes into its tensors, and return it."""
+        self.measurements.keep(self.name, value.clone() if self.copies else value)
+        return value
+
+
+class Comparing(torch.nn.Module):
+    """Stands behind an operator of the quantized model, or behind the dequantize of its output.
+
+    Args:
+        name: of the operator.
+        measurements: is told of the value.
+        use: of the output, where it is quantized.
+        again: whether another one stands behind the same output.
+    """
+
+    def __init__(
+        self, name: str, measurements: Measurements, use: TensorUse | None = None, *, again: bool = False
+    ) -> None:
+        super().__init__()
+        self.name, self.measurements, self.use, self.again = name, measurements, use, again
+
+    def forward(self, value: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+        """Compare the value, and return it or the float one."""
+        seen = self.measurements
+        if self.again:
+            expected = seen.float_value(self.name, again=True)
+            is_isolated = seen.run is Run.ISOLATED and expected is not None and expected.shape == value.shape
+            return expected.to(value.dtype) if is_isolated and expected is not None else value
+        if self.use is not None and before is not None and seen.run is Run.ISOLATED:
+            self.use.update(before, value)
+        return seen.compare(self.name, value)
+
+
+class Watching(torch.nn.Module):
+    """Stands behind the dequantize of an input that is quantized where it is read."""
+
+    def __init__(self, use: TensorUse, measurements: Measurements) -> None:
+        super().__init__()
+        self.use, self.measurements = use, measurements
+
+    def forward(self, value: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """Take in the input as it was before and as it is read."""
+        if self.measurements.run is Run.ISOLATED:
+            self.use.update(before, value)
+        return value
+
+
+def keep_float_values(
+    model: GraphModule, pairs: Iterable[OperatorPair], measurements: Measurements
+) -> GraphModule:
+    """Put a :class:`Keeping` behind each paired operator of a float model; changes ``model``."""
+    by_graph = {id(region.module.graph): region for region in regions(model)}
+    copies = any(_writes_in_place(region) for region in by_graph.values())
+    for pair in pairs:
+        region = by_graph[id(pair.expected.graph)]
+        _insert(region.module, pair.expected, Keeping(pair.name, measurements, copies=copies))
+    return _finished(model)
+
+
+def _writes_in_place(region: Region) -> bool:
+    return any(node.op == "call_function" and _is_mutable(node) for node in region.module.graph.nodes)
+
+
+def _is_mutable(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def compare_values(
+    model: GraphModule, pairs: Iterable[OperatorPair], measurements: Measurements
+) -> GraphModule:
+    """Put a :class:`Comparing` behind each paired operator of a quantized model; changes ``model``."""
+    by_graph = {id(region.module.graph): region for region in regions(model)}
+    names = {(id(pair.found.graph), origin_of(pair.found)): pair.name for pair in pairs}
+    for region in by_graph.values():
+        _watch_inputs(region, names, measurements)
+    for pair in pairs:
+        _compare_one(by_graph[id(pair.found.graph)].module, pair, measurements)
+    return _finished(model)
+
+
+def _compare_one(model: GraphModule, pair: OperatorPair, measurements: Measurements) -> None:
+    outputs = outputs_of(pair.found)
+    if not outputs:
+        _insert(model, pair.found, Comparing(pair.name, measurements))
+        return
+    use = None
+    for number, output in enumerate(outputs):
+        qdq = qdq_of(output)
+        if number == 0 and qdq is not None:
+            use = TensorUse("output", qdq)
+            measurements.by_name[pair.name].tensors.append(use)
+        module = Comparing(pair.name, measurements, use, again=number > 0)
+        _insert(model, output, module, *((pair.found,) if use is not None else ()))
+
+
+def outputs_of(node: Node) -> list[Node]:
+    """The nodes that dequantize the output of an operator, in order; those of training, which round it."""
+    origin = origin_of(node)
+    own = [user for user in node.users if origin_of(user) == origin]
+    trained = [user for user in own if user.op == "call_module"]
+    read = [user for one in own if is_quantize(one) for user in one.users if is_dequantize(user)]
+    order = {one: number for number, one in enumerate(node.graph.nodes)} if len(read) > 1 else {}
+    return trained or sorted(read, key=lambda one: order.get(one, 0))
+
+
+def _watch_inputs(region: Region, names: dict[tuple[int, str], str], measurements: Measurements) -> None:
+    """Watch the inputs that are quantized for one reader, each once."""
+    graph = region.module.graph
+    for quantize in [node for node in graph.nodes if is_quantize(node)]:
+        source = quantize.all_input_nodes[0]
+        name = names.get((id(graph), origin_of(quantize)))
+        is_output = origin_of(source) == origin_of(quantize) and source.op == "call_function"
+        read = next((user for user in quantize.users if is_dequantize(user)), None)
+        if name is None or is_output or read is None or not is_float_tensor(source):
+            continue
+        qdq = qdq_of(read)
+        assert qdq is not None
+        use = TensorUse(f"input {origin_of(source)}", qdq)
+        measurements.by_name[name].tensors.append(use)
+        _insert(region.module, read, Watching(use, measurements), source)
+
+
+def _insert(model: GraphModule, behind: Node, module: torch.nn.Module, *more: Node) -> Node:
+    """Put a module behind a node, for all who read it."""
+    name = free_name(model, "measuring")
+    model.add_submodule(name, module)
+    readers = list(behind.users)
+    with model.graph.inserting_after(behind):
+        made = model.graph.call_module(name, (behind, *more))
+    take_origin(made, behind)
+    made.meta["val"] = behind.meta.get("val")
+    for reader in readers:
+        reader.replace_input_with(behind, made)
+    outdate(model)
+    return made
+
+
+def _finished(model: GraphModule) -> GraphModule:
+    generate_code(model)
+    return model
