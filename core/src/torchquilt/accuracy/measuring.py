@@ -25,6 +25,8 @@ from torchquilt.observers.extremes import sentinel_limit
 
 #: How many values of a tensor are kept for a picture of it.
 _SAMPLES = 256
+#: Of how many values, or a few more, the shares of a tensor that are cut off or become zero are taken.
+_LOOKED_AT = 65536
 #: A tensor whose own error is smaller than that needs no look at the values that become zero, in dB.
 _CLEAR = 30.0
 
@@ -91,8 +93,8 @@ class TensorUse:
         """Take in a tensor before and after it was quantized and dequantized."""
         if not value.numel():
             return
-        flat, after = value.detach().reshape(-1).float(), rounded.detach().reshape(-1).float()
-        low, high = (float(end) for end in flat.aminmax())
+        flat, after = _some(value), _some(rounded)
+        low, high = (float(end) for end in value.detach().aminmax())
         if not -sentinel_limit(value.dtype) < low <= high < sentinel_limit(value.dtype):
             kept = flat.isfinite() & (flat.abs() < sentinel_limit(value.dtype))
             flat, after = flat[kept], after[kept]
@@ -191,6 +193,12 @@ class Measurements:
         if not is_isolated and not measured.samples and self._samples:
             measured.samples = _sampled(expected, value, self._samples)
         return expected.to(value.dtype) if is_isolated else value
+
+
+def _some(tensor: torch.Tensor) -> torch.Tensor:
+    """Values of a tensor in a row: all of a small one, of a large one every n-th, with n odd."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: flat.numel() // _LOOKED_AT | 1].float()
 
 
 def _sampled(expected: torch.Tensor, value: torch.Tensor, most: int) -> tuple[tuple[float, float], ...]:
@@ -314,20 +322,22 @@ def outputs_of(node: Node) -> list[Node]:
 
 
 def _watch_inputs(region: Region, names: dict[tuple[int, str], str], measurements: Measurements) -> None:
-    """Watch the inputs that are quantized for one reader, each once."""
+    """Watch the inputs that are quantized where they are read, each once for all that read it."""
     graph = region.module.graph
     for quantize in [node for node in graph.nodes if is_quantize(node)]:
         source = quantize.all_input_nodes[0]
-        name = names.get((id(graph), origin_of(quantize)))
         is_output = origin_of(source) == origin_of(quantize) and source.op == "call_function"
-        read = next((user for user in quantize.users if is_dequantize(user)), None)
-        if name is None or is_output or read is None or not is_float_tensor(source):
+        reads = [user for user in quantize.users if is_dequantize(user)]
+        if is_output or not reads or not is_float_tensor(source):
             continue
-        qdq = qdq_of(read)
+        qdq = qdq_of(reads[0])
         assert qdq is not None
         use = TensorUse(f"input {origin_of(source)}", qdq)
-        measurements.by_name[name].tensors.append(use)
-        _insert(region.module, read, Watching(use, measurements), source)
+        readers = dict.fromkeys(origin_of(user) for read in reads for user in read.users)
+        for name in (names.get((id(graph), reader)) for reader in readers):
+            if name is not None:
+                measurements.by_name[name].tensors.append(use)
+        _insert(region.module, reads[0], Watching(use, measurements), source)
 
 
 def _insert(model: GraphModule, behind: Node, module: torch.nn.Module, *more: Node) -> Node:
