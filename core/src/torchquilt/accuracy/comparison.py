@@ -203,7 +203,7 @@ def _row(pair: OperatorPair, measured: Measured, decided: Row | None) -> Compare
     tensors = tuple(_tensor(use) for use in measured.tensors)
     before = _before_rounding(measured)
     isolated = measured.isolated.figures()
-    outputs = [one.spec for one in decided.tensors if one.place == "output"] if decided else []
+    outputs = [one.spec for one in decided.tensors if one.edge == "output"] if decided else []
     return ComparedOperator(
         node=pair.name,
         op=decided.op if decided else call_name(pair.expected),
