@@ -15,6 +15,7 @@ from torchquilt._internal.torch_private import FakeTensor
 from torchquilt.errors import AnnotationError, CalibrationError
 from torchquilt.observers import MinMaxObserver, Observer, QParams, qparams_of_range
 from torchquilt.observers.qparams import as_rows
+from torchquilt.pt2e.choices import ChosenConstant, ChosenRange
 from torchquilt.spec.qspec import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
@@ -59,6 +60,8 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
     def __init__(self, spec: QuantizationSpec, observer: Observer, names: tuple[str, ...]) -> None:
         super().__init__(spec, names)
         self.observer = observer
+        #: the range that it gets instead of the one that the observer finds
+        self.chosen: ChosenRange | None = None
 
     def forward(self, tensor: torch.Tensor, is_new: bool = True) -> torch.Tensor:
         """Show the tensor to the observer, unless it was shown what is in it, and return it.
@@ -79,8 +82,9 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
         return tensor
 
     def get_extra_state(self) -> dict[str, Any]:
-        """State of the observer, for ``state_dict()`` of the prepared model."""
-        return {"observer": self._kind(), "state": self.observer.state()}
+        """State of the observer, for ``state_dict()`` of the prepared model, and the range that was chosen."""
+        found = {"observer": self._kind(), "state": self.observer.state()}
+        return found if self.chosen is None else {**found, "chosen": self.chosen.state()}
 
     def set_extra_state(self, state: Any) -> None:
         """Go on where the observer of another prepared model was: ``load_state_dict()``.
@@ -97,19 +101,24 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
                 remedy="load the state of a model that was prepared with the same quantizer and observers",
             )
         self.observer = type(self.observer).from_state(self.observer.spec, state["state"])
+        self.chosen = ChosenRange.from_state(state.get("chosen"))
 
     def _kind(self) -> str:
         seen = self.observer
         return f"{type(seen).__qualname__} {seen.settings()} for {seen.spec}"
 
+    def range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The low and high end that are represented: those that were chosen, or those of the observer."""
+        return (self.chosen.low, self.chosen.high) if self.chosen is not None else self.observer.range()
+
     def qparams(self) -> QParams:
-        """The parameters for what was observed.
+        """The parameters for the range that was chosen, or for what was observed.
 
         Raises:
             CalibrationError: nothing was; names the edges and nodes.
         """
         try:
-            return self.observer.qparams()
+            return self.observer.qparams() if self.chosen is None else self.chosen.qparams(self.spec)
         except CalibrationError as error:
             raise CalibrationError(
                 error.problem,
@@ -126,16 +135,38 @@ def observed_points(model: torch.nn.Module) -> dict[str, ObservedPoint]:
 
 
 class ConstantPoint(QuantizationPoint[QuantizationSpec]):
-    """A weight or another constant: its parameters are found once, from its value, at convert."""
+    """A weight or another constant: its parameters are found once, from its value, at convert.
+
+    Args:
+        spec: what the tensor will be.
+        names: names of the edges and nodes in the graph where the point stands.
+        chosen: how it is quantized, instead of to the nearest integers of its min-max range.
+    """
+
+    def __init__(
+        self, spec: QuantizationSpec, names: tuple[str, ...], chosen: ChosenConstant | None = None
+    ) -> None:
+        super().__init__(spec, names)
+        self.chosen = chosen
+
+    # The ways of torch for a state of one's own write it always; here it is there where there is a choice.
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self.chosen is not None:
+            destination[f"{prefix}_extra_state"] = self.chosen.state()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        self.chosen = ChosenConstant.from_state(state_dict.get(f"{prefix}_extra_state"))
 
     def qparams_for(self, values: list[torch.Tensor]) -> QParams:
-        """The parameters for the constants at the edges and nodes of the point, min-max.
+        """The parameters for the constants at the edges and nodes of the point: chosen ones, or min-max.
 
         Constants without elements have those of zeros.
 
         Raises:
             CalibrationError: a value does not have the shape that the spec needs, or no finite element.
         """
+        if self.chosen is not None:
+            return self.chosen.qparams
         observer = MinMaxObserver(self.spec)
         try:
             if all(value.numel() == 0 for value in values):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch.fx import GraphModule, Node
@@ -28,6 +28,7 @@ from torchquilt.graph.node_values import constant_nodes
 from torchquilt.graph.qdq import QDQOperators, choosing_call, operators_of
 from torchquilt.ledger.rows import Caution
 from torchquilt.observers import QParams, qparams_together
+from torchquilt.pt2e.choices import ChosenConstant
 from torchquilt.pt2e.finite_constants import check_is_finite
 from torchquilt.pt2e.integer_constants import integers_of, steps_of_quantizing
 from torchquilt.pt2e.observer_points import (
@@ -66,10 +67,10 @@ class Conversion:
         # Points that ask for the same numbers of the same constants are one, so that these are stored once.
         first: dict[Any, AnyPoint] = {}
         self._same = {
-            point: first.setdefault((point.spec, frozenset(values)), point)
+            point: first.setdefault((point.spec, frozenset(values), _key_of_choice(point)), point)
             for point, values in origins.items()
         }
-        observed = [point for point in points.values() if isinstance(point, ObservedPoint)]
+        observed = [point for point in points.values() if _is_searched(point)]
         together = qparams_together(point.observer for point in observed)
         #: what is known beforehand; that of the others is found where it is needed
         self._qparams: dict[AnyPoint, QParams] = {
@@ -245,9 +246,13 @@ class Conversion:
         """Quantize a constant: in the graph, or right now, and then read the integers that are stored."""
         value = constant_value(self.model, origin, self.points)
         if self.fold_quantize:
-            arguments = tuple(map(self._number, operators.arguments))
-            return self._read(point, node, "", integers_of(value, point.spec, operators.quantize, arguments))
+            return self._read(point, node, "", self._integers(value, point, operators))
         quantized = origin
+        if _choice_of(point) is not None:  # of what its integers stand for, they are the nearest ones
+            following, keywords = operators.dequantizing_to(torch.float32)
+            arguments = map(self._number, following)
+            value = operators.dequantize(self._integers(value, point, operators), *arguments, **keywords)
+            quantized = self._read(point, node, "rounded", value)
         for target, following in steps_of_quantizing(
             value, point.spec, operators.quantize, operators.arguments
         ):
@@ -255,13 +260,20 @@ class Conversion:
             quantized.meta["val"] = _fake_run(target, quantized.args)
         return quantized
 
+    def _integers(self, value: torch.Tensor, point: AnyPoint, operators: QDQOperators) -> torch.Tensor:
+        """The integers of a constant: the nearest ones, or those that were chosen."""
+        arguments = tuple(map(self._number, operators.arguments))
+        nearest = integers_of(value, point.spec, operators.quantize, arguments)
+        chosen = _choice_of(point)
+        return nearest if chosen is None else chosen.instead_of(nearest, self.qparams(point), point.spec)
+
     def _number(self, argument: Any) -> Any:
         return constant_value(self.model, argument) if isinstance(argument, Node) else argument
 
     def _read(self, point: AnyPoint, node: Node, what: str, value: torch.Tensor) -> Node:
         """A node that reads a tensor stored beside the constant or activation it belongs to."""
         origin = _behind_points(node, self.points)
-        key = (point, what or origin)
+        key = (point, what or origin)  # a point with chosen integers stands at one constant
         if key not in self._stored:
             base = self._constants.get(origin, origin.name)
             base = f"{base}_{dtype_name(point.spec.dtype)}"
@@ -272,6 +284,21 @@ class Conversion:
         take_origin(read, node)
         read.meta["val"] = fake_like(node, value)
         return read
+
+
+def _choice_of(point: AnyPoint) -> ChosenConstant | None:
+    return point.chosen if isinstance(point, ConstantPoint) else None
+
+
+def _key_of_choice(point: AnyPoint) -> tuple[str, ...] | None:
+    """Key that is equal for constants that are quantized alike."""
+    chosen = _choice_of(point)
+    return None if chosen is None else chosen.key
+
+
+def _is_searched(point: AnyPoint) -> TypeGuard[ObservedPoint]:
+    """Whether the range of a point is one that its observer finds."""
+    return isinstance(point, ObservedPoint) and point.chosen is None
 
 
 def _name_of(node: Node) -> str:

@@ -34,7 +34,7 @@ def cut_off(
     spec = point.spec
     assert spec.zero_point is not None
     if isinstance(point, ObservedPoint):
-        rows = torch.stack([end.reshape(-1) for end in point.observer.range()], dim=-1)
+        rows = torch.stack([end.reshape(-1) for end in point.range()], dim=-1)
         what = "a side of its range"
     else:
         rows = torch.cat([as_rows(value, spec)[0] for value in values], dim=-1)

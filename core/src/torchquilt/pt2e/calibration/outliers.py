@@ -54,6 +54,8 @@ def _caution(point: ObservedPoint) -> Caution | None:
             "with 'histogram', which tells masks from other values"
         )
         return Caution(names, "mask_values", text)
+    if point.chosen is not None:  # otherwise than by what its observer makes of its values
+        return None
     if observer.has_outliers():
         text = (
             f"its range, {_range(point)}, reaches {observer.outlier_ratio():,.0f} times as far as 99.9 % of "
@@ -74,10 +76,10 @@ def _caution(point: ObservedPoint) -> Caution | None:
 
 
 def _reach(point: ObservedPoint) -> float:
-    low, high = point.observer.range()
+    low, high = point.range()
     return max(-float(low.min()), float(high.max()))
 
 
 def _range(point: ObservedPoint) -> str:
-    low, high = point.observer.range()
+    low, high = point.range()
     return f"{float(low.min()):.4g} … {float(high.max()):.4g}"

@@ -135,7 +135,7 @@ def calibration_of(prepared: GraphModule) -> CalibrationReport:
 def _tensor(point: ObservedPoint) -> ObservedTensor:
     seen, low, high = point.observer, None, None
     if seen.has_data:
-        ends = seen.range()
+        ends = point.range()
         low, high = float(ends[0].min()), float(ends[1].max())
     return ObservedTensor(
         point.names,

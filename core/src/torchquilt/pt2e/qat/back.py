@@ -13,6 +13,7 @@ from torchquilt.graph.edits import copy_model
 from torchquilt.graph.passes import Pass, run_passes
 from torchquilt.graph.subgraphs import regions
 from torchquilt.observers import Observer, QParams
+from torchquilt.pt2e.choices import ChosenConstant
 from torchquilt.pt2e.model_record import set_stage
 from torchquilt.pt2e.observer_points import (
     ConstantPoint,
@@ -100,21 +101,9 @@ def _calibrated(point: TrainingPoint) -> QuantizationPoint[Any]:
     if isinstance(point, WeightPoint) and point.observes:
         return ConstantPoint(point.spec, point.names)
     if isinstance(point, WeightPoint) or (isinstance(point, LearnedPoint) and point.is_constant):
-        return _TrainedConstant(point.spec, point.names, point.qparams())
+        return ConstantPoint(point.spec, point.names, ChosenConstant(point.qparams()))
     assert isinstance(point, (ActivationPoint, LearnedPoint))
     return ObservedPoint(point.spec, _TrainedRange(point.spec, point), point.names)
-
-
-class _TrainedConstant(ConstantPoint):
-    """A weight whose parameters training said."""
-
-    def __init__(self, spec: QuantizationSpec, names: tuple[str, ...], found: QParams) -> None:
-        super().__init__(spec, names)
-        self._found = found
-
-    def qparams_for(self, values: list[torch.Tensor]) -> QParams:
-        """The parameters of training, whatever the values."""
-        return self._found
 
 
 class _TrainedRange(Observer):

@@ -119,5 +119,5 @@ def _ranges(points: dict[str, ObservedPoint]) -> Ranges:
     for point in points.values():
         if point.observer.has_data:
             qparams = point.qparams()
-            found[point.names] = Range(*point.observer.range(), qparams.scale, qparams.zero_point)
+            found[point.names] = Range(*point.range(), qparams.scale, qparams.zero_point)
     return Ranges(found)
