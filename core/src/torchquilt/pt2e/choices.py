@@ -48,7 +48,7 @@ class ChosenRange:
 
 @attrs.frozen(eq=False, slots=False)
 class ChosenConstant:
-    """How a constant is quantized.
+    """Parameters of a constant, and maybe its integers.
 
     Args:
         qparams: its parameters.
@@ -64,9 +64,7 @@ class ChosenConstant:
         tensors = (*self.qparams, self.integers)
         return tuple("" if tensor is None else tensor_digest(tensor) for tensor in tensors)
 
-    def instead_of(
-        self, nearest: torch.Tensor, qparams: QParams, spec: QuantizationSpec
-    ) -> torch.Tensor:
+    def instead_of(self, nearest: torch.Tensor, qparams: QParams, spec: QuantizationSpec) -> torch.Tensor:
         """The chosen integers where the parameters are those that they were chosen for, elsewhere others.
 
         Convert may have to raise a scale: for that of a channel other integers are right.

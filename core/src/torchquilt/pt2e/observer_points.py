@@ -82,7 +82,7 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
         return tensor
 
     def get_extra_state(self) -> dict[str, Any]:
-        """State of the observer, for ``state_dict()`` of the prepared model, and the range that was chosen."""
+        """State of the observer and the chosen range, for ``state_dict()`` of the prepared model."""
         found = {"observer": self._kind(), "state": self.observer.state()}
         return found if self.chosen is None else {**found, "chosen": self.chosen.state()}
 
