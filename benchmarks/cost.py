@@ -80,7 +80,7 @@ def timed(function: Callable[[], T]) -> tuple[float, T]:
 
 
 def export_chain(blocks: int) -> tuple[float, GraphModule]:
-    """How long the export of a chain took, and its graph."""
+    """Seconds that the export of a chain took, and its graph."""
     module = chain(blocks).eval()
     return timed(lambda: torch.export.export(module, (INPUT,)).module())
 

@@ -83,7 +83,7 @@ class Measured:
     made: dict[str, Made]
 
     def ratios(self, of: Callable[[list[float]], float] = statistics.median) -> dict[str, float]:
-        """How long a call of ours takes, in calls of the others; by the medians, or by what is given."""
+        """Time that a call of ours takes, in calls of the others; by the medians, or by what is given."""
         ours = of(self.made[OURS].seconds)
         return {name: ours / of(self.made[name].seconds) for name in (FLOAT, TORCHAO)}
 
@@ -210,7 +210,7 @@ def write_json(path: Path, rows: list[Measured], setting: dict[str, Any]) -> Non
 
 
 def runtime_threads() -> int:
-    """How many threads the runtime computes with."""
+    """Number of threads that the runtime computes with."""
     from executorch.extension.pybindings import portable_lib
 
     return int(portable_lib._threadpool_get_thread_count())

@@ -1,4 +1,4 @@
-"""Who quantizes: torchquilt, and torchao with ExecuTorch's XNNPACKQuantizer.
+"""The two systems that quantize: torchquilt, and torchao with ExecuTorch's XNNPACKQuantizer.
 
 Both are asked for the same: int8, one weight scale a channel, activations calibrated or dynamic, each with
 the observers that it takes by itself.

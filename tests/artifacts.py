@@ -159,7 +159,7 @@ class Bomb:
 
 
 def pickled(value: object, **options: Any) -> bytes:
-    """What torch.save writes."""
+    """Bytes that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(value, buffer, **options)
     return buffer.getvalue()

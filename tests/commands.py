@@ -1,4 +1,4 @@
-"""What the command line reads in tests, and what it answers."""
+"""Files that the command line reads in tests, and its answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Scores(nn.Module):
 
 @attrs.frozen
 class Files:
-    """What the commands read.
+    """Files that the commands read.
 
     Args:
         model: a float program.
@@ -52,7 +52,7 @@ def recipe_of(preset: str) -> tq.Recipe:
 
 @attrs.frozen
 class Answer:
-    """What a command returned and wrote."""
+    """Exit status and output of a command."""
 
     code: int
     out: str

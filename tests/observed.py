@@ -1,4 +1,4 @@
-"""What several test files do with observers."""
+"""Steps that several test files take with observers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def round_trip(x: torch.Tensor, found: QParams, spec: tq.QuantizationSpec) -> to
 
 
 def squared_error(x: torch.Tensor, observer: Observer) -> float:
-    """What quantization with an observer's parameters costs."""
+    """Squared error of quantization with an observer's parameters."""
     return float((round_trip(x, observer.qparams(), observer.spec) - x).double().square().sum())
 
 

@@ -1,4 +1,4 @@
-"""What a notebook would show: HTML, read again."""
+"""Pages as a notebook would show them: HTML, read again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """What an HTML parser finds: tags with their attributes, and the texts between them."""
+    """A parsed page: tags with their attributes, and the texts between them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

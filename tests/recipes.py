@@ -1,4 +1,4 @@
-"""What the tests of recipes have in common."""
+"""Steps that the tests of recipes have in common."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def only(recipe: tq.Recipe) -> XNNPACKQuantizer:
 
 
 def in_fresh_python(code: str) -> list[str]:
-    """What code prints in an interpreter of its own."""
+    """Output of code in an interpreter of its own."""
     done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

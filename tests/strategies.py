@@ -1,4 +1,4 @@
-"""What several test files draw or build.
+"""Strategies and models that several test files draw or build.
 
 Small exported models, quantizers made of a function, specs, data, and random graphs for the whole flow.
 """

@@ -1,4 +1,4 @@
-"""What may import what, and that the front door of each package says what is behind it.
+"""Imports between modules, and the front door of each package, which says what is behind it.
 
 ``import-linter`` holds the order of the modules; its contracts are in the root ``pyproject.toml``. What it
 cannot say (a part of torch, a private name, when torch is loaded) is read here from the sources.
@@ -146,7 +146,7 @@ def test_a_module_that_is_to_be_free_of_torch_is(module: str) -> None:
 
 
 def names_for_type_checkers(package: str) -> dict[str, str]:
-    """What ``if TYPE_CHECKING:`` imports in an ``__init__``: name -> module within the package."""
+    """Imports under ``if TYPE_CHECKING:`` in an ``__init__``: name -> module within the package."""
     tree = ast.parse(SHIPPED[package].read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
@@ -201,10 +201,13 @@ def test_every_error_is_public() -> None:
 
 
 def test_docstrings_begin_with_what_a_thing_is_or_does() -> None:
-    """None begins with a question word, which makes the reader wait for the subject."""
+    """None begins with a question word, which makes the reader wait for the subject. Tests are no exception."""
+    beside = [
+        path for folder in ("tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
+    ]
     strays = [
-        f"{module}: {text.splitlines()[0]}"
-        for module, path in SHIPPED.items()
+        f"{path.relative_to(ROOT)}: {text.splitlines()[0]}"
+        for path in {*SHIPPED.values(), *beside}
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         and (text := ast.get_docstring(node) or "").startswith(QUESTIONS)

@@ -40,19 +40,19 @@ def project(folder: Path) -> dict[str, Any]:
 
 
 def manifest_of(folder: Path) -> Manifest:
-    """What the plugin of a folder says of itself."""
+    """Manifest of the plugin of a folder."""
     made: Manifest = importlib.import_module(f"torchquilt_{folder.name}.plugin").torchquilt_manifest()
     return made
 
 
 @pytest.fixture
 def manifest(folder: Path) -> Manifest:
-    """What the plugin says of itself."""
+    """Manifest of the plugin."""
     return manifest_of(folder)
 
 
 def named_by(reference: str) -> Any:
-    """What a manifest names as text."""
+    """The object that a manifest names as text."""
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -83,7 +83,7 @@ def values_of(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
 
 
 def differences(model: GraphModule, inputs: tuple[Any, ...]) -> list[float]:
-    """How far each output of a trained model in evaluation mode is from that of the converted one.
+    """Difference of each output of a trained model in evaluation mode from that of the converted one.
 
     Zero means the same bits, but for the sign of zero. Where the two have a NaN there is no difference.
     """

@@ -1,4 +1,4 @@
-"""What a model is, in full, so that a test can show that it was left alone."""
+"""A model in full, so that a test can show that it was left alone."""
 
 from __future__ import annotations
 

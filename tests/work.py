@@ -1,4 +1,4 @@
-"""How much work something is, counted in calls, which a slow machine does not change."""
+"""Work that something is, counted in calls, which a slow machine does not change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType, ModuleType
 
 
 def calls_in(modules: tuple[ModuleType, ...], function: Callable[[], object]) -> int:
-    """How many calls are made in these modules, of their own functions and of those of Python.
+    """Number of calls that these modules make, of their own functions and of those of Python.
 
     A package stands for all that is in it.
     """
@@ -30,7 +30,7 @@ def calls_in(modules: tuple[ModuleType, ...], function: Callable[[], object]) ->
 
 
 def growth(work: Callable[[int], int], small: int) -> float:
-    """How much more work each doubling adds than the one before: 2 for what is linear, 4 for a square.
+    """Work that each doubling adds, relative to the one before: 2 for what is linear, 4 for a square.
 
     Args:
         work: size → how much work it is.

@@ -1,4 +1,4 @@
-"""How good embeddings are, and how close they stay to those of the float model."""
+"""Quality of embeddings, and how close they stay to those of the float model."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def tokenize(encoder: LoadedEncoder, texts: tuple[str, ...]) -> list[Batch]:
 
 
 def count_cut(encoder: LoadedEncoder, texts: tuple[str, ...]) -> int:
-    """How many of the texts are longer than what the encoder gets to see."""
+    """Number of texts that are longer than what the encoder gets to see."""
     return sum(len(encoder.tokenizer(text)["input_ids"]) > encoder.max_tokens for text in texts)
 
 

@@ -56,7 +56,7 @@ VARIANTS: dict[str, Callable[[], tq.Quantizer]] = {
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long each step of the flow took."""
+    """Seconds that each step of the flow took."""
 
     prepare: float
     calibrate: float
@@ -73,7 +73,7 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many of the operators that hold the weights compute on quantized values."""
+    """Number of operators that hold the weights and compute on quantized values."""
 
     linears: int
     linears_quantized: int

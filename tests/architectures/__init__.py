@@ -156,7 +156,7 @@ PAIR = {
 def made(
     kind: str, head: Any = transformers.AutoModel, attention: str = "", **sizes: Any
 ) -> Callable[[], Any]:
-    """What makes a model of a kind of configuration.
+    """Maker of a model of a kind of configuration.
 
     Args:
         kind: the ``model_type`` of the configuration.

@@ -1,4 +1,4 @@
-"""What holds for every architecture. A test file derives from :class:`Behaviours` with its table.
+"""Tests of every architecture. A test file derives from :class:`Behaviours` with its table.
 
 The fixtures ``subject`` and ``outcome`` are in ``integration/conftest.py``. An architecture is exported once
 and quantized in two ways, and each behaviour is a test that looks at the result.
@@ -105,7 +105,7 @@ def quantizer(*, is_dynamic: bool) -> tq.ComposableQuantizer:
 
 
 def results(model: Any, batches: Any) -> list[list[Any]]:
-    """What a model returns for each batch, one after the other, as flat lists."""
+    """Outputs of a model for each batch, one after the other, as flat lists."""
     with torch.no_grad():
         return [pytree.tree_leaves(model(**batch)) for batch in batches]
 

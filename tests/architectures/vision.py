@@ -38,7 +38,7 @@ def _backbone(*stages: str) -> Any:
 
 
 def _detector(model: Any, config: Any, *stages: str, **sizes: Any) -> Any:
-    """What makes a DETR behind a ResNet."""
+    """Maker of a DETR behind a ResNet."""
     return lambda: model(
         config(
             use_timm_backbone=False, backbone=None, backbone_config=_backbone(*stages), d_model=32,

@@ -1,4 +1,4 @@
-"""What tests of more than one part of the core need."""
+"""Fixtures that tests of more than one part of the core need."""
 
 from __future__ import annotations
 

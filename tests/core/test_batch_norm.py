@@ -244,7 +244,7 @@ def test_a_weight_that_is_the_input_as_well_stays() -> None:
 
 
 def test_a_new_bias_takes_no_name_that_is_in_use() -> None:
-    """Where the convolution has no bias and another tensor is called so, that one keeps its value."""
+    """If the convolution has no bias and another tensor has its name, that one keeps its value."""
     model = Fn(
         lambda self, x: self.norm(nn.functional.conv2d(x, self.weight)) * self.bias.reshape(4, 1, 1),
         weight=nn.Parameter(normal(4, 3, 3, 3)),
@@ -274,7 +274,7 @@ def test_one_batch_norm_behind_two_convolutions_is_folded_into_both() -> None:
 
 
 def test_a_batch_norm_with_two_users_is_folded() -> None:
-    """Who reads the BatchNorm reads the folded convolution, and there may be several of them."""
+    """All users of the BatchNorm read the folded convolution."""
     norm = with_statistics(nn.BatchNorm2d(4))
     model = Fn(lambda self, x: (y := self.norm(self.conv(x))).relu() + y, conv=nn.Conv2d(3, 4, 3), norm=norm)
     x = normal(2, 3, 8, 8)

@@ -29,7 +29,7 @@ def boundaries(quantizer: object, model: nn.Module, *inputs: torch.Tensor) -> tu
 
 
 def test_a_tensor_that_is_quantized_anew_is_a_boundary() -> None:
-    """Who made it and how, who uses it and how, and that the user requantizes it."""
+    """It names the producer and the user, how each quantizes it, and that the user requantizes it."""
     first = outputs_of("tanh", name="mine")
     model = Fn(lambda self, x: self.fc(torch.tanh(x)), fc=nn.Linear(6, 6))
     quantizer = tq.ComposableQuantizer([first, XNNPACKQuantizer().set_global(DYNAMIC)])
@@ -99,7 +99,7 @@ def _written(node: Node) -> str:
 
 
 def _source(node: Node) -> Node | None:
-    """What a dequantize node stands for: the tensor that was quantized."""
+    """The tensor that was quantized, of which a dequantize node is."""
     if not _is(node, "dequantize"):
         return None
     quantize = node.args[0]

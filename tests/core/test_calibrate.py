@@ -149,7 +149,7 @@ def test_a_batch_that_does_not_fit_is_named(bad: Any, mentioned: str) -> None:
 
 
 def test_an_error_of_the_data_itself_is_not_hidden() -> None:
-    """What a generator of batches raises comes through as it is."""
+    """An error of a generator of batches comes through as it is."""
 
     def batches() -> Iterator[torch.Tensor]:
         yield LEFT
@@ -168,7 +168,7 @@ def test_no_batches_at_all_is_an_error(options: dict[str, int]) -> None:
 
 
 def test_a_dynamic_model_needs_no_batches() -> None:
-    """Where nothing is observed, no data is missed."""
+    """A model in which nothing is observed needs no data."""
     prepared = prepare(nn.Linear(4, 4), xnnpack(is_dynamic=True), LEFT)
     assert tq.calibrate(prepared, []) is prepared
 
@@ -223,7 +223,7 @@ def test_a_limit_is_a_number_of_batches(limit: Any) -> None:
 
 
 def test_batches_may_come_from_a_data_loader() -> None:
-    """What a DataLoader makes of a dataset of tuples and of dicts is taken as it is."""
+    """Batches of a DataLoader over tuples and over dicts are taken as they are."""
     rows = [(LEFT[i], RIGHT[i]) for i in range(2)]
     named = [{"left": left, "right": right} for left, right in rows]
     reference = tq.calibrate(prepare(TwoInputs(), xnnpack(), LEFT, RIGHT), [(LEFT, RIGHT)])
@@ -271,7 +271,7 @@ def test_batches_may_be_the_rows_of_a_dataset(form: Callable[[datasets.Dataset],
 
 
 def test_a_dataset_of_several_splits_is_refused_with_their_names() -> None:
-    """What load_dataset returns without a split is no data yet."""
+    """A dataset without a chosen split is refused with the names of its splits."""
     rows = datasets.Dataset.from_list([{"input": [0.0] * 4}])
     with pytest.raises(tq.CalibrationError) as caught:
         tq.calibrate(one_input(), datasets.DatasetDict(train=rows, test=rows))
@@ -287,7 +287,7 @@ def test_a_dataset_of_several_splits_is_refused_with_their_names() -> None:
     ids=["tuple", "mapping"],
 )
 def test_labels_in_a_batch_are_told_of(batch: Any, advice: str) -> None:
-    """What a loader for training gives is refused with what to pass instead."""
+    """A batch with labels is refused with what to pass instead."""
     with pytest.raises(tq.CalibrationError, match="Batch 0 ") as caught:
         tq.calibrate(one_input(), [batch])
     assert advice in str(caught.value.remedy)
@@ -320,7 +320,7 @@ def test_an_interrupt_waits_for_the_end_of_the_batch() -> None:
 
 
 def test_the_second_interrupt_does_not_wait() -> None:
-    """Who presses twice does not want to wait."""
+    """A second interrupt ends the calibration at once."""
     reached = []
 
     def press_twice() -> None:
@@ -350,7 +350,7 @@ def test_there_is_no_progress_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_terminal_is_shown_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, has_rich: bool, form: str
 ) -> None:
-    """How many batches, of how many where that is known, and the rate; with rich and without."""
+    """It shows the number of batches, their total where it is known, and the rate; with rich and without."""
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")

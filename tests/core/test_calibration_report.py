@@ -1,4 +1,4 @@
-"""What calibration_of says, and the warnings that the ledger gets."""
+"""The report of calibration_of, and the warnings that the ledger gets."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_a_transform_hands_on_the_model_that_it_returns() -> None:
 
 
 def test_a_transform_may_rewrite_the_copy(program: ExportedProgram) -> None:
-    """What it rewrites is in the prepared model and not in the exported one; inputs are checked as before."""
+    """Its changes are in the prepared model and not in the exported one; inputs are checked as before."""
 
     def twice(model: GraphModule) -> GraphModule:
         (relu,) = calls(model, "relu")
@@ -378,7 +378,7 @@ def test_the_point_says_how_its_parameters_are_found(program: ExportedProgram) -
 
 
 def test_a_callback_may_replace_the_observer_of_a_point(program: ExportedProgram) -> None:
-    """What it sets is used."""
+    """The observer that a callback sets is used."""
 
     def replace(_: GraphModule, points: Points) -> None:
         for point in points.values():
@@ -471,7 +471,7 @@ def _not_constant(points: Points) -> None:
     ],
 )
 def test_a_callback_changes_nothing_that_was_decided(deed: Any, said: str, program: ExportedProgram) -> None:
-    """What is quantized, as what and with whom it shares is settled; the error names edge and quantizer."""
+    """Dtypes and sharing are settled before a callback runs; the error names edge and quantizer."""
     with unharmed(program), pytest.raises(tq.QuantizerError, match=said) as caught:
         tq.prepare_pt2e(program, Calling(lambda _, points: deed(points)))
     assert caught.value.quantizer == "Calling"

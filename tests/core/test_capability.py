@@ -195,7 +195,7 @@ def test_what_is_asked_for_is_not_told_as_another_preset() -> None:
 
 @pytest.mark.parametrize("op", ["liner", 3, len, lambda x: x, "torch.nn.Linea", "", "torch"], ids=name_of)
 def test_a_question_about_nothing_is_an_error(op: object) -> None:
-    """What is no operator name is refused; where a name is near, it is offered."""
+    """A text that is no operator name is refused; where a name is near, it is offered."""
     with pytest.raises(tq.IntentError) as caught:
         BOTH.filter(op)
     if op == "liner":

@@ -140,7 +140,7 @@ def test_a_row_that_changed_is_named_with_what_changed(change: dict[str, Any], t
 
 
 def test_another_order_is_a_change() -> None:
-    """Who comes first keeps a node, so capabilities in another order are others."""
+    """The first backend keeps a node, so capabilities in another order are others."""
     one, two = SUPPORT.capabilities().rows[:2]
     (change,) = tq.Capabilities((one, two)).diff(tq.Capabilities((two, one)))
     assert change.field == "order"
@@ -286,7 +286,7 @@ def test_rows_of_an_earlier_torchquilt_have_no_limits() -> None:
 
 
 def test_a_table_with_rules_says_where() -> None:
-    """What a configured quantizer answers shows the rule that asks."""
+    """Capabilities of a configured quantizer show the rule that asks."""
     quantizer = XNNPACKQuantizer().set_module_name("encoder", STATIC)
     text = str(quantizer.quantization_capabilities())
     assert "where" in text.splitlines()[0]
@@ -357,7 +357,7 @@ def test_html_has_all_that_the_table_has_and_loads_nothing() -> None:
 
 
 def in_another_process(code: str, *arguments: str, **variables: str) -> str:
-    """What code prints in an interpreter of its own that finds the same packages."""
+    """Output of code in an interpreter of its own that finds the same packages."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

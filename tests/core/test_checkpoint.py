@@ -22,7 +22,7 @@ from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 
 
 class Counting(nn.Module):
-    """What it computes depends on how often it was called, so its buffer belongs to a calibration, too."""
+    """A model whose output depends on the number of calls, so its buffer belongs to a calibration, too."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def test_batches_of_the_checkpoint_are_not_run_again(exported: ExportedProgram, 
 def test_a_model_that_was_interrupted_within_a_batch_is_brought_back(
     exported: ExportedProgram, tmp_path: Path
 ) -> None:
-    """What half a batch left in the observers of a model is gone when the same model goes on."""
+    """Half a batch leaves nothing in the observers of a model that goes on from a checkpoint."""
     prepared = prepared_of(exported)
     *_, last = observed_points(prepared).values()
     last.forward = _raise  # type: ignore[method-assign]
@@ -193,7 +193,7 @@ def test_a_place_that_cannot_be_written_to_shows_before_the_first_batch(
 
 
 def test_an_observer_that_keeps_objects_is_refused(exported: ExportedProgram, tmp_path: Path) -> None:
-    """What could not be read again is not written: the error names the observer and what it keeps."""
+    """A state that could not be read again is not written: the error names the observer and what it keeps."""
 
     class Keeping(MinMaxObserver):
         def __init__(self, spec: tq.QuantizationSpec) -> None:

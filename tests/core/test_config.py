@@ -74,7 +74,7 @@ def test_configs_are_values() -> None:
 
 
 def test_a_config_is_printed_with_its_specs() -> None:
-    """What is asked of each role can be read off."""
+    """A printed config shows the spec of each role."""
     text = str(Config(input_activation=DYNAMIC, weight=WEIGHT))
     assert f"input_activation: {DYNAMIC}" in text
     assert f"weight: {WEIGHT}" in text

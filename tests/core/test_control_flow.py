@@ -151,7 +151,7 @@ def test_without_annotations_control_flow_is_what_it_was(kind: str) -> None:
 
 
 def test_autocast_keeps_its_dtype_inside() -> None:
-    """What runs in bfloat16 under autocast stays as it is for XNNPACK, and the ledger says why."""
+    """Operators in bfloat16 under autocast stay as they are for XNNPACK, and the ledger says why."""
 
     def function(self: Any, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):

@@ -296,7 +296,7 @@ def test_what_has_an_effect_stays_though_its_value_is_not_used() -> None:
 
 
 def test_a_weight_of_a_float_user_stays_in_float() -> None:
-    """What is left in float is not touched."""
+    """A weight that a float operator reads is not touched."""
     model = mlp()
     quantizer = xnnpack(is_dynamic=True).set_module_name("0", None)
     quantized = quantize(model, quantizer, X)
@@ -435,7 +435,7 @@ def test_saved_and_loaded_it_gives_the_same_bits(asked: dict[str, bool]) -> None
 
 @pytest.mark.long
 def test_a_fresh_process_loads_it_without_torchquilt(tmp_path: Path) -> None:
-    """What is saved needs torch alone, and gives the same bits there."""
+    """A saved model needs torch alone, and gives the same bits there."""
     quantized = quantize(Encoder(), composed(is_per_channel=True), IDS)
     torch.export.save(torch.export.export(quantized, (IDS,)), tmp_path / "model.pt2")
     torch.save((IDS, quantized(IDS)), tmp_path / "case.pt")

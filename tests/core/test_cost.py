@@ -1,4 +1,4 @@
-"""What prepare and convert cost: how often they do what, not how long it takes."""
+"""Cost of prepare and convert: how often they do what, not how long it takes."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ _OURS = tuple(str(Path(module.__file__).parent) for module in (tq, torchquilt_xn
 
 @attrs.define
 class Work:
-    """How many lines of ours were run, and how many graphs were compiled."""
+    """Number of our lines that were run, and of graphs that were compiled."""
 
     lines: int = 0
     compilations: int = 0
@@ -152,7 +152,7 @@ def counting() -> Iterator[Work]:
 
 
 def work_for(exported: GraphModule, quantizer: tq.Quantizer, *images: torch.Tensor) -> tuple[Work, Work]:
-    """What is done to prepare a model, and to convert it, calibrated with these images."""
+    """Work of preparing a model, and of converting it, calibrated with these images."""
     with counting() as preparing:
         prepared = tq.prepare_pt2e(exported, quantizer, activation_observer="minmax", strict=False)
     tq.calibrate(prepared, [(image,) for image in images or (IMAGE,)])
@@ -162,7 +162,7 @@ def work_for(exported: GraphModule, quantizer: tq.Quantizer, *images: torch.Tens
 
 
 def work_for_training(exported: GraphModule, quantizer: tq.Quantizer, choice: str) -> tuple[Work, Work]:
-    """What is done to prepare a model for training, and to convert it after a pass in training mode."""
+    """Work of preparing a model for training, and of converting it after a pass in training mode."""
     with counting() as preparing:
         trained = tq.prepare_qat_pt2e(exported, quantizer, fake_quantize=choice, strict=False)
     trained(IMAGE)
@@ -249,7 +249,7 @@ def test_code_of_a_subgraph_is_generated_once(name: str) -> None:
 
 
 def test_to_explain_generates_no_code() -> None:
-    """What a quantizer would do is told without a model that could be run."""
+    """The decisions of a quantizer are told without a model that could be run."""
     model = export(MODELS["batch norms"](3), IMAGE).module()
     with counting() as explaining:
         tq.explain(model, rule_for_all()(3))

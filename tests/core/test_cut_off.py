@@ -64,7 +64,7 @@ def test_others_are_not(low: int, high: int, sign: float) -> None:
 
 
 def test_activations_are_told_as_weights_are() -> None:
-    """What was observed counts: relu has no negative values, and a linear has."""
+    """Observed values count: relu has no negative ones, and a linear has."""
     model, x = nn.Sequential(nn.Linear(64, 32), nn.ReLU()), normal(4, 64)
     for part, is_cut in (("linear", True), ("relu", False)):
         prepared = prepare(model, outputs_of(part, spec=ONE_SIDED), x)

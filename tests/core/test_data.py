@@ -188,7 +188,7 @@ def test_arrays_that_do_not_fit_are_refused(
 def test_every_file_of_a_folder_is_checked_before_any_is_used(
     program: ExportedProgram, tmp_path: Path
 ) -> None:
-    """What is wrong with the last one shows at once, with its name."""
+    """A fault of the last file shows at once, with its name."""
     save(tmp_path / "data/0.npz", x=X[0], ids=IDS[0])
     save(tmp_path / "data/1.npz", x=X[1], ids=IDS[1].int())
     with pytest.raises(tq.CalibrationError, match=r"1\.npz: the array ids") as caught:

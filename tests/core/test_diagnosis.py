@@ -36,7 +36,7 @@ def only() -> Finding:
 
 
 def test_nothing_is_found_where_all_works(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is told is the versions, the variables in force, and the listing."""
+    """The diagnosis has the versions, the variables in force, and the listing."""
     site.plugin("acme", cls=WORKS)
     monkeypatch.setenv(registry.ALLOW_VARIABLE, "acme")
     told = diagnose()
@@ -120,7 +120,7 @@ def test_a_plugin_in_trouble_does_not_keep_the_others_from_being_looked_at(site:
 
 
 def test_a_disabled_plugin_is_left_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is switched off is not loaded, and is nothing that is wrong."""
+    """A disabled plugin is not loaded, and is no fault."""
     site.plugin("acme", source="import missing_library")
     monkeypatch.setenv(registry.BLOCK_VARIABLE, "acme")
     assert findings() == []

@@ -33,7 +33,7 @@ def make(kind: type[errors.TorchquiltError]) -> errors.TorchquiltError:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_field_is_kept_and_printed(kind: type[errors.TorchquiltError]) -> None:
-    """What is said as text can also be read as fields."""
+    """All that the text of an error says can be read as fields."""
     error = make(kind)
     assert (error.problem, error.node, error.quantizer) == ("It does not fit.", "conv", "acme")
     assert (error.expected, error.got, error.remedy) == ("a conv", [1, 2], "pass a conv")

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # 
 
 
 class Model(nn.Module):
-    """What exports differ in: tied weights, a layer under two names, an in-place relu, a buffer, a constant.
+    """A model whose exports differ: tied weights, a layer under two names, in-place relu, buffer, constant.
 
     And a BatchNorm that is folded, a nested input that may be missing, and several outputs.
     """
@@ -312,7 +312,7 @@ def weights_of_core_operators() -> ByFunction:
 
 
 def test_a_quantizer_of_core_operators_quantizes_a_decomposed_program() -> None:
-    """Who has rows for addmm and convolution can: weights behind a permute are stored as integers."""
+    """Rows for addmm and convolution are enough: weights behind a permute are stored as integers."""
     model = Image().eval()
     quantized = convert(prepare(decomposed(), weights_of_core_operators()), (X,))
     assert not calls(quantized, "permute")

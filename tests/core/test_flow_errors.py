@@ -1,4 +1,4 @@
-"""What the flow refuses: an error of ours, with node, quantizer and remedy; the model is unharmed."""
+"""Refusals of the flow: an error of ours, with node, quantizer and remedy; the model is unharmed."""
 
 from __future__ import annotations
 
@@ -383,7 +383,7 @@ def test_an_annotation_that_does_not_hold_is_refused(case: str, program: Exporte
 
 
 def test_an_annotation_that_was_there_before_is_checked_as_well(program: ExportedProgram) -> None:
-    """What was written by hand and does not fit is not silently lost: the error names node and owner."""
+    """An annotation by hand that does not fit is not silently lost: the error names node and owner."""
     module = program.module()
     linear(module).meta[ANNOTATION_KEY] = Annotation({linear(OTHER).args[1]: WEIGHT}, quantizer="by hand")
     with unharmed(module), pytest.raises(tq.AnnotationError) as caught:

@@ -1,4 +1,4 @@
-"""Which tensors have one set of parameters, and what is refused."""
+"""Groups of tensors with one set of parameters, and what is refused."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def test_dynamic_parameters_are_not_shared_between_tensors() -> None:
 
 
 def test_places_of_one_tensor_share_dynamic_parameters() -> None:
-    """What finds them looks at the tensor once for all of its users."""
+    """One operator finds the parameters for all users of the tensor."""
     model, (a, b) = chain_of(2)
     a.meta[ANNOTATION_KEY] = Annotation({}, DYNAMIC)
     b.meta[ANNOTATION_KEY] = Annotation({a: Shared(a)})

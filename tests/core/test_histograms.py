@@ -1,4 +1,4 @@
-"""What a histogram keeps and reads of the data, and the ranges that are read from it."""
+"""Histograms: what they keep and read of the data, and the ranges that are read from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ every = pytest.mark.parametrize("kind", KINDS)
 
 
 def bytes_of(state: dict[str, object]) -> int:
-    """What the values of a state take in memory, an int or a float counting as eight bytes."""
+    """Bytes of memory that a state takes, an int or a float counting as eight."""
     return sum(x.numel() * x.element_size() if isinstance(x, torch.Tensor) else 8 for x in state.values())
 
 
@@ -143,7 +143,7 @@ def test_what_stands_at_one_place_of_every_batch_is_not_missed() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("masks", [0, 50])
 def test_large_tensors_merge_to_the_same_state(size: int, dtype: torch.dtype, masks: int) -> None:
-    """What is read of a tensor depends on nothing but itself, and on nothing that came before."""
+    """The values that are read of a tensor depend on nothing but the tensor."""
     data = [(normal(size, seed=seed) * (seed + 1)).to(dtype) for seed in range(5)]
     for x in data:
         x[:masks] = torch.finfo(dtype).min

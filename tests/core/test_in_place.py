@@ -111,7 +111,7 @@ def clear_what_is_masked(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("forward", [divide_heads, clear_what_is_masked], ids=name_of)
 def test_a_write_into_a_view_that_nobody_else_reads_keeps_no_linear_in_float(forward: Any) -> None:
-    """What only the result of the write shows needs no memory in common, so the linear is quantized."""
+    """A write that only its own result shows needs no shared memory, so the linear is quantized."""
     x = normal(4, 6)
     model = Fn(forward, fc=nn.Linear(6, 6), out=nn.Linear(6, 6), dropout=nn.Dropout(0.1)).eval()
     static = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
@@ -122,14 +122,14 @@ def test_a_write_into_a_view_that_nobody_else_reads_keeps_no_linear_in_float(for
 
 
 def read_the_whole(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """What is read afterwards is what the written tensor is a view of."""
+    """Read the tensor that the written one is a view of."""
     hidden = self.fc(x)
     hidden.view(-1, 2, 3).mul_(2.0)
     return self.out(hidden)
 
 
 def read_another_view(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """What is read afterwards is another view of the same tensor."""
+    """Read another view of the same tensor."""
     hidden = self.fc(x)
     first, other = hidden.view(-1, 2, 3), hidden.t()
     first.mul_(2.0)
@@ -137,7 +137,7 @@ def read_another_view(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def read_with_gaps(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """What is read afterwards is taken by strides out of a slice, which has gaps that a new tensor lacks."""
+    """Read by strides out of a slice, which has gaps that a new tensor lacks."""
     part = self.fc(x)[:, :4]
     part.mul_(2.0)
     return self.out(part.as_strided((4, 6), (6, 1)))

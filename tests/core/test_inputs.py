@@ -1,4 +1,4 @@
-"""What goes in and what comes out: every form that export takes, sizes that vary, and what does not fit."""
+"""Inputs and outputs: every form that export takes, sizes that vary, and what does not fit."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ WRONG: dict[str, tuple[str, Callable[[Case], tuple[tuple[Any, ...], dict[str, An
 
 
 def outcome(model: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str]:
-    """What calling a model raises."""
+    """The error that calling a model raises."""
     with pytest.raises(Exception) as caught:
         model(*args, **kwargs)
     return type(caught.value).__name__, str(caught.value)
@@ -416,7 +416,7 @@ def test_an_observer_of_a_whole_tensor_takes_every_rank(
 
 
 def test_one_observer_stands_at_places_of_different_rank() -> None:
-    """What is reshaped, squeezed and joined on the way has one set of parameters, found from all of it."""
+    """Tensors that are reshaped, squeezed and joined have one set of parameters, found from all of them."""
 
     class Reshaping(Linear):
         def forward(self, x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the user asks for, and where: the most specific rule wins, and what cannot take effect is refused."""
+"""Rules of the user: the most specific one wins, and what cannot take effect is refused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def prepared(quantizer: tq.Quantizer, exported: torch.export.ExportedProgram) ->
 
 
 def kind_of(found: tq.QuantizationAnnotation, node: Node) -> str:
-    """Which of the configs an annotated linear has."""
+    """Config of an annotated linear, one of several."""
     weight = found.input_qspec_map[node.args[1].args[0]]
     assert isinstance(weight, tq.QuantizationSpec)
     if found.output_qspec is None:
@@ -267,7 +267,7 @@ def with_relu() -> torch.export.ExportedProgram:
 
 @pytest.mark.parametrize("way", ["name", "type", "filter"])
 def test_without_its_activation_a_pattern_falls_back_to_the_shorter(way: str) -> None:
-    """Where the relu is to stay in float the convolution is still quantized, by itself."""
+    """A convolution is quantized by itself if its relu is to stay in float."""
     quantizer = xnnpack().set_global(STATIC)
     if way == "name":
         quantizer.set_module_name("act", None).set_module_name("act2", None)

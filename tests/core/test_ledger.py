@@ -59,7 +59,7 @@ def composed() -> tq.ComposableQuantizer:
 
 
 def test_each_operator_has_an_owner_or_a_reason(exported: torch.export.ExportedProgram) -> None:
-    """Who took it, with which pattern and for which rule; or a stable code and a sentence."""
+    """A row names quantizer, pattern and rule, or has a stable code and a sentence."""
     ledger = tq.explain(exported, composed())
     found = {row.node: (row.quantizer, row.pattern, row.rule, row.code) for row in ledger}
     assert found == {
@@ -73,7 +73,7 @@ def test_each_operator_has_an_owner_or_a_reason(exported: torch.export.ExportedP
 
 
 def test_a_reason_is_one_of_a_row_that_takes_the_config() -> None:
-    """What keeps that row from taking it is told, and not that rows for other configs want another config."""
+    """The reason is that of the row that takes the config, and not that other rows want another config."""
 
     def forward(self: Fn, x: torch.Tensor) -> torch.Tensor:
         hidden = self.fc(x)
@@ -242,7 +242,7 @@ class Rewritten(nn.Module):
 
 
 def test_a_ledger_speaks_of_the_operators_that_the_user_wrote() -> None:
-    """What a backend writes in another form is one row, with its first name, also once it is lowered."""
+    """An operator in another form is one row, with its first name, also once it is lowered."""
     program = export(Rewritten(), torch.randn(1, 4, 8, 8))
     written = [
         (node.name, str(node.target))

@@ -1,4 +1,4 @@
-"""What a mask becomes behind a layer: no range is stretched by it, or a warning says so."""
+"""Masks behind a layer: they stretch no range, or a warning says so."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_ranges_are_those_of_the_data_beside_a_mask(layers: str, share: float) -
     ids=["large", "heavy tail", "exponents", "far"],
 )
 def test_large_values_are_data(data: torch.Tensor) -> None:
-    """What is large together with the others, or joined to them without a gap, is no mask."""
+    """Values that are large together, or have no gap to the others, are no mask."""
     histogram = make_observer("percentile:100", SPEC)
     histogram.update(data)
     low, high = histogram.range()
@@ -84,7 +84,7 @@ def test_large_values_are_data(data: torch.Tensor) -> None:
 
 
 def warned(data: torch.Tensor, observer: str = "histogram") -> tuple[tq.ledger.Caution, ...]:
-    """What convert warns of, for a sum that has seen some data."""
+    """Warnings of convert for a sum that has seen some data."""
     exported = export(Fn(lambda m, x: m.fc(x), fc=nn.Linear(16, 16, bias=False)), X)
     prepared = tq.prepare_pt2e(exported, static(), activation_observer=observer)
     tq.calibrate(prepared, [data])

@@ -56,7 +56,7 @@ def test_shards_make_the_model_of_all_the_data(observer: str, tmp_path: Path) ->
 
 
 def test_more_data_may_come_before_and_after(tmp_path: Path) -> None:
-    """What was merged stands for batches: some may be run here as well."""
+    """A merged calibration counts as batches: some may be run here as well."""
     paths = [shard(tmp_path / "0", BATCHES[1:2]), shard(tmp_path / "1", BATCHES[3:])]
     prepared = tq.calibrate(prepared_model(), BATCHES[:1])
     tq.calibrate(prepared, tq.merge_calibration(paths))

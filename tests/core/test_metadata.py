@@ -69,7 +69,7 @@ def xnnpack(**asked: bool) -> XNNPACKQuantizer:
 
 
 def test_the_flow_is_a_list_of_named_passes() -> None:
-    """Who watches is told each pass by name, in order, with the model after it."""
+    """A watcher is told each pass by name, in order, with the model after it."""
     seen: list[tuple[str, GraphModule]] = []
     with watching(lambda name, model: seen.append((name, model))):
         converted = quantize(Net(), xnnpack(), X)
@@ -156,7 +156,7 @@ def _compare_with_a_run(model: GraphModule, *inputs: torch.Tensor) -> int:
 
 
 def test_the_model_of_the_user_keeps_its_metadata() -> None:
-    """What passes fill in is filled in on a copy."""
+    """Passes fill metadata in on a copy."""
     exported = export(Net(), X)
     module = exported.module()
     before = {node.name: sorted(node.meta) for node in nodes_of(module)}

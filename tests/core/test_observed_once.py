@@ -1,4 +1,4 @@
-"""What calibration looks at: each tensor of a group once, and no weight."""
+"""Calibration looks at each tensor of a group once, and at no weight."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def prepared_of(function: Callable[..., Any], **parts: nn.Module) -> GraphModule
 
 
 def shapes_seen(prepared: GraphModule) -> list[tuple[int, ...]]:
-    """What all observers were shown in one batch, in no order."""
+    """Shapes that all observers were shown in one batch, in no order."""
     tq.calibrate(prepared, [(X,)])
     return sorted(shape for point in observed_points(prepared).values() for shape in point.observer.shapes)
 
@@ -67,7 +67,7 @@ def test_what_is_only_moved_is_observed_once(move: Callable[[torch.Tensor], torc
 
 
 def test_the_inputs_of_a_join_are_all_of_it() -> None:
-    """What cat returns is not looked at, since both of its inputs are."""
+    """The output of cat is not looked at, since both of its inputs are."""
     prepared = prepared_of(lambda m, x: torch.cat([m.a(x), m.b(x)], 1), a=nn.Linear(6, 5), b=nn.Linear(6, 5))
     assert shapes_seen(prepared) == [(2, 4, 5), (2, 4, 5), (2, 4, 6)]
 

@@ -1,4 +1,4 @@
-"""What one update costs: operators, not time. And that no device is waited for."""
+"""Cost of one update: operators, not time. And that no device is waited for."""
 
 from __future__ import annotations
 

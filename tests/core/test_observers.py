@@ -315,7 +315,7 @@ def test_merging_is_associative(
 
 @mergeable
 def test_merging_leaves_the_other_one_alone(kind: type[Observer]) -> None:
-    """What was merged in can go on by itself, and the first one does not follow it."""
+    """An observer that was merged in goes on by itself, and the first one does not follow it."""
     one, other = observed(kind, torch.tensor([1.0])), observed(kind, torch.tensor([2.0]))
     one.merge(other)
     reference = kind.from_state(INT8, one.state())
@@ -339,7 +339,7 @@ def test_different_observers_are_not_merged(other: Any) -> None:
 
 
 def test_a_moving_average_is_not_merged() -> None:
-    """Which data came first is not known any more: the error says what can be merged."""
+    """The order of the data is not known any more: the error says what can be merged."""
     x = torch.tensor([1.0, 2.0])
     with pytest.raises(tq.CalibrationError, match="order of the data") as caught:
         observed(MovingAverageObserver, x).merge(observed(MovingAverageObserver, x))
@@ -399,7 +399,7 @@ def test_two_observers_of_one_state_are_apart(kind: type[Observer]) -> None:
 
 @both
 def test_the_caller_may_write_to_a_tensor_that_was_observed(kind: type[Observer]) -> None:
-    """What was seen is kept by value."""
+    """Observers keep what they saw by value."""
     x = torch.tensor([4.0])
     observer = observed(kind, x)
     x.fill_(1000.0)

@@ -203,7 +203,7 @@ def test_entry_points_that_cannot_be_read_are_a_record(site: Site) -> None:
 
 
 def test_a_package_that_lost_its_metadata_is_listed(site: Site) -> None:
-    """Where the METADATA of a package is gone, its backend is listed all the same."""
+    """A backend is listed though the METADATA of its package is gone."""
     (site.plugin("acme") / "METADATA").unlink()
     assert (only().name, only().distribution, only().version) == ("acme", "unknown", "unknown")
 
@@ -463,7 +463,7 @@ def test_presets_that_the_class_cannot_make_are_a_load_error(site: Site) -> None
 
 
 def test_an_error_of_the_class_itself_comes_through(site: Site) -> None:
-    """What the class raises when it is made belongs to the plugin, and reaches the user as it is."""
+    """An error of making the class belongs to the plugin, and reaches the user as it is."""
     site.plugin("acme", cls="class Quantizer:\n    def __init__(self): raise OSError('no such device')")
     with pytest.raises(OSError, match="no such device"):
         tq.quantizer("acme")
@@ -520,7 +520,7 @@ def test_a_distribution_without_that_backend_is_an_error(twins: Site) -> None:
 
 
 def test_a_broken_twin_still_takes_part_in_the_conflict(site: Site) -> None:
-    """Which of two is meant is not guessed from which of them happens to work."""
+    """Two backends of one name are a conflict, though only one of them works."""
     site.plugin("acme", distribution="first-acme")
     site.plugin("acme", distribution="second-acme", source="import missing_library")
     assert [b.status for b in tq.backends()] == ["duplicate", "broken"]

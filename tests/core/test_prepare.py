@@ -172,7 +172,7 @@ def one(model: GraphModule, name: str) -> Node:
 
 
 def test_shared_parameters_have_one_observer() -> None:
-    """What cat joins is seen by one observer, which sees all of it."""
+    """One observer sees all that cat joins."""
     x, y = normal(2, 4), normal(2, 4, seed=1) * 7
     model = Fn(lambda self, x, y: torch.cat([self.fc(x), y]), fc=nn.Linear(4, 4))
     prepared = prepare(model, xnnpack(), x, y)

@@ -123,7 +123,7 @@ def test_what_is_explained_is_what_is_done() -> None:
 
 
 def stream(m: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """What a transformer adds to, layer by layer, and normalizes before each of them."""
+    """A residual stream: each layer adds to it, and normalizes it first."""
     for _ in range(40):
         x = x + m.fc(nn.functional.layer_norm(x, (6,)))
     return nn.functional.layer_norm(x, (6,))
@@ -151,7 +151,7 @@ def test_what_passes_a_sum_on_and_was_asked_for_by_name_keeps_it() -> None:
 
 
 def test_integers_of_another_quantizer_count_at_the_edge_of_an_island() -> None:
-    """What another quantizer reads as integers is not better made in float."""
+    """A tensor that another quantizer reads as integers is not better made in float."""
     reader = outputs_of("tanh", spec=STATIC.input_activation)
     function = KEPT["between linears"][0]
     kept = ledger_of(

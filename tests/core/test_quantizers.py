@@ -114,7 +114,7 @@ def test_an_unknown_preset_is_refused() -> None:
 
 
 def test_two_instances_do_not_share_rules() -> None:
-    """What is asked of one is not asked of another."""
+    """A rule of one instance is no rule of another."""
     one, other = XNNPACKQuantizer(), XNNPACKQuantizer()
     one.set_global(STATIC)
     assert len(other.quantization_capabilities()) == 0

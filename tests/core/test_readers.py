@@ -1,4 +1,4 @@
-"""Who reads what is quantized: once an output is, nothing goes on to read the float tensor behind it."""
+"""Readers of a quantized output: none goes on to read the float tensor behind it."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def test_operator_on_other_scales(name: str, fields: tuple[Any, ...]) -> None:
 def test_activation_cuts_off_within_the_range(
     is_fused: bool, activation: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    """Where the range goes further than the activation, the integers end where the activation does."""
+    """Integers end where the activation does if the range goes further."""
     fixed = tq.FixedQParamsQuantizationSpec("int8", scale=0.05, zero_point=-11)
 
     def decide(node: Node) -> tq.QuantizationAnnotation | None:
@@ -309,7 +309,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor, tq.QuantizationSpe
 
 
 def steps_lost_with_the_bias(model: GraphModule) -> int:
-    """How many steps of the output the rounding of the bias can be, in a converted layer.
+    """Largest error of rounding the bias, in quantization steps of the output, in a converted layer.
 
     Kernels add the bias as int32, in steps of input scale times weight scale. Where hardly anything comes out
     of a ReLU, the scale of the output is finer than that.

@@ -64,7 +64,7 @@ def network() -> Pair:
 
 
 def test_it_exports_again_with_any_batch_size(network: Pair) -> None:
-    """What torch.export gives of it returns the same bits, also for a batch of another size."""
+    """A second export returns the same bits, also for a batch of another size."""
     again = torch.export.export(network.reference, BATCH, dynamic_shapes=DYNAMIC).module()
     for batch in (BATCH, OTHER):
         assert all(map(torch.equal, network.reference(*batch), again(*batch)))

@@ -26,7 +26,7 @@ names = st.lists(parts | st.sampled_from(["*", "?", "1?", "[ab]", "l*r", "**"]),
 
 
 def is_about(name: str, path: str) -> bool:
-    """What a name means, said in another way: one of the beginnings of a path fits it, part by part."""
+    """The meaning of a name, said in another way: one of the beginnings of a path fits it, part by part."""
     wanted = name.split(".") if name else []
     found = path.split(".") if path else []
     return any(_fits(wanted, found[:end]) for end in range(len(found) + 1))

@@ -71,7 +71,7 @@ def inputs(spec: Any) -> Callable[[Node], tq.QuantizationAnnotation]:
 
 
 def sharing_its_input(node: Node) -> tq.QuantizationAnnotation:
-    """What comes in goes out with the parameters that it came with."""
+    """The output has the parameters of the input."""
     (x,) = node.all_input_nodes
     return Annotation({x: Shared(x)}, Shared(x))
 
@@ -99,7 +99,7 @@ def qparams_at(model: GraphModule, operator: str) -> list[tuple[float, int]]:
 
 
 def outputs(model: nn.Module, *arguments: torch.Tensor) -> list[torch.Tensor]:
-    """What a model returns, as a list."""
+    """Outputs of a model, as a list."""
     with torch.no_grad():
         found = model(*arguments)
     return list(found) if isinstance(found, (tuple, list)) else [found]
@@ -228,7 +228,7 @@ def doubled(qparams: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Ten
 
 
 def test_a_chain_of_a_thousand_derived_specs_is_followed() -> None:
-    """What is derived may be derived from again; each set of parameters is computed from the one before."""
+    """Derived parameters may be derived from again; each set is computed from the one before."""
 
     def decide(node: Node) -> tq.QuantizationAnnotation:
         (x,) = node.all_input_nodes

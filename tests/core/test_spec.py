@@ -176,7 +176,7 @@ def test_specs_are_values(one: tq.QuantizationSpec, other: tq.QuantizationSpec) 
 
 
 def test_text_and_members_of_enums_are_the_same() -> None:
-    """What a recipe says in words is what code says in enums."""
+    """Words of a recipe are the enums of code."""
     words = Spec("uint8", granularity="per_axis", ch_axis=0, zero_point_domain="float")
     members = Spec(
         torch.uint8, granularity=Granularity.PER_AXIS, ch_axis=0, zero_point_domain=ZeroPointDomain.FLOAT

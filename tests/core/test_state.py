@@ -217,7 +217,7 @@ def _without_gradients() -> Iterator[None]:
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
-    """What was returned, flat, as it is now: a returned buffer moves on."""
+    """Copies of what was returned, flat: a returned buffer moves on."""
     return [leaf.clone() for leaf in pytree.tree_leaves(value)]
 
 

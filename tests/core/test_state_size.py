@@ -1,4 +1,4 @@
-"""What a converted model stores: integers, their parameters and the float rest, each once, and no more."""
+"""Contents of a converted model: integers, their parameters and the float rest, each once, and no more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked is done or refused: each kind of rule that has no effect is an error that says what would."""
+"""Strict intent: each kind of rule that has no effect is an error that says what would."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ def test_a_quantizer_that_lost_all_to_another_is_told_so(exported: torch.export.
 def test_the_same_backend_twice_is_two_quantizers(
     nested: bool, exported: torch.export.ExportedProgram
 ) -> None:
-    """What one of them did is not done by the other, though both have one name."""
+    """The work of one is not that of the other, though both have one name."""
     first, second = xnnpack().set_global(DYNAMIC), xnnpack().set_global(DYNAMIC)
     error = refused(exported, first, tq.ComposableQuantizer([second]) if nested else second)
     assert "claimed_by:XNNPACKQuantizer" in str(error.got)

@@ -1,4 +1,4 @@
-"""What a quantizer may do with the graph that it is given, and what the flow makes of it."""
+"""Changes that a quantizer may make to the graph that it is given, and what the flow makes of them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def written_without_metadata(model: GraphModule) -> GraphModule:
 
 
 def cleaned(model: GraphModule) -> GraphModule:
-    """What fx calls cleaning up."""
+    """Clean up, as fx means it."""
     model.graph.eliminate_dead_code()
     model.graph.lint()
     model.recompile()
@@ -222,7 +222,7 @@ class Annotates(tq.Quantizer):
 
 
 def test_who_annotates_may_clean_up() -> None:
-    """What nothing depends on may be erased, before others annotate and behind them; sizes as well."""
+    """Nodes without users may be erased, before others annotate and behind them; sizes as well."""
 
     class Sized(Net):
         def forward(self, x: torch.Tensor, *, more: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -122,7 +122,7 @@ def effective(model: nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_weight_is_quantized_by_whatever_path_it_is_read(path: str) -> None:
-    """What is stored are the integers of the tensor that the operator reads, and no float weight is left."""
+    """The integers of the tensor that the operator reads are stored, and no float weight is left."""
     weight, half = nn.Parameter(normal(6, 8, seed=1)), nn.Parameter(normal(6, 8, seed=2).half())
     model = Fn(PATHS[path], w=weight, h=half, zero=torch.zeros(6)).eval()
     quantized = quantize(model, every_weight(), X)
@@ -300,7 +300,7 @@ def test_a_backend_leaves_a_weight_without_elements_in_float(is_dynamic: bool) -
 def test_the_weight_of_a_parametrized_module_is_one_constant(
     parametrize: Callable[[nn.Module], nn.Module], strict: bool
 ) -> None:
-    """What it is computed from is not stored, nor is the computation left in the graph."""
+    """The tensors that it is computed from are not stored, nor is the computation left in the graph."""
     torch.manual_seed(0)
     model = parametrize(nn.Linear(8, 8, bias=False)).eval()
     quantized = tq.convert_pt2e(tq.prepare_pt2e(export(model, X, strict=strict), every_weight()))
@@ -567,7 +567,7 @@ def test_a_backend_of_float32_says_so_of_a_model_in_half_precision(dtype: torch.
 
 
 def test_a_float64_model_stays_in_float_for_a_reason() -> None:
-    """What a table leaves is told: it is float64, and what is float32 beside it is quantized."""
+    """The reason names float64, and what is float32 beside it is quantized."""
     double = nn.Linear(8, 8).double()
     model = Fn(lambda m, x: m.wide(m.fc(x).double()).float() + x, fc=nn.Linear(8, 8), wide=double).eval()
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())

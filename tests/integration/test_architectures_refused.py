@@ -16,7 +16,7 @@ from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 
 @pytest.mark.parametrize("refusal", TABLE, ids=str)
 def test_torch_still_refuses_to_export_it(refusal: Refusal) -> None:
-    """When torch or transformers begin to export it, it belongs among those that are quantized."""
+    """Once torch and transformers export it, it belongs among those that are quantized."""
     with pytest.raises(refusal.error) as caught:
         Subject.of(refusal.architecture)
     assert refusal.message in str(caught.value), refusal.reason

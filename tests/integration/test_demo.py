@@ -138,7 +138,7 @@ def test_the_composed_program_is_small_and_runs(demo: Run) -> None:
 
 
 def test_prints_the_capabilities_before_the_table(demo: Run) -> None:
-    """What the composed quantizer supports is printed first, and names an operator of each plugin."""
+    """The capabilities of the composed quantizer are printed first, and name an operator of each plugin."""
     capabilities = demo.output.partition("| model")[0]
     assert "linear" in capabilities
     assert "embedding" in capabilities

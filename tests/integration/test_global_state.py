@@ -1,4 +1,4 @@
-"""What a program sets for all of torch gets into nothing that the flow makes."""
+"""Settings that a program makes for all of torch get into nothing that the flow makes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Net(nn.Module):
 
 @attrs.frozen(eq=False)
 class Results:
-    """What each step of the flow made, as plain values."""
+    """Results of each step of the flow, as plain values."""
 
     ledgers: tuple[str, ...]
     code: tuple[str, ...]
@@ -134,7 +134,7 @@ def expected(
     quantizer: XNNPACKQuantizer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Results:
-    """What the flow makes with nothing set."""
+    """Results of the flow with nothing set."""
     return _flow(exported, quantizer, tmp_path_factory.mktemp("plain") / "model.pt2")
 
 

@@ -126,7 +126,7 @@ class Positions(nn.Module):
 @pytest.mark.parametrize("computed", [False, True], ids=["a buffer", "computed"])
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 def test_position_ids_and_masks(computed: bool, is_dynamic: bool) -> None:
-    """What is masked stays masked exactly, and the scores of the rest stay near those of the float model."""
+    """Masked scores stay masked exactly, and the others stay near those of the float model."""
     torch.manual_seed(0)
     model = Positions(computed).eval()
     ids = torch.randint(0, 20, (2, 6))

@@ -153,7 +153,7 @@ def test_the_runtime_itself_has_less_to_do(name: str) -> None:
 
 @each_model
 def test_the_other_program_runs_too(name: str) -> None:
-    """What is compared is a program that works: it computes about what the float model does."""
+    """The other program works: it computes about what the float model does."""
     found = pair(name)
     expected = found.model.module.eval()(*found.model.inputs)
     assert sqnr(expected, found.theirs.run(*found.model.inputs)) > 10

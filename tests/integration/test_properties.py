@@ -120,7 +120,7 @@ def calibrated(model: RandomModel, quantizer: tq.Quantizer) -> GraphModule:
 
 
 def outputs(model: nn.Module, *inputs: torch.Tensor) -> list[torch.Tensor]:
-    """What a model returns."""
+    """Outputs of a model."""
     with torch.no_grad():
         return list(pytree.tree_leaves(model(*inputs)))
 

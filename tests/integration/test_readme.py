@@ -15,7 +15,7 @@ _BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 @pytest.fixture(scope="module")
 def namespace() -> dict[str, object]:
-    """What the README's code has defined once all of its blocks have run, in order."""
+    """Names that the README's code has defined once all of its blocks have run, in order."""
     text = _README.read_text(encoding="utf-8")
     (setup,) = _SETUP.findall(text)
     found: dict[str, object] = {}

@@ -80,7 +80,7 @@ sys.exit("error" in result)
 
 
 def command(shards: list[list[int]], folder: Path, options: dict[str, Any]) -> list[str]:
-    """What runs the program on as many ranks as there are shards; a single shard without torchrun."""
+    """Command that runs the program on as many ranks as there are shards; a single shard without torchrun."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
     run = [sys.executable]
@@ -90,7 +90,7 @@ def command(shards: list[list[int]], folder: Path, options: dict[str, Any]) -> l
 
 
 def run(shards: list[list[int]], folder: Path, **options: Any) -> list[dict[str, Any]]:
-    """What each rank says in the end; a rank that was killed says nothing."""
+    """Last words of each rank; a rank that was killed says nothing."""
     process = subprocess.run(
         command(shards, folder, options), capture_output=True, text=True, timeout=300, check=False
     )
@@ -252,6 +252,6 @@ def test_an_interrupt_leaves_what_this_rank_saw(group: dist.ProcessGroup) -> Non
 
 
 def test_a_group_is_a_process_group() -> None:
-    """What is none is refused by name, before anything else."""
+    """An object that is no process group is refused by name, before anything else."""
     with pytest.raises(tq.CalibrationError, match="process group"):
         tq.calibrate(prepared_linear(), BATCHES, group="WORLD")  # type: ignore[arg-type]

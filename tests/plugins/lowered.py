@@ -30,7 +30,7 @@ class Lowered:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """What the delegate runs: name, and the types of inputs and output.
+        """Kernels that the delegate runs: name, and the types of inputs and output.
 
         ``FullyConnected(qint8, qcint8) -> qint8``, for example, in order.
         """
@@ -52,7 +52,7 @@ class Lowered:
         return self.program.buffer
 
     def run(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """What the program returns, run by ExecuTorch's runtime."""
+        """Outputs of the program, run by ExecuTorch's runtime."""
         return pytree.tree_leaves(self.program.run(*inputs))
 
 

@@ -112,7 +112,7 @@ def quantized_by_us(model: Model, quantizer: Any) -> GraphModule:
 
 
 def outputs_of(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    """What a model returns, as a flat list."""
+    """Outputs of a model, as a flat list."""
     with torch.no_grad():
         return list(pytree.tree_leaves(model(*inputs)))
 
@@ -144,7 +144,7 @@ def functional(line: str) -> str:
 
 
 def steps_of(model: GraphModule) -> Counter[str]:
-    """How many quantize and dequantize nodes there are, by operator and parameters."""
+    """Number of quantize and dequantize nodes, by operator and parameters."""
     description = _Description(model)
     return Counter(description.step(node) for node in model.graph.nodes if _is_step(node))
 
@@ -168,7 +168,7 @@ class Call:
 
 
 def calls_of(model: GraphModule) -> list[Call]:
-    """What a converted graph computes, in order, without what quantizes and dequantizes."""
+    """Operators of a converted graph, in order, without those that quantize and dequantize."""
     numbers: dict[Node, int] = {}
     found = []
     for node in model.graph.nodes:
@@ -213,7 +213,7 @@ class _Description:
         return repr(value)
 
     def _source(self, node: Node) -> str:
-        """What is read: the producer, and behind it each step on the way from there."""
+        """The node that is read: the producer, and behind it each step on the way from there."""
         steps: list[str] = []
         while _is_step(node):
             steps.insert(0, self.step(node))

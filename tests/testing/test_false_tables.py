@@ -27,7 +27,7 @@ def on(name: str, *arguments: str) -> pytest.MarkDecorator:
 
 @on("Honest")
 def test_a_true_table_passes(run: Run) -> None:
-    """What is so is not complained of, so that the other tests of this file are about the falsehoods."""
+    """A true table is not complained of, so that the other tests of this file are about the falsehoods."""
     assert run.code == 0, run.text
     assert run.line("linear-static")[1:] == [
         "yes",

@@ -34,7 +34,7 @@ def test_a_seed_draws_the_same_plans() -> None:
 
 
 def test_a_plan_is_the_same_model_each_time() -> None:
-    """What is printed can be run again: weights, inputs and results are the same bits."""
+    """A printed plan can be run again: weights, inputs and results are the same bits."""
     for plan in (plan for batch in DRAWN for plan in batch):
         first, second = Graph(plan, PATTERNS), Graph(eval(repr(plan)), PATTERNS)
         assert first.steps == second.steps

@@ -1,4 +1,4 @@
-"""How the kit is asked for, and what it says when it cannot do what it is asked."""
+"""Calls of the kit, and what it says when it cannot do what it is asked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_class_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_class_without_a_table_claims_nothing(tmp_path: Path) -> None:
-    """What has no support table is refused instead of passing for want of rows."""
+    """A class without a support table is refused instead of passing for want of rows."""
     run = run_kit(tmp_path, "--torchquilt-quantizer=false_tables:NoTable")
     assert run.code == _USAGE_ERROR
     assert "NoTable claims nothing that could be tested" in run.text
@@ -76,7 +76,7 @@ def test_lowering_that_nobody_checked_is_said_not_to_be(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_the_table_is_printed_with_several_workers(tmp_path: Path) -> None:
-    """What workers of pytest-xdist found comes together in one table."""
+    """The findings of workers of pytest-xdist come together in one table."""
     run = run_kit(
         tmp_path, "--torchquilt-quantizer=false_tables:Honest", "-n", "2", "-k", "annotates or refused"
     )

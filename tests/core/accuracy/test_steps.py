@@ -18,7 +18,7 @@ STEP = tq.recovery.RecoveryStep(
 
 
 def test_a_model_has_no_steps_at_first() -> None:
-    """What export made has none."""
+    """A model out of export has none."""
     assert tq.recovery.steps_of(export(torch.nn.Linear(4, 4), normal(2, 4)).module()) == ()
 
 

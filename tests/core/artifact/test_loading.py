@@ -92,7 +92,7 @@ def test_a_program_without_a_lock_is_an_error_with_a_remedy(linear: GraphModule,
 
 
 def test_a_float_program_is_loaded_without_a_lock(tmp_path: Path) -> None:
-    """What torch.export.save wrote of a float model computes the same, and can be prepared."""
+    """A float model out of torch.export.save computes the same, and can be prepared."""
     exported = export(Linear(), X)
     torch.export.save(exported, tmp_path / "float.pt2")
     loaded = load_program(tmp_path / "float.pt2")
@@ -284,7 +284,7 @@ def test_a_digest_that_is_kept_elsewhere_finds_out_a_forger(saved: Path) -> None
 
 
 def test_an_operator_that_is_not_known_here_is_an_error_that_says_what_to_do(saved: Path) -> None:
-    """Who defines it has to be imported first."""
+    """The error says to import the module that defines it first."""
     forged = forge(
         saved,
         lambda entries: entries.update(

@@ -251,7 +251,7 @@ def test_a_loaded_model_can_be_saved_again(saved: Path, form: str) -> None:
 
 
 def test_a_lock_survives_json(saved: Path) -> None:
-    """What is written and read again is equal, with the same digest."""
+    """A lock that is written and read again is equal, with the same digest."""
     lock = read_lock(saved)
     again = Lock.from_json(lock.to_json())
     assert again == lock

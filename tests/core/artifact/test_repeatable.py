@@ -1,4 +1,4 @@
-"""What is written is the model and nothing of the process: no addresses, no time, no memory beside it."""
+"""A file holds the model and nothing of the process: no addresses, no time, no memory beside it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from torchquilt.artifact import read_lock
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_loaded_model_gives_the_same_bits(case: str, tmp_path: Path) -> None:
-    """What comes back computes bit for bit what was saved, by load and by torch.export.load."""
+    """A loaded model computes bit for bit what was saved, by load and by torch.export.load."""
     quantized, inputs = made(case)
     lock = tq.save(quantized, tmp_path / "model.pt2", inputs)
     loaded = tq.load(tmp_path / "model.pt2")
@@ -44,7 +44,7 @@ def test_a_loaded_model_gives_the_same_bits(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_fresh_process_needs_no_plugin(tmp_path: Path) -> None:
-    """Where no plugin may be used, a composed model is loaded all the same, and gives the same bits."""
+    """A composed model is loaded where no plugin may be used, and gives the same bits."""
     quantized, inputs = made("embedding and linear")
     tq.save(quantized, tmp_path / "model.pt2", inputs)
     torch.save((inputs, quantized(inputs)), tmp_path / "case.pt")
@@ -327,7 +327,7 @@ _register_namedtuple(Both, serialized_type_name="tests.Both")
 
 @pytest.mark.filterwarnings("ignore:The example inputs of the program are left out")
 def test_named_tuples_keep_their_type(tmp_path: Path) -> None:
-    """What goes in and comes out by name does so after load."""
+    """Inputs and outputs that go by name do so after load."""
     model = Fn(lambda self, both: Both(self.fc(both.left), both.right), fc=nn.Linear(16, 8))
     both = Both(X, X)
     quantized = quantize(model, xnnpack(), both)

@@ -32,7 +32,7 @@ from torchquilt.artifact import load_program, screening
 
 
 class Target(nn.Module):
-    """What is attacked: it has sizes, an input that is a dict, and a parameter."""
+    """The model that is attacked: it has sizes, an input that is a dict, and a parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def everywhere(program: Any, key: str, value: object) -> None:
 
 
 def signature_of(program: dict[str, Any]) -> dict[str, Any]:
-    """How the whole model is called."""
+    """Signature of the call of the whole model."""
     found: dict[str, Any] = program["graph_module"]["module_call_graph"][0]["signature"]
     return found
 
@@ -309,7 +309,7 @@ def test_a_program_that_is_nested_too_deep_is_refused(depth: int) -> None:
 
 @pytest.mark.parametrize("name", ["tensor_values", "as_string_to_argument", "range_constraints"])
 def test_a_key_that_is_a_name_hides_nothing(name: str) -> None:
-    """What is called "metadata" or "arg" among things by name is looked at as any other."""
+    """A key that is called "metadata" or "arg" is looked at as any other."""
     for hidden in ("metadata", "arg", "as_string"):
         program = {name: {hidden: {"expr_str": "__import__(1)", "as_operator": "torch.os.system"}}}
         with pytest.raises(tq.ArtifactError, match="an expression"):

@@ -1,4 +1,4 @@
-"""What commands answer: as text, and as JSON that says what the Python API says."""
+"""Answers of commands: as text, and as JSON that says what the Python API says."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_inspect_prints_the_lock(run: Run, saved: tuple[Path, Path]) -> None:
 
 
 def test_inspect_shows_versions_quantizer_sizes_and_tensors(run: Run, saved: tuple[Path, Path]) -> None:
-    """What somebody wants to know who was given a file."""
+    """It shows all that a person needs who was given a file."""
     out, lock = run("inspect", saved[0]).out, read_lock(saved[0])
     assert f"with torch {torch.__version__}" in out
     assert f"quantizer: {lock.quantizer}" in out
@@ -225,7 +225,7 @@ def test_inspect_shows_versions_quantizer_sizes_and_tensors(run: Run, saved: tup
 
 
 def test_names_in_a_file_give_no_orders_to_the_terminal(run: Run, saved: tuple[Path, Path]) -> None:
-    """What the lock of a file from somewhere says is printed with control characters spelled out."""
+    """Texts of the lock of a file are printed with control characters spelled out."""
     forged = change_lock(
         Path(shutil.copy(saved[0], saved[0].with_name("forged"))),
         lambda lock: lock.update(quantizer="\x1b[2J\x1b]0;title\x07[bold]Fine()[/bold]"),

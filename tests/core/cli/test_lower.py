@@ -152,7 +152,7 @@ def test_a_fifo_in_the_place_of_the_program_or_its_report_is_refused(
 
 
 def test_inspect_says_why_a_small_model_became_larger(run: Run, quantized: Path) -> None:
-    """What is beside the tensors takes more than quantizing them saves."""
+    """The rest of the file takes more than quantizing the tensors saves."""
     told = " ".join(run("inspect", quantized).out.split())
     assert "larger than the tensors were in float" in told
     assert "the lock with the ledger" in told

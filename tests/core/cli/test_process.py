@@ -38,7 +38,7 @@ def in_a_pipe(*arguments: object, **environment: str) -> Answer:
 
 
 def modules_after(*commands: str) -> set[str]:
-    """What is imported in a process that has run these commands, all of which have to go well."""
+    """Modules of a process that has run these commands, all of which have to go well."""
     code = """
 import json, sys
 from torchquilt.cli import main

@@ -189,7 +189,7 @@ class Run:
 
 
 def frozen_norms(model: GraphModule) -> list[bool]:
-    """Which BatchNorms are frozen."""
+    """Names of the BatchNorms that are frozen."""
     return [module.is_frozen for module in model.modules() if hasattr(module, "is_frozen")]
 
 

@@ -72,7 +72,7 @@ def broadcast(value: torch.Tensor, spec: tq.QuantizationSpec, shape: torch.Size)
 
 
 def steps(tensor: torch.Tensor, found: QParams, spec: tq.QuantizationSpec) -> torch.Tensor:
-    """Which integer each element is, before it is rounded."""
+    """Integer of each element before it is rounded."""
     scale, zero_point = (broadcast(one, spec, tensor.shape) for one in (found.scale, found.zero_point))
     return tensor.double() / scale.double() + zero_point.double()
 

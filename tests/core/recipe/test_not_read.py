@@ -1,4 +1,4 @@
-"""What is no recipe is refused when it is read, with the line and the key that are wrong."""
+"""Texts that are no recipe are refused when they are read, with the line and the key that are wrong."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ WRONG_IN_ITSELF = {
 
 @pytest.mark.parametrize("wrong", WRONG_IN_ITSELF.values(), ids=WRONG_IN_ITSELF.keys())
 def test_a_mistake_is_found_when_it_is_loaded(wrong: Wrong, tmp_path: Path) -> None:
-    """What is wrong whatever is installed is refused at once, with file, line, key and what would do."""
+    """A mistake in the recipe itself is refused at once, with file, line, key and what would do."""
     path = tmp_path / "r.toml"
     path.write_text(wrong.text)
     with pytest.raises(tq.RecipeError) as caught:
@@ -274,7 +274,7 @@ WRONG_HERE = {
 
 @pytest.mark.parametrize("wrong", WRONG_HERE.values(), ids=WRONG_HERE.keys())
 def test_what_the_backends_do_not_know_is_found_when_they_are_made(wrong: Wrong, tmp_path: Path) -> None:
-    """What depends on what is installed is refused with file, line and key as well, and the cause is kept."""
+    """A name that no installed backend knows is refused with file, line and key, and the cause is kept."""
     path = tmp_path / "r.toml"
     path.write_text(f"schema = 1\n{wrong.text}")
     recipe = tq.Recipe.load(path)
@@ -347,7 +347,7 @@ def test_the_first_line_of_an_error_says_where(tmp_path: Path) -> None:
 
 
 def test_an_error_of_a_text_without_a_file_has_its_line() -> None:
-    """What was never in a file is told by the line alone."""
+    """The error of a text without a file has the line alone."""
     with pytest.raises(tq.RecipeError, match=r"^line 2: There is no key"):
         tq.Recipe.from_toml("schema = 1\nx = 1")
 

@@ -1,4 +1,4 @@
-"""What no recipe can say is refused when it is written, and names what it is."""
+"""Quantizers that no recipe can describe are refused by name when they are written."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from torchquilt_xnnpack import XNNPACKQuantizer
 
 
 def test_the_example_of_the_documentation_makes_its_quantizers() -> None:
-    """What the docstring of the module shows is a recipe, and all of it can be asked for."""
+    """The docstring of the module shows a recipe, and all of it can be asked for."""
     lines = (recipe_module.__doc__ or "").partition("::\n")[2].splitlines()
     example = dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
     embedding, xnnpack = tq.Recipe.from_toml(example).quantizer().quantizers
@@ -40,7 +40,7 @@ def test_the_example_of_the_documentation_makes_its_quantizers() -> None:
 
 
 def test_a_recipe_is_plain_data() -> None:
-    """What is read is a value of texts and numbers, with the fields that were left out filled in."""
+    """A recipe is a value of texts and numbers, with the fields that were left out filled in."""
     found = read("""
         [[quantizer]]
         backend = "anything"
@@ -72,7 +72,7 @@ def test_how_it_is_written_makes_no_difference(text: str) -> None:
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    """What some editors of Windows write is read."""
+    """A byte order mark, as some editors of Windows write it, is skipped."""
     path = tmp_path / "r.toml"
     path.write_bytes(b"\xef\xbb\xbfschema = 1\r\nquantizer = []\r\n")
     assert tq.Recipe.load(path) == tq.Recipe(())
@@ -197,7 +197,7 @@ def test_making_quantizers_imports_only_the_plugins_that_are_named(tmp_path: Pat
 
 
 def test_the_distribution_may_be_named() -> None:
-    """Where several packages have a backend of one name, the recipe says which is meant."""
+    """A recipe says which backend is meant if several packages have one of that name."""
     text = '\n[[quantizer]]\nbackend = "xnnpack"\ndistribution = "{}"'
     assert only(read(text.format("torchquilt-xnnpack"))) == XNNPACKQuantizer()
     with pytest.raises(tq.RecipeError) as caught:

@@ -84,7 +84,7 @@ def test_a_recipe_is_written_for_people() -> None:
 
 
 def test_a_single_quantizer_is_a_composition_of_one() -> None:
-    """What comes back is a composition, since that is what a recipe is."""
+    """A single quantizer comes back as a composition, since that is what a recipe is."""
     assert tq.Recipe.of(XNNPACKQuantizer()).quantizer() == tq.ComposableQuantizer([XNNPACKQuantizer()])
 
 
@@ -239,7 +239,7 @@ def test_the_distribution_is_written_where_the_name_does_not_do(install: Callabl
 
 
 def test_a_file_comes_back_equal(tmp_path: Path) -> None:
-    """What is saved is loaded, names that are not ASCII included."""
+    """A saved recipe is loaded, names that are not ASCII included."""
     recipe = tq.Recipe.of(XNNPACKQuantizer().set_module_name("kopf.größe", STATIC))
     recipe.save(tmp_path / "r.toml")
     assert tq.Recipe.load(tmp_path / "r.toml") == recipe
@@ -247,7 +247,7 @@ def test_a_file_comes_back_equal(tmp_path: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the disk fails in the middle, the recipe from before is there, whole, and nothing else."""
+    """If the disk fails in the middle, the old recipe is there, whole, and nothing else."""
     path = tmp_path / "r.toml"
     tq.Recipe(()).save(path)
     before = path.read_bytes()

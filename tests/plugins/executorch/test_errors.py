@@ -1,4 +1,4 @@
-"""What cannot be lowered, loaded or run is told: the operator of the model, the backend, what to do."""
+"""Errors of lowering, loading and running: they name the operator of the model, the backend, what to do."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_cause_of_a_cause_is_searched() -> None:
 
 
 def test_a_dtype_that_is_not_taken_is_named() -> None:
-    """Where the message names no operator, those of the dtype that it names are told."""
+    """If the message names no operator, the error names those of the dtype that it names."""
     program = export(Fn(lambda m, x: m.fc(x).double() * 2, fc=nn.Linear(8, 8)), normal(3, 8))
     with pytest.raises(tq.LoweringError) as caught, step("It failed.", program):
         raise KeyError(torch.float64)
@@ -156,7 +156,7 @@ def test_what_a_partitioner_leaves_in_a_subgraph_is_named() -> None:
 
 
 def test_a_branch_runs_in_float_without_the_partitioner() -> None:
-    """What the error says to do: without the partitioner the program is made, and says what fell back."""
+    """Without the partitioner, as the error advises, the program is made, and says what fell back."""
 
     def run(m: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.cond(x.sum() > 0, lambda a: m.fc(a), lambda a: a * 2, (x,))
@@ -275,7 +275,7 @@ def test_what_is_no_contribution_is_refused(monkeypatch: pytest.MonkeyPatch, val
 
 
 def test_a_kernel_that_the_runtime_lacks_names_the_operator_of_the_model() -> None:
-    """What is not in the runtime here is found before it is asked for; a device may have it."""
+    """A kernel that the runtime here lacks is found before it is called; a device may have it."""
     program = lowered(Behind(lambda x: x.sort()[0]), normal(8, 8))
     with pytest.raises(tq.ProgramError, match=r"no kernel for aten::sort\.values") as caught:
         program.run(normal(8, 8))
@@ -284,7 +284,7 @@ def test_a_kernel_that_the_runtime_lacks_names_the_operator_of_the_model() -> No
 
 
 def test_a_kernel_that_fails_names_the_operator_of_the_model(capfd: pytest.CaptureFixture[str]) -> None:
-    """What the runtime only writes to standard error, operator and reason, is in the error."""
+    """The error has operator and reason, which the runtime only writes to standard error."""
     program = lowered(Behind(lambda x: torch.fft.fft(x).real), normal(8, 8), verify=False)
     with pytest.raises(tq.ProgramError, match="failed in the runtime") as caught:
         program.run(normal(8, 8))

@@ -138,7 +138,7 @@ def test_some_inputs_and_outputs_can_be_asked_for() -> None:
     ],
 )
 def test_another_dtype_or_name_is_refused(io_dtype: Any, problem: str) -> None:
-    """What is asked is done or refused."""
+    """Another dtype or name is an error."""
     model = converted(nn.Linear(8, 4), xnnpack(), normal(3, 8))
     with pytest.raises(tq.LoweringError, match=problem):
         tq.lower(model, (normal(3, 8),), io_dtype=io_dtype)

@@ -1,4 +1,4 @@
-"""How inputs and outputs lie in memory: the program reads them as it was exported, whatever it is given."""
+"""Memory layout of inputs and outputs: the program reads them as it was exported, whatever it is given."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_an_exported_program_is_lowered_in_its_own_layout() -> None:
 
 
 def test_outputs_have_the_layout_of_the_model() -> None:
-    """What the model returns as channels_last, the program does."""
+    """The program returns channels_last where the model does."""
     x = normal(2, 3, 6, 5).to(memory_format=CHANNELS_LAST)
     program = tq.lower(converted(convolutions(), xnnpack(), x), (x,))
     assert program.run(x).is_contiguous(memory_format=CHANNELS_LAST)

@@ -91,7 +91,7 @@ def test_what_is_fused_is_where_its_kernel_is() -> None:
 
 
 def test_what_is_folded_is_removed() -> None:
-    """What is computed from constants alone is a constant of the program."""
+    """A tensor that is computed from constants alone is a constant of the program."""
     module = Fn(lambda m, tokens: m.table(tokens + torch.arange(5)), table=nn.Embedding(20, 8))
     program = tq.lower(converted(module, composed(), TOKENS), (TOKENS,))
     assert program.ledger is not None

@@ -130,7 +130,7 @@ def test_dynamic_sizes_are_told() -> None:
 
 
 def test_inputs_need_not_be_contiguous() -> None:
-    """What the runtime does not take as it lies in memory is brought into order."""
+    """Inputs in an order of memory that the runtime does not take are brought into order."""
     program = encoder_program()
     assert torch.equal(program.run(TOKENS.t().contiguous().t()), program.run(TOKENS))
 
@@ -177,7 +177,7 @@ def test_a_saved_program_is_loaded_and_runs(tmp_path: Path) -> None:
 
 
 def test_a_program_without_its_report_is_loaded_and_runs(tmp_path: Path) -> None:
-    """What it takes and returns, delegates and kernels are read from the program itself."""
+    """Inputs, outputs, delegates and kernels are read from the program itself."""
     program, path = encoder_program(), tmp_path / "encoder.pte"
     path.write_bytes(program.buffer)
     loaded = load(path)

@@ -1,4 +1,4 @@
-"""What a delegate refuses is left to the runtime, named in the ledger, and the rest is lowered."""
+"""Operators that a delegate refuses are left to the runtime and named in the ledger; the rest is lowered."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def state(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often programs are brought to the dialect, and parts are tried."""
+    """Number of times that programs are brought to the dialect, and that parts are tried."""
     found = {"programs": 0, "trials": 0}
     bring, try_part = delegation.to_edge_transform_and_lower, refusals._Narrowing._error_without
 

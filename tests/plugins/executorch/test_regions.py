@@ -1,4 +1,4 @@
-"""What is under no_grad or autocast is told of as what stands beside it, nested and in branches, too."""
+"""Operators under no_grad or autocast have rows like those beside them, nested and in branches, too."""
 
 from __future__ import annotations
 

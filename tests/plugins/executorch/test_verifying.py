@@ -113,7 +113,7 @@ def test_masked_values_that_are_equal_do_not_spoil_the_ratio() -> None:
 
 
 def test_a_program_is_compared_without_being_asked(wrong: torch.fx.GraphModule) -> None:
-    """What computes something else is an error, as when it is asked for."""
+    """A program that computes something else is an error, as when a comparison is asked for."""
     with pytest.raises(tq.VerificationError):
         tq.lower(wrong, (normal(3, 8),))
 
@@ -157,7 +157,7 @@ def test_a_program_that_cannot_run_here_is_not_compared(monkeypatch: pytest.Monk
 
 
 def agreement(expected: torch.Tensor, found: torch.Tensor, excuses: bool = True) -> Agreement:
-    """How two outputs agree."""
+    """Agreement of two outputs."""
     dtype = str(expected.dtype).removeprefix("torch.")
     return _agreement(Port("y", dtype, ()), None, expected, found, excuses)
 

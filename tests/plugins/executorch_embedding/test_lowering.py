@@ -153,7 +153,7 @@ def test_an_embedding_bag_stays_in_float_with_the_reason() -> None:
 
 
 def test_a_rule_for_a_module_with_an_embedding_bag_says_what_the_runtime_lacks() -> None:
-    """Who asks for it by the name of the module gets an error with the reason."""
+    """A rule by the name of the module is an error with the reason."""
     quantizer = ExecuTorchEmbeddingQuantizer().set_module_name("bag", get_embedding_config())
     with pytest.raises(tq.IntentError, match="no_kernel: ExecuTorch has no kernel for an embedding bag"):
         tq.explain(export(bag(), IDS), quantizer)

@@ -128,7 +128,7 @@ def test_operators_around_a_dynamic_convolution_share_its_delegate() -> None:
 
 @pytest.mark.parametrize("dynamic", [("2",), ("0", "4")], ids=["between static ones", "around a static one"])
 def test_it_runs_beside_static_operators(dynamic: tuple[str, ...]) -> None:
-    """Where one side hands an image to the other, it has the layout that the other reads."""
+    """An image that one side hands to the other has the layout that the other reads."""
     torch.manual_seed(0)
     quantizer = XNNPACKQuantizer().set_global(STATIC)
     for name in dynamic:
@@ -193,7 +193,7 @@ def test_pointwise_convolutions_follow_each_other(behind: nn.Module) -> None:
 
 
 def test_a_pointwise_convolution_is_saved_and_has_a_reference(tmp_path: Path) -> None:
-    """What is loaded again computes the same bits; the integer reference agrees."""
+    """A loaded model computes the same bits; the integer reference agrees."""
     torch.manual_seed(0)
     module, x = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 1)).eval(), image()
     prepared = tq.prepare_pt2e(export(module, x), XNNPACKQuantizer().set_global(DYNAMIC))

@@ -137,7 +137,7 @@ def test_what_is_not_claimed_is_not_written_in_another_form(model: RandomModel) 
 
 
 def test_a_pad_that_nobody_asks_for_is_left_alone() -> None:
-    """What the delegate would make of it is settled in lowering."""
+    """Lowering settles what the delegate would make of it."""
     model = Fn(lambda m, x: functional.pad(m.conv(x), (1, 1)), conv=conv())
     asked = XNNPACKQuantizer().set_module_name("conv", STATIC)
     (before,) = (n for n in export(model, IMAGE).graph.nodes if "pad" in str(n.target))

@@ -1,4 +1,4 @@
-"""What stays in float computes bit for bit what it did: on random graphs, with nothing or one layer asked."""
+"""Float operators compute bit for bit what they did: on random graphs, with nothing or one layer asked."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
 
 
 def flow(model: nn.Module, asked: XNNPACKQuantizer) -> tuple[Any, Any]:
-    """What the prepared and the converted model return."""
+    """Outputs of the prepared and of the converted model."""
     with torch.no_grad():
         prepared = tq.prepare_pt2e(export(model, X), asked, activation_observer="minmax", strict=False)
         found = prepared(X)

@@ -76,7 +76,7 @@ class Beside(nn.Module):
             self.layers.append(nn.Sequential(layer, BEHIND[one.behind]()))
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What each layer makes of its input."""
+        """Outputs of each layer."""
         return tuple(layer(x) for layer, x in zip(self.layers, inputs, strict=True))
 
 
@@ -143,7 +143,7 @@ def test_sums_and_products_of_any_magnitudes_are_computed_as_converted() -> None
 
 
 def test_a_pruned_channel_is_said_nothing_of() -> None:
-    """Where all weights are zeros, a larger scale loses nothing."""
+    """A larger scale loses nothing where all weights are zeros."""
     layer = nn.Conv2d(3, 4, 3)
     with torch.no_grad():
         layer.weight[1] = 0

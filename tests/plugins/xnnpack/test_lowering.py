@@ -1,4 +1,4 @@
-"""What the support table claims runs: each row is lowered to XNNPACK, looked at, and run.
+"""Rows of the support table run: each is lowered to XNNPACK, looked at, and run.
 
 The rule for a row of the target ``executorch``: nothing of its model is left outside of the delegate, and
 inside of it no kernel but the conversions of inputs and outputs reads or writes float. (A dynamic kernel
@@ -379,7 +379,7 @@ LEFT_IN_FLOAT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @pytest.mark.parametrize("name", LEFT_IN_FLOAT)
 def test_what_the_delegate_does_not_take_stays_in_float(name: str) -> None:
-    """What the delegate leaves outside keeps its output in float: integers would only lose precision."""
+    """An operator outside of the delegate keeps its output in float: integers would only lose precision."""
     model = Model(Fn(lambda m, x: LEFT_IN_FLOAT[name](m.conv(x)), conv=conv()), IMAGE)
     case = case_of(model)
     (output,) = (node for node in case.converted.graph.nodes if node.op == "output")

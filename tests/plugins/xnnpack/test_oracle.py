@@ -72,7 +72,7 @@ def test_static_outputs_are_bit_equal(name: str, is_per_channel: bool) -> None:
 
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_in_place_operators_are_quantized_like_the_others(name: str) -> None:
-    """What writes in place has the quantize and dequantize of the oracle, and is written functionally.
+    """In-place operators have the quantize and dequantize of the oracle, and are written functionally.
 
     The oracle lets it write into what comes out of a dequantize, which is right only as long as no operator
     else reads the tensor; a test of the differences has a case where somebody does.

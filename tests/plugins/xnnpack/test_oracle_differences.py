@@ -1,4 +1,4 @@
-"""Where we do not do what torchao's flow with ExecuTorch's quantizer does: what is right, and why."""
+"""Differences from torchao's flow with ExecuTorch's quantizer: what is right, and why."""
 
 from __future__ import annotations
 
@@ -365,7 +365,7 @@ def different(name: str) -> tuple[Difference, Model]:
 
 @differences
 def test_static_difference_of_the_oracle(name: str) -> None:
-    """What the oracle does with the case is what the case says, so the difference still exists."""
+    """The oracle does with the case what the case says, so the difference still exists."""
     case, model = different(name)
 
     assert tuple(outline(quantized_by_oracle(model, oracle_quantizer()))) == case.theirs, case.reason
@@ -373,7 +373,7 @@ def test_static_difference_of_the_oracle(name: str) -> None:
 
 @differences
 def test_static_difference_of_ours(name: str) -> None:
-    """What we do with the case is what the case says is right."""
+    """We do with the case what the case says is right."""
     case, model = different(name)
 
     assert tuple(outline(quantized_by_us(model, our_quantizer()))) == case.ours, case.reason
@@ -578,7 +578,7 @@ rules = pytest.mark.parametrize("name", RULES)
 
 @rules
 def test_rule_as_the_oracle_follows_it(name: str) -> None:
-    """What the oracle does with the rule is what the case says, so the difference still exists."""
+    """The oracle does with the rule what the case says, so the difference still exists."""
     torch.manual_seed(0)
     make, ask, _, theirs, _, reason = RULES[name]
 
@@ -589,7 +589,7 @@ def test_rule_as_the_oracle_follows_it(name: str) -> None:
 
 @rules
 def test_rule_as_we_follow_it(name: str) -> None:
-    """What we do with the rule is what the case says is right."""
+    """We do with the rule what the case says is right."""
     torch.manual_seed(0)
     make, _, ask, _, ours, reason = RULES[name]
 

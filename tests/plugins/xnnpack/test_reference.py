@@ -162,7 +162,7 @@ def test_integers_are_those_of_the_kernel(family: str, is_per_channel: bool, nam
 
 
 class Network(nn.Module):
-    """What networks for images are made of, one after the other."""
+    """Layers of networks for images, one after the other."""
 
     def __init__(self) -> None:
         super().__init__()

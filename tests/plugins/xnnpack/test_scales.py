@@ -1,4 +1,4 @@
-"""How small the scales may be that the runtime computes with, and what keeps a bias in bounds."""
+"""The smallest scales that the runtime computes with, and what keeps a bias in bounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ X, Y = normal(4, 16), normal(4, 16, seed=1)
 
 
 def quality(model: Model, config: QuantizationConfig = STATIC) -> float:
-    """How near the runtime comes to the float model, in dB."""
+    """SQNR of the runtime against the float model, in dB."""
     converted = quantize(model.module, XNNPACKQuantizer().set_global(config), *model.inputs)
     lowered = lower(converted, *model.inputs)
     assert not lowered.outside

@@ -77,7 +77,7 @@ def exported(model: GraphModule) -> torch.export.ExportedProgram:
 
 
 def quantizes_of(graph: torch.fx.Graph) -> int:
-    """How many dynamic quantizes there are."""
+    """Number of dynamic quantizes."""
     return sum(".quantize_per_tensor.tensor" in f".{node.target}" for node in graph.nodes)
 
 

@@ -135,7 +135,7 @@ def quantized(name: str) -> tuple[Model, GraphModule]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_quantized(name: str) -> None:
-    """What the delegate has for integers is quantized on both sides, and all else leaves float behind."""
+    """Operators of the delegate for integers are quantized on both sides, and all else stays in float."""
     assert tuple(outline(quantized(name)[1])) == CASES[name].outline
 
 
