@@ -201,7 +201,7 @@ def test_every_error_is_public() -> None:
 
 
 def test_docstrings_begin_with_what_a_thing_is_or_does() -> None:
-    """None begins with a question word, which makes the reader wait for the subject. Tests are no exception."""
+    """None begins with a question word, which makes the reader wait for the subject; tests are held to it."""
     beside = [
         path for folder in ("tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
     ]

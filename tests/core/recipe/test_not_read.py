@@ -307,7 +307,7 @@ def test_a_preset_that_a_backend_without_rules_does_not_have(install: Callable[.
 
 
 def test_a_backend_that_is_disabled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why a backend cannot be used comes from the registry; the recipe adds the line."""
+    """The registry says why a backend cannot be used; the recipe adds the line."""
     monkeypatch.setenv(registry.BLOCK_VARIABLE, "xnnpack")
     with pytest.raises(tq.RecipeError, match="disabled") as caught:
         read("\n[[quantizer]]\nbackend = 'xnnpack'").quantizer()
