@@ -35,6 +35,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def few(names: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first names, and how many more there are: ``a, b, c and 4 more``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as text in columns, a rule below the first row; the last column is not padded."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]

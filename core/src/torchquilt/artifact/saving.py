@@ -22,7 +22,7 @@ from torchquilt.artifact.lock import Entry, Lock, Plugin
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.artifact.reexport import export_again
 from torchquilt.artifact.reproducible import numbered_graphs, without_unused_memory
-from torchquilt.errors import ArtifactError, ModelError
+from torchquilt.errors import ArtifactError
 from torchquilt.plugins.registry import backends
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
     """The ExportedProgram that is going to be saved."""
     import torch
 
-    from torchquilt.pt2e.model_record import stage_in_words, stage_of
+    from torchquilt.pt2e.model_record import check_is_final
 
     if isinstance(quantized, torch.export.ExportedProgram):
         if example_inputs is not None or dynamic_shapes is not None:
@@ -138,14 +138,8 @@ def _program(quantized: object, example_inputs: object, dynamic_shapes: Any) -> 
             )
         _check_calls(quantized.graph_module)
         return quantized
-    is_early = stage_of(quantized) in ("prepared", "trainable")
-    if not isinstance(quantized, torch.fx.GraphModule) or is_early:
-        raise ModelError(
-            "Only a converted model can be saved.",
-            expected="what convert_pt2e returned, or an ExportedProgram of it",
-            got=stage_in_words(quantized),
-            remedy="prepare_pt2e, calibrate, convert_pt2e, then save",
-        )
+    expected = "what convert_pt2e returned, or an ExportedProgram of it"
+    quantized = check_is_final(quantized, "saved", "save", expected)
     _check_calls(quantized)  # here, since what is exported again has lost its source lines
     return export_again(
         quantized,

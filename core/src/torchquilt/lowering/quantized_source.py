@@ -12,7 +12,7 @@ import attrs
 
 from torchquilt.artifact.loading import Artifact
 from torchquilt.artifact.reexport import export_again
-from torchquilt.errors import ArtifactError, LoweringError, ModelError
+from torchquilt.errors import ArtifactError, LoweringError
 from torchquilt.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -43,21 +43,15 @@ def source_of(quantized: object, example_inputs: object, dynamic_shapes: Any) ->
     """
     import torch
 
-    from torchquilt.pt2e.model_record import RECORD_KEY, stage_in_words, stage_of
+    from torchquilt.pt2e.model_record import RECORD_KEY, check_is_final
 
     if isinstance(quantized, Artifact):
         quantized = quantized.program
     if isinstance(quantized, torch.export.ExportedProgram):
         _refuse_shapes(dynamic_shapes)
         return _with_record(quantized, quantized.graph_module.meta.get(RECORD_KEY))
-    is_early = stage_of(quantized) in ("prepared", "trainable")
-    if not isinstance(quantized, torch.fx.GraphModule) or is_early:
-        raise ModelError(
-            "Only a converted model can be lowered.",
-            expected="what convert_pt2e or load returned, or an ExportedProgram",
-            got=stage_in_words(quantized),
-            remedy="prepare_pt2e, calibrate, convert_pt2e, then lower",
-        )
+    expected = "what convert_pt2e or load returned, or an ExportedProgram"
+    quantized = check_is_final(quantized, "lowered", "lower", expected)
     return _with_record(_exported(quantized, example_inputs, dynamic_shapes), quantized.meta.get(RECORD_KEY))
 
 

@@ -33,6 +33,25 @@ def stage_in_words(model: object) -> str:
     return "a model that was prepared for training" if stage == "trainable" else f"a {stage} model"
 
 
+def check_is_final(model: object, done: str, then: str, expected: str) -> GraphModule:
+    """Refuse what has not been converted yet, and what is no graph.
+
+    Args:
+        model: a converted or a float graph is taken.
+        done: what was asked for, as in "Only a converted model can be saved".
+        then: the same in the remedy, as in "convert_pt2e, then save".
+        expected: of the error.
+    """
+    if not isinstance(model, GraphModule) or stage_of(model) in ("prepared", "trainable"):
+        raise ModelError(
+            f"Only a converted model can be {done}.",
+            expected=expected,
+            got=stage_in_words(model),
+            remedy=f"prepare_pt2e, calibrate, convert_pt2e, then {then}",
+        )
+    return model
+
+
 def set_stage(model: GraphModule, stage: str, record: dict[str, Any] | None = None) -> None:
     """Note how far along a model is, and what was decided about it."""
     model.meta[_STAGE_KEY] = stage

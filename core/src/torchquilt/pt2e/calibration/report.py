@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 from torch.fx import GraphModule
 
-from torchquilt._internal.text_tables import aligned, html_list, html_table
+from torchquilt._internal.text_tables import aligned, few, html_list, html_table
 from torchquilt.errors import ModelError
 from torchquilt.ledger.rows import Caution
 from torchquilt.pt2e.calibration.convergence import FIRST, SETTLED, Progress, progress_of
@@ -77,8 +77,7 @@ class CalibrationReport:
         lines = [f"{self.batches} batches, {len(self.tensors)} ranges", self._settling()]
         if self.never_reached:
             names = [tensor.edges[0] for tensor in self.never_reached]
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            lines.append(f"never reached: {', '.join(names[:5])}{more}")
+            lines.append(f"never reached: {few(names, 5)}")
         odd = [_cells(tensor) for tensor in self.tensors if tensor.ignored]
         if odd:
             lines += ["values that are no data, and were left out:", aligned([_HEADER, *odd])]

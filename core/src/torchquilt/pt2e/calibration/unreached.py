@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 from torch.fx import GraphModule, Node
 
+from torchquilt._internal.text_tables import few
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.code_generation import outdate
 from torchquilt.graph.subgraphs import Region, regions
@@ -80,10 +81,9 @@ def _never_reached(region: Region, unseen: list[Node]) -> CalibrationError:
         remedy = (
             "calibrate with a batch that runs it, or leave it in float: convert_pt2e(..., unseen='float')"
         )
-    first = ", ".join([*names][:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return CalibrationError(
         problem,
-        node=first,
+        node=few([*names], 5),
         expected="at least one value for each of them before convert_pt2e",
         got="0 values",
         remedy=remedy,

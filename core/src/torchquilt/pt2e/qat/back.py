@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch.fx import GraphModule
 
+from torchquilt._internal.text_tables import few
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.passes import Pass, run_passes
@@ -62,9 +63,8 @@ def calibrated_copy(model: GraphModule) -> GraphModule:
 def _warn_of_float(model: GraphModule) -> None:
     names = [", ".join(point.names) for point in training_points(model).values() if not point.quantizes]
     if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         warnings.warn(
-            f"Fake quantize is off at {'; '.join(names[:3])}{more}. The converted model quantizes there, so "
+            f"Fake quantize is off at {few(names, 3, '; ')}. The converted model quantizes there, so "
             "it computes something else than the model does now. Call torchquilt.qat.enable_fake_quantize "
             "before you evaluate and convert.",
             UserWarning,

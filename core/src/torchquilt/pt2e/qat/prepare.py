@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from torchquilt._internal.garbage_collection import garbage_collector_disabled
+from torchquilt._internal.text_tables import few
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.code_generation import generate_code
@@ -139,9 +140,8 @@ def _warn_of_random(model: GraphModule) -> None:
     found = [node for node in nodes_of(model) if always_draws(node)]
     if found:
         drawing = [*dict.fromkeys(module_path(node) or node.name for node in found)]
-        more = f" and {len(drawing) - 3} more" if len(drawing) > 3 else ""
         warnings.warn(
-            f"{', '.join(drawing[:3])}{more}: {overload_name(found[0])} draws random numbers in evaluation, "
+            f"{few(drawing, 3)}: {overload_name(found[0])} draws random numbers in evaluation, "
             "too, and in the converted model: nothing in the program says that it is for training. If it is "
             "stochastic depth or another dropout made by hand, export the model in evaluation mode.",
             UserWarning,
@@ -153,9 +153,8 @@ def _warn_of_idle_norms(model: GraphModule) -> None:
     """Warn of BatchNorms whose statistics training does not move: those of a cumulative average."""
     paths = [held.path for held in model.modules() if isinstance(held, TrainedNorm) and held.momentum == 0]
     if paths:
-        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         warnings.warn(
-            f"{', '.join(paths[:3])}{more}: the momentum is 0 in this program, so training moves no running "
+            f"{few(paths, 3)}: the momentum is 0 in this program, so training moves no running "
             "statistics, with which evaluation computes. Export writes that for momentum=None (a cumulative "
             "average): give the BatchNorm a number before export, or call torchquilt.qat.freeze_batch_norm.",
             UserWarning,
