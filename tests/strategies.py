@@ -154,6 +154,21 @@ class ByFunction(tq.Quantizer):
         return model
 
 
+class Transforming(tq.Quantizer):
+    """Transforms a model as a test wants, and annotates nothing."""
+
+    def __init__(self, transform: Callable[[GraphModule], Any]) -> None:
+        self.transform = transform
+
+    def transform_for_annotation(self, model: GraphModule) -> Any:
+        """Return what the test's function returns."""
+        return self.transform(model)
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Leave all in float."""
+        return model
+
+
 class Nothing(tq.Quantizer):
     """Annotates nothing."""
 

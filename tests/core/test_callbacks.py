@@ -13,7 +13,19 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 import torchquilt as tq
-from strategies import INT8, Fn, Nothing, annotated, calls, export, normal, outputs_of, prepare, sqnr
+from strategies import (
+    INT8,
+    Fn,
+    Nothing,
+    Transforming,
+    annotated,
+    calls,
+    export,
+    normal,
+    outputs_of,
+    prepare,
+    sqnr,
+)
 from torchquilt.observers import HistogramObserver, MinMaxObserver
 from torchquilt.pt2e.observer_points import (
     ConstantPoint,
@@ -160,21 +172,6 @@ def test_explain_asks_the_same_without_the_callback(program: ExportedProgram) ->
 # ----------------------------------------------------------------------------------------------------------
 # transform_for_annotation
 # ----------------------------------------------------------------------------------------------------------
-
-
-class Transforming(tq.Quantizer):
-    """Answers what a test wants to each transform, and annotates nothing."""
-
-    def __init__(self, transform: Callable[[GraphModule], Any]) -> None:
-        self.transform = transform
-
-    def transform_for_annotation(self, model: GraphModule) -> Any:
-        """Hand it on."""
-        return self.transform(model)
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        """Leave all in float."""
-        return model
 
 
 def test_a_transform_hands_on_the_model_that_it_returns() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Transformer
 
 import torchquilt as tq
-from strategies import calls, export, normal
+from strategies import Transforming, calls, export, normal
 from torchquilt.graph.invariants import check_invariants
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -114,27 +114,12 @@ TRANSFORMS: dict[str, Callable[[GraphModule], GraphModule]] = {
 WITH_BRANCHES = ("without metadata", "copied", "cleaned")
 
 
-class Transforms(tq.Quantizer):
-    """Does one of these, and annotates nothing."""
-
-    def __init__(self, transform: Callable[[GraphModule], Any]) -> None:
-        self.transform = transform
-
-    def transform_for_annotation(self, model: GraphModule) -> Any:
-        """Do it."""
-        return self.transform(model)
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        """Leave it to others."""
-        return model
-
-
 @pytest.mark.parametrize("how", TRANSFORMS)
 def test_a_model_that_was_transformed_is_quantized_and_called_like_the_one_before(how: str) -> None:
     """However a graph was made: its inputs are checked as before, and it goes through the flow."""
     xnnpack = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
     program = torch.export.export(Net(how in WITH_BRANCHES).eval(), (X,), {"more": {"y": Y}})
-    prepared = tq.prepare_pt2e(program, tq.ComposableQuantizer([Transforms(TRANSFORMS[how]), xnnpack]))
+    prepared = tq.prepare_pt2e(program, tq.ComposableQuantizer([Transforming(TRANSFORMS[how]), xnnpack]))
     check_invariants(prepared, after="prepare_pt2e")
     assert tq.ledger_of(prepared).quantized
     expected, found = program.module()(X, more={"y": Y}), prepared(X, more={"y": Y})
@@ -205,8 +190,8 @@ def test_a_transform_that_made_another_model_is_refused(transform: Any, about: s
             return (self.fc(x), x) if transform is _one_output else (self.fc(x),)
 
     with pytest.raises(tq.TorchquiltError, match=about) as caught:
-        tq.prepare_pt2e(export(Pair(), X), Transforms(transform))
-    assert caught.value.quantizer == "Transforms"
+        tq.prepare_pt2e(export(Pair(), X), Transforming(transform))
+    assert caught.value.quantizer == "Transforming"
 
 
 class Annotates(tq.Quantizer):

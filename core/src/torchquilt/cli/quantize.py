@@ -161,7 +161,7 @@ def quantize(**options: Any) -> int:
     quantizer, program = recipe.quantizer(), load_program(request.model)
     with warnings.catch_warnings():
         if not request.strict:
-            warnings.simplefilter("ignore", UserWarning)  # the ledger says them, too
+            warnings.simplefilter("ignore", UserWarning)  # the ledger has them, too
         prepared = _prepared(program, quantizer, request)
     batches = 0 if request.qat_state is not None else _calibrate(prepared, program, request)
     quantized = convert_pt2e(prepared, unseen=request.unseen)
@@ -171,7 +171,7 @@ def quantize(**options: Any) -> int:
 
 
 def _prepared(program: ExportedProgram, quantizer: Quantizer, request: Request) -> GraphModule:
-    """The prepared model: to be calibrated, or with what training made of it."""
+    """The prepared model, to be calibrated, or with the weights and ranges of training."""
     if request.qat_state is None:
         from torchquilt.pt2e.prepare import prepare_pt2e
 
@@ -187,7 +187,7 @@ def _prepared(program: ExportedProgram, quantizer: Quantizer, request: Request) 
 
 
 def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request) -> int:
-    """Let the model see the data, where something in it is observed; return the number of batches."""
+    """Calibrate the model if anything in it is observed; return the number of batches."""
     from torchquilt.errors import CalibrationError
     from torchquilt.pt2e.calibration.merging import merge_calibration
     from torchquilt.pt2e.observer_points import observed_points
@@ -255,7 +255,7 @@ def _example(program: ExportedProgram, request: Request) -> object | None:
 
 
 def _report(request: Request, lock: Lock, batches: int) -> None:
-    """Say what was written."""
+    """Print the file, its size and the shares of what is quantized."""
     ledger = lock.ledger
     assert ledger is not None  # prepare_pt2e fills one
     size = request.output.stat().st_size

@@ -1,8 +1,8 @@
-"""Writing regions that compute what they would anywhere into the graph around them.
+"""Inlining of regions under ``torch.no_grad()`` or autocast that compute the same without it.
 
-Export keeps what is under ``torch.no_grad()`` or autocast as a region of its own. torch writes such a region
-into the graph when it decomposes a program, and then every operator of it has the origin of the call. So it
-is done here, where the origins are kept. A region in which autocast changes dtypes stays.
+Export keeps operators under ``torch.no_grad()`` or autocast as a region. torch inlines regions when it
+decomposes a program, and then gives every operator the origin of the call. So regions are inlined here, with
+the origins of their operators. A region in which autocast changes dtypes stays.
 
 Importing this module does not import torch.
 """
@@ -30,9 +30,8 @@ class Inlined:
     """A program without regions that change nothing.
 
     Args:
-        program: it.
-        earlier: name of a node in it, with its region → the name in the program that it was made of, for
-            those that have another one now.
+        program: the new program.
+        earlier: name of a node that was renamed, with its region → its name in the old program.
     """
 
     program: ExportedProgram
@@ -62,7 +61,7 @@ class _Writing:
         Args:
             module: it has the graph.
             path: of the copy, within the new program.
-            before: the path of ``module``, within the program that this is made of.
+            before: of ``module``, within the old program.
         """
         from torch.fx import GraphModule
 
@@ -113,7 +112,7 @@ class _Writing:
                 one: Any = graph.node_copy(node, values.__getitem__)
                 values[node] = one
                 one.name = _free(node.name, taken)
-                # Export gives what is in a region the origin of the call; then all of it would be one.
+                # Export gives all operators of a region the origin of the call, which would make them one.
                 one.meta = {key: value for key, value in node.meta.items() if key != "from_node"}
                 taken.add(one.name)
                 self.earlier[_joined(path, one.name)] = _joined(region_path, node.name)
@@ -127,7 +126,7 @@ class _Writing:
             graph.erase_node(region)
 
     def _hand_on(self, graph: Graph, call: Node, outputs: list[Node], path: str) -> None:
-        """Let the outputs of a region be read, under the names that the signature of the program knows."""
+        """Let readers of the call read the outputs of the region, which keep the names of the signature."""
         for item in list(call.users):
             number: Any = item.args[1]
             value, name = outputs[number], item.name

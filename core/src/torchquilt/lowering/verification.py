@@ -26,18 +26,18 @@ from torchquilt.lowering.token_scales import chosen_as_needed
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-#: What ``verify=True`` stands for, in dB: noise of a hundredth of the signal's norm.
+#: SQNR of ``verify=True``, in dB: noise of a hundredth of the signal's norm.
 LEAST_SQNR = 40.0
-#: Of so many indices, truth values and the like one may differ where the comparison is a default: two numbers
-#: that are equal in one of the models may be a step apart in the other.
+#: One of so many indices, truth values and the like may differ under ``"auto"``: two values that are equal in
+#: one of the models may be a step apart in the other.
 _ONE_TIE_IN = 10
-#: How often a model is run with other roundings at most, where a program is too far from it: a short text has
-#: few values that lie halfway, and one of these runs may find none of them.
+#: Most runs of a model with other roundings, if a program is too far from it: a short text has few values
+#: that lie halfway, and a single run may find none of them.
 _RUNS = 3
 #: By how many dB a program may be further from the model than the model from itself. Measured on six layers
 #: of MiniLM: batches of texts are 30.1 to 31.4 dB off, where such runs are 30.3 to 30.9 dB off.
 _MARGIN = 3.0
-#: What is not excused, whatever the model does, in dB: noise of a third of the signal's norm.
+#: SQNR in dB below which nothing is excused: noise of a third of the signal's norm.
 _NEVER_EXCUSED = 10.0
 _TIE = "a tie may have fallen another way"
 _NAN = "the model returns NaN where the program does not, which is not compared"
@@ -49,10 +49,10 @@ _SWITCHES = ("train", "training")
 def verified_if_possible(
     program: LoweredProgram, model: ExportedProgram, example_inputs: object
 ) -> Verification:
-    """Compare a program where that can be done here, and say why not otherwise: ``verify="auto"``.
+    """Compare a program if that can be done here, or else say why not: ``verify="auto"``.
 
     Args:
-        program: what is compared; it is run.
+        program: it is run.
         model: the quantized model.
         example_inputs: as for :func:`verified`; None takes those that the model was exported with.
 
@@ -95,14 +95,14 @@ def verified(
     """Run both on the example inputs.
 
     Args:
-        program: what is compared; it is run.
+        program: it is run.
         model: the quantized model, whose inputs and outputs are floating point. Its state stays as it is.
         example_inputs: one batch as for :func:`torchquilt.calibrate`. With ``excuses`` None stands for those
             that the model was exported with.
         least_sqnr: what each output has to have, in dB, unless it is within one quantization step.
-        excuses: let differences pass that may have no fault behind them: a tie that falls another way, where
-            the model returns NaN, tokens whose scale is smaller than torch chooses, and as much as the model
-            differs from itself where its floats round otherwise.
+        excuses: let differences pass that need not be a fault: a tie that falls another way, NaN of the
+            model, tokens whose scale is smaller than torch chooses, and a difference no larger than that
+            between two runs of the model with other roundings.
 
     Raises:
         LoweringError: there are no inputs, or the model does not take them.
@@ -151,7 +151,7 @@ def verified(
 
 
 def _with_small_scales(output: Agreement, nearer: Agreement, least_sqnr: float) -> Agreement:
-    """An output that differs, excused if it does not where scales of tokens are as small as they need be."""
+    """An output that differs, excused if it agrees with a model whose scales of tokens may be smaller."""
     if output.is_within(least_sqnr) or not nearer.is_within(least_sqnr):
         return output
     note = (
@@ -168,9 +168,9 @@ def _with_roundings(
     kwargs: dict[str, Any],
     least_sqnr: float,
 ) -> tuple[Agreement, ...]:
-    """Excuse the outputs that are as near to the model as it is to itself where its floats round otherwise.
+    """Excuse outputs that differ from the model no more than roundings of its floats make it differ.
 
-    The model is run until all of them are, at most a few times.
+    The model is run with other roundings until all outputs are excused, at most a few times.
     """
     for seed in range(_RUNS):
         if Verification(outputs, least_sqnr):
@@ -184,7 +184,7 @@ def _with_roundings(
 
 
 def _rounded(output: Agreement, expected: Any, moved: Any) -> Agreement:
-    """An output that differs, excused if that is no more than what roundings do to the model."""
+    """An output that differs, excused if roundings make the model differ as much."""
     import torch
 
     if not isinstance(expected, torch.Tensor) or not expected.is_floating_point():
@@ -276,7 +276,7 @@ def _agreement(port: Port, step: float | None, expected: Any, found: Any, excuse
         other = (other - port.zero_point) * port.scale
     if one.shape != other.shape:
         return Agreement(port.name, -math.inf, math.inf, step)
-    # What is equal has no difference, infinities and NaN included.
+    # Equal elements have no difference, infinities and NaN included.
     is_equal = (one == other) | (one.isnan() & other.isnan())
     difference, note = torch.where(is_equal, 0.0, one - other), ""
     if excuses and bool((one.isnan() & ~is_equal).any()):

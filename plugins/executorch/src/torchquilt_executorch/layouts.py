@@ -1,8 +1,8 @@
-"""The order in memory in which a program computes.
+"""Memory layout: a program computes on contiguous tensors.
 
-Some kernels of the runtime compute something else of a tensor in channels_last (flip, cat, layer norm, topk,
-gather), others refuse it (cumsum, index_select). So a program computes on contiguous tensors, and only what
-goes in and comes out lies as the model was exported. Delegates order images within their parts by themselves.
+Some kernels of the runtime are wrong on tensors in channels_last (flip, cat, layer norm, topk, gather), and
+others refuse them (cumsum, index_select). So only inputs and outputs of a program have the layout that the
+model was exported with. Delegates order images within their parts by themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram, ExportGraphSignature
     from torch.fx import Graph, Node
 
-#: It reads memory by strides, so what it computes depends on the order.
+#: It reads memory by strides, so its result depends on the layout.
 _BY_STRIDES = torch.ops.aten.as_strided.default
 
 
@@ -54,7 +54,7 @@ def _nodes(program: ExportedProgram) -> Iterator[Node]:
 
 
 def _orders(node: Node) -> bool:
-    """Whether this node gives an image in channels_last, or orders one so. A view orders no memory."""
+    """Whether a node is an input in channels_last, or copies into channels_last. A view copies nothing."""
     is_given = node.op == "placeholder" and _in_channels_last(node)
     return is_given or node.kwargs.get("memory_format") is torch.channels_last
 
@@ -75,7 +75,7 @@ def _order_inputs(graph: Graph, inputs: list[Node]) -> None:
 
 
 def _order_outputs(graph: Graph, signature: ExportGraphSignature) -> None:
-    """Return copies in channels_last of what the model returns so."""
+    """Return copies in channels_last of the outputs that the model returns so."""
     output = graph.output_node()
     values: list[Any] = list(output.args[0])  # type: ignore[arg-type]
     for number, spec in enumerate(signature.output_specs):
@@ -96,7 +96,7 @@ def _copy(graph: Graph, node: Node, layout: torch.memory_format) -> Node:
 
 
 def _forget_order(node: Node) -> None:
-    """Let a stored tensor lie contiguously, and what an operator would order otherwise."""
+    """Make a stored tensor contiguous, and an operator that copies into channels_last copy contiguously."""
     if node.op == "placeholder":
         node.meta["val"] = _contiguous(node.meta.get("val"))
     if node.kwargs.get("memory_format") is torch.channels_last:

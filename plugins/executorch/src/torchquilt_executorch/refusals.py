@@ -1,8 +1,8 @@
 """Refusals: the operators that a delegate refuses, found when it could not make its part of a program.
 
 A delegate compiles each part that its partitioner made, and may fail at an operator that the partitioner let
-through. The part that fails is divided again without some of its operators, until those are known without
-which the delegate takes the rest. Only the part is compiled again, not the program.
+through. A part that fails is divided again without some of its operators, until the delegate takes the rest:
+the operators left out are refused. Only the part is compiled again, not the program.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 _LOG = logging.getLogger(__name__)
-#: Runs what a delegate compiled, by itself; raises what the runtime raises. Or does nothing.
+#: Runs a compiled part by itself and raises the errors of the runtime, or does nothing.
 Run = Callable[[Any], None]
 
 
@@ -56,10 +56,10 @@ def refused(
     """The operators that the delegate of a partitioner refuses.
 
     Args:
-        partitioner: the one whose delegate may have failed.
-        fresh: makes another partitioner of its kind.
-        compiled: of its parts, those that were compiled, as ExecuTorch has them.
-        run: runs a part that is compiled, by itself.
+        partitioner: its delegate may have failed.
+        fresh: makes a partitioner of the same kind.
+        compiled: its parts that were compiled, as ExecuTorch has them.
+        run: runs a compiled part by itself.
 
     Returns:
         Key of an operator (see :class:`Withheld`) → the delegate's words; empty where no part fails alone.
@@ -88,13 +88,13 @@ def words(error: BaseException) -> str:
 
 
 def _said(error: BaseException) -> str:
-    # What the runtime says stands in an error of ours behind what we say of it.
+    # In an error of ours the words of the runtime are in ``got``.
     said = error.got if isinstance(error, ProgramError) and error.got else error
     return f"{type(error).__name__}: {str(said).strip()}".partition("\n")[0].rstrip(": ")
 
 
 class _Narrowing:
-    """Narrows what a delegate refuses of a part."""
+    """Search for the operators of a part that its delegate refuses."""
 
     def __init__(self, part: _Part, withheld: Withheld, fresh: Callable[[], Any], run: Run) -> None:
         self._run = run
@@ -106,17 +106,19 @@ class _Narrowing:
         self._named = {node.name: withheld.key(node) for node in operators}
 
     def refused(self, error: Exception) -> dict[str, str]:
-        """The operators that are refused: those that the error names, or else those that are found."""
+        """The refused operators: those that the error names, if they are all, or else those of a search."""
         told = " ".join(str(one) for one in causes(error))
         named = {key: self._words(error) for name, key in self._named.items() if _has_word(told, name)}
         if named and self._error_without(named) is None:
             return named
         if self._error_without(self._keys) is not None:
-            return dict.fromkeys(self._keys, self._words(error))  # it fails for something else: leave it all
+            return dict.fromkeys(
+                self._keys, self._words(error)
+            )  # it fails without any operator: leave them all
         return self._searched(error)
 
     def _searched(self, error: Exception) -> dict[str, str]:
-        """Find the first operator that is refused beside those before it, then the next, until none is."""
+        """Find the first operator that is refused, by halving, then the next, until the rest is taken."""
         found: dict[str, str] = {}
         taken, last = 0, error
         while taken < len(self._keys):
@@ -144,7 +146,7 @@ class _Narrowing:
         partitioner = WithholdingPartitioner(self._fresh(), withheld)
         program = copy.deepcopy(self._part.program)
         for node in program.graph.nodes:
-            node.meta.pop("delegation_tag", None)  # of the part, which is divided again
+            node.meta.pop("delegation_tag", None)  # the part is divided again
 
         def compile_and_run() -> None:
             for one in compiled_in(to_backend(program, partitioner)).values():

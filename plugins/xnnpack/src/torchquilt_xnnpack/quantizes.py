@@ -1,10 +1,9 @@
-"""Quantizes of their own for dynamic operators of several kinds that share one.
+"""A quantize for each kind of dynamic operators that read one tensor.
 
-The delegate quantizes a tensor once for each quantize of the program, as the first operator needs it: in its
-order in memory, with one scale for the image or one for each of its rows or pixels. Operators of one kind
-need the same. Those of another compute with what is not theirs, or are left outside with integers that no one
-made. What torchquilt converts has a quantize for each kind; others, such as torchao, write one for each
-tensor.
+The delegate quantizes a tensor once for each quantize of the program, as its first reader needs it: in the
+memory layout of that reader, with one scale for the image or one for each row or pixel. A reader of another
+kind would compute with the wrong integers, or stay outside of the delegate without any. torchquilt converts
+with a quantize for each kind; others, such as torchao, write one for each tensor.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ _LINEARS = ("aten.linear.default", "aten.addmm.default", "aten.mm.default", "ate
 
 @attrs.frozen(eq=False)
 class _Reader:
-    """An operator that reads what is quantized when it runs.
+    """An operator with a dynamically quantized input.
 
     Args:
-        quantize: what quantizes it.
-        dequantize: what the operator reads.
+        quantize: the node that quantizes its input.
+        dequantize: the node that it reads.
         node: the operator.
     """
 
@@ -40,7 +39,7 @@ class _Reader:
 
     @property
     def kind(self) -> str:
-        """Name of all that the delegate quantizes alike for."""
+        """Name of the operators whose inputs the delegate quantizes in the same way."""
         name = overload_name(self.node)
         if name in _LINEARS:
             return "linear"
@@ -85,7 +84,7 @@ def _readers(choose: Node) -> Iterator[_Reader]:
 
 
 def _give_own(graph: Graph, choose: Node, readers: Sequence[_Reader]) -> None:
-    """Let operators read a copy of all that quantizes their input."""
+    """Let operators read a copy of the nodes that quantize their input."""
     copies: dict[Node, Node] = {}
 
     def copied(node: Node) -> Node:

@@ -46,8 +46,8 @@ def _int8(*granularities: str) -> AllowedSpec:
 
 _WEIGHT = _int8("per_tensor", "per_axis")
 _ONE_SCALE = _int8("per_tensor")
-# The dynamic kernels read one scale for each output channel. A weight with one scale in all would be taken
-# for a float32 one by the delegate, and come out wrong.
+# The dynamic kernels read one scale for each output channel. The delegate would take a weight with a single
+# scale for a float32 one, and compute something else.
 _CHANNELS = _int8("per_axis")
 _INT4 = AllowedSpec("int8", *_INT4_RANGE, ("per_axis",), symmetric=True, ch_axis=0, exact_range=True)
 
@@ -60,9 +60,9 @@ def _int4_groups(size: int) -> AllowedSpec:
 
 _STATIC = {"input_activation": (_ACTIVATION,), "output_activation": (_ACTIVATION,)}
 
-# Kernels with weights are not made for a ratio of 256 and more, so the program does not load. Those of two
-# tensors are made, and come out wrong from somewhere between 2**18 and 2**20 on; XNNPACK's sources promise
-# less than 2**8. No ratio is too small: what is less than half a step of the output becomes 0.
+# XNNPACK makes no kernel with weights for a ratio of 256 or more, so the program does not load. It makes
+# kernels of two tensors, which are wrong from somewhere between 2**18 and 2**20 on; its sources promise less
+# than 2**8. No ratio is too small: values under half a step of the output become 0.
 _OF_WEIGHTS = ArithmeticLimits(accumulator_bits=32, product_ratio=256)
 _OF_SUMS = ArithmeticLimits(input_ratio=256)
 _OF_PRODUCTS = ArithmeticLimits(product_ratio=256)
@@ -93,13 +93,14 @@ def _row(
         channel_axis=channel_axis,
         one_range_for_input=one_range_for_input,
         limits=limits,
-        profitable_alone="weight" in specs,  # what has none costs little more than what converts for it
+        profitable_alone="weight"
+        in specs,  # without weights an operator costs little more than its conversions
         rewrite=rewrite,
     )
 
 
-# What XNNPACK computes in the same kernel as the operator before it, on what condition and in which form; and
-# nothing.
+# Activations that XNNPACK fuses to the operator before them: operators, constraints, form. The last row is
+# the operator without an activation.
 _FUSED: tuple[tuple[tuple[ops.Operator, ...], tuple[Constraint, ...], tuple[Rewrite, ...]], ...] = (
     *(((activation,), (), ()) for activation in (ops.RELU, ops.RELU6, ops.HARDTANH)),
     ((ops.CLAMP,), (when.TWO_BOUNDS,), (write.as_hardtanh,)),
@@ -115,7 +116,7 @@ def _static(
     channel_axis: int = 0,
     rewrite: tuple[Rewrite, ...] = (),
 ) -> tuple[SupportRow, ...]:
-    """Rows of a static operator with a weight, the last of those given, with each of what is fused to it."""
+    """Rows of a static operator with a weight, the last of those given, one for each entry of ``_FUSED``."""
     return tuple(
         _row(
             *operators,
@@ -155,7 +156,7 @@ _STATIC_WEIGHTED = (
              suffix="_grouped", channel_axis=1),
 )  # fmt: skip
 
-# Weight, its name in patterns, on what condition.
+# Weight, its suffix in names of patterns, constraints.
 _DYNAMIC_WEIGHTS: tuple[tuple[AllowedSpec, str, tuple[Constraint, ...]], ...] = (
     (_CHANNELS, "", ()),
     (_INT4, "_int4", (when.EVEN_INPUTS,)),
@@ -202,7 +203,7 @@ _DYNAMIC = (
     *_dynamic(ops.MATMUL, (when.MATRIX,), channel_axis=1, rewrite=(write.as_linear,)),
     _dynamic_image(ops.CONV2D, (when.NOT_POINTWISE, when.EVEN_PADDING)),
     _dynamic_image(ops.CONV_TRANSPOSE2D, (when.ONE_GROUP,), channel_axis=1),
-    # As a linear over channels it has parameters for each pixel, in as many samples as there are.
+    # Written as a linear over channels, it has parameters for each pixel, and takes any number of samples.
     _row(
         ops.CONV2D,
         specs={"input_activation": (_TOKENS,), "weight": (_CHANNELS,)},
@@ -213,8 +214,8 @@ _DYNAMIC = (
     ),
 )
 
-# The delegate fuses relu into an integer addition, but would multiply and subtract in float with a relu
-# behind it; so a relu after these is a row of its own, below.
+# The delegate fuses relu into an integer addition. With a relu fused it would multiply and subtract in float,
+# so a relu behind these has a row of its own, below.
 _SAFE = (when.NOT_A_MASK, when.NO_NORMALIZATION)
 _ELEMENTWISE = (
     _row(ops.ADD, ops.RELU, limits=_OF_SUMS, constraints=(when.NO_ALPHA, *_SAFE)),

@@ -45,7 +45,7 @@ class LearnedPoint(ParameterPoint):
         super().__init__(spec, standing)
         self.is_constant = is_constant
         self._is_known = False
-        #: as it is learned; 0 as long as nothing is known
+        #: the learned scale; 0 until one is known
         self.scale = torch.nn.Parameter(torch.zeros(shape))
         self.register_buffer("zero_point", any_zero_point(spec, shape))
 
@@ -55,7 +55,7 @@ class LearnedPoint(ParameterPoint):
         self.scale.requires_grad_(observes)
 
     def start_from(self, found: QParams) -> None:
-        """Begin with parameters that are known."""
+        """Begin with known parameters."""
         with torch.no_grad():
             self.scale.copy_(found.scale)
             self.zero_point.copy_(found.zero_point)
@@ -63,7 +63,7 @@ class LearnedPoint(ParameterPoint):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
-        self._is_known = False  # until the scale is looked at
+        self._is_known = False  # has_data looks at the scale that was loaded
 
     @property
     def has_data(self) -> bool:
@@ -73,7 +73,7 @@ class LearnedPoint(ParameterPoint):
         return self._is_known
 
     def observe(self, tensor: torch.Tensor) -> None:
-        """Begin with the range of the first tensor, where no other is known."""
+        """Begin with the range of the first tensor, unless one is known."""
         if not self.has_data:
             self._begin(tensor, is_compiled=torch.compiler.is_compiling())
 
@@ -103,11 +103,11 @@ class LearnedPoint(ParameterPoint):
         return fake_quantize(tensor, found, self.spec)
 
     def _positive(self) -> torch.Tensor:
-        """The scale, no smaller than the spec allows; gradients go through where they make it larger."""
+        """The scale, clamped to the smallest of the spec; the gradient is that of the scale itself."""
         return self.scale + (self.scale.detach().clamp(min=self.spec.eps) - self.scale).detach()
 
     def qparams(self) -> QParams:
-        """The parameters as they are learned.
+        """The learned parameters.
 
         Raises:
             CalibrationError: the point saw no data.
@@ -118,7 +118,7 @@ class LearnedPoint(ParameterPoint):
 
 
 def _range_on_all_ranks(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The range of what any rank saw, where ``DistributedDataParallel`` runs the model on several."""
+    """The range over all ranks, if ``DistributedDataParallel`` runs the model on several."""
     parallel = active_ddp()
     if parallel is None:
         return low, high

@@ -43,12 +43,12 @@ class Ranges:
 def known_ranges(
     given: GraphModule | Calibration | None, prepared: GraphModule, annotate: Callable[[], Annotated]
 ) -> Ranges:
-    """The ranges that a user hands in.
+    """The ranges of ``ranges_from``.
 
     Args:
-        given: what they hand in.
+        given: a calibrated model or a calibration; None for no ranges.
         prepared: the model that is going to be trained, with the points of a prepared one.
-        annotate: decides the same about a copy of the float model, for calibration.
+        annotate: annotates a copy of the float model with the same decisions, for a calibration.
 
     Raises:
         ModelError: it is neither a calibrated model nor a calibration.
@@ -71,10 +71,10 @@ def known_ranges(
 
 
 def _calibrated(given: Calibration, annotated: Annotated) -> GraphModule:
-    """A calibrated model, from what was seen of one apart from it.
+    """A calibrated model, made from a calibration.
 
-    A calibration says which observers it is of, but only to compare with others. So those of each name are
-    tried.
+    A calibration can be compared with the observers that it belongs to, and does not name them. So each
+    kind of observer is tried.
 
     Raises:
         CalibrationError: it is of another model, other decisions, or observers that have a number.

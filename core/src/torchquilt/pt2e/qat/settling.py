@@ -1,9 +1,9 @@
 """Scales and biases that convert changes for the sake of kernels, found beforehand for evaluation.
 
 Convert raises scales and rounds biases where a kernel could not compute with them otherwise (see
-:mod:`torchquilt.pt2e.scale_limits`). It looks at all operators together, and so does evaluation: before the
-first pass after parameters or ranges have moved, it is found what convert would come to, and points and
-biases compute with that. Compiled code does not look for it.
+:mod:`torchquilt.pt2e.scale_limits`). It looks at all operators together, and so does evaluation: after
+parameters or ranges have moved, the first pass finds the scales and biases of convert, and computes with
+them. Compiled code does not look for them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SETTLED_STATE = "torchquilt_settled_state"
 
 
 def let_biases_settle(model: GraphModule) -> GraphModule:
-    """Let each bias of an operator with limits be another one in evaluation; changes ``model``."""
+    """Put a module behind each bias that convert may round, for evaluation; changes ``model``."""
     for region in regions(model):
         graph = region.module.graph
         nodes = {node.name: node for node in graph.nodes}
@@ -52,14 +52,14 @@ def let_biases_settle(model: GraphModule) -> GraphModule:
 
 
 def settle_before_passes(model: GraphModule) -> None:
-    """Let a model that has operators with limits settle before each pass that needs it; its copies, too."""
+    """Settle a model with limited operators before each pass that needs it, and its copies likewise."""
     if any(BOUNDED_KEY in node.meta for region in regions(model) for node in region.module.graph.nodes):
         _settle_copy(model)
 
 
 def _settle_copy(model: GraphModule) -> None:
     if stage_of(model) != "trainable":
-        return  # a copy of what this one was converted to
+        return  # a copy of the converted model
     model.register_forward_pre_hook(_before_pass)
     model._register_deepcopy_hook(_settle_copy)
 
@@ -75,13 +75,13 @@ def _before_pass(model: torch.nn.Module, _: Any) -> None:
 
 
 def _state(model: GraphModule) -> tuple[Any, ...]:
-    """A value that is another one where parameters, ranges or switches are."""
+    """A value that changes when a parameter, a range or a switch does."""
     found: list[Any] = []
     for module in model.modules():
         if isinstance(module, TrainingPoint):
             found.append((module.observes, module.quantizes))
             if isinstance(module, WeightPoint) and module.observes:
-                continue  # what it stores is computed from the weight
+                continue  # its buffers are computed from the weight
         tensors = (*module._parameters.values(), *module._buffers.values())
         found += [(tensor.data_ptr(), tensor._version) for tensor in tensors if tensor is not None]
     return tuple(found)
@@ -89,7 +89,7 @@ def _state(model: GraphModule) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def _settle(model: GraphModule) -> None:
-    """Hand what convert would come to to points and biases."""
+    """Give points and biases the values that convert would settle on."""
     calibrated = {region.path: region.module for region in regions(calibrated_copy(model))}
     for region in regions(model):
         _settle_region(region, calibrated[region.path])
@@ -101,7 +101,7 @@ def _settle_region(region: Region, calibrated: GraphModule) -> None:
     try:
         conversion = Conversion(calibrated, points, True)
         raised, biases = conversion.raised(), conversion.biases
-    except CalibrationError:  # convert is going to say why; evaluation computes with what there is
+    except CalibrationError:  # convert will say why; evaluation goes on without
         raised, biases = {}, {}
     for name, held in children.items():
         if isinstance(held, ParameterPoint):

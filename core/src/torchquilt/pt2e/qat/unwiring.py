@@ -1,4 +1,4 @@
-"""From a model that trains back to one with constants for weights, as convert reads it: a pass."""
+"""Back from a model that trains to a prepared one, whose weights are constants: a pass."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torchquilt.pt2e.qat.wiring import ASSIGNED_KEY, OPERATOR_KEY
 
 
 def back_to_constants(model: GraphModule) -> GraphModule:
-    """Store what is folded and copied as constants, and write modules as operators; changes ``model``."""
+    """Store folded and copied tensors as constants, and write modules as operators; changes ``model``."""
     for region in regions(model):
         module = region.module
         before = len(module.graph.nodes)
@@ -47,7 +47,7 @@ def back_to_constants(model: GraphModule) -> GraphModule:
 
 
 class _Values:
-    """Values of nodes that are computed from stored tensors, through modules as well."""
+    """Values of nodes that are computed from stored tensors, by operators and modules."""
 
     def __init__(self, model: GraphModule) -> None:
         self._model = model
@@ -68,7 +68,7 @@ class _Values:
 
 
 def _store_values(model: GraphModule) -> None:
-    """Store what modules compute of stored tensors, all of it before any takes the name of another one."""
+    """Store the tensors that modules compute; compute all first, since one may take the name of another."""
     values = _Values(model)
     with torch.no_grad():
         found = [(node, values.of(node)) for node in model.graph.nodes if ASSIGNED_KEY in node.meta]
@@ -79,7 +79,7 @@ def _store_values(model: GraphModule) -> None:
 
 
 def _write_operator(model: GraphModule, node: Node) -> None:
-    """The operator that a module stands for, in evaluation mode."""
+    """Write a module as its operator in evaluation mode."""
     target, literals, name = node.meta.pop(OPERATOR_KEY)
     schema = [argument.name for argument in target._schema.arguments]
     held = model._modules[str(node.target)]
@@ -106,7 +106,7 @@ def _split(target: Any, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[
 
 
 def _drop_idle(model: GraphModule) -> None:
-    """Erase what only modules of training read, and those modules."""
+    """Erase modules of training that nothing reads any more, and the tensors that only they read."""
     for node in reversed(list(model.graph.nodes)):
         held = model._modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(held, (FoldedBatchNorm, Copied)) and not node.users:
