@@ -20,6 +20,9 @@ _PUBLIC = {
     "": ("qat", "recovery"),
     "accuracy.comparison": ("compare",),
     "accuracy.comparison_values": ("Comparison",),
+    "accuracy.metric": ("evaluate_on",),
+    "accuracy.sensitivity": ("sensitivity",),
+    "accuracy.sensitivity_values": ("Sensitivity",),
     "artifact": (
         "load",
         "save",
@@ -130,6 +133,9 @@ if TYPE_CHECKING:
     from torchquilt import recovery as recovery
     from torchquilt.accuracy.comparison import compare as compare
     from torchquilt.accuracy.comparison_values import Comparison as Comparison
+    from torchquilt.accuracy.metric import evaluate_on as evaluate_on
+    from torchquilt.accuracy.sensitivity import sensitivity as sensitivity
+    from torchquilt.accuracy.sensitivity_values import Sensitivity as Sensitivity
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
     from torchquilt.errors import AccuracyError as AccuracyError

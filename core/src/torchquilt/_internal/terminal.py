@@ -110,3 +110,15 @@ class _Rate:
     def seconds_for(self, number: int) -> float:
         """Time that so many more take."""
         return number / self._speed if self._speed > 0 else 0.0
+
+
+@contextlib.contextmanager
+def progress_if(
+    wanted: bool, what: str, total: int | None, unit: str = ""
+) -> Iterator[Callable[[int], None]]:
+    """As :func:`progress` where that is wanted; otherwise nothing is shown."""
+    if not wanted:
+        yield lambda done: None
+        return
+    with progress(what, total, unit) as show:
+        yield show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from torchquilt._internal.terminal import progress as progress_bar
+from torchquilt._internal.terminal import progress_if
 from torchquilt.accuracy.comparison_values import (
     ComparedOperator,
     ComparedOutput,
@@ -77,8 +78,7 @@ def compare(
     if limit is not None:
         batches = _first(batches, limit)
     batches = checked_batches(batches, expected)
-    bar = progress_bar("comparing", None, "batches") if progress else _Silence()
-    with bar as show:
+    with progress_if(progress, "comparing", None, "batches") as show:
         if isinstance(quantized, LoweredProgram):
             return _compare_program(expected, quantized, batches, show)
         found = _quantized(quantized)
@@ -86,17 +86,7 @@ def compare(
 
 
 def _first(batches: Iterable[Any], limit: int) -> Iterable[Any]:
-    import itertools
-
     return itertools.islice(batches, limit)
-
-
-class _Silence:
-    def __enter__(self) -> Any:
-        return lambda done: None
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def _quantized(model: Any) -> GraphModule:

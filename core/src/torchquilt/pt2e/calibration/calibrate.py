@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import GraphModule
 
-from torchquilt._internal.terminal import progress as progress_bar
+from torchquilt._internal.terminal import progress_if
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import CalibrationError, ModelError
 from torchquilt.graph.function_transforms import leaving_transforms
@@ -83,8 +82,7 @@ def calibrate(
         )
     else:
         steps = calibrate_in_steps(prepared, batches, limit=limit, checkpoint=checkpoint)
-    bar = progress_bar("calibrating", _number_of(batches, limit), "batches") if progress else _silence()
-    with bar as show:
+    with progress_if(progress, "calibrating", _number_of(batches, limit), "batches") as show:
         for done in steps:
             show(done)
     return prepared
@@ -168,11 +166,6 @@ def _number_of(batches: Iterable[Any], limit: int | None) -> int | None:
     except TypeError:  # a generator, or a loader of an iterable dataset
         return limit
     return number if limit is None else min(number, limit)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[Callable[[int], None]]:
-    yield lambda done: None
 
 
 def _check_is_prepared(prepared: GraphModule) -> None:
