@@ -80,14 +80,14 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
     """Counts looks, by the ids of the intent and of the graph."""
     found: Counter[tuple[int, int]] = Counter()
     held = []
-    init = matching.Look.__init__
+    init = matching.Matcher.__init__
 
-    def counted(self: matching.Look, table: Any, intent: Any, facts: matching.GraphFacts) -> None:
+    def counted(self: matching.Matcher, table: Any, intent: Any, facts: matching.GraphFacts) -> None:
         held.append((intent, facts.graph))
         found[id(intent), id(facts.graph)] += 1
         init(self, table, intent, facts)
 
-    monkeypatch.setattr(matching.Look, "__init__", counted)
+    monkeypatch.setattr(matching.Matcher, "__init__", counted)
     return found
 
 

@@ -39,7 +39,13 @@ from torchquilt.plugins.discovery import (
 )
 from torchquilt.plugins.listing import KNOWN, Backend, Backends, Kind
 from torchquilt.plugins.manifest import Manifest
-from torchquilt.plugins.validation import PLUGIN_FAILURES, examine, mark_duplicates, mend, usable
+from torchquilt.plugins.validation import (
+    PLUGIN_FAILURES,
+    examine,
+    loaded_manifest,
+    mark_duplicates,
+    remedy_for,
+)
 
 if TYPE_CHECKING:
     from torchquilt.quantizers.base import Quantizer
@@ -115,7 +121,7 @@ def quantizer(name: str, preset: str | None = None, *, distribution: str | None 
     Warns:
         UserWarning: an environment variable names a plugin that is not installed.
     """
-    backend, manifest, reference = _asked_for(name, distribution, "backend")
+    backend, manifest, reference = _find_plugin(name, distribution, "backend")
     if preset is not None and preset not in manifest.preset_names:
         raise _no_such_preset(manifest, preset)
     cls = _load_class(backend, reference)
@@ -141,7 +147,7 @@ def quantizer_class(name: str, *, distribution: str | None = None) -> Any:
     Raises:
         As :func:`quantizer`.
     """
-    backend, _, reference = _asked_for(name, distribution, "backend")
+    backend, _, reference = _find_plugin(name, distribution, "backend")
     return _load_class(backend, reference)
 
 
@@ -155,7 +161,7 @@ def target(name: str, *, distribution: str | None = None) -> Any:
     Raises:
         As :func:`quantizer`, where the preset plays no part.
     """
-    plugin, _, reference = _asked_for(name, distribution, "target")
+    plugin, _, reference = _find_plugin(name, distribution, "target")
     return _load_class(plugin, reference)()
 
 
@@ -168,7 +174,7 @@ def targets_of(name: str) -> tuple[str, ...]:
     Raises:
         As :func:`quantizer`, where the preset plays no part.
     """
-    _, manifest, _ = _asked_for(name, None, "backend")
+    _, manifest, _ = _find_plugin(name, None, "backend")
     return manifest.targets
 
 
@@ -182,7 +188,7 @@ def contribution(name: str, target: str) -> Any:
     Raises:
         As :func:`quantizer`, where the preset plays no part.
     """
-    backend, manifest, _ = _asked_for(name, None, "backend")
+    backend, manifest, _ = _find_plugin(name, None, "backend")
     reference = manifest.contributions.get(target)
     if reference is None:
         return None
@@ -195,11 +201,12 @@ _KINDS: dict[Kind, str] = {"backend": "backend", "target": "lowering target"}
 # --- Choosing and loading one -------------------------------------------------------------------------------
 
 
-def _asked_for(name: str, distribution: str | None, kind: Kind) -> tuple[Backend, Manifest, str]:
+def _find_plugin(name: str, distribution: str | None, kind: Kind) -> tuple[Backend, Manifest, str]:
     """The plugin that is meant, if it is of that kind, with its manifest and where its class is."""
     offers = find_offers()
     warn_of_strangers(offers)
-    plugin, manifest = usable(examine(_choose(offers, name, distribution, kind)))
+    plugin = examine(_choose(offers, name, distribution, kind))
+    manifest = loaded_manifest(plugin)
     reference = manifest.quantizer if kind == "backend" else manifest.target
     if reference is None:
         raise _of_the_other_kind(manifest, kind)
@@ -258,7 +265,7 @@ def _load(plugin: Backend, reference: str, what: str) -> Any:
             plugin=plugin.name,
             expected=reference,
             got=f"{type(error).__name__}: {error}",
-            remedy=mend(plugin),
+            remedy=remedy_for(plugin),
         ) from error
 
 

@@ -95,8 +95,12 @@ def mark_duplicates(records: Sequence[Backend]) -> list[Backend]:
     ]
 
 
-def usable(backend: Backend) -> tuple[Backend, Manifest]:
-    """The backend with its manifest, or the error that says why it cannot be used."""
+def loaded_manifest(backend: Backend) -> Manifest:
+    """The manifest of a backend that can be used.
+
+    Raises:
+        PluginLoadError: the backend is broken, or was made for another plugin interface.
+    """
     if backend.status == "incompatible" and backend.manifest is not None:
         newer = backend.manifest.api > API
         raise PluginLoadError(
@@ -112,11 +116,11 @@ def usable(backend: Backend) -> tuple[Backend, Manifest]:
             plugin=backend.name,
             expected=f"{backend.distribution} {backend.version} to give its manifest",
             got=f"at the stage {backend.stage!r}: {backend.error}",
-            remedy=mend(backend),
+            remedy=remedy_for(backend),
         ) from backend.exception
-    return backend, backend.manifest
+    return backend.manifest
 
 
-def mend(backend: Backend) -> str:
+def remedy_for(backend: Backend) -> str:
     """Remedy for code of a plugin that does not load."""
     return f"mend what that error names, or reinstall: pip install --force-reinstall {backend.distribution}"

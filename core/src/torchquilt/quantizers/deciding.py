@@ -19,7 +19,7 @@ from torchquilt.graph.node_values import has_no_effect
 from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.quantizers.annotated_claim import annotate_claim
 from torchquilt.quantizers.base import Quantizer, inherits
-from torchquilt.quantizers.matching import Claim, GraphFacts, Look
+from torchquilt.quantizers.matching import Claim, GraphFacts, Matcher
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.spec.annotation import (
     ANNOTATION_KEY,
@@ -48,7 +48,7 @@ class Deciding:
 
     def __init__(self, quantizers: tuple[Quantizer, ...]) -> None:
         self._quantizers = quantizers
-        self._looks: list[list[Look]] = [[] for _ in quantizers]
+        self._matchers: list[list[Matcher]] = [[] for _ in quantizers]
 
     def transform(self, model: GraphModule) -> GraphModule:
         """Let each quantizer transform a graph, in order.
@@ -70,28 +70,28 @@ class Deciding:
             CompositionError: a quantizer changed or removed what an earlier one had annotated.
         """
         facts, guard = GraphFacts.of(model.graph), _AnnotationGuard(model)
-        looks: list[tuple[PatternQuantizer, Look]] = []
-        for quantizer, kept in zip(self._quantizers, self._looks, strict=True):
-            look = quantizer.look(facts) if isinstance(quantizer, PatternQuantizer) else None
-            if look is None:
+        matchers: list[tuple[PatternQuantizer, Matcher]] = []
+        for quantizer, kept in zip(self._quantizers, self._matchers, strict=True):
+            matcher = quantizer.matcher(facts) if isinstance(quantizer, PatternQuantizer) else None
+            if matcher is None:
                 guard.let_annotate(quantizer)
                 continue
-            kept.append(look)
-            looks.append((cast("PatternQuantizer", quantizer), look))
-            _settle(guard, *looks[-1])
+            kept.append(matcher)
+            matchers.append((cast("PatternQuantizer", quantizer), matcher))
+            _settle(guard, *matchers[-1])
         # Repeat until nothing is added: an operator of one backend may share the parameters that an operator
         # of another backend shares.
         is_settled = len(self._quantizers) == 1
         while not is_settled:
-            is_settled = not [claim for each in looks for claim in _settle(guard, *each)]
+            is_settled = not [claim for each in matchers for claim in _settle(guard, *each)]
         return model
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
         """Errors for rules without effect, from all quantizers."""
         found: list[TorchquiltError] = []
-        for quantizer, looks in zip(self._quantizers, self._looks, strict=True):
-            if _has_looked(quantizer, looks, PatternQuantizer.outcome_problems):
-                found += quantizer.problems_of(tuple(looks), model)
+        for quantizer, matchers in zip(self._quantizers, self._matchers, strict=True):
+            if _has_decided(quantizer, matchers, PatternQuantizer.outcome_problems):
+                found += quantizer.problems_of(tuple(matchers), model)
             else:
                 found += quantizer.outcome_problems(model)
         return tuple(found)
@@ -102,8 +102,8 @@ class Deciding:
         Raises:
             UnsupportedConfigError: a row cannot.
         """
-        for quantizer, looks in zip(self._quantizers, self._looks, strict=True):
-            for claim in (claim for look in looks for claim in look.claims.values()):
+        for quantizer, matchers in zip(self._quantizers, self._matchers, strict=True):
+            for claim in (claim for matcher in matchers for claim in matcher.claims.values()):
                 if not claim.row.is_qat:
                     raise UnsupportedConfigError(
                         f"The row {claim.row.pattern.name} of {quantizer.name} cannot be trained.",
@@ -118,9 +118,9 @@ class Deciding:
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
         """Reasons of each quantizer for the nodes that stay in float, the most telling first."""
         found: dict[Node, tuple[tuple[str, Reject], ...]] = {}
-        for quantizer, looks in zip(self._quantizers, self._looks, strict=True):
-            if _has_looked(quantizer, looks, PatternQuantizer.rejections):
-                own = quantizer.rejections_of(tuple(looks))
+        for quantizer, matchers in zip(self._quantizers, self._matchers, strict=True):
+            if _has_decided(quantizer, matchers, PatternQuantizer.rejections):
+                own = quantizer.rejections_of(tuple(matchers))
             else:
                 own = quantizer.rejections(model)
             for node, rejected in own.items():
@@ -128,19 +128,19 @@ class Deciding:
         return {node: tuple(sorted(rejected, key=_by_weight)) for node, rejected in found.items()}
 
 
-def _has_looked(
-    quantizer: Quantizer, looks: list[Look], method: Callable[..., Any]
+def _has_decided(
+    quantizer: Quantizer, matchers: list[Matcher], method: Callable[..., Any]
 ) -> TypeGuard[PatternQuantizer]:
-    """Whether the kept looks of a quantizer answer for one of its methods."""
-    return bool(looks) and inherits(quantizer, method)
+    """Whether the kept matchers of a quantizer answer for one of its methods."""
+    return bool(matchers) and inherits(quantizer, method)
 
 
-def _settle(guard: _AnnotationGuard, quantizer: PatternQuantizer, look: Look) -> tuple[Claim, ...]:
+def _settle(guard: _AnnotationGuard, quantizer: PatternQuantizer, matcher: Matcher) -> tuple[Claim, ...]:
     """Annotate the matches that a quantizer can claim so far, and return the new claims."""
     with blamed(quantizer, "annotate"):
-        claims = look.settle()
+        claims = matcher.settle()
         for claim in claims:
-            annotate_claim(claim, look.rows, quantizer)
+            annotate_claim(claim, matcher.rows, quantizer)
             guard.record(claim.match.nodes)
     return claims
 

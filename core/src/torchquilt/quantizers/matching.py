@@ -2,7 +2,7 @@
 
 No other module brings table, intent and graph together, and this one never writes to the graph. A quantizer
 looks at a graph once. The core writes annotations from its claims, and the ledger takes the reasons for all
-other nodes from the same look.
+other nodes from the same matcher.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ class GraphFacts:
         return cls(graph, constant_nodes(graph), Memory(graph), transformed_nodes(graph))
 
 
-class Look:
-    """One quantizer's look at one graph: its claims, and its reasons not to claim the other nodes.
+class Matcher:
+    """Matches the rows of one quantizer on one graph: its claims, and its reasons not to claim other nodes.
 
     The first call of :meth:`settle` goes over the whole graph. Further calls ask again about operators whose
     answer depends on their neighbours: cheap ones, and those that share their input's parameters. Between
@@ -235,12 +235,12 @@ class Look:
         if isinstance(match, Reject):
             return match
         return (
-            self._taken(match)
-            or self._constant(match)
-            or self._under_a_transform(match)
-            or self._random(match)
-            or self._unsuitable_type(row, match)
-            or self._claim_or_refuse(row, match, self._asked(match))
+            self._check_claimed(match)
+            or self._check_constant(match)
+            or self._check_transform(match)
+            or self._check_random(match)
+            or self._check_types(row, match)
+            or self._claim_or_refuse(row, match, self._find_rule(match))
         )
 
     def _claim_or_refuse(
@@ -255,13 +255,14 @@ class Look:
                 "config_not_supported", match.nodes, f"{row.pattern.name}: {'; '.join(differences)}"
             )
         return (
-            self._written_in_place(row, match)
-            or self._broken_constraint(row, match)
-            or self._without_quantized_neighbour(row, match)
+            self._check_writes(row, match)
+            or self._check_constraints(row, match)
+            or self._check_neighbour(row, match)
             or Claim(match, row, rule, config)
         )
 
-    def _taken(self, match: Match) -> Reject | None:
+    def _check_claimed(self, match: Match) -> Reject | None:
+        """Reject a match with a node that this quantizer or another one has claimed."""
         for node in match.nodes:
             if node in self._claimed:
                 return Reject("claimed_by:self", (node,), f"{node.name} belongs to another match already")
@@ -271,7 +272,7 @@ class Look:
                 return Reject(f"claimed_by:{owner}", (node,), f"{node.name} is annotated by {owner}")
         return None
 
-    def _written_in_place(self, row: SupportRow, match: Match) -> Reject | None:
+    def _check_writes(self, row: SupportRow, match: Match) -> Reject | None:
         """Reject a match if the model writes into its tensors: prepare left only writes that others see."""
         # A later write into a float output changes nothing here.
         if not self.facts.memory.is_written:
@@ -287,26 +288,28 @@ class Look:
             return Reject("writes_in_place", (spoilt[0],), f"the model writes into {spoilt[0].name}")
         return None
 
-    def _constant(self, match: Match) -> Reject | None:
+    def _check_constant(self, match: Match) -> Reject | None:
+        """Reject a match that computes a constant."""
         if match.output in self.facts.constants:
             text = f"{match.output.name} is computed from constants alone, so it is a constant itself"
             return Reject("constant", match.nodes, text)
         return None
 
-    def _under_a_transform(self, match: Match) -> Reject | None:
+    def _check_transform(self, match: Match) -> Reject | None:
+        """Reject a match within a function transform, such as ``torch.vmap``."""
         inside = next((node for node in match.nodes if node in self.facts.transformed), None)
         if inside is None:
             return None
         return Reject("function_transform", (inside,), f"{inside.name} {UNDER_A_TRANSFORM}")
 
-    def _random(self, match: Match) -> Reject | None:
+    def _check_random(self, match: Match) -> Reject | None:
         """Reject an operator that draws random numbers: it returns other values each time."""
         drawing = next((node for node in match.nodes if is_random(node)), None)
         if drawing is None:
             return None
         return Reject("random", (drawing,), f"{drawing.name} draws random numbers")
 
-    def _asked(self, match: Match) -> tuple[Rule, QuantizationConfig] | Reject:
+    def _find_rule(self, match: Match) -> tuple[Rule, QuantizationConfig] | Reject:
         """The rule and config that all nodes of the match share, or the reason why there are none."""
         found: tuple[Rule, QuantizationConfig] | None = None
         for node in match.nodes:
@@ -336,7 +339,8 @@ class Look:
             self._roles[id(row)] = frozenset(role for role, _ in row.specs)
         return self._roles[id(row)]
 
-    def _unsuitable_type(self, row: SupportRow, match: Match) -> Reject | None:
+    def _check_types(self, row: SupportRow, match: Match) -> Reject | None:
+        """Reject a match whose tensors to quantize are not floating point, or are empty."""
         quantized = self._quantized_roles(row)
         tensors = [node for node, _, role in match.operands if role in quantized]
         if "output_activation" in quantized or "input_activation" in quantized:
@@ -351,13 +355,15 @@ class Look:
                 return Reject(trouble[0], (node,), trouble[1])
         return None
 
-    def _broken_constraint(self, row: SupportRow, match: Match) -> Reject | None:
+    def _check_constraints(self, row: SupportRow, match: Match) -> Reject | None:
+        """Reject a match that breaks a constraint of the row."""
         for constraint in row.constraints:
             if not constraint.holds(match):
                 return Reject(f"constraint:{constraint.code}", match.nodes, constraint.rejection(match))
         return None
 
-    def _without_quantized_neighbour(self, row: SupportRow, match: Match) -> Reject | None:
+    def _check_neighbour(self, row: SupportRow, match: Match) -> Reject | None:
+        """Reject a match that shares its input's parameters, if the input has none that the row takes."""
         if row.sharing is not Sharing.FOLLOWS_INPUT:
             return None
         (producer, *_) = match.inputs("input_activation")

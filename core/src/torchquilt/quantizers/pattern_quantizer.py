@@ -17,7 +17,7 @@ from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, ObjectTypeRule, Rule
 from torchquilt.quantizers.annotated_claim import annotate_claim
 from torchquilt.quantizers.base import Quantizer, inherits
-from torchquilt.quantizers.matching import Claim, GraphFacts, Look
+from torchquilt.quantizers.matching import Claim, GraphFacts, Matcher
 from torchquilt.quantizers.unmet_rules import telling_rejects, unmet_rules
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.config import QuantizationConfig
@@ -285,32 +285,32 @@ class PatternQuantizer(Quantizer):
         """Overloads of the operators that do the work in the rows of the table."""
         return frozenset(name for row in self.table.rows for name in row.pattern.working.overloads)
 
-    def look(self, facts: GraphFacts) -> Look | None:
-        """A look at a graph, from which the flow annotates.
+    def matcher(self, facts: GraphFacts) -> Matcher | None:
+        """The matcher of a graph, from which the flow annotates.
 
         Returns:
             None if a derived class overrides :meth:`annotate`.
         """
         if not inherits(self, PatternQuantizer.annotate):
             return None
-        return Look(self.table, self.intent, facts)
+        return Matcher(self.table, self.intent, facts)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every free match that a rule asks for and that meets the constraints of its row.
 
         Afterwards the flow rewrites matches whose rows want another form.
         """
-        look = self._looked_at(model)
-        for claim in look.settle():
-            annotate_claim(claim, look.rows, self)
+        matcher = self._new_matcher(model)
+        for claim in matcher.settle():
+            annotate_claim(claim, matcher.rows, self)
         return model
 
     def claims(self, model: GraphModule) -> tuple[Claim, ...]:
         """Claims of this quantizer on the nodes of a graph that have no annotation yet."""
-        return self._looked_at(model).settle()
+        return self._new_matcher(model).settle()
 
-    def _looked_at(self, model: GraphModule) -> Look:
-        return Look(self.table, self.intent, GraphFacts.of(model.graph))
+    def _new_matcher(self, model: GraphModule) -> Matcher:
+        return Matcher(self.table, self.intent, GraphFacts.of(model.graph))
 
     # Reasons and errors, from the same table.
 
@@ -320,35 +320,35 @@ class PatternQuantizer(Quantizer):
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
         """Errors for rules without effect, with the reasons. See :mod:`torchquilt.quantizers.unmet_rules`."""
-        return self.problems_of(self._looks(model), model)
+        return self.problems_of(self._settled_matchers(model), model)
 
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
         """The most telling reason for each node that the table has rows for and that stays in float."""
-        return self.rejections_of(self._looks(model))
+        return self.rejections_of(self._settled_matchers(model))
 
-    # The same answers from looks that the flow has kept, so that no decision is made twice.
+    # The same answers from matchers that the flow has kept, so that no decision is made twice.
 
-    def problems_of(self, looks: tuple[Look, ...], model: GraphModule) -> tuple[TorchquiltError, ...]:
-        """Errors for rules without effect, from this quantizer's looks at each graph of a model."""
+    def problems_of(self, matchers: tuple[Matcher, ...], model: GraphModule) -> tuple[TorchquiltError, ...]:
+        """Errors for rules without effect, from this quantizer's matchers of each graph of a model."""
 
         def is_own(node: Node) -> bool:
             annotation = annotation_of(node)
             return annotation is not None and annotation.author == id(self)
 
-        return unmet_rules(looks, model, self.name, is_own)
+        return unmet_rules(matchers, model, self.name, is_own)
 
-    def rejections_of(self, looks: tuple[Look, ...]) -> dict[Node, tuple[tuple[str, Reject], ...]]:
-        """Name and most telling reason for each node that stays in float, from this quantizer's looks."""
-        rejects = telling_rejects(looks)
+    def rejections_of(self, matchers: tuple[Matcher, ...]) -> dict[Node, tuple[tuple[str, Reject], ...]]:
+        """Name and most telling reason for each node that stays in float, from this quantizer's matchers."""
+        rejects = telling_rejects(matchers)
         return {
             node: ((self.name, reject),) for node, reject in rejects.items() if annotation_of(node) is None
         }
 
-    def _looks(self, model: GraphModule) -> tuple[Look, ...]:
-        looks = tuple(self._looked_at(region.module) for region in regions(model))
-        for look in looks:
-            look.settle()
-        return looks
+    def _settled_matchers(self, model: GraphModule) -> tuple[Matcher, ...]:
+        matchers = tuple(self._new_matcher(region.module) for region in regions(model))
+        for matcher in matchers:
+            matcher.settle()
+        return matchers
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

@@ -24,7 +24,7 @@ from torchquilt.graph.node_values import FOLDED, asked_name, overload_name
 from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, Rule
-from torchquilt.quantizers.matching import Look
+from torchquilt.quantizers.matching import Matcher
 from torchquilt.reasons import reason_of
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.support.pattern import Reject
@@ -38,26 +38,26 @@ _MOST_REASONS = 5
 _MOST_TARGETS = 12
 
 
-def telling_rejects(looks: Iterable[Look]) -> dict[Node, Reject]:
+def telling_rejects(matchers: Iterable[Matcher]) -> dict[Node, Reject]:
     """Reason for each node that a quantizer does not claim, though its table has rows for it or refuses it.
 
     With it comes the rule that asked. Of several rows the one that came nearest answers. What another
     quantizer annotated is told as claimed.
 
     Args:
-        looks: what one quantizer decided, a look for each graph.
+        matchers: those of one quantizer, settled, one for each graph.
     """
     found: dict[Node, Reject] = {}
-    for look in looks:
+    for matcher in matchers:
         told: dict[int, tuple[str, str]] = {}  # by the id of a rule; the intent holds them
-        for node, rejected in look.rejected.items():
-            rule = look.intent.rule_for(node)
+        for node, rejected in matcher.rejected.items():
+            rule = matcher.intent.rule_for(node)
             if id(rule) not in told:
                 told[id(rule)] = (str(rule), str(rule.config or "float")) if rule is not None else ("", "")
             of_rule, asked = told[id(rule)]
             reject = _of_its_owner(node) or max(rejected, key=lambda reject: reject.weight)
             found[node] = attrs.evolve(reject, rule=of_rule, asked=asked)
-        found.update(_refused(look))
+        found.update(_refused(matcher))
     return found
 
 
@@ -69,31 +69,31 @@ def _of_its_owner(node: Node) -> Reject | None:
     return Reject(f"claimed_by:{owner}", (node,), f"{node.name} is annotated by {owner}")
 
 
-def _refused(look: Look) -> Iterator[tuple[Node, Reject]]:
+def _refused(matcher: Matcher) -> Iterator[tuple[Node, Reject]]:
     """The nodes that something is asked for and that the table refuses, with the reason that it gives."""
-    texts = {name: one.text for one in look.table.refusals for name in one.operator.overloads}
-    for node in look.facts.graph.nodes if texts else ():
-        rule = look.intent.rule_for(node) if overload_name(node) in texts else None
+    texts = {name: one.text for one in matcher.table.refusals for name in one.operator.overloads}
+    for node in matcher.facts.graph.nodes if texts else ():
+        rule = matcher.intent.rule_for(node) if overload_name(node) in texts else None
         if rule is not None and rule.config is not None:
             text = texts[overload_name(node)]
             yield node, Reject("no_kernel", (node,), text, str(rule), str(rule.config))
 
 
 def unmet_rules(
-    looks: tuple[Look, ...], model: GraphModule, quantizer: str, is_own: Callable[[Node], bool]
+    matchers: tuple[Matcher, ...], model: GraphModule, quantizer: str, is_own: Callable[[Node], bool]
 ) -> tuple[IntentError, ...]:
     """An error for each rule without effect.
 
     Args:
-        looks: what the quantizer decided, a look for each graph of the model.
+        matchers: those of the quantizer, settled, one for each graph of the model.
         model: the model, once all quantizers have annotated it.
         quantizer: its name.
         is_own: whether the quantizer annotated a node.
     """
-    intent = looks[0].intent
+    intent = matchers[0].intent
     if not any(rule.config for rule in intent.rules):
         return ()
-    outcome = _Outcome(looks, model, quantizer)
+    outcome = _Outcome(matchers, model, quantizer)
     deciding: dict[Rule, list[Node]] = {}
     for node in outcome.nodes:
         rule = intent.rule_for(node)
@@ -139,27 +139,27 @@ def _folded_away(intent: Intent, nodes: list[Node], own: set[Node], quantizer: s
 class _Outcome:
     """Facts about a model in which a rule is unmet."""
 
-    def __init__(self, looks: tuple[Look, ...], model: GraphModule, quantizer: str) -> None:
+    def __init__(self, matchers: tuple[Matcher, ...], model: GraphModule, quantizer: str) -> None:
         self.nodes = [node for node in nodes_of(model) if node.op == "call_function"]
-        self._looks = looks
+        self._matchers = matchers
         self._quantizer = quantizer
 
     @cached_property
     def rejects(self) -> dict[Node, Reject]:
         """Reason for each node that the table has rows for."""
-        return telling_rejects(self._looks)
+        return telling_rejects(self._matchers)
 
     def lost(self) -> list[Node]:
         """Nodes that were asked for, with a config that some row takes, and that the quantizer lost."""
-        look = self._looks[0]
+        matcher = self._matchers[0]
         found = []
         for node, reject in self.rejects.items():
-            rule = look.intent.rule_for(node)
+            rule = matcher.intent.rule_for(node)
             config = rule.config if rule is not None else None
             told = reason_of(reject.code)
             if config is None or told is None or not told.is_lost_chance:
                 continue
-            rows = look.rows.get(asked_name(node), ())
+            rows = matcher.rows.get(asked_name(node), ())
             own = (row for row in rows if row.sharing is not Sharing.FOLLOWS_INPUT)
             if any(not row.differences(config) for row in own):
                 found.append(node)
@@ -169,7 +169,7 @@ class _Outcome:
         """The error for something that was asked of these nodes."""
         about = list(about)
         owners = {annotation.quantizer for node in about if (annotation := annotation_of(node)) is not None}
-        operators = {overload.rpartition(".")[0] for overload in self._looks[0].rows}
+        operators = {overload.rpartition(".")[0] for overload in self._matchers[0].rows}
         made = next((node for node in about if decomposed_from(node) in operators), None)
         by_it = " by this quantizer" if owners else ""
         return IntentError(

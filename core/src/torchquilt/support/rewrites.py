@@ -18,10 +18,38 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 
-def _aten() -> Any:
+# Importing this module must not import torch, so these take operators of ATen by their names.
+
+
+def _aten(overload: str) -> Any:
     import torch
 
-    return torch.ops.aten
+    packet, _, name = overload.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), name)
+
+
+def _write_as(node: Node, overload: str, *args: Any) -> None:
+    from torchquilt.graph.edits import write_as
+
+    write_as(node, _aten(overload), *args)
+
+
+def _write_as_another_shape(node: Node, overload: str, *args: Any) -> None:
+    from torchquilt.graph.edits import write_as_another_shape
+
+    write_as_another_shape(node, _aten(overload), *args)
+
+
+def _call_before(model: GraphModule, node: Node, overload: str, *args: Any) -> Node:
+    from torchquilt.graph.edits import call_before
+
+    return call_before(model, node, _aten(overload), *args)
+
+
+def _call_behind(model: GraphModule, node: Node, overload: str, *args: Any) -> Node:
+    from torchquilt.graph.edits import call_behind
+
+    return call_behind(model, node, _aten(overload), *args)
 
 
 def _arguments(node: Node) -> tuple[Any, ...]:
@@ -42,7 +70,7 @@ def split_as_slices(model: GraphModule, node: Node) -> None:
     """Write the parts of a split (:func:`torchquilt.support.call_facts.is_split`) as slices."""
     import operator
 
-    from torchquilt.graph.edits import call_before, erase_unused, write_as
+    from torchquilt.graph.edits import erase_unused
 
     data, dim = _arguments(node)[0], split_dimension(node)
     parts = node.meta["val"]
@@ -56,10 +84,10 @@ def split_as_slices(model: GraphModule, node: Node) -> None:
         start = sum(sizes[:index])
         bounds_of_part = (data, dim, start, start + sizes[index])
         if parts[index].dim() == len(_shape(data)):
-            write_as(user, _aten().slice.Tensor, *bounds_of_part)
+            _write_as(user, "slice.Tensor", *bounds_of_part)
         else:  # unbind returns its parts without the dimension
-            part = call_before(model, user, _aten().slice.Tensor, *bounds_of_part)
-            write_as(user, _aten().reshape.default, part, _shape(user))
+            part = _call_before(model, user, "slice.Tensor", *bounds_of_part)
+            _write_as(user, "reshape.default", part, _shape(user))
     erase_unused(node)
 
 
@@ -73,33 +101,27 @@ def joins_empty(node: Node) -> bool:
 
 def without_empty(_: GraphModule, node: Node) -> None:
     """Leave the empty tensors out of a ``cat`` (see :func:`joins_empty`)."""
-    from torchquilt.graph.edits import write_as
-
     tensors = [tensor for tensor in _arguments(node)[0] if not is_empty(tensor)]
     dtype = node.meta["val"].dtype
     if any(tensor.meta["val"].dtype != dtype for tensor in tensors):
         return
     if len(tensors) == 1:
-        write_as(node, _aten().clone.default, tensors[0])
+        _write_as(node, "clone.default", tensors[0])
     else:
-        write_as(node, _aten().cat.default, tensors, arguments_of(node)["dim"])
+        _write_as(node, "cat.default", tensors, arguments_of(node)["dim"])
 
 
 def as_hardtanh(_: GraphModule, match: Match) -> None:
-    """Write a clamp with two bounds, behind the anchor, as ``hardtanh``."""
-    from torchquilt.graph.edits import write_as
-
+    """Write ``clamp(x, a, b)``, behind the anchor, as ``hardtanh(x, a, b)``."""
     clamp = match.output
     if clamp is not match.anchor:
-        write_as(clamp, _aten().hardtanh.default, _arguments(clamp)[0], *bounds(clamp))
+        _write_as(clamp, "hardtanh.default", _arguments(clamp)[0], *bounds(clamp))
 
 
 def as_reshape(_: GraphModule, match: Match) -> None:
     """Write a view of any kind as a reshape."""
-    from torchquilt.graph.edits import write_as
-
     node = match.anchor
-    write_as(node, _aten().reshape.default, _arguments(node)[0], _new_shape(node))
+    _write_as(node, "reshape.default", _arguments(node)[0], _new_shape(node))
 
 
 def as_permute(_: GraphModule, match: Match) -> None:
@@ -109,45 +131,37 @@ def as_permute(_: GraphModule, match: Match) -> None:
     """
     import torch
 
-    from torchquilt.graph.edits import write_as
-
     node = match.anchor
     data, *options = _arguments(node)
     turned: Any = node.target
     sizes = [*range(2, 2 + len(_shape(data)))]
     result = turned(torch.empty(sizes, device="meta"), *options, **node.kwargs)
-    write_as(node, _aten().permute.default, data, [size - 2 for size in result.shape])
+    _write_as(node, "permute.default", data, [size - 2 for size in result.shape])
 
 
 def as_clone(_: GraphModule, match: Match) -> None:
-    """Write ``detach`` as a copy."""
-    from torchquilt.graph.edits import write_as
-
+    """Write ``detach(x)`` as ``clone(x)``."""
     node = match.anchor
-    write_as(node, _aten().clone.default, _arguments(node)[0])
+    _write_as(node, "clone.default", _arguments(node)[0])
 
 
 def as_slice(_: GraphModule, match: Match) -> None:
-    """Write ``narrow`` as a slice."""
-    from torchquilt.graph.edits import write_as
-
+    """Write ``narrow(x, d, a, n)`` as ``slice(x, d, a, a + n)``."""
     node = match.anchor
     named = arguments_of(node)
     data, dim, start = _arguments(node)[0], named["dim"], named["start"]
     start += _shape(data)[dim] if start < 0 else 0
-    write_as(node, _aten().slice.Tensor, data, dim, start, start + named["length"])
+    _write_as(node, "slice.Tensor", data, dim, start, start + named["length"])
 
 
 def as_permuted_parts(model: GraphModule, match: Match) -> None:
-    """Write a shuffle as a reshape, a permute of the parts, and a reshape."""
-    from torchquilt.graph.edits import call_before, write_as
-
+    """Write a shuffle of pixels or channels as ``reshape(permute(reshape(x)))``."""
     node = match.anchor
     data, factor = _arguments(node)
     apart, order = _SHUFFLES[match.pattern.working.name](*_shape(data), factor)
-    parts = call_before(model, node, _aten().reshape.default, data, apart)
-    turned = call_before(model, node, _aten().permute.default, parts, order)
-    write_as(node, _aten().reshape.default, turned, _shape(node))
+    parts = _call_before(model, node, "reshape.default", data, apart)
+    turned = _call_before(model, node, "permute.default", parts, order)
+    _write_as(node, "reshape.default", turned, _shape(node))
 
 
 def _apart_for_pixels(n: int, c: int, h: int, w: int, r: int) -> tuple[list[int], list[int]]:
@@ -179,25 +193,24 @@ def as_plain_reshape(model: GraphModule, match: Match) -> None:
 
 
 def as_linear(model: GraphModule, match: Match) -> None:
-    """Write ``addmm`` or ``matmul`` with a constant as a linear with the transposed weight."""
-    from torchquilt.graph.edits import call_before, write_as
-
+    """Write ``addmm(b, x, w)`` and ``matmul(x, w)`` as ``linear(x, w.T, b)``, for a constant ``w``."""
     node = match.anchor
     (data,), (weight,) = match.inputs("input_activation"), match.inputs("weight")
-    turned = call_before(model, node, _aten().permute.default, weight, [1, 0])
-    write_as(node, _aten().linear.default, data, turned, *match.inputs("bias"))
+    turned = _call_before(model, node, "permute.default", weight, [1, 0])
+    _write_as(node, "linear.default", data, turned, *match.inputs("bias"))
 
 
 def as_linear_of_pixels(model: GraphModule, match: Match) -> None:
-    """Write a pointwise convolution as a linear over channels, with dynamic parameters for each pixel."""
-    from torchquilt.graph.edits import call_before, call_behind, write_as_another_shape
+    """Write a pointwise ``conv2d(x, w, b)`` as ``permute(linear(permute(x), w, b))``, linear over channels.
 
+    So dynamic parameters are found for each pixel.
+    """
     node = match.anchor
     (data,), (weight,) = match.inputs("input_activation"), match.inputs("weight")
-    pixels = call_before(model, node, _aten().permute.default, data, [0, 2, 3, 1])
-    matrix = call_before(model, node, _aten().reshape.default, weight, _shape(weight)[:2])
-    write_as_another_shape(node, _aten().linear.default, pixels, matrix, *match.inputs("bias"))
-    call_behind(model, node, _aten().permute.default, [0, 3, 1, 2])
+    pixels = _call_before(model, node, "permute.default", data, [0, 2, 3, 1])
+    matrix = _call_before(model, node, "reshape.default", weight, _shape(weight)[:2])
+    _write_as_another_shape(node, "linear.default", pixels, matrix, *match.inputs("bias"))
+    _call_behind(model, node, "permute.default", [0, 3, 1, 2])
 
 
 def with_stored_bias(model: GraphModule, match: Match) -> None:
@@ -239,52 +252,45 @@ def _channels(node: Node) -> Any:
 
 
 def as_sub(_: GraphModule, match: Match) -> None:
-    """Write ``rsub`` as a subtraction with swapped inputs."""
-    from torchquilt.graph.edits import write_as
-
+    """Write ``rsub(a, b)`` as ``sub(b, a)``."""
     node = match.anchor
-    write_as(node, _aten().sub.Tensor, _arguments(node)[1], _arguments(node)[0])
+    _write_as(node, "sub.Tensor", _arguments(node)[1], _arguments(node)[0])
 
 
 def as_mul(model: GraphModule, match: Match) -> None:
-    """Write a quotient as a product with the reciprocal."""
+    """Write ``div(x, c)`` as ``mul(x, 1 / c)``, for a number or a constant ``c``."""
     from torchquilt.graph.constant_folding import constant_value
-    from torchquilt.graph.edits import write_as
 
     node = match.anchor
     data, divisor = _arguments(node)
     if not isinstance(divisor, (int, float)):
         divisor = constant_value(model, divisor).item()
-    write_as(node, _aten().mul.Tensor, data, 1.0 / divisor)
+    _write_as(node, "mul.Tensor", data, 1.0 / divisor)
 
 
 def as_mean_of_image(model: GraphModule, match: Match) -> None:
-    """Write a mean over height and width as one that keeps the dimensions, and a reshape that drops them."""
-    from torchquilt.graph.edits import call_before, write_as
-
+    """Write ``mean(x, [2, 3])`` as ``reshape(mean(x, [2, 3], keepdim=True))``."""
     node = match.anchor
     data = _arguments(node)[0]
     sizes = _new_shape(node)
     if len(sizes) < 4:
-        kept = call_before(model, node, _aten().mean.dim, data, [2, 3], True)
-        write_as(node, _aten().reshape.default, kept, sizes)
+        kept = _call_before(model, node, "mean.dim", data, [2, 3], True)
+        _write_as(node, "reshape.default", kept, sizes)
 
 
 def as_slice_of_one(model: GraphModule, match: Match) -> None:
-    """Write ``select`` as a slice of one index, and a reshape that drops the dimension."""
-    from torchquilt.graph.edits import call_before, write_as
-
+    """Write ``select(x, d, i)`` as ``reshape(slice(x, d, i, i + 1))``."""
     node = match.anchor
     data, dim, index = _arguments(node)
     dim, index = dim % len(_shape(data)), index % _shape(data)[dim]
-    part = call_before(model, node, _aten().slice.Tensor, data, dim, index, index + 1)
-    write_as(node, _aten().reshape.default, part, _new_shape(node))
+    part = _call_before(model, node, "slice.Tensor", data, dim, index, index + 1)
+    _write_as(node, "reshape.default", part, _new_shape(node))
 
 
 def as_cat_and_reshape(model: GraphModule, match: Match) -> None:
-    """Write ``stack`` as a ``cat`` along the dimension that follows the new one, and a reshape.
+    """Write ``stack(xs, d)`` as ``reshape(cat(xs, d))``.
 
-    If the new dimension is the last, write a ``cat`` along the first one, and permute the new one to the end.
+    If the new dimension is the last: as ``permute(reshape(cat(xs, 0)))``, which moves it to the end.
     """
     node = match.anchor
     dim = arguments_of(node)["dim"] % len(_shape(node))
@@ -292,28 +298,24 @@ def as_cat_and_reshape(model: GraphModule, match: Match) -> None:
 
 
 def _write_along_new_dimension(model: GraphModule, node: Node, dim: int) -> None:
-    from torchquilt.graph.edits import call_before, write_as
-
     tensors = list(_arguments(node)[0])
     if dim < len(_shape(tensors[0])):
-        joined = call_before(model, node, _aten().cat.default, tensors, dim)
-        write_as(node, _aten().reshape.default, joined, _new_shape(node))
+        joined = _call_before(model, node, "cat.default", tensors, dim)
+        _write_as(node, "reshape.default", joined, _new_shape(node))
         return
-    joined = call_before(model, node, _aten().cat.default, tensors, 0)
+    joined = _call_before(model, node, "cat.default", tensors, 0)
     shape = [len(tensors), *_new_shape(tensors[0])]
-    rows = call_before(model, node, _aten().reshape.default, joined, shape)
+    rows = _call_before(model, node, "reshape.default", joined, shape)
     order = [*range(1, len(shape)), 0]
     if len(_shape(node)) == len(shape):
-        write_as(node, _aten().permute.default, rows, order)
+        _write_as(node, "permute.default", rows, order)
     else:
-        turned = call_before(model, node, _aten().permute.default, rows, order)
-        write_as(node, _aten().reshape.default, turned, _new_shape(node))
+        turned = _call_before(model, node, "permute.default", rows, order)
+        _write_as(node, "reshape.default", turned, _new_shape(node))
 
 
 def as_cat(model: GraphModule, match: Match) -> None:
-    """Write ``hstack`` and its relatives as a ``cat``, along a new dimension if the tensors lack theirs."""
-    from torchquilt.graph.edits import write_as
-
+    """Write ``hstack(xs)`` and its relatives as ``cat(xs, d)``; the tensors may lack dimension ``d``."""
     node = match.anchor
     tensors = list(_arguments(node)[0])
     rank = len(_shape(tensors[0]))
@@ -323,23 +325,21 @@ def as_cat(model: GraphModule, match: Match) -> None:
     if match.pattern.working.name == "vstack" and rank == 1:
         _write_along_new_dimension(model, node, 0)
     elif dim < rank:
-        write_as(node, _aten().cat.default, tensors, dim)
+        _write_as(node, "cat.default", tensors, dim)
     else:
         _write_along_new_dimension(model, node, rank)
 
 
 def as_cat_with_zeros(model: GraphModule, match: Match) -> None:
-    """Write padding with zeros as a ``cat`` of zeros and the tensor."""
-    from torchquilt.graph.edits import call_before, write_as
-
+    """Write ``pad(x, sizes)`` with zeros as ``cat([zeros, x, zeros], d)``, for each padded dimension."""
     node = match.anchor
     data = _arguments(node)[0]
     padded = [(dim, sizes) for dim, sizes in padding_of(node).items() if any(sizes)]
     for dim, sizes in padded:
         before, after = (_zeros(model, node, data, dim, size) for size in sizes)
         parts = [*before, data, *after]
-        data = call_before(model, node, _aten().cat.default, parts, dim)
-    write_as(node, _aten().reshape.default, data, _new_shape(node))
+        data = _call_before(model, node, "cat.default", parts, dim)
+    _write_as(node, "reshape.default", data, _new_shape(node))
 
 
 def _zeros(model: GraphModule, node: Node, data: Node, dim: int, size: int) -> list[Node]:

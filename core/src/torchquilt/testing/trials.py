@@ -23,7 +23,7 @@ from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.pt2e.qat.prepare import prepare_qat_pt2e
 from torchquilt.quantizers.base import Quantizer
 from torchquilt.quantizers.composable import ComposableQuantizer
-from torchquilt.quantizers.matching import Claim, GraphFacts, Look
+from torchquilt.quantizers.matching import Claim, GraphFacts, Matcher
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.spec.annotation import QuantizationAnnotation, annotate_node, annotation_of
 from torchquilt.spec.config import QuantizationConfig
@@ -134,19 +134,19 @@ class Trial:
         quantizer = self.quantizer()
         model = quantizer.transform_for_annotation(model)
         ComposableQuantizer(self.neighbour()).annotate(model)
-        look = Look(quantizer.table, quantizer.intent, GraphFacts.of(model.graph))
-        look.settle()
+        matcher = Matcher(quantizer.table, quantizer.intent, GraphFacts.of(model.graph))
+        matcher.settle()
         standing = None
         answer = Reject("not_the_operator", (), f"nothing in it is what {self.row.pattern.name} begins with")
         for node in model.graph.nodes:
-            candidates = look.rows.get(overload_name(node), ())
+            candidates = matcher.rows.get(overload_name(node), ())
             if self.row not in candidates:
                 continue
             match = self.row.pattern.match(node)
             standing = match if isinstance(match, Match) else standing
-            claim = look.claims.get(node)
+            claim = matcher.claims.get(node)
             if claim is None:
-                answer = look.rejected[node][candidates.index(self.row)]
+                answer = matcher.rejected[node][candidates.index(self.row)]
             elif claim.row == self.row:
                 return standing, claim
             else:
