@@ -460,7 +460,7 @@ def _not_constant(points: Points) -> None:
         (_add_a_place, "added an edge or node"),
         (_split, "share parameters"),
         (_join, "share parameters"),
-        (_no_point, "not a point"),
+        (_no_point, "not an observer point"),
         (_no_observer, "not an observer"),
         (_other_numbers, "changed the dtype and the quant_min"),
         (_observer_of_other_numbers, "changed the quant_min and the quant_max"),

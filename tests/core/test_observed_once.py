@@ -73,7 +73,7 @@ def test_the_inputs_of_a_join_are_all_of_it() -> None:
 
 
 def test_what_computes_is_observed() -> None:
-    """A mean shares the parameters of its input, and has numbers of its own: it is looked at."""
+    """A mean shares the parameters of its input, and has values of its own: it is looked at."""
     prepared = prepared_of(
         lambda m, x: nn.functional.adaptive_avg_pool2d(m.conv(x[:, :, None]), 1), conv=nn.Conv2d(4, 3, 1)
     )

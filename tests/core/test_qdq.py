@@ -67,7 +67,7 @@ def test_what_is_written_is_read(granularity: Granularity, verb: str) -> None:
     assert (told.quant_min, told.quant_max, told.dtype) == LIMITS
     assert all(said is given for said, given in zip((told.scale, told.zero_point), qparams, strict=True))
     assert (told.axis, told.group_size) == (further.get("axis"), further.get("group_size"))
-    assert told.has_numbers == (granularity is Granularity.PER_TENSOR)
+    assert told.has_one_scale == (granularity is Granularity.PER_TENSOR)
     assert (qdq.quantize_of(node) is not None, qdq.is_quantize(node)) == (verb == "quantize",) * 2
     assert (qdq.dequantize_of(node) is not None, qdq.is_dequantize(node)) == (verb == "dequantize",) * 2
     assert qdq.is_conversion(node)

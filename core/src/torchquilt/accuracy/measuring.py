@@ -58,7 +58,7 @@ class TensorUse:
     @property
     def range(self) -> tuple[float, float] | None:
         """The smallest and the largest number that its integers stand for; None where there are several."""
-        if not self.qdq.has_numbers:
+        if not self.qdq.has_one_scale:
             return None
         scale, zero_point = float(self.qdq.scale), int(self.qdq.zero_point)
         return (self.qdq.quant_min - zero_point) * scale, (self.qdq.quant_max - zero_point) * scale
@@ -66,7 +66,7 @@ class TensorUse:
     @property
     def step(self) -> float | None:
         """Distance of two neighbouring numbers; None where there are several."""
-        return float(self.qdq.scale) if self.qdq.has_numbers else None
+        return float(self.qdq.scale) if self.qdq.has_one_scale else None
 
     @property
     def sqnr(self) -> float:

@@ -119,7 +119,7 @@ def _why_larger(size: int, lock: Lock) -> str:
 
 
 def _quantized(tensor: QuantizedTensor | None) -> str:
-    """The numbers of a quantized tensor in words."""
+    """Integers and parameters of a quantized tensor, in words."""
     if tensor is None:
         return ""
     scale = f", scale {tensor.scale:.6g}" if isinstance(tensor.scale, float) else ""

@@ -50,7 +50,7 @@ class QDQ:
         is_quantize: whether it quantizes; otherwise it dequantizes.
         granularity: the elements that share a scale.
         input: the tensor: floats where it quantizes, integers where it dequantizes.
-        scale, zero_point: numbers; nodes where there are many, or where the program computes them.
+        scale, zero_point: Python numbers; nodes where there are many, or where the program computes them.
         quant_min, quant_max: the integers that are used.
         dtype: theirs.
         axis, group_size: for ``PER_AXIS``, for ``PER_GROUP``.
@@ -68,8 +68,8 @@ class QDQ:
     group_size: int | None = None
 
     @property
-    def has_numbers(self) -> bool:
-        """Whether there is one scale, and it is a fixed number."""
+    def has_one_scale(self) -> bool:
+        """Whether there is one scale, which is fixed."""
         return isinstance(self.scale, (int, float))
 
     @property

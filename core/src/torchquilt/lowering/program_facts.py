@@ -47,7 +47,7 @@ class Port:
         dtype: ``"float32"``; ``"int"``, ``"float"`` or ``"bool"`` for a number; empty where it is anything.
         shape: each dimension.
         scale, zero_point: where it is quantized, ``x = (q - zero_point) * scale``; None where it is not.
-        quant_min, quant_max: the numbers that are used, likewise.
+        quant_min, quant_max: the integers that are used, likewise.
         dim_order: its dimensions from the one that lies farthest apart in memory to the one whose elements
             are neighbors, ``(0, 2, 3, 1)`` for channels_last; empty for a contiguous tensor.
             :meth:`LoweredProgram.run` arranges what it is given, on a device the application has to.

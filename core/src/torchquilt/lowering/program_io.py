@@ -175,7 +175,7 @@ def _only_qparams(name: str, node: Any, is_input: bool, dtype: torch.dtype) -> _
 def _qparams(node: Node) -> _QParams | None:
     """The parameters that a node quantizes or dequantizes with, if it has one scale that is known."""
     told = qdq_of(node)
-    if told is None or not told.has_numbers:
+    if told is None or not told.has_one_scale:
         return None
     return _QParams(dtype_name(told.dtype), told.scale, told.zero_point, told.quant_min, told.quant_max)
 

@@ -18,7 +18,7 @@ from torchquilt.pt2e.sharing_groups import Group, edge_name
 from torchquilt.quantizers.composable import ComposableQuantizer
 from torchquilt.spec.qspec import EdgeOrNode
 
-_NUMBERS = ("dtype", "quant_min", "quant_max", "granularity", "ch_axis", "group_size")
+_INTEGERS = ("dtype", "quant_min", "quant_max", "granularity", "ch_axis", "group_size")
 
 
 def ask_for_points(annotated: Annotated, points: dict[EdgeOrNode, Any]) -> dict[EdgeOrNode, Any]:
@@ -70,17 +70,17 @@ def _check_sharing(groups: Iterable[Group], asked: dict[EdgeOrNode, Any]) -> Non
             raise _refused(
                 "changed which edges and nodes share parameters",
                 group.members[0],
-                expected=f"one point for {', '.join(map(edge_name, group.members))}, and for no others",
-                got=f"{len(held)} points"
+                expected=f"an observer point of {', '.join(map(edge_name, group.members))}, and of no others",
+                got=f"{len(held)} observer points"
                 if len(held) > 1
-                else "a point that stands at other edges and nodes, too",
+                else "an observer point of other edges and nodes, too",
             )
 
 
 def _check_point(edge_or_node: EdgeOrNode, before: QuantizationPoint[Any], after: object) -> None:
     if not isinstance(after, QuantizationPoint):
         raise _refused(
-            "put in something that is not a point",
+            "put in something that is not an observer point",
             edge_or_node,
             expected="a torchquilt.pt2e.observer_points.QuantizationPoint",
             got=f"{type(after).__module__}.{type(after).__qualname__}",
@@ -98,14 +98,14 @@ def _check_point(edge_or_node: EdgeOrNode, before: QuantizationPoint[Any], after
     )
     if is_replaced and not can_replace:
         raise _refused(
-            "replaced a point by one that cannot stand there",
+            "replaced an observer point by one that cannot stand there",
             edge_or_node,
             expected="an ObservedPoint or a FixedPoint instead of one that is observed or constant",
             got=f"{type(after).__name__} instead of {type(before).__name__}",
         )
     observed = (after.observer.spec,) if isinstance(after, ObservedPoint) else ()
     for spec in (after.spec, *observed):
-        differing = [name for name in _NUMBERS if getattr(before.spec, name) != getattr(spec, name)]
+        differing = [name for name in _INTEGERS if getattr(before.spec, name) != getattr(spec, name)]
         if differing:
             raise _refused(
                 f"changed the {' and the '.join(differing)} of what was annotated",
@@ -121,6 +121,6 @@ def _refused(deed: str, edge_or_node: EdgeOrNode, expected: str, got: str) -> Qu
         node=edge_name(edge_or_node),
         expected=expected,
         got=got,
-        remedy="replace the observer of a point (point.observer), or a point by an ObservedPoint; what is "
-        "quantized and what shares its parameters is said by annotations",
+        remedy="replace the observer of a point (point.observer), or an observer point by an ObservedPoint; "
+        "annotations say what is quantized and what shares parameters",
     )

@@ -202,14 +202,14 @@ class FixedPoint(QuantizationPoint[FixedQParamsQuantizationSpec]):
 class DerivedPoint(QuantizationPoint[QuantizationSpec]):
     """A tensor whose parameters are computed from those of other points.
 
-    It does not keep the spec that was annotated, which names nodes of one graph, but its numbers.
+    It does not keep the spec that was annotated, which names nodes of one graph, but its integers.
     """
 
     def __init__(self, spec: DerivedQuantizationSpec, names: tuple[str, ...]) -> None:
-        numbers = QuantizationSpec(
+        integers = QuantizationSpec(
             spec.dtype, spec.quant_min, spec.quant_max, spec.granularity, ch_axis=spec.ch_axis
         )
-        super().__init__(numbers, names)
+        super().__init__(integers, names)
         self.derive_qparams_fn = spec.derive_qparams_fn
         #: names of the points that it is derived from, in order; prepare fills them in
         self.sources: tuple[str, ...] = ()

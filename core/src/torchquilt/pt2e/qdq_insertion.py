@@ -64,7 +64,7 @@ class Conversion:
                 values[origin] = constant_value(model, origin, points)
         self._values = {point: list(values.values()) for point, values in origins.items()}
         self._check_constants(origins)
-        # Points that ask for the same numbers of the same constants are one, so that these are stored once.
+        # Observer points of one constant with equal specs are one, so that its integers are stored once.
         first: dict[Any, AnyPoint] = {}
         self._same = {
             point: first.setdefault((point.spec, frozenset(values), _key_of_choice(point)), point)
@@ -155,7 +155,7 @@ class Conversion:
         if isinstance(point, DerivedPoint):
             return point.qparams_from([self._qparams[self.points[name]] for name in point.sources])
         assert isinstance(point, (ObservedPoint, FixedPoint)), (
-            "dynamic points have no parameters of their own"
+            "dynamic observer points have no parameters of their own"
         )
         return point.qparams()
 
@@ -235,8 +235,8 @@ class Conversion:
     def _static_operators(self, node: Node, point: AnyPoint) -> QDQOperators:
         spec, found = point.spec, self.qparams(point)
         if spec.granularity is Granularity.PER_TENSOR and not found.zero_point.is_floating_point():
-            numbers = float(found.scale), int(found.zero_point)
-            return operators_of(spec, numbers)
+            qparams = float(found.scale), int(found.zero_point)
+            return operators_of(spec, qparams)
         if isinstance(point, DerivedPoint):
             point.check_fits(found, node.meta.get("val"))
         tensors = (self._read(point, node, name, getattr(found, name)) for name in ("scale", "zero_point"))

@@ -92,7 +92,7 @@ class Quantizer:
     ) -> None:
         """See, and replace where wanted, what was chosen to observe each edge and output.
 
-        The observer of a point may be replaced, and a point by another one for the same numbers, at all of
+        The observer of a point may be replaced, and a point by another one for the same integers, at all of
         its edges and nodes. Which these are, and which of them share parameters, is settled by annotations.
 
         Args:

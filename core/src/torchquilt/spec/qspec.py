@@ -121,10 +121,10 @@ class QuantizationSpec:
     ``quantized_decomposed`` operators of torch compute it.
 
     Args:
-        dtype: integer dtype that stores the numbers: int8, uint8, int16, uint16 or int32
+        dtype: integer dtype of the quantized values: int8, uint8, int16, uint16 or int32
             (a ``torch.dtype`` or its name).
-        quant_min: smallest number used, within the dtype. Default: the smallest of the dtype.
-        quant_max: largest number used, within the dtype, greater than ``quant_min``.
+        quant_min: smallest integer used, within the dtype. Default: the smallest of the dtype.
+        quant_max: largest integer used, within the dtype, greater than ``quant_min``.
         granularity: which elements share a scale, see :class:`Granularity`.
         symmetric: the range is centred on 0.0, so the zero point is fixed
             (0 for signed dtypes, the middle of the range for unsigned ones).
@@ -474,7 +474,7 @@ class DerivedQuantizationSpec:
 #: An output (the node) or one input of a node (producer, user).
 EdgeOrNode: TypeAlias = Union["Node", tuple["Node", "Node"]]
 
-#: A spec that says numbers of its own.
+#: A spec that says what the integers are.
 OwnSpec: TypeAlias = QuantizationSpec | FixedQParamsQuantizationSpec | DerivedQuantizationSpec
 
 #: All that may stand in an annotation.

@@ -302,7 +302,7 @@ def _steps(converted: GraphModule, expected: Sequence[Any], graph: int) -> dict[
 def _scale(node: Any) -> float | None:
     """The scale of the tensor that a node dequantizes, if it is one fixed number."""
     told = dequantize_of(node)
-    return told.scale if told is not None and told.has_numbers else None
+    return told.scale if told is not None and told.has_one_scale else None
 
 
 def _is_float_node(node: Any) -> bool:

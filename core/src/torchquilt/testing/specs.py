@@ -46,5 +46,5 @@ def takes(row: SupportRow, role: str, spec: OwnSpec | None) -> bool:
             all(own_axis and text.startswith("ch_axis") for text in option.differences(spec))
             for option in allowed
         )
-    # Fixed and derived specs say numbers of their own; what can be compared is what stores them.
+    # Fixed and derived specs have parameters of their own; only their integers can be compared.
     return any(option.dtype == dtype_name(spec.dtype) for option in allowed)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch.fx import Node
 
-# What a dequantize says of the numbers: dtype, smallest, largest → bits.
+# Integers of a dequantize: dtype, smallest, largest → bits.
 _BITS = {
     ("torch.uint8", 0, 255): 8,
     ("torch.int8", -128, 127): 8,
@@ -54,7 +54,7 @@ class Table:
         return 128 if self.limits == (0, 255) and self.dtype.itemsize == 2 else 0
 
     def packed(self, integers: torch.Tensor) -> torch.Tensor:
-        """The numbers as the kernel reads them; see :func:`pack`."""
+        """The integers as the kernel reads them; see :func:`pack`."""
         import torch
 
         if self.shift:
@@ -119,7 +119,7 @@ def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
         bits: how many of them a number has.
 
     Returns:
-        (rows, width * bits / 8), of the same dtype where ``bits`` is 8, else uint8: the numbers from 0 on,
+        (rows, width * bits / 8), of the same dtype where ``bits`` is 8, else uint8: the integers from 0 on,
         of 4 bits the first of two in the upper half of a byte, of 2 bits the first of four in the lowest.
     """
     import torch

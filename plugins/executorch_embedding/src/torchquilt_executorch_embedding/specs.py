@@ -1,4 +1,4 @@
-"""The numbers of ExecuTorch's embedding kernels, and the configs made of them.
+"""Integers of ExecuTorch's embedding kernels, and configs for them.
 
 Importing this module does not import torch.
 """
@@ -10,10 +10,10 @@ from functools import partial
 
 from torchquilt import QuantizationConfig, QuantizationSpec, UnsupportedConfigError
 
-#: A scale and a zero point are for so many numbers of a row, where rows are quantized in groups.
+#: Elements of a row that share a scale and a zero point, where rows are quantized in groups.
 GROUP_SIZES = (32, 64, 128)
 
-#: Bits → dtype and range of the numbers.
+#: Bits → dtype and range of the integers.
 RANGES: Mapping[int, tuple[str, int, int]] = {8: ("uint8", 0, 255), 4: ("int8", -8, 7), 2: ("int8", -2, 1)}
 
 
@@ -24,8 +24,8 @@ def get_embedding_config(bits: int = 8, group_size: int | None = None) -> Quanti
     and ``embedding_2bit``.
 
     Args:
-        bits: of a number: 8, 4 or 2.
-        group_size: numbers of a row that share parameters, one of :data:`GROUP_SIZES`; None for all of a row.
+        bits: of an integer: 8, 4 or 2.
+        group_size: elements of a row that share parameters, one of :data:`GROUP_SIZES`; None for the row.
 
     Raises:
         UnsupportedConfigError: there is no kernel for so many bits.

@@ -88,7 +88,7 @@ def own_dequantizes(model: Any, taken: Container[str]) -> Any:
     is_changed = False
     for node in list(model.graph.nodes):
         told = dequantize_of(node)
-        if told is None or not told.has_numbers or node.meta["val"].dim() != _IMAGE:
+        if told is None or not told.has_one_scale or node.meta["val"].dim() != _IMAGE:
             continue
         readers = [user for user in node.users if overload_name(user) in taken]
         kept = 1 if len(readers) == len(node.users) else 0
@@ -168,7 +168,7 @@ def says_layout(node: Any) -> bool:
 def _is_dynamic_quantize(node: Any) -> bool:
     """Whether a node quantizes an image with parameters that are found when it runs."""
     told = quantize_of(node)
-    if told is None or told.has_numbers or told.input.meta["val"].dim() != _IMAGE:
+    if told is None or told.has_one_scale or told.input.meta["val"].dim() != _IMAGE:
         return False
     return any(map(chooses_qparams, told.scale.all_input_nodes))
 
@@ -202,7 +202,7 @@ def _apart_from_integers(image: Any) -> Any:
     from executorch.exir.dialects._ops import ops
 
     told = dequantize_of(image)
-    if told is None or not told.has_numbers:
+    if told is None or not told.has_one_scale:
         return image
     largest = torch.finfo(torch.float32).max
     same = image.graph.call_function(ops.edge.aten.hardtanh.default, (image, -largest, largest))

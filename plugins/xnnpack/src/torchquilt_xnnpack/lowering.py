@@ -243,7 +243,7 @@ def _drop_copies(model: Any) -> Any:
 def _converts_back(node: Any) -> bool:
     """Whether a node quantizes what was dequantized with the same parameters, and is no output."""
     there = quantize_of(node)
-    if there is None or not there.has_numbers or any(user.op == "output" for user in node.users):
+    if there is None or not there.has_one_scale or any(user.op == "output" for user in node.users):
         return False
     back = dequantize_of(there.input)
     return back is not None and back.parameters == there.parameters
@@ -311,7 +311,7 @@ def _is_taken_for_integers(node: Any) -> bool:
         return False
     value = node.args[2] if len(node.args) > 2 else 0
     source = dequantize_of(node.args[0])
-    if value != 0 or source is None or not source.has_numbers:
+    if value != 0 or source is None or not source.has_one_scale:
         return False
     users = list(node.users)
     if any(map(is_quantize, users)):

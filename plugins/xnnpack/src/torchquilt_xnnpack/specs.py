@@ -1,4 +1,4 @@
-"""The numbers that XNNPACK computes with, and the configs made of them.
+"""Integers that XNNPACK computes with, and configs for them.
 
 Importing this module does not import torch.
 """

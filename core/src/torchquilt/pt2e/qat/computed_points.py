@@ -8,7 +8,7 @@ from torchquilt.graph.qdq import choosing_call, operators_of
 from torchquilt.observers import QParams
 from torchquilt.pt2e.observer_points import DerivedPoint
 from torchquilt.pt2e.qat.fake_quantize import (
-    NumberSpec,
+    IntegerSpec,
     as_converted,
     dequantized,
     fake_quantize,
@@ -24,7 +24,7 @@ from torchquilt.pt2e.qat.points import (
 class KnownPoint(ParameterPoint):
     """A tensor whose parameters the spec says."""
 
-    def __init__(self, spec: NumberSpec, found: QParams, standing: Standing) -> None:
+    def __init__(self, spec: IntegerSpec, found: QParams, standing: Standing) -> None:
         super().__init__(spec, standing)
         self._scale, self._zero_point = float(found.scale), int(found.zero_point)
 

@@ -23,12 +23,12 @@ from torchquilt.spec.qspec import (
     ZeroPointDomain,
 )
 
-#: A spec that says numbers of its own, and names no node.
-NumberSpec: TypeAlias = QuantizationSpec | FixedQParamsQuantizationSpec
+#: A spec that says what the integers are, and names no node.
+IntegerSpec: TypeAlias = QuantizationSpec | FixedQParamsQuantizationSpec
 
 
 def fake_quantize(
-    tensor: torch.Tensor, found: QParams, spec: NumberSpec, *, clips: bool = True
+    tensor: torch.Tensor, found: QParams, spec: IntegerSpec, *, clips: bool = True
 ) -> torch.Tensor:
     """Round a tensor to what its integers stand for, for training.
 
@@ -65,7 +65,7 @@ class ChannelFactor(NamedTuple):
         """A weight divided by the factor."""
         return self.fold.by_channel(weight, (1.0 / self.factor).to(weight.dtype))
 
-    def is_of_rows(self, weight: torch.Tensor, spec: NumberSpec) -> bool:
+    def is_of_rows(self, weight: torch.Tensor, spec: IntegerSpec) -> bool:
         """Whether each row of a weight has one factor and one scale, symmetric, all in float32."""
         is_by_row = spec.granularity is Granularity.PER_AXIS and spec.ch_axis == 0
         is_symmetric = isinstance(spec, QuantizationSpec) and spec.symmetric and spec.zero_point == 0
@@ -74,7 +74,7 @@ class ChannelFactor(NamedTuple):
 
 
 def fake_quantize_with_factor(
-    weight: torch.Tensor, found: QParams, spec: NumberSpec, around: ChannelFactor, *, clips: bool = True
+    weight: torch.Tensor, found: QParams, spec: IntegerSpec, around: ChannelFactor, *, clips: bool = True
 ) -> torch.Tensor:
     """Put a factor in, round as :func:`fake_quantize` does, and take the factor out again.
 
@@ -87,7 +87,7 @@ def fake_quantize_with_factor(
 
 
 def as_converted(
-    tensor: torch.Tensor, found: QParams, spec: NumberSpec, *, is_constant: bool = False
+    tensor: torch.Tensor, found: QParams, spec: IntegerSpec, *, is_constant: bool = False
 ) -> torch.Tensor:
     """Quantize and dequantize with the operators that convert writes, bit for bit.
 
@@ -128,7 +128,7 @@ class _Through(torch.autograd.Function):
 
 
 def learned_fake_quantize(
-    tensor: torch.Tensor, found: QParams, spec: NumberSpec, *, is_constant: bool = False
+    tensor: torch.Tensor, found: QParams, spec: IntegerSpec, *, is_constant: bool = False
 ) -> torch.Tensor:
     """As :func:`fake_quantize`, with a gradient for the scale: LSQ (Esser et al. 2020, arXiv:1902.08153).
 
@@ -146,7 +146,7 @@ def learned_fake_quantize(
     return (rounded * scale).reshape(tensor.shape).to(tensor.dtype)
 
 
-def _gradient_factor(tensor: torch.Tensor, spec: NumberSpec, *, is_constant: bool) -> float:
+def _gradient_factor(tensor: torch.Tensor, spec: IntegerSpec, *, is_constant: bool) -> float:
     is_symmetric = isinstance(spec, QuantizationSpec) and spec.symmetric
     largest = spec.quant_max - (spec.zero_point or 0) if is_symmetric else spec.quant_max - spec.quant_min
     if spec.granularity is Granularity.PER_GROUP:
@@ -163,7 +163,7 @@ def _scaled_gradient(scale: torch.Tensor, factor: float) -> torch.Tensor:
     return (scale - scale * factor).detach() + scale * factor
 
 
-def _by_parts(tensor: torch.Tensor, spec: NumberSpec) -> tuple[torch.Tensor, tuple[int, ...]]:
+def _by_parts(tensor: torch.Tensor, spec: IntegerSpec) -> tuple[torch.Tensor, tuple[int, ...]]:
     """A tensor, reshaped where it has groups, and the shape in which its scales are broadcast to it."""
     if spec.granularity is Granularity.PER_AXIS:
         assert spec.ch_axis is not None
@@ -177,7 +177,7 @@ def _by_parts(tensor: torch.Tensor, spec: NumberSpec) -> tuple[torch.Tensor, tup
     return tensor, ()
 
 
-def _traceable(tensor: torch.Tensor, found: QParams, spec: NumberSpec) -> torch.Tensor:
+def _traceable(tensor: torch.Tensor, found: QParams, spec: IntegerSpec) -> torch.Tensor:
     """The same out of operators that a compiler fuses, and that do not wait for a device."""
     parts, own = _by_parts(tensor.float(), spec)
     scale, zero_point = found.scale.reshape(own), found.zero_point.reshape(own).to(parts.dtype)
@@ -202,7 +202,7 @@ class _FakeQuantize(torch.autograd.Function):
         tensor: torch.Tensor,
         scale: torch.Tensor,
         zero_point: torch.Tensor,
-        spec: NumberSpec,
+        spec: IntegerSpec,
         clips: bool,
     ) -> torch.Tensor:
         parts, own = _by_parts(tensor.float(), spec)
@@ -262,7 +262,7 @@ class _FakeQuantizeRows(torch.autograd.Function):
         weight: torch.Tensor,
         factor: torch.Tensor,
         scale: torch.Tensor,
-        spec: NumberSpec,
+        spec: IntegerSpec,
         clips: bool,
     ) -> torch.Tensor:
         own = (-1, *[1] * (weight.dim() - 1))
@@ -297,7 +297,7 @@ def _dots_of_rows(gradient: torch.Tensor, one: torch.Tensor, other: torch.Tensor
     return torch.cat([(a - b).mul_(given).flatten(1).sum(1) for given, a, b in parts])
 
 
-def _shift(zero_point: torch.Tensor, spec: NumberSpec, own: tuple[int, ...]) -> Any:
+def _shift(zero_point: torch.Tensor, spec: IntegerSpec, own: tuple[int, ...]) -> Any:
     """The zero point: a number where the spec says it, else a tensor."""
     if isinstance(spec, QuantizationSpec) and spec.symmetric and spec.zero_point is not None:
         return float(spec.zero_point)
@@ -311,7 +311,7 @@ class _AsConverted(torch.autograd.Function):
         tensor: torch.Tensor,
         scale: torch.Tensor,
         zero_point: torch.Tensor,
-        spec: NumberSpec,
+        spec: IntegerSpec,
         is_constant: bool,
     ) -> torch.Tensor:
         if ctx.needs_input_grad[0]:
@@ -329,7 +329,7 @@ class _AsConverted(torch.autograd.Function):
         return torch.where(inside, gradient, 0.0), None, None, None, None
 
 
-def operators_for(found: QParams, spec: NumberSpec) -> QDQOperators:
+def operators_for(found: QParams, spec: IntegerSpec) -> QDQOperators:
     """The operators that convert writes for known parameters."""
     parameters: Any = (found.scale, found.zero_point)
     if spec.granularity is Granularity.PER_TENSOR and not found.zero_point.is_floating_point():
@@ -345,7 +345,7 @@ def dequantized(integers: torch.Tensor, operators: QDQOperators, dtype: torch.dt
 
 
 def _is_inside(
-    tensor: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, spec: NumberSpec
+    tensor: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, spec: IntegerSpec
 ) -> torch.Tensor:
     parts, own = _by_parts(tensor.float(), spec)
     integers = parts / scale.reshape(own) + zero_point.reshape(own)

@@ -84,7 +84,7 @@ class LearnedPoint(ParameterPoint):
                 "Compiled code cannot find the scale that learning begins with.",
                 node=", ".join(self.names),
                 expected="scales that are known before torch.compile",
-                got="a point that saw no data",
+                got="an observer point that saw no data",
                 remedy="pass ranges_from to prepare_qat_pt2e, or run a batch in training mode before",
             )
         nothing = torch.full_like(self.scale.detach(), math.inf)

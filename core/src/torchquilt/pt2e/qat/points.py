@@ -180,6 +180,6 @@ def no_data(point: TrainingPoint) -> CalibrationError:
         "No range is known of this tensor.",
         node=", ".join(point.names),
         expected="a step in training mode, or ranges_from a calibrated model",
-        got="a point that saw no data",
+        got="an observer point that saw no data",
         remedy="train at least one step before evaluating or converting",
     )

@@ -37,15 +37,15 @@ def centred(write: Writer, tensor: PerTensor | Dynamic, dtype: torch.dtype) -> N
 
 def scaled(write: Writer, integers: Node, scale: torch.Tensor, name: str = "") -> Node:
     """Integers times a float32 constant, which is stored under ``name`` unless it is one number."""
-    numbers = write.cast(integers, torch.float32)
+    values = write.cast(integers, torch.float32)
     factor = write.stored(scale, name) if scale.dim() else float(scale)
-    return write(_ATEN.mul.Tensor, numbers, factor)
+    return write(_ATEN.mul.Tensor, values, factor)
 
 
 def scaled_by_each(write: Writer, integers: Node, scale: Node) -> Node:
     """Integers times a scale that the graph computes, in float32."""
-    numbers = write.cast(integers, torch.float32)
-    return write(_ATEN.mul.Tensor, numbers, write.cast(scale, torch.float32))
+    values = write.cast(integers, torch.float32)
+    return write(_ATEN.mul.Tensor, values, write.cast(scale, torch.float32))
 
 
 def requantized(
@@ -60,12 +60,12 @@ def requantized(
         qparams: those of the output.
         name: under which the scale is stored where it is more than one number.
     """
-    numbers = scaled(write, integers, scale, name)
+    values = scaled(write, integers, scale, name)
     # Cut off before the cast, which is not defined for numbers that int32 does not hold.
-    numbers = write(
-        _ATEN.clamp.default, numbers, qparams.low - qparams.zero_point, qparams.high - qparams.zero_point
+    values = write(
+        _ATEN.clamp.default, values, qparams.low - qparams.zero_point, qparams.high - qparams.zero_point
     )
-    return shifted(write, write.cast(write(_ATEN.round.default, numbers), torch.int32), qparams)
+    return shifted(write, write.cast(write(_ATEN.round.default, values), torch.int32), qparams)
 
 
 def shifted(write: Writer, integers: Node, qparams: ActivationQParams) -> Node:

@@ -37,5 +37,5 @@ def embedded(site: Site, write: Writer) -> Node:
         for parameter in (table.zero_point, table.scale)
     )
     shifted = write(_ATEN.sub.Tensor, rows, write.cast(zero_point, torch.float32))
-    numbers = write(_ATEN.mul.Tensor, shifted, write.cast(scale, torch.float32))
-    return write.cast(numbers, site.anchor.meta["val"].dtype)
+    values = write(_ATEN.mul.Tensor, shifted, write.cast(scale, torch.float32))
+    return write.cast(values, site.anchor.meta["val"].dtype)

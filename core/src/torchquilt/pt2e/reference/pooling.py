@@ -17,7 +17,7 @@ _ATEN = torch.ops.aten
 
 
 def check_mean(site: Site) -> Reject | None:
-    """Whether the input is quantized, and how many numbers a mean is of is known."""
+    """Whether the input is quantized, and the number of elements of a mean is fixed."""
     anchor = site.anchor
     rejected = check_sources(site)
     if rejected is not None:
@@ -27,7 +27,9 @@ def check_mean(site: Site) -> Reject | None:
     if any(size != 1 for size in site.arguments.get("output_size", ())):
         return Reject("output_size", (anchor,), f"{anchor.name} gives more than one pixel")
     if not all(isinstance(size, int) for size in _averaged_sizes(site)):
-        return Reject("dynamic_shape", (anchor,), f"how many numbers {anchor.name} averages is not fixed")
+        return Reject(
+            "dynamic_shape", (anchor,), f"the number of elements that {anchor.name} averages is not fixed"
+        )
     return None
 
 
@@ -41,8 +43,8 @@ def averaged(site: Site, write: Writer, qparams: ActivationQParams) -> Node:
     count = math.prod(map(int, _averaged_sizes(site)))
     dtype = accumulator(count * source.reach)
     keepdim = bool(site.arguments.get("keepdim", True))
-    numbers = centred(write, source, dtype)
-    total = write(_ATEN.sum.dim_IntList, numbers, _averaged_dims(site), keepdim, dtype=dtype)
+    values = centred(write, source, dtype)
+    total = write(_ATEN.sum.dim_IntList, values, _averaged_dims(site), keepdim, dtype=dtype)
     step, number, output_step = float32(source.qparams.scale, count, qparams.scale)
     mean = scaled(write, total, step / (output_step * number))
     if qparams.zero_point:

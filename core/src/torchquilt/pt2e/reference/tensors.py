@@ -100,7 +100,7 @@ def dequantized(node: Node) -> Quantized | None:
     told = dequantize_of(node)
     if told is None or told.dtype not in INTEGER_DTYPES:
         return None
-    if told.has_numbers:
+    if told.has_one_scale:
         return PerTensor(told.input, _qparams(told))
     if told.granularity is Granularity.PER_AXIS:
         assert told.axis is not None
@@ -119,7 +119,7 @@ def dequantized(node: Node) -> Quantized | None:
 def qparams_of(node: Node) -> ActivationQParams | None:
     """The parameters of a quantize operator, or None: another operator, or a layout that no rule knows."""
     told = quantize_of(node)
-    is_known = told is not None and told.has_numbers and told.dtype in INTEGER_DTYPES
+    is_known = told is not None and told.has_one_scale and told.dtype in INTEGER_DTYPES
     return _qparams(told) if told is not None and is_known else None
 
 
