@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from torchquilt._internal.terminal import progress_if
 from torchquilt.accuracy.comparison_values import (
@@ -34,6 +34,7 @@ from torchquilt.artifact.loading import Artifact
 from torchquilt.errors import ModelError
 from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import call_name
+from torchquilt.graph.qdq import is_conversion
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.ledger.rows import Row
 from torchquilt.lowering import LoweredProgram
@@ -96,12 +97,12 @@ def _quantized(model: Any) -> GraphModule:
 def _compare_models(
     expected: GraphModule, found: GraphModule, batches: Iterable[Any], show: Any
 ) -> Comparison:
-    pairs, unpaired = pair_operators(expected, found)
-    measurements = Measurements(pair.name for pair in pairs)
+    pairing = pair_operators(expected, found)
+    measurements = Measurements(pair.name for pair in pairing.pairs)
     ledger = _ledger(found)
     names = _output_names(expected)
-    float_runs = Runnable(keep_float_values(expected, pairs, measurements), "float model")
-    runs = Runnable(compare_values(found, pairs, measurements), "quantized model")
+    float_runs = Runnable(keep_float_values(expected, pairing.pairs, measurements), "float model")
+    runs = Runnable(compare_values(found, pairing, measurements), "quantized model")
     outputs: list[ErrorStatistics | None] = []
     count = 0
     for number, batch in numbered(batches):
@@ -114,12 +115,12 @@ def _compare_models(
         measurements.end_batch()
         count = number + 1
         show(count)
-    rows = [_row(pair, measurements.by_name[pair.name], ledger.get(pair.name)) for pair in pairs]
+    rows = [_row(pair, measurements.by_name[pair.name], ledger.get(pair.name)) for pair in pairing.pairs]
     return Comparison(
         tuple(sorted(rows, key=_rank)),
         _outputs(names, outputs),
         count,
-        tuple(Uncompared(one.node, one.reason) for one in unpaired),
+        tuple(Uncompared(one.node, one.reason) for one in pairing.unpaired),
     )
 
 
@@ -206,7 +207,7 @@ def _row(pair: OperatorPair, measured: Measured, decided: Row | None) -> Compare
         accumulated=measured.accumulated.figures(),
         tensors=tensors,
         weight_sqnr=before,
-        reason=_reason(isolated.sqnr, tensors, before),
+        reason=_reason(isolated.sqnr, tensors, before) or _reason_of_form(isolated.sqnr, pair, decided),
         samples=measured.samples,
         diverged=measured.diverged,
     )
@@ -234,14 +235,36 @@ def _before_rounding(measured: Measured) -> float:
 
 
 def _reason(sqnr: float, tensors: tuple[TensorError, ...], before: float) -> str:
-    """Sentence about the largest part of an operator's own error."""
+    """Sentence about the tensor that is the largest part of an operator's own error; empty where none is."""
     if sqnr == math.inf:
         return ""
     if sqnr == -math.inf:
         return "it returns NaN or infinities where the float model does not"
     worst = min(tensors, key=lambda one: one.sqnr, default=None)
-    # An input that is as bad as the result of the operator explains it; otherwise it is the weights.
+    # An input that is as bad as the result of the operator explains it; otherwise it is how it computes.
     margin = 0 if worst is None or worst.name == "output" else _MARGIN
-    if worst is not None and worst.sqnr <= before + margin:
-        return worst.reason
-    return "its weights are rounded" if before < math.inf else ""
+    return worst.reason if worst is not None and worst.sqnr <= before + margin else ""
+
+
+def _reason_of_form(sqnr: float, pair: OperatorPair, decided: Row | None) -> str:
+    """Sentence about the error of an operator that none of its quantized activations explains."""
+    if sqnr == math.inf:
+        return ""
+    if is_conversion(pair.found):
+        return "it computes with integers"
+    if any(_is_rounded_constant(source) for source in pair.found.all_input_nodes):
+        return "its weights are rounded"
+    if pair.is_folded:
+        return "the BatchNorm behind it is folded into its weights"
+    if decided is not None and decided.written_as:
+        return "it is written in another form"
+    return "it reads what is not compared, or memory that is laid out in another way"
+
+
+def _is_rounded_constant(node: Node) -> bool:
+    """Whether a node dequantizes a stored tensor, or rounds one in training."""
+    while (is_conversion(node) or node.op == "call_module") and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        if node.op == "get_attr":
+            return True
+    return False

@@ -9,6 +9,9 @@ import torch
 from torchquilt.accuracy.comparison_values import ErrorFigures
 from torchquilt.observers.extremes import sentinel_limit
 
+#: Sums of squares from here on are exact in float32, and squares up to here are finite there.
+_TINY, _LARGEST_SQUARED = 1e-30, 1e18
+
 
 class ErrorStatistics:
     """Sums from which :class:`ErrorFigures` follow. Any split of the data gives the same.
@@ -26,17 +29,15 @@ class ErrorStatistics:
 
     def update(self, expected: torch.Tensor, found: torch.Tensor) -> None:
         """Take in a float tensor and its quantized counterpart, of one shape."""
-        self._add(expected, found)
-
-    def _add(self, expected: torch.Tensor, found: torch.Tensor) -> None:
+        limit = sentinel_limit(expected.dtype)
         expected, found = _flat(expected), _flat(found)
         if not expected.numel():
             return
         noise = found - expected
         sums = _sums(expected, noise)
-        # Masks, and numbers whose squares overflow: counted in float64, without what is no data.
-        if not all(map(math.isfinite, sums)):
-            expected, noise = self._ordinary(expected, found)
+        # Masks, and numbers whose squares are too large or too small: in float64, without what is no data.
+        if not _are_exact(sums) or _reaches(expected, limit):
+            expected, noise = self._ordinary(expected, found, limit)
             sums = _sums(expected, noise)
         self.count += expected.numel()
         signal, power, product, total, largest = sums
@@ -46,8 +47,10 @@ class ErrorStatistics:
         self.total += total
         self.largest = max(self.largest, largest)
 
-    def _ordinary(self, expected: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        is_data = expected.isfinite() & (expected.abs() < sentinel_limit(expected.dtype))
+    def _ordinary(
+        self, expected: torch.Tensor, found: torch.Tensor, limit: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        is_data = expected.isfinite() & (expected.abs() < limit)
         is_broken = is_data & ~found.isfinite()
         self.broken += int(is_broken.sum())
         kept = is_data & ~is_broken
@@ -88,6 +91,20 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """All values in a row, in float32 at least."""
     flat = tensor.detach().reshape(-1)
     return flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+
+
+def _are_exact(sums: tuple[float, ...]) -> bool:
+    """Whether no square was too large or, as far as it counts, too small for float32."""
+    signal, *_, largest = sums
+    return all(map(math.isfinite, sums)) and (largest == 0 or (signal > _TINY and largest > _TINY**0.5))
+
+
+def _reaches(values: torch.Tensor, limit: float) -> bool:
+    """Whether there are masks, whose squares are finite: those of half precision are."""
+    if limit > _LARGEST_SQUARED:
+        return False
+    low, high = values.aminmax()
+    return max(-float(low), float(high)) >= limit
 
 
 def _sums(expected: torch.Tensor, noise: torch.Tensor) -> tuple[float, float, float, float, float]:

@@ -8,17 +8,17 @@ value instead of its own, which shows the isolated error: what the operator itse
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import attrs
 import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt.accuracy.error_statistics import ErrorStatistics, decibels
-from torchquilt.accuracy.operator_pairs import OperatorPair, origin_of
+from torchquilt.accuracy.operator_pairs import OperatorPair, Pairing
 from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import free_name, take_origin
-from torchquilt.graph.node_values import is_float_tensor
+from torchquilt.graph.node_values import is_float_tensor, returns_view, writes
 from torchquilt.graph.qdq import QDQ, is_dequantize, is_quantize, qdq_of
 from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.observers.extremes import sentinel_limit
@@ -149,6 +149,8 @@ class Measurements:
     def __init__(self, names: Iterable[str], *, samples: int = _SAMPLES) -> None:
         self.by_name = {name: Measured() for name in names}
         self.run = Run.FLOAT
+        #: whether a model writes into its tensors, so that no two may be one
+        self.copies = False
         self._samples = samples
         self._values: dict[str, list[torch.Tensor]] = {}
         self._next: dict[str, int] = {}
@@ -180,8 +182,14 @@ class Measurements:
         self._next[name] = number + 1
         return values[number] if 0 <= number < len(values) else None
 
-    def compare(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Compare the value of a quantized operator; return what its readers get."""
+    def compare(self, name: str, value: torch.Tensor, *, shares: bool = False) -> torch.Tensor:
+        """Compare the value of a quantized operator; return what its readers get.
+
+        Args:
+            name: of the operator.
+            value: of the quantized model.
+            shares: the value may be in the memory of another one.
+        """
         expected = self.float_value(name, again=False)
         measured = self.by_name[name]
         if expected is None or expected.shape != value.shape:
@@ -192,7 +200,15 @@ class Measurements:
         statistics.update(expected, value)
         if not is_isolated and not measured.samples and self._samples:
             measured.samples = _sampled(expected, value, self._samples)
-        return expected.to(value.dtype) if is_isolated else value
+        return self.instead_of(value, expected, shares=shares) if is_isolated else value
+
+    def instead_of(self, value: torch.Tensor, expected: torch.Tensor, *, shares: bool) -> torch.Tensor:
+        """The value of the float model for those who read a value of the quantized one."""
+        # A view of what the float model has is as it is there, and who writes into it writes into the whole.
+        if shares and torch.equal(value, expected.to(value.dtype)):
+            return value
+        found = expected.to(value.dtype)
+        return found.clone() if self.copies and found is expected else found
 
 
 def _some(tensor: torch.Tensor) -> torch.Tensor:
@@ -210,13 +226,13 @@ def _sampled(expected: torch.Tensor, value: torch.Tensor, most: int) -> tuple[tu
 class Keeping(torch.nn.Module):
     """Stands behind an operator of the float model."""
 
-    def __init__(self, name: str, measurements: Measurements, *, copies: bool) -> None:
+    def __init__(self, name: str, measurements: Measurements) -> None:
         super().__init__()
-        self.name, self.measurements, self.copies = name, measurements, copies
+        self.name, self.measurements = name, measurements
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         """Keep the value, or a copy where the model writes into its tensors, and return it."""
-        self.measurements.keep(self.name, value.clone() if self.copies else value)
+        self.measurements.keep(self.name, value.clone() if self.measurements.copies else value)
         return value
 
 
@@ -228,24 +244,32 @@ class Comparing(torch.nn.Module):
         measurements: is told of the value.
         use: of the output, where it is quantized.
         again: whether another one stands behind the same output.
+        shares: whether the value may be in the memory of another one.
     """
 
     def __init__(
-        self, name: str, measurements: Measurements, use: TensorUse | None = None, *, again: bool = False
+        self,
+        name: str,
+        measurements: Measurements,
+        use: TensorUse | None = None,
+        *,
+        again: bool = False,
+        shares: bool = False,
     ) -> None:
         super().__init__()
-        self.name, self.measurements, self.use, self.again = name, measurements, use, again
+        self.name, self.measurements, self.use = name, measurements, use
+        self.again, self.shares = again, shares
 
     def forward(self, value: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         """Compare the value, and return it or the float one."""
         seen = self.measurements
         if self.again:
             expected = seen.float_value(self.name, again=True)
-            is_isolated = seen.run is Run.ISOLATED and expected is not None and expected.shape == value.shape
-            return expected.to(value.dtype) if is_isolated and expected is not None else value
+            fits = seen.run is Run.ISOLATED and expected is not None and expected.shape == value.shape
+            return seen.instead_of(value, expected, shares=False) if fits and expected is not None else value
         if self.use is not None and before is not None and seen.run is Run.ISOLATED:
             self.use.update(before, value)
-        return seen.compare(self.name, value)
+        return seen.compare(self.name, value, shares=self.shares)
 
 
 class Watching(torch.nn.Module):
@@ -267,39 +291,35 @@ def keep_float_values(
 ) -> GraphModule:
     """Put a :class:`Keeping` behind each paired operator of a float model; changes ``model``."""
     by_graph = {id(region.module.graph): region for region in regions(model)}
-    copies = any(_writes_in_place(region) for region in by_graph.values())
+    measurements.copies |= _writes_in_place(model)
     for pair in pairs:
-        region = by_graph[id(pair.expected.graph)]
-        _insert(region.module, pair.expected, Keeping(pair.name, measurements, copies=copies))
+        _insert(by_graph[id(pair.expected.graph)].module, pair.expected, Keeping(pair.name, measurements))
     return _finished(model)
 
 
-def _writes_in_place(region: Region) -> bool:
-    return any(node.op == "call_function" and _is_mutable(node) for node in region.module.graph.nodes)
+def _writes_in_place(model: GraphModule) -> bool:
+    return any(writes(node) for region in regions(model) for node in region.module.graph.nodes)
 
 
-def _is_mutable(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
-
-
-def compare_values(
-    model: GraphModule, pairs: Iterable[OperatorPair], measurements: Measurements
-) -> GraphModule:
+def compare_values(model: GraphModule, pairing: Pairing, measurements: Measurements) -> GraphModule:
     """Put a :class:`Comparing` behind each paired operator of a quantized model; changes ``model``."""
     by_graph = {id(region.module.graph): region for region in regions(model)}
-    names = {(id(pair.found.graph), origin_of(pair.found)): pair.name for pair in pairs}
+    measurements.copies |= _writes_in_place(model)
+    names = {(id(pair.found.graph), pairing.origins[pair.found]): pair.name for pair in pairing.pairs}
     for region in by_graph.values():
-        _watch_inputs(region, names, measurements)
-    for pair in pairs:
-        _compare_one(by_graph[id(pair.found.graph)].module, pair, measurements)
+        _watch_inputs(region, pairing.origins, names, measurements)
+    for pair in pairing.pairs:
+        _compare_one(by_graph[id(pair.found.graph)].module, pair, pairing.origins, measurements)
     return _finished(model)
 
 
-def _compare_one(model: GraphModule, pair: OperatorPair, measurements: Measurements) -> None:
-    outputs = outputs_of(pair.found)
+def _compare_one(
+    model: GraphModule, pair: OperatorPair, origins: Mapping[Node, str], measurements: Measurements
+) -> None:
+    outputs = outputs_of(pair.found, origins)
     if not outputs:
-        _insert(model, pair.found, Comparing(pair.name, measurements))
+        shares = returns_view(pair.found) or writes(pair.found)
+        _insert(model, pair.found, Comparing(pair.name, measurements, shares=shares))
         return
     use = None
     for number, output in enumerate(outputs):
@@ -311,29 +331,36 @@ def _compare_one(model: GraphModule, pair: OperatorPair, measurements: Measureme
         _insert(model, output, module, *((pair.found,) if use is not None else ()))
 
 
-def outputs_of(node: Node) -> list[Node]:
-    """The nodes that dequantize the output of an operator, in order; those of training, which round it."""
-    origin = origin_of(node)
-    own = [user for user in node.users if origin_of(user) == origin]
+def outputs_of(node: Node, origins: Mapping[Node, str]) -> list[Node]:
+    """The nodes that dequantize the output of an operator, in order; those of training, which round it.
+
+    Args:
+        node: the operator.
+        origins: as of a :class:`Pairing`.
+    """
+    origin = origins[node]
+    own = [user for user in node.users if origins.get(user) == origin]
     trained = [user for user in own if user.op == "call_module"]
     read = [user for one in own if is_quantize(one) for user in one.users if is_dequantize(user)]
     order = {one: number for number, one in enumerate(node.graph.nodes)} if len(read) > 1 else {}
     return trained or sorted(read, key=lambda one: order.get(one, 0))
 
 
-def _watch_inputs(region: Region, names: dict[tuple[int, str], str], measurements: Measurements) -> None:
+def _watch_inputs(
+    region: Region, origins: Mapping[Node, str], names: dict[tuple[int, str], str], measurements: Measurements
+) -> None:
     """Watch the inputs that are quantized where they are read, each once for all that read it."""
     graph = region.module.graph
-    for quantize in [node for node in graph.nodes if is_quantize(node)]:
-        source = quantize.all_input_nodes[0]
-        is_output = origin_of(source) == origin_of(quantize) and source.op == "call_function"
+    pairs = [(node, node.all_input_nodes[0]) for node in graph.nodes if is_quantize(node)]
+    for quantize, source in pairs:
+        is_output = origins.get(source) == origins.get(quantize) and source.op == "call_function"
         reads = [user for user in quantize.users if is_dequantize(user)]
         if is_output or not reads or not is_float_tensor(source):
             continue
         qdq = qdq_of(reads[0])
         assert qdq is not None
-        use = TensorUse(f"input {origin_of(source)}", qdq)
-        readers = dict.fromkeys(origin_of(user) for read in reads for user in read.users)
+        use = TensorUse(f"input {origins.get(source, source.name)}", qdq)
+        readers = dict.fromkeys(origins.get(user, "") for read in reads for user in read.users)
         for name in (names.get((id(graph), reader)) for reader in readers):
             if name is not None:
                 measurements.by_name[name].tensors.append(use)

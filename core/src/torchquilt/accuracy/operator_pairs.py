@@ -6,19 +6,27 @@ from (``from_node``), also after it was saved and loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
+from torchquilt.graph.aliasing import aliased_inputs
 from torchquilt.graph.cost import shape_of
 from torchquilt.graph.function_transforms import transformed_nodes
-from torchquilt.graph.node_values import constant_nodes, is_float_tensor, overload_name, writes
+from torchquilt.graph.node_values import (
+    constant_nodes,
+    is_float_tensor,
+    overload_name,
+    returns_view,
+    writes,
+)
 from torchquilt.graph.qdq import is_conversion, is_dequantize
 from torchquilt.graph.subgraphs import Region, regions
 
 _NORMALIZES = ("aten.batch_norm", "aten._native_batch_norm", "aten.native_batch_norm")
+_UNSET = ("aten.empty", "aten.new_empty")
 
 
 @attrs.frozen(eq=False)
@@ -35,6 +43,28 @@ class OperatorPair:
     expected: Node
     found: Node
 
+    @property
+    def is_folded(self) -> bool:
+        """Whether a BatchNorm was folded into it."""
+        return overload_name(self.expected).startswith(_NORMALIZES) and not overload_name(
+            self.found
+        ).startswith(_NORMALIZES)
+
+
+@attrs.frozen(eq=False)
+class Pairing:
+    """All pairs of two models.
+
+    Args:
+        pairs: of operators.
+        unpaired: operators of the float model that are not compared.
+        origins: node of the quantized model → name of the float node that it comes from, in its graph.
+    """
+
+    pairs: tuple[OperatorPair, ...]
+    unpaired: tuple[Unpaired, ...]
+    origins: Mapping[Node, str]
+
 
 @attrs.frozen(eq=False)
 class Unpaired:
@@ -49,9 +79,7 @@ class Unpaired:
     reason: str
 
 
-def pair_operators(
-    expected: GraphModule, found: GraphModule
-) -> tuple[tuple[OperatorPair, ...], tuple[Unpaired, ...]]:
+def pair_operators(expected: GraphModule, found: GraphModule) -> Pairing:
     """Pair the operators of two models that return float tensors.
 
     Args:
@@ -60,25 +88,34 @@ def pair_operators(
     """
     pairs: list[OperatorPair] = []
     unpaired: list[Unpaired] = []
+    origins: dict[Node, str] = {}
     theirs = {region.path: region for region in regions(found)}
     for region in regions(expected):
         if region.path not in theirs:
             unpaired.append(Unpaired(region.path, "the quantized model has no such subgraph"))
             continue
-        here, missing = _pairs_of(region, theirs[region.path])
+        graph = theirs[region.path].module.graph
+        find = _Origins(region.module.graph)
+        origins |= {node: find.origin_of(node) for node in graph.nodes}
+        here, missing = _pairs_of(region, _by_origin(graph, origins))
         pairs += here
         unpaired += missing
-    return tuple(pairs), tuple(unpaired)
+    return Pairing(tuple(pairs), tuple(unpaired), origins)
 
 
-def _pairs_of(region: Region, theirs: Region) -> tuple[list[OperatorPair], list[Unpaired]]:
-    by_origin = _by_origin(theirs.module)
+def _pairs_of(
+    region: Region, by_origin: Mapping[str, list[Node]]
+) -> tuple[list[OperatorPair], list[Unpaired]]:
     pairs: dict[Node, OperatorPair] = {}
     unpaired = []
-    for node in _operators(region.module):
+    graph = region.module.graph
+    unset = _unset_memory(graph)
+    for node in _operators(graph):
         name = region.name_of(node)
         counterpart = _counterpart(node, by_origin.get(node.name, []))
-        if counterpart is not None:
+        if node in unset:
+            unpaired.append(Unpaired(name, "its memory is not set"))
+        elif counterpart is not None:
             pairs[node] = OperatorPair(name, node, counterpart)
         elif (folded := _folded_into(node, pairs)) is not None:
             # What follows a folded BatchNorm reads the convolution, whose value is that of the BatchNorm.
@@ -88,18 +125,34 @@ def _pairs_of(region: Region, theirs: Region) -> tuple[list[OperatorPair], list[
     return list(pairs.values()), unpaired
 
 
-def _operators(model: GraphModule) -> Iterator[Node]:
-    passed_over = constant_nodes(model.graph) | transformed_nodes(model.graph)
-    for node in model.graph.nodes:
-        computes = node.op == "call_function" and node not in passed_over
-        if computes and is_float_tensor(node) and not writes(node):
+def _operators(graph: Graph) -> Iterator[Node]:
+    passed_over = constant_nodes(graph) | transformed_nodes(graph)
+    for node in graph.nodes:
+        if node.op == "call_function" and node not in passed_over and is_float_tensor(node):
             yield node
 
 
-def _by_origin(model: GraphModule) -> dict[str, list[Node]]:
+def _unset_memory(graph: Graph) -> frozenset[Node]:
+    """The nodes that return memory into which nothing has been written yet."""
+    unset: dict[Node, Node] = {}
+    written: set[Node] = set()
+    for node in graph.nodes:
+        if overload_name(node).startswith(_UNSET):
+            unset[node] = node
+            continue
+        sources = aliased_inputs(node) if node.op == "call_function" else ()
+        wholes = [unset[source] for source in sources if source in unset]
+        if writes(node):
+            written.update(wholes)
+        elif returns_view(node) and wholes and wholes[0] not in written:
+            unset[node] = wholes[0]
+    return frozenset(unset)
+
+
+def _by_origin(graph: Graph, origins: Mapping[Node, str]) -> dict[str, list[Node]]:
     found: dict[str, list[Node]] = {}
-    for node in _operators(model):
-        found.setdefault(origin_of(node), []).append(node)
+    for node in _operators(graph):
+        found.setdefault(origins[node], []).append(node)
     return found
 
 
@@ -125,10 +178,39 @@ def _folded_into(node: Node, pairs: dict[Node, OperatorPair]) -> Node | None:
     return source if source in pairs else None
 
 
-def origin_of(node: Node) -> str:
-    """Name of the node of the exported model that a node comes from, within its graph."""
-    name, sources = node.name, node.meta.get("from_node")
+class _Origins:
+    """The nodes of a float graph, to be found by the names that a node and its sources have.
+
+    A node is known by its own name and the names that it had in earlier graphs, the last one first. That of
+    the exported program is the first one that it shares with a node which was made from it: before it stand
+    names of later graphs, behind it those that the code had while it was traced.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._exact = {_names_of(node): node.name for node in graph.nodes}
+        self._ends: dict[tuple[str, ...], str | None] = {}
+        for names, name in self._exact.items():
+            for start in range(1, len(names)):
+                end = names[start:]
+                # What is traced from one line may be several nodes: that says nothing.
+                self._ends[end] = None if end in self._ends else name
+
+    def origin_of(self, node: Node) -> str:
+        """Name of the float node that a node comes from, or the earliest name that it had."""
+        names = _names_of(node)
+        for start in range(len(names)):
+            found = self._exact.get(names[start:]) or self._ends.get(names[start:])
+            if found is not None:
+                return found
+        return names[-1]
+
+
+def _names_of(node: Node) -> tuple[str, ...]:
+    """The name of a node and those of its sources, the last one first, each repeated one once."""
+    names, sources = [node.name], node.meta.get("from_node")
     while sources:
         last: Any = sources[-1]
-        name, sources = last.name, last.from_node
-    return name
+        if last.name != names[-1]:
+            names.append(last.name)
+        sources = last.from_node
+    return tuple(names)

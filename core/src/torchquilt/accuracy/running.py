@@ -34,6 +34,7 @@ class Runnable:
             if is_overwritten(node)
             for name in (f"{region.path}.{node.target}" if region.path else str(node.target),)
         }
+        self._writes_inputs = any(map(is_overwritten, model.graph.find_nodes(op="placeholder")))
 
     def __call__(self, batch: object, number: int) -> list[Any]:
         """Outputs for a batch, in a row.
@@ -42,6 +43,8 @@ class Runnable:
             AccuracyError: the batch does not go through the model.
         """
         args, kwargs = call_arguments(self.model, batch)
+        if self._writes_inputs:
+            args, kwargs = pytree.tree_map(_own, (args, kwargs))
         for name, value in self._state.items():
             attribute(self.model, name).copy_(value)
         try:
@@ -56,6 +59,10 @@ class Runnable:
                 got=f"{type(error).__name__}: {error}",
                 remedy="see the cause above; pass batches as for torchquilt.calibrate",
             ) from error
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def float_copy(model: object) -> GraphModule:
