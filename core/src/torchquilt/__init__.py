@@ -21,6 +21,8 @@ _PUBLIC = {
     "accuracy.comparison": ("compare",),
     "accuracy.comparison_values": ("Comparison",),
     "accuracy.metric": ("evaluate_on",),
+    "accuracy.search": ("search",),
+    "accuracy.search_values": ("SearchResult",),
     "accuracy.sensitivity": ("sensitivity",),
     "accuracy.sensitivity_values": ("Sensitivity",),
     "artifact": (
@@ -134,6 +136,8 @@ if TYPE_CHECKING:
     from torchquilt.accuracy.comparison import compare as compare
     from torchquilt.accuracy.comparison_values import Comparison as Comparison
     from torchquilt.accuracy.metric import evaluate_on as evaluate_on
+    from torchquilt.accuracy.search import search as search
+    from torchquilt.accuracy.search_values import SearchResult as SearchResult
     from torchquilt.accuracy.sensitivity import sensitivity as sensitivity
     from torchquilt.accuracy.sensitivity_values import Sensitivity as Sensitivity
     from torchquilt.artifact import load as load

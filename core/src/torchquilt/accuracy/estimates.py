@@ -38,7 +38,7 @@ from torchquilt.pt2e.observer_points import (
     ObservedPoint,
     QuantizationPoint,
 )
-from torchquilt.pt2e.qat.fake_quantize import fake_quantize
+from torchquilt.pt2e.qat.fake_quantize import dequantized, fake_quantize
 
 
 def estimated_noise(
@@ -108,7 +108,7 @@ def _projected(outputs: list[Any], seed: int) -> torch.Tensor | None:
 
 
 class _Probes:
-    """What stands at each point of a model while it is probed."""
+    """Probes at the points of a model."""
 
     def __init__(self, model: GraphModule, decided: Decided) -> None:
         self.noise: dict[str, float] = dict.fromkeys(decided.units.values(), 0.0)
@@ -249,6 +249,4 @@ def _rounded(tensor: torch.Tensor, spec: Any, found: QParams | None) -> torch.Te
         return fake_quantize(tensor, found, spec)
     choose, asked = choosing_call(spec)
     operators = operators_of(spec, choose(tensor.float(), *asked))
-    integers = operators.quantize(tensor.float(), *operators.arguments)
-    rounded: torch.Tensor = operators.dequantize(integers, *operators.arguments)
-    return rounded.to(tensor.dtype)
+    return dequantized(operators.quantize(tensor, *operators.arguments), operators, tensor.dtype)

@@ -1,4 +1,4 @@
-"""sensitivity: what quantizing each group of operators costs, from one calibration."""
+"""sensitivity: the cost of quantizing each group of operators costs, from one calibration."""
 
 from __future__ import annotations
 

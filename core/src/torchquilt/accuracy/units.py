@@ -21,6 +21,7 @@ from torchquilt.graph.cost import multiply_adds
 from torchquilt.graph.module_scope import module_path
 from torchquilt.graph.node_values import overload_name, tensor_of
 from torchquilt.graph.subgraphs import nodes_of
+from torchquilt.intent.rules import GlobalRule
 from torchquilt.pt2e.annotate import Annotated
 from torchquilt.quantizers.base import Quantizer, as_quantizer
 from torchquilt.quantizers.composable import ComposableQuantizer, leaves_of
@@ -121,6 +122,16 @@ class Composition:
             for name, make in leaf.PRESETS.items()
         )
 
+    def searchable(self) -> tuple[tuple[str, ...], ...]:
+        """For each quantizer the modules about which may be decided otherwise.
+
+        A rule that leaves a module in float, and a quantizer whose rules are about other things, are wishes.
+        """
+        return tuple(
+            tuple(path for path, node in self._by_path.items() if _may_differ(leaf, node))
+            for leaf in self.leaves
+        )
+
     def with_choices(self, choices: Mapping[str, Choice]) -> Quantizer:
         """The quantizer that decides so; where nothing is chosen, as the user's does.
 
@@ -173,6 +184,15 @@ class Composition:
     def _given(self, leaf: PatternQuantizer, path: str) -> QuantizationConfig | None:
         rule = leaf.intent.rule_for(self._by_path[path])
         return None if rule is None else rule.config
+
+
+def _may_differ(leaf: Quantizer, node: Node) -> bool:
+    if not isinstance(leaf, PatternQuantizer):
+        return False
+    if not leaf.intent.rules:
+        return True
+    rule = leaf.intent.rule_for(node)
+    return rule is not None and (rule.config is not None or isinstance(rule, GlobalRule))
 
 
 class Leaving(Quantizer):

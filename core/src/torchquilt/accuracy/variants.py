@@ -39,7 +39,7 @@ from torchquilt.pt2e.prepare import record_of, with_points
 
 @attrs.frozen
 class Size:
-    """What a variant costs, as far as its decisions say it.
+    """Cost of a variant, as far as its decisions say it.
 
     Args:
         bytes: of its parameters, weights of 4 bits counted as such.
@@ -76,11 +76,16 @@ class Decided:
             found.setdefault(unit, []).append((row.node, row.quantizer, row.pattern, tensors))
         return {unit: tuple(rows) for unit, rows in found.items()}
 
+    def shares(self) -> dict[str, Fraction]:
+        """Name of each stored tensor that is quantized → the share of its bits that its integers have."""
+        found: dict[str, Fraction] = {}
+        for _, groups in self.annotated.groups:
+            found |= weight_shares(groups)
+        return found
+
     def size(self) -> Size:
         """Bytes of parameters, and multiply-adds in float."""
-        shares: dict[str, Fraction] = {}
-        for _, groups in self.annotated.groups:
-            shares |= weight_shares(groups)
+        shares = self.shares()
         sizes = {name: size for row in self.ledger for name, size in row.parameters}
         stored = sum(math.ceil(size * shares.get(name, 1)) for name, size in sizes.items())
         return Size(stored, sum(row.macs for row in self.ledger.left_in_float))
@@ -151,7 +156,7 @@ class Variants:
         return prepared
 
     def _observe(self, prepared: GraphModule, missing: frozenset[str]) -> None:
-        """Show the batches to observers of the tensors that nobody observed, and to no others."""
+        """Show the batches to observers of the tensors that were not observed yet, and to no others."""
         if self.batches is None:
             raise AccuracyError(
                 "This calibration does not say the ranges of all tensors that other decisions quantize.",
