@@ -25,6 +25,10 @@ _PUBLIC = {
     "accuracy.search_values": ("SearchResult",),
     "accuracy.sensitivity": ("sensitivity",),
     "accuracy.sensitivity_values": ("Sensitivity",),
+    "accuracy.summary": (
+        "Summary",
+        "summary",
+    ),
     "artifact": (
         "load",
         "save",
@@ -140,6 +144,8 @@ if TYPE_CHECKING:
     from torchquilt.accuracy.search_values import SearchResult as SearchResult
     from torchquilt.accuracy.sensitivity import sensitivity as sensitivity
     from torchquilt.accuracy.sensitivity_values import Sensitivity as Sensitivity
+    from torchquilt.accuracy.summary import Summary as Summary
+    from torchquilt.accuracy.summary import summary as summary
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
     from torchquilt.errors import AccuracyError as AccuracyError
