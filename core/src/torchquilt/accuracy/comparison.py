@@ -224,6 +224,7 @@ def _tensor(use: TensorUse) -> TensorError:
         use.unused,
         use.to_zero / count,
         use.zeroed_channels,
+        min(1.0, use.cut_off / use.noise) if use.noise else 0.0,
     )
 
 

@@ -20,7 +20,7 @@ JSON_SCHEMA = 1
 #: So many operators are printed.
 _PRINTED = 20
 #: From such shares on a range is the reason that is named.
-_SATURATED, _TO_ZERO, _UNUSED = 0.001, 0.2, 0.5
+_CUT_OFF, _TO_ZERO, _UNUSED = 0.5, 0.2, 0.5
 
 
 @attrs.frozen
@@ -55,6 +55,7 @@ class TensorError:
             when the model runs.
         step: distance of two neighbouring numbers; likewise.
         saturated: share of values that the range cuts off.
+        cut_off: share of its noise that these values have.
         unused: share of the range in which no value lies; likewise.
         to_zero: share of values that are not zero and become zero, where its signal to noise is under 30 dB.
         zeroed_channels: number of channels (dimension 1) all of whose values become zero, likewise.
@@ -68,6 +69,7 @@ class TensorError:
     unused: float | None
     to_zero: float
     zeroed_channels: int
+    cut_off: float = 0.0
 
     @property
     def reason(self) -> str:
@@ -75,8 +77,9 @@ class TensorError:
         if self.range is None or self.step is None:
             return f"{self.name} has few integers for its range ({self.sqnr:.1f} dB)"
         low, high = self.range
-        if self.saturated >= _SATURATED and self.sqnr < 30:
-            return f"{self.saturated:.1%} of {self.name} is cut off at {low:.4g} … {high:.4g}"
+        if self.cut_off >= _CUT_OFF:
+            share = f"{100 * self.saturated:.2g}% of {self.name}"
+            return f"{share} is cut off at {low:.4g} … {high:.4g}, which is {self.cut_off:.0%} of its noise"
         if self.to_zero >= _TO_ZERO:
             channels = f", {self.zeroed_channels} whole channels" if self.zeroed_channels else ""
             return (

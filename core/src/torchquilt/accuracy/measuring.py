@@ -50,8 +50,9 @@ class TensorUse:
     def __init__(self, name: str, qdq: QDQ) -> None:
         self.name = name
         self.qdq = qdq
-        self.count = self.saturated = self.to_zero = 0
-        self.signal = self.noise = 0.0
+        self.count = self.saturated = self.to_zero = 0.0
+        #: sums of squares: of the values, of their errors, of the errors of those that are cut off
+        self.signal = self.noise = self.cut_off = 0.0
         self.low, self.high = float("inf"), float("-inf")
         self._channels: torch.Tensor | None = None
 
@@ -93,34 +94,49 @@ class TensorUse:
         """Take in a tensor before and after it was quantized and dequantized."""
         if not value.numel():
             return
-        flat, after = _some(value), _some(rounded)
         low, high = (float(end) for end in value.detach().aminmax())
-        if not -sentinel_limit(value.dtype) < low <= high < sentinel_limit(value.dtype):
-            kept = flat.isfinite() & (flat.abs() < sentinel_limit(value.dtype))
+        limit = sentinel_limit(value.dtype)
+        # A few values that are cut off may be all of the noise, so none of them may be left out.
+        is_whole = self._is_cut_off(low, high) or not -limit < low <= high < limit
+        flat, after = (_all if is_whole else _some)(value), (_all if is_whole else _some)(rounded)
+        if not -limit < low <= high < limit:
+            kept = flat.isfinite() & (flat.abs() < limit)
             flat, after = flat[kept], after[kept]
             if not flat.numel():
                 return
             low, high = (float(end) for end in flat.aminmax())
         noise = after - flat
         signal, power = float(torch.dot(flat, flat)), float(torch.dot(noise, noise))
-        self.count += flat.numel()
-        self.signal += signal
-        self.noise += power
+        # A part of a tensor counts as much as the whole of it.
+        times = value.numel() / flat.numel() if not is_whole else 1.0
+        self.count += times * flat.numel()
+        self.signal += times * signal
+        self.noise += times * power
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._count_saturated(flat, low, high)
+        if self._is_cut_off(low, high):
+            self._take_cut_off(flat)
         if decibels(signal, power) < _CLEAR:
-            self.to_zero += int(((after == 0) & (flat != 0)).sum())
+            self.to_zero += times * int(((after == 0) & (flat != 0)).sum())
             self._take_channels(value)
 
-    def _count_saturated(self, flat: torch.Tensor, low: float, high: float) -> None:
+    def _ends(self) -> tuple[float, float] | None:
+        """Ends between which values are rounded; those beyond are cut off."""
         if self.range is None or self.step is None:
-            return
-        # What is nearer to the last number than half a step is rounded, not cut off.
-        bottom, top = self.range[0] - self.step / 2, self.range[1] + self.step / 2
-        if low < bottom:
-            self.saturated += int((flat < bottom).sum())
-        if high > top:
-            self.saturated += int((flat > top).sum())
+            return None
+        return self.range[0] - self.step / 2, self.range[1] + self.step / 2
+
+    def _is_cut_off(self, low: float, high: float) -> bool:
+        ends = self._ends()
+        return ends is not None and (low < ends[0] or high > ends[1])
+
+    def _take_cut_off(self, flat: torch.Tensor) -> None:
+        ends = self._ends()
+        assert ends is not None
+        assert self.range is not None
+        beyond = flat[(flat < ends[0]) | (flat > ends[1])]
+        excess = beyond - beyond.clamp(*self.range)
+        self.saturated += beyond.numel()
+        self.cut_off += float(torch.dot(excess, excess))
 
     def _take_channels(self, value: torch.Tensor) -> None:
         if value.dim() < 2:
@@ -215,6 +231,10 @@ def _some(tensor: torch.Tensor) -> torch.Tensor:
     """Values of a tensor in a row: all of a small one, of a large one every n-th, with n odd."""
     flat = tensor.detach().reshape(-1)
     return flat[:: flat.numel() // _LOOKED_AT | 1].float()
+
+
+def _all(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().reshape(-1).float()
 
 
 def _sampled(expected: torch.Tensor, value: torch.Tensor, most: int) -> tuple[tuple[float, float], ...]:

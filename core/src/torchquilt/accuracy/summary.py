@@ -88,10 +88,8 @@ class Summary:
             ("metric", f"{one.metric:.6g}", f"{other.metric:.6g}", _ratio(one.metric, other.metric)),
             _bytes_row("bytes of the file", one.file_bytes, other.file_bytes),
             *(
-                _bytes_row(
-                    f"bytes in {name}", one.bytes_by_dtype.get(name, 0), other.bytes_by_dtype.get(name, 0)
-                )
-                for name in dtypes
+                _bytes_row(f"bytes in {name}", *(sizes.get(name, 0) for sizes in by_dtype))
+                for name in sorted({*by_dtype[0], *by_dtype[1]})
             ),
             ("integer multiply-adds", f"{one.integer_share:.1%}", f"{other.integer_share:.1%}", "–"),
         ]
