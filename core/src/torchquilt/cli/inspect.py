@@ -27,10 +27,10 @@ _FLOAT = 4
 def inspect(file: Path, as_json: bool) -> int:
     """Show the lock of a saved model: versions, quantizer, sizes, what is quantized, tensors.
 
-    FILE is what `quantize` or torchquilt.save wrote. Only the lock is read, without torch: whether the rest
-    of the file is what it says is checked by torchquilt.load.
+    FILE is a file of `quantize` or torchquilt.save. Only the lock is read, without torch;
+    torchquilt.load checks the rest of the file against it.
 
-    Of what `lower` wrote, the report that lies beside it is shown: where each operator runs.
+    For a program of `lower`, the report beside it is shown: where each operator runs.
     """
     from torchquilt.lowering.program import read_report
     from torchquilt.lowering.report import is_reported
@@ -88,7 +88,7 @@ def _show(file: Path, lock: Lock) -> None:
 
 
 def _why_larger(size: int, lock: Lock) -> str:
-    """Say what a file is larger for than the float tensors that it stands for; empty where it is smaller."""
+    """Explain why a file is larger than its tensors were in float; empty where it is smaller."""
     entries = {entry.name: entry.nbytes for entry in lock.entries}
     constants = {tensor.name: tensor for tensor in lock.quantized if tensor.kind == "constant"}
     parameters = {

@@ -63,8 +63,8 @@ class Request:
     "backends",
     multiple=True,
     metavar="NAME",
-    help="Use what this backend gives to the target. May be repeated; the first to take an operator keeps "
-    "it. By default those that quantized the model.",
+    help="Use the contribution of this backend to the target. May be repeated; the first to take an operator "
+    "keeps it. By default those that quantized the model.",
 )
 @click.option(
     "--io-dtype",
@@ -74,19 +74,19 @@ class Request:
 @click.option(
     "--verify/--no-verify",
     default=None,
-    help="Run the program, and compare it with the quantized model, or do not. By default that is done where "
-    "the program can run here, and said where it cannot.",
+    help="Run the program and compare it with the quantized model, or do not. By default they are compared "
+    "if the program can run here.",
 )
 @click.option(
     "--strict",
     is_flag=True,
-    help="Refuse what a delegate refuses, instead of leaving it to the kernels of the runtime.",
+    help="Fail if a delegate refuses an operator, instead of leaving it to the kernels of the runtime.",
 )
 @click.option(
     "--least-sqnr",
     type=float,
     metavar="DB",
-    help="What each output has to have, unless it is within one quantization step.  [default: 40]",
+    help="SQNR that each output must reach, unless it is within one quantization step.  [default: 40]",
 )
 @click.option(
     "--data",
@@ -96,9 +96,9 @@ class Request:
 )
 @json_option
 def lower(**options: Any) -> int:
-    """Lower MODEL, and say what of it runs where.
+    """Lower MODEL, and show where each operator runs.
 
-    MODEL is what `quantize` or torchquilt.save wrote.
+    MODEL is a file of `quantize` or torchquilt.save.
     """
     request = Request(**options)
     from torchquilt.artifact.loading import load
@@ -111,7 +111,7 @@ def lower(**options: Any) -> int:
         target=request.target,
         backends=request.backends or None,
         io_dtype=_dtype(request.io_dtype),
-        verify=_asked(request),
+        verify=_verify_value(request),
         strict=request.strict,
     )
     program.save(request.output)
@@ -122,7 +122,7 @@ def lower(**options: Any) -> int:
     return OK
 
 
-def _asked(request: Request) -> Any:
+def _verify_value(request: Request) -> Any:
     """Value of ``verify``, as :func:`torchquilt.lower` takes it."""
     if request.least_sqnr is not None:
         return request.least_sqnr

@@ -17,8 +17,8 @@ from torchquilt.lowering.program_facts import Port, Ports
 def flat_inputs(structure: str, ports: Ports, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     """The arguments of a call as the runtime takes them: one after the other.
 
-    What the model takes by position may be named where the names are known, and what export made constants
-    of may be left out.
+    Positional arguments may be named if the names are known, and arguments that export made constants may be
+    left out.
 
     Args:
         structure: that of ``(args, kwargs)`` as pytree writes it; empty where it is not known.
@@ -130,7 +130,7 @@ def arrange_outputs(outputs: list[Any], structure: str, ports: Ports) -> Any:
 
 
 def check_inputs(ports: Sequence[Port], inputs: Sequence[Any]) -> None:
-    """Refuse what the program does not take.
+    """Refuse inputs that the program does not take.
 
     Raises:
         ProgramInputError: the number of inputs, a dtype or a shape does not fit.

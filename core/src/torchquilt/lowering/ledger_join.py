@@ -1,4 +1,4 @@
-"""Joining the ledger of a model with what runs where.
+"""Join of a ledger with a lowered program: where each operator runs.
 
 Importing this module does not import torch.
 """
@@ -57,10 +57,10 @@ class Joint:
                 before = names.get(name, name)
                 prefix = before.removesuffix(before.rpartition(".")[2])
                 earlier = _earlier_names(node)
-                # What is in a region has the origin of the call, which says nothing of the operator.
+                # An operator in a region has the origin of the call, which says nothing of it.
                 last = () if prefix else earlier[:1]
-                # Export names nodes anew by what they call: a product written as linear gets the name that
-                # another linear had. So what a node was called before tells more than what it is called.
+                # Export names nodes anew by their operator: a product written as linear gets the name that
+                # another linear had. So the earlier name of a node tells more than its name.
                 told = (*last, before) if before == name else (before, *last)
                 fitting = [(one, overload_name(node)) for one in (*told, prefix + node.name)]
                 row = next((rows[one] for one in fitting if one in rows), None)
@@ -99,7 +99,7 @@ class Joint:
         return (name for name, row in self._rows.items() if not row.is_quantized)
 
     def stems_from(self, source: str) -> str:
-        """For what quantizes or dequantizes: the node of the program that it was put there for."""
+        """The node of the program that a quantize or dequantize was inserted for."""
         node = self._nodes.get(source)
         if node is None:
             return ""
@@ -166,7 +166,7 @@ def _code(row: Row, operation: Operation) -> str:
 
 
 def float_islands(operations: Iterable[Operation], joint: Joint) -> tuple[tuple[str, ...], ...]:
-    """The operations that compute in float, those together that hand floats to each other.
+    """Islands of operations in float: groups that pass floats to each other.
 
     Those that read one tensor of floats are together as well, whichever operator made it.
     """
@@ -199,7 +199,7 @@ def node_in_words(node: Node, name: str = "") -> str:
 def source_line(node: Node) -> str:
     """``file:line`` of the code that a node comes from, the innermost that is not torch's own."""
     frames = _FRAME.findall(str(node.meta.get("stack_trace") or ""))
-    frames = [frame for frame in frames if not frame[0].startswith("<")]  # of code that torch wrote
+    frames = [frame for frame in frames if not frame[0].startswith("<")]  # code that torch generated
     own = [frame for frame in frames if "/torch/" not in frame[0]]
     return ":".join((own or frames)[-1]) if frames else ""
 

@@ -69,7 +69,7 @@ def lower(
             have the names of the model, outputs are ``output_0``, ``output_1`` …). What their scales and zero
             points are is in :attr:`LoweredProgram.io`.
         verify: run the program on the example inputs and compare it with the quantized model. A number is the
-            SQNR in dB that each output has to have, unless it is within one quantization step; ``True`` means
+            SQNR in dB that each output must reach, unless it is within one quantization step; ``True`` means
             40. ``"auto"`` does so where example inputs are at hand (those that are given, or those that
             the model was exported with) and the program can run here, and says in
             :attr:`LoweredProgram.verification` what was done, or why not; an output with less than 40 dB may
@@ -92,7 +92,7 @@ def lower(
     from torchquilt.lowering.program_io import with_integer_io
     from torchquilt.lowering.region_inlining import inlined
 
-    # One that is named is loaded before the model is exported again, which takes its time.
+    # Load a named target first: exporting the model again takes time.
     runtime: Target | None = None if target is None else registry.target(target)
     source = source_of(quantized, example_inputs, dynamic_shapes)
     names = _backends_of(source, backends)
@@ -111,7 +111,7 @@ def lower(
         if strict:
             _check_is_taken(lowered, joint)
         made = making.program(lowered)
-        # Run by itself, so that the state of the program that is returned is what it starts with.
+        # Verify another program, so that the returned one still has its initial state.
         tried = attrs.evolve(made, runner=making.open(lowered))
         return attrs.evolve(made, verification=_verification(tried, source.program, example_inputs, verify))
 
@@ -130,7 +130,7 @@ def lower(
 
 @attrs.frozen(eq=False)
 class _Making:
-    """All that a program is made of, in whichever way the target lowers it."""
+    """Parts of a program, whichever way the target lowers it."""
 
     target: str
     runtime: Target
@@ -144,7 +144,7 @@ class _Making:
         return self.runtime.open(lowered.buffer, _libraries(self.contributions.values()))
 
     def program(self, lowered: Lowered) -> LoweredProgram:
-        """The program with all that is known of it, not verified yet."""
+        """The program with its facts, not verified yet."""
         from torchquilt.lowering.ledger_join import float_islands, joined
 
         runner, ledger = self.open(lowered), self.source.ledger
@@ -169,7 +169,7 @@ class _Making:
 def _verification(
     tried: LoweredProgram, model: ExportedProgram, example_inputs: object, verify: bool | float | str
 ) -> Verification | None:
-    """Comparison of a program with the model, as far as that was asked for."""
+    """Comparison of a program with the model, if asked for."""
     from torchquilt.lowering.verification import LEAST_SQNR, verified, verified_if_possible
 
     if verify is False:
@@ -240,7 +240,7 @@ def load(path: str | os.PathLike[str], target: str | None = None) -> LoweredProg
 
 
 def _warn_of_sizes(dimensions: list[str], reasons: tuple[str, ...]) -> None:
-    """Tell of sizes that the model takes and the program does not."""
+    """Warn of sizes that the model takes and the program does not."""
     if dimensions:
         sentences = ["", *reasons] if reasons else ["", "What fixes them is not known"]
         warnings.warn(
@@ -265,7 +265,7 @@ def _backends_of(source: Source, backends: Iterable[str] | None) -> tuple[str, .
             remedy="lower(..., backends=['xnnpack']), or [] to use none",
         )
     installed = {backend.name for backend in _listed()}
-    # A quantizer of the user's own, which is no plugin, gives nothing.
+    # A quantizer of the user's own is no plugin, and contributes nothing.
     names = [name for name in source.backends or () if name in installed] if backends is None else [*backends]
     return tuple(dict.fromkeys(names))
 
@@ -292,7 +292,7 @@ def _contribution(backend: str, target: str) -> Contribution:
 
 
 def _installed_contributions(target: str) -> list[Contribution]:
-    """Contributions of the installed backends to a target; those that do not load give none."""
+    """Contributions of the installed backends to a target, without those that do not load."""
     found = []
     for backend in _listed():
         if backend.status == "ok" and backend.manifest and target in backend.manifest.contributions:

@@ -1,4 +1,4 @@
-"""A lowered program: what it takes and returns, what of it runs where, and running it.
+"""A lowered program: its inputs and outputs, where each operator runs, and running it.
 
 Importing this module does not import torch.
 """

@@ -202,7 +202,7 @@ class Verification:
 
     Args:
         outputs: what it returns, in order; empty where nothing was compared.
-        least_sqnr: what each has to have at least, in dB, unless it is within one quantization step.
+        least_sqnr: the least SQNR of each, in dB, unless it is within one quantization step.
         skipped: why nothing was compared, empty where it was.
     """
 

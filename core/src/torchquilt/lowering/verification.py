@@ -99,7 +99,7 @@ def verified(
         model: the quantized model, whose inputs and outputs are floating point. Its state stays as it is.
         example_inputs: one batch as for :func:`torchquilt.calibrate`. With ``excuses`` None stands for those
             that the model was exported with.
-        least_sqnr: what each output has to have, in dB, unless it is within one quantization step.
+        least_sqnr: the least SQNR of each output, in dB, unless it is within one quantization step.
         excuses: let differences pass that need not be a fault: a tie that falls another way, NaN of the
             model, tokens whose scale is smaller than torch chooses, and a difference no larger than that
             between two runs of the model with other roundings.

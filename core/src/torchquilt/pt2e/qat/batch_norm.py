@@ -47,7 +47,7 @@ class TrainedNorm(KeptSwitches):
         return (self.is_frozen,)
 
     def switch(self, switches: tuple[bool, ...]) -> str:
-        """Take whether it is frozen."""
+        """Restore whether it is frozen."""
         (self.is_frozen,) = switches
         return ""
 
@@ -100,11 +100,11 @@ class FoldedBatchNorm(TrainedNorm):
         return self._inverse
 
     def folded(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """The weight with the factor in it; where the BatchNorm runs by itself, rounding puts it in."""
+        """The weight times the factor, unless the BatchNorm runs by itself: rounding multiplies then."""
         return weight if self.is_unfolded else self.fold.weight(weight, factor)
 
     def around(self, factor: torch.Tensor) -> ChannelFactor | None:
-        """The factor that rounding puts in and takes out; None where it is in already, and stays."""
+        """The factor that rounding multiplies with and divides by; None if the weight has it already."""
         return ChannelFactor(self.fold, factor) if self.is_unfolded else None
 
     def bias(
@@ -115,7 +115,7 @@ class FoldedBatchNorm(TrainedNorm):
         mean: torch.Tensor,
         variance: torch.Tensor,
     ) -> torch.Tensor | None:
-        """The folded bias; None where the BatchNorm runs by itself, since the bias is added behind then."""
+        """The folded bias; None if the BatchNorm runs by itself, since the bias is added behind it then."""
         if self.is_unfolded:
             return None
         dtype = mean.dtype if bias is None else bias.dtype
@@ -144,7 +144,7 @@ class FoldedBatchNorm(TrainedNorm):
 
 
 class BatchNorm(TrainedNorm):
-    """A BatchNorm that nothing is folded into, and that trains as such.
+    """A BatchNorm that is not folded, and trains as a BatchNorm.
 
     Args:
         momentum, eps: its own.
@@ -187,7 +187,7 @@ def batch_norm_in_training(
     Where a forward pass is repeated for the backward one, they stay: they were moved the first time. A batch
     with NaN or infinite values leaves them as they were, too: the folded weight is computed from them.
     """
-    # The operator keeps those that it is given for the backward pass, and they must not change until then.
+    # The operator keeps its inputs for the backward pass, and they must not change until then.
     moved = mean.clone(), variance.clone()
     found = torch.nn.functional.batch_norm(output, *moved, gamma, beta, True, momentum, eps)
     if is_in_backward():

@@ -1,4 +1,4 @@
-"""The modules that fake quantize in a model that is trained, one at each point of a prepared model.
+"""Modules that fake quantize in a model that trains, one at each observer point of a prepared model.
 
 In training mode a point fake quantizes, and follows the range of what it sees; in evaluation mode it computes
 the bits that convert writes, and follows nothing. What it needs for that is in its buffers, so it is part of
@@ -27,7 +27,7 @@ from torchquilt.spec.qspec import QuantizationSpec
 
 @attrs.frozen
 class Standing:
-    """Facts about the point of a prepared model that a point of training replaces.
+    """Facts about an observer point of a prepared model, which a training point replaces.
 
     Args:
         names: names of the edges and nodes.
@@ -39,7 +39,7 @@ class Standing:
 
 
 class TrainingPoint(KeptSwitches, QuantizationPoint[Any]):
-    """Base of all points of training.
+    """Base of all training points.
 
     Args:
         spec: what the tensor will be.
@@ -114,7 +114,7 @@ class TrainingPoint(KeptSwitches, QuantizationPoint[Any]):
         return bool(switches[2])
 
     def switches(self) -> tuple[bool, ...]:
-        """Whether it follows what it sees, whether it rounds, whether its scale is learned."""
+        """Whether it observes, whether it quantizes, whether its scale is learned."""
         return self.observes, self.quantizes, self.is_learned
 
     def switch(self, switches: tuple[bool, ...]) -> str:
@@ -127,12 +127,12 @@ class TrainingPoint(KeptSwitches, QuantizationPoint[Any]):
         return ""
 
     def allow(self, *, observes: bool, quantizes: bool) -> None:
-        """Say whether it follows what it sees, and whether it rounds."""
+        """Set whether it observes, and whether it quantizes."""
         self.observes, self.quantizes = observes, quantizes
 
 
 class ParameterPoint(TrainingPoint):
-    """Base of points whose parameters are known before a tensor is."""
+    """Base of points whose parameters do not depend on the tensor of this pass."""
 
     def __init__(self, spec: Any, standing: Standing) -> None:
         super().__init__(spec, standing)
@@ -141,7 +141,7 @@ class ParameterPoint(TrainingPoint):
 
     @abstractmethod
     def qparams(self) -> QParams:
-        """The parameters as they were found last."""
+        """The parameters that were found last."""
 
     def evaluated(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, as the converted model has it."""
@@ -154,12 +154,12 @@ class ParameterPoint(TrainingPoint):
 
 
 def training_points(model: torch.nn.Module) -> dict[str, TrainingPoint]:
-    """The points of a model that is trained, by their names; each once."""
+    """The training points of a model, by their names; each once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, TrainingPoint)}
 
 
 def range_of(tensor: torch.Tensor, spec: QuantizationSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smallest and largest value that is data, for each set of parameters; inf and -inf where nothing is."""
+    """Smallest and largest value that is data, for each set of parameters; inf and -inf if none is."""
     if not torch.compiler.is_compiling():
         seen = extremes_of_parts(tensor, spec)
         return seen.low, seen.high
@@ -170,12 +170,12 @@ def range_of(tensor: torch.Tensor, spec: QuantizationSpec) -> tuple[torch.Tensor
 
 
 def any_zero_point(spec: QuantizationSpec, shape: tuple[int, ...]) -> torch.Tensor:
-    """Zero points of the dtype that a spec has them in, before any is known."""
+    """Zero points before any is known, in the dtype that the spec has them in."""
     return qparams_of_range(torch.zeros(shape), torch.ones(shape), spec).zero_point
 
 
 def no_data(point: TrainingPoint) -> CalibrationError:
-    """The error for a point whose range is needed and not known."""
+    """The error for an observer point whose range is needed and not known."""
     return CalibrationError(
         "No range is known of this tensor.",
         node=", ".join(point.names),

@@ -1,4 +1,4 @@
-"""prepare_qat_pt2e: from an exported float model to one that is trained with quantization in it."""
+"""prepare_qat_pt2e: from an exported float model to one that trains with quantization."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _share(choice: str) -> float | None:
 def _point(
     point: QuantizationPoint[Any], calls: Calls, *, share: float | None, known: Ranges
 ) -> TrainingPoint:
-    """The point of training for one of a prepared model."""
+    """The module that trains at an observer point of a prepared model."""
     standing = Standing(point.names, _modules(calls.nodes))
     if isinstance(point, FixedPoint):
         return KnownPoint(point.spec, point.qparams(), standing)
@@ -196,7 +196,7 @@ def _point(
 
 
 def _modules(calls: list[Node]) -> tuple[str, ...]:
-    """Paths of the modules whose operators read what a point returns, or make what it takes."""
+    """Paths of the modules whose operators make or read the tensor of an observer point."""
     around = [node for call in calls for node in (call, *call.all_input_nodes, *call.users)]
     paths = (module_path(node) for node in around if node.op != "get_attr")
     return tuple(dict.fromkeys(path for path in paths if path))
@@ -244,7 +244,7 @@ def _link_derived(model: GraphModule) -> None:
 
 
 def _own_tensors(model: GraphModule, original: GraphModule) -> GraphModule:
-    """Give a model tensors of its own, that ask for gradients where those of the original do."""
+    """Give a model tensors of its own, which require gradients where those of the original do."""
     asks = {
         name: parameter.requires_grad for name, parameter in original.named_parameters(remove_duplicate=False)
     }

@@ -1,8 +1,8 @@
 """From a prepared model to one that trains: passes over the graph.
 
-What convert reads is a prepared model, with constants for weights. A model that trains has modules in its
-place: fake quantize for each observer point, a BatchNorm for each folded one, a switch for dropout. Nodes
-keep their names and annotations, also on the way back (``unwiring``).
+Convert reads a prepared model, in which weights are constants. A model that trains has modules instead: fake
+quantize for each observer point, a BatchNorm for each folded one, a switch for dropout. Nodes keep their
+names and annotations, also on the way back (``unwiring``).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from torchquilt.pt2e.qat.points import TrainingPoint
 from torchquilt.pt2e.qat.stored_tensors import Copied, FloatWeight
 from torchquilt.pt2e.qat.switched import SwitchedOperator
 
-#: ``node.meta`` of a node that computes what convert stores: the name under which it does.
+#: ``node.meta`` of a node that computes a tensor: the name under which convert stores it.
 ASSIGNED_KEY = "torchquilt_assigned"
 
 #: ``node.meta`` of a call of a module: the operator that it stands for, its literals and its name.
@@ -72,7 +72,7 @@ def let_norms_train(model: GraphModule) -> GraphModule:
         folded: dict[Node, Folded] = {
             node: node.meta.pop(UNFOLD_KEY) for node in nodes if UNFOLD_KEY in node.meta
         }
-        # Found before any is unfolded, which reads unfolded tensors under the same names.
+        # Find the nodes first: unfolding adds others that read tensors of the same names.
         read = {str(node.target): node for node in region.module.graph.find_nodes(op="get_attr")}
         reads = {node: [read[one.folded_weight], read[one.folded_bias]] for node, one in folded.items()}
         for node in nodes:
@@ -151,7 +151,7 @@ def _has(model: GraphModule, name: str) -> bool:
 
 
 def _points_before(model: GraphModule, node: Node) -> Iterator[Node]:
-    """The calls of points that a weight goes through before it is at a node."""
+    """The calls of observer points between a weight and a node."""
     while node.all_input_nodes:
         is_point = _point_at(model, node) is not None
         if node.op != "call_function" and not is_point:
@@ -173,7 +173,7 @@ def _get(model: GraphModule, path: str, serves: Node, known: dict[Any, Any] | No
         model: what it is stored in.
         path: its name.
         serves: the node for whose sake it is read.
-        known: fake tensors that were made, by what they stand for, since making one takes time.
+        known: fake tensors made so far, by dtype, shape, strides and device, since making one takes time.
     """
     node = model.graph.get_attr(path)
     take_origin(node, serves)
@@ -203,7 +203,7 @@ def _turn(node: Node, name: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _as_module(model: GraphModule, node: Node) -> None:
-    """A BatchNorm as a module that trains as such."""
+    """Replace a BatchNorm by a module that trains."""
     values = arguments_of(node)
     mean = values["running_mean"]
     path = str(mean.target).rpartition(".")[0] if mean.op == "get_attr" else module_path(node)
@@ -270,7 +270,7 @@ _MULTIPLIES = ("aten.linear.default", "aten.matmul.default")
 
 
 def let_float_weights_rest(model: GraphModule) -> GraphModule:
-    """Let weights that stay in float ask for no gradients in evaluation; changes ``model``."""
+    """Let weights in float ask for no gradients in evaluation; changes ``model``."""
     for region in regions(model):
         for node in list(region.module.graph.nodes):
             if overload_name(node) not in _MULTIPLIES:
@@ -287,7 +287,7 @@ def let_float_weights_rest(model: GraphModule) -> GraphModule:
 
 
 def let_copies_follow(model: GraphModule) -> GraphModule:
-    """Let each stored tensor that is a copy of another one be computed from that; changes ``model``."""
+    """Compute each stored copy of a tensor from the original; changes ``model``."""
     for region in regions(model):
         for node in region.module.graph.find_nodes(op="get_attr"):
             source: Node | None = node.meta.get(STORED_FOR)
@@ -311,12 +311,12 @@ def let_copies_follow(model: GraphModule) -> GraphModule:
 
 @attrs.frozen(eq=False)
 class Calls:
-    """Calls of a point.
+    """Calls of an observer point.
 
     Args:
         region: the region that they are in.
         nodes: the calls.
-        points: names of all points of the region.
+        points: names of all observer points of the region.
     """
 
     region: Region
@@ -324,7 +324,7 @@ class Calls:
     points: frozenset[str]
 
     def values(self) -> list[torch.Tensor]:
-        """The constants that the point is called with, each once."""
+        """The constants that the observer point is called with, each once."""
         origins = dict.fromkeys(map(self._behind_points, self.nodes))
         return [constant_value(self.region.module, origin, self.points) for origin in origins]
 
@@ -337,24 +337,24 @@ class Calls:
 def replace_points(
     model: GraphModule, make: Callable[[QuantizationPoint[Any], Calls], TrainingPoint]
 ) -> GraphModule:
-    """Put another module at each point; changes ``model``.
+    """Replace the module at each observer point; changes ``model``.
 
     Args:
         model: a prepared model.
-        make: the module for a point, from the calls of it.
+        make: makes the module for an observer point, from its calls.
     """
     for region in regions(model):
         calls = _calls_of_points(region.module)
         if calls:
             _check_is_run(region)
-        names = frozenset(calls)  # while the first of them are replaced already
+        names = frozenset(calls)  # before any is replaced
         for name, nodes in calls.items():
             region.module.add_module(name, make(getattr(region.module, name), Calls(region, nodes, names)))
     return model
 
 
 def _check_is_run(region: Region) -> None:
-    """Refuse to train what control flow traces."""
+    """Refuse to train operators in a subgraph that control flow traces."""
     if region.caller is None:
         return
     call = call_of(region.caller)
