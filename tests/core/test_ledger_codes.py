@@ -89,6 +89,12 @@ def decomposed() -> tq.Ledger:
     return tq.explain(program, outputs_of("permute"))
 
 
+def kept_by_a_pass() -> tq.Ledger:
+    """A concatenation of tensors of very different size."""
+    model = Fn(lambda m, x: torch.tanh(torch.cat([m.fc(x), x / 1000])), fc=nn.Linear(6, 6))
+    return tq.explain(tq.recovery.split_ranges(export(model, X), [(X,)]), static())
+
+
 def converted_without_data_for_one_branch() -> tq.Ledger:
     """The branch that the data did not take is left in float."""
     program = export(Fn(branches, fc=nn.Linear(6, 6), out=nn.Linear(6, 6)), X)
@@ -148,6 +154,7 @@ MET: dict[str, tuple[Callable[[], tq.Ledger], str]] = {
         lambda: explained(static(), lambda m, x: m.out(functional.dropout(m.fc(x), training=True))),
         "dropout",
     ),
+    "kept_in_float": (kept_by_a_pass, "cat"),
     "not_float": (lambda: explained(static(), lambda m, x: (m.fc(x), x.int() + x.int())), "add"),
     "no_elements": (lambda: explained(static(), lambda m, x: (m.fc(x), x[:0] + x[:0])), "add"),
     "writes_in_place": (lambda: explained(static(), written_to), "linear"),

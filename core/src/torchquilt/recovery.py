@@ -5,10 +5,18 @@ Those over the float model take what :func:`torch.export.export` made and return
 returned, and return what :func:`torchquilt.convert_pt2e` takes. :func:`steps_of` says what each one did.
 """
 
+from torchquilt.accuracy.recovery.bias_correction import correct_biases
+from torchquilt.accuracy.recovery.equalization import equalize
+from torchquilt.accuracy.recovery.range_splitting import split_ranges
+from torchquilt.accuracy.recovery.smoothing import smooth
 from torchquilt.accuracy.recovery.steps import Gain, RecoveryStep, steps_of
 
 __all__ = [
     "Gain",
     "RecoveryStep",
+    "correct_biases",
+    "equalize",
+    "smooth",
+    "split_ranges",
     "steps_of",
 ]

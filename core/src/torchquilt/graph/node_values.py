@@ -59,6 +59,10 @@ STORED_FOR = "torchquilt_stored_for"
 FOLDED = "torchquilt_folded"
 
 
+#: ``node.meta`` of a node that a recovery pass keeps in float has the reason here, a sentence.
+KEPT_IN_FLOAT = "torchquilt_kept_in_float"
+
+
 def asked_name(node: Node) -> str:
     """The overload that a rule about this node names: what the model had before a backend rewrote it."""
     written_for: str = node.meta.get(WRITTEN_FOR, "")

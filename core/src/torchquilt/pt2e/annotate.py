@@ -109,7 +109,7 @@ def annotate_copy(
     decider = as_quantizer(quantizer)
     deciding = Deciding(leaves_of(decider))
     first = () if to_evaluation is None else (to_evaluation,)
-    own = _own_copy(model, may_train=to_evaluation is not None)
+    own = copy_of_exported(model, may_train=to_evaluation is not None)
     copy = run_passes(own, (_COMPLETE_PROVENANCE, *first, *_NORMALIZE))
     problems = [*_random_problems(copy, may_train=to_evaluation is not None), *decider.rule_problems(copy)]
     _complain(problems, strict)
@@ -142,8 +142,16 @@ def annotate_copy(
 _DEEDS = {"trainable": "prepared for training"}
 
 
-def _own_copy(model: object, *, may_train: bool) -> GraphModule:
-    """A graph module that may be changed, of a model that may not."""
+def copy_of_exported(model: object, *, may_train: bool = False) -> GraphModule:
+    """A graph module that may be changed, of an exported float model that may not.
+
+    Args:
+        model: what the user handed in.
+        may_train: whether it may be in training mode.
+
+    Raises:
+        ModelError: it is no exported float model in evaluation mode.
+    """
     if isinstance(model, ExportedProgram):
         model = model.module()
     if not isinstance(model, GraphModule):

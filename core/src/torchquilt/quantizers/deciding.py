@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import attrs
 
 from torchquilt.errors import CompositionError, QuantizerError, TorchquiltError, UnsupportedConfigError
-from torchquilt.graph.node_values import has_no_effect
+from torchquilt.graph.node_values import KEPT_IN_FLOAT, has_no_effect
 from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.quantizers.annotated_claim import annotate_claim
 from torchquilt.quantizers.base import Quantizer, inherits
@@ -273,12 +273,26 @@ class _AnnotationGuard:
                     annotation = attrs.evolve(annotation, quantizer=name, author=id(quantizer))
                     node.meta[ANNOTATION_KEY] = annotation
                 check_annotation(node, annotation)
+                if KEPT_IN_FLOAT in node.meta:
+                    raise _kept_in_float(node, annotation)
                 self.decided[node] = annotation
 
 
 def _structure(model: GraphModule) -> tuple[_Form, ...]:
     """The nodes of a graph with their targets and arguments, but without metadata."""
     return tuple((node, node.target, node.args, node.kwargs) for node in model.graph.nodes)
+
+
+def _kept_in_float(node: Node, annotation: QuantizationAnnotation) -> CompositionError:
+    """The error for a quantizer that annotates by itself what a recovery pass keeps in float."""
+    return CompositionError(
+        f"{annotation.quantizer} annotated {node.name}, which a recovery pass keeps in float.",
+        node=node,
+        quantizer=annotation.quantizer,
+        expected=f"{node.name} in float: {node.meta[KEPT_IN_FLOAT]}",
+        got=annotation,
+        remedy="use a quantizer with a support table, which leaves it in float, or leave out the pass",
+    )
 
 
 def _annotation_conflict(

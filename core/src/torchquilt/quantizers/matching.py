@@ -14,7 +14,13 @@ import attrs
 
 from torchquilt.graph.aliasing import Memory
 from torchquilt.graph.function_transforms import UNDER_A_TRANSFORM, transformed_nodes
-from torchquilt.graph.node_values import constant_nodes, is_empty, is_float_tensor, overload_name
+from torchquilt.graph.node_values import (
+    KEPT_IN_FLOAT,
+    constant_nodes,
+    is_empty,
+    is_float_tensor,
+    overload_name,
+)
 from torchquilt.graph.training_mode import is_random
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import Rule
@@ -239,6 +245,7 @@ class Matcher:
             or self._check_constant(match)
             or self._check_transform(match)
             or self._check_random(match)
+            or self._check_kept_in_float(match)
             or self._check_types(row, match)
             or self._claim_or_refuse(row, match, self._find_rule(match))
         )
@@ -308,6 +315,11 @@ class Matcher:
         if drawing is None:
             return None
         return Reject("random", (drawing,), f"{drawing.name} draws random numbers")
+
+    def _check_kept_in_float(self, match: Match) -> Reject | None:
+        """Reject an operator that a recovery pass keeps in float, as the float model says."""
+        kept = next((node for node in match.nodes if KEPT_IN_FLOAT in node.meta), None)
+        return None if kept is None else Reject("kept_in_float", (kept,), kept.meta[KEPT_IN_FLOAT])
 
     def _find_rule(self, match: Match) -> tuple[Rule, QuantizationConfig] | Reject:
         """The rule and config that all nodes of the match share, or the reason why there are none."""

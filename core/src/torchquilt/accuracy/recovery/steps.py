@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 from torch.fx import GraphModule
@@ -30,6 +30,18 @@ class Gain:
     after: float
 
 
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(names)
+
+
+def _reasons(reasons: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple(reasons)
+
+
+def _gains(gains: Iterable[Gain]) -> tuple[Gain, ...]:
+    return tuple(gains)
+
+
 @attrs.frozen
 class RecoveryStep:
     """One recovery pass over a model.
@@ -42,9 +54,9 @@ class RecoveryStep:
     """
 
     name: str
-    applied: tuple[str, ...] = attrs.field(converter=tuple)
-    left: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=tuple)
-    gain: tuple[Gain, ...] = attrs.field(default=(), converter=tuple)
+    applied: tuple[str, ...] = attrs.field(converter=_names)
+    left: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_reasons)
+    gain: tuple[Gain, ...] = attrs.field(default=(), converter=_gains)
 
     def __str__(self) -> str:
         rows = [("node", "", "gain or reason"), *self._rows()]
