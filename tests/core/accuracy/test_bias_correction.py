@@ -79,7 +79,7 @@ def test_the_first_shift_is_the_mean_error() -> None:
 
 
 def test_a_mean_by_chance_is_left_alone() -> None:
-    """Where samples disagree about the error, their mean is not subtracted."""
+    """If samples disagree about the error, their mean is not subtracted."""
     model = seeded(nn.Sequential(nn.Linear(16, 64)))
     data = [(normal(4, 16),)]
     calibrated = prepared(model, data)

@@ -129,7 +129,7 @@ def test_nothing_has_no_error() -> None:
 
 
 def test_zeros_are_zero() -> None:
-    """What should be zero and is has no error; what should be zero and is not has the largest."""
+    """A zero that stays zero has no error; one that does not has the largest."""
     zeros = torch.zeros(4)
     assert statistics_of((zeros, zeros)).figures() == ErrorFigures(math.inf, 1.0, 0.0, 0.0)
     figures = statistics_of((zeros, zeros + 0.5)).figures()

@@ -123,7 +123,7 @@ def test_the_error_that_is_told_is_that_of_a_plain_computation() -> None:
 
 
 def test_even_activations_are_left_alone() -> None:
-    """Where no strength lowers the error, nothing is changed."""
+    """If no strength lowers the error, nothing is changed."""
     model = seeded(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 64)))
     with torch.no_grad():
         model[1].weight.copy_(torch.where(normal(64, 8) > 0, 1.0, -1.0))
@@ -169,7 +169,7 @@ def test_a_norm_that_is_left_alone_says_why(reason: str) -> None:
 
 
 def test_a_cache_starts_as_it_was() -> None:
-    """What the model writes to is as it was after the batches."""
+    """Buffers that the model writes to are as they were after the batches."""
 
     def counted(m: Any, x: torch.Tensor) -> torch.Tensor:
         m.count.add_(1)
