@@ -7,15 +7,19 @@ returned, and return what :func:`torchquilt.convert_pt2e` takes. :func:`steps_of
 
 from torchquilt.accuracy.recovery.bias_correction import correct_biases
 from torchquilt.accuracy.recovery.equalization import equalize
+from torchquilt.accuracy.recovery.range_choice import choose_ranges
 from torchquilt.accuracy.recovery.range_splitting import split_ranges
+from torchquilt.accuracy.recovery.rounding import round_weights
 from torchquilt.accuracy.recovery.smoothing import smooth
 from torchquilt.accuracy.recovery.steps import Gain, RecoveryStep, steps_of
 
 __all__ = [
     "Gain",
     "RecoveryStep",
+    "choose_ranges",
     "correct_biases",
     "equalize",
+    "round_weights",
     "smooth",
     "split_ranges",
     "steps_of",

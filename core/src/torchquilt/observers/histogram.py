@@ -110,7 +110,7 @@ class HistogramObserver(ExtremesObserver):
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The range that is chosen, among the values that are not taken for masked ones."""
         self._check_has_data()
-        low, high = self.choose(self._bins())
+        low, high = self.choose(self.bins())
         return torch.tensor(low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)
 
     def choose(self, bins: Bins) -> tuple[float, float]:
@@ -130,7 +130,7 @@ class HistogramObserver(ExtremesObserver):
     def outlier_ratio(self) -> float | None:
         """Ratio of the range to the 99.9th percentile of magnitudes."""
         low, high = (float(end) for end in self.range())
-        reach, usual = max(0.0, -low, high), self._bins().magnitude_quantile(0.999)
+        reach, usual = max(0.0, -low, high), self.bins().magnitude_quantile(0.999)
         return reach / usual if usual else (math.inf if reach else 0.0)
 
     def has_outliers(self) -> bool | None:
@@ -140,7 +140,7 @@ class HistogramObserver(ExtremesObserver):
         if largest < MASKED_FROM and largest <= OUTLIER_RATIO * self.extent()[1]:
             return False
         # Nor where the largest value that is counted is not that large: no range reaches beyond it.
-        bins = self._bins()
+        bins = self.bins()
         if bins.top <= OUTLIER_RATIO * bins.magnitude_quantile(0.999):
             return False
         return super().has_outliers()
@@ -149,7 +149,7 @@ class HistogramObserver(ExtremesObserver):
         """The share of values that the range is for, and how far the others reach, all less than one step."""
         if self.largest() < MASKED_FROM:
             return None
-        bins, levels = self._bins(), 2**self.spec.bits - 1
+        bins, levels = self.bins(), 2**self.spec.bits - 1
         gaps = [gap for gap in bins.apart() if gap[1] < 2 * bins.top / levels]
         if not gaps:
             return None  # and no range has to be found
@@ -158,7 +158,8 @@ class HistogramObserver(ExtremesObserver):
         found = (gap[:2] for gap in gaps if gap[1] < step and gap[2] <= max(-low, high))
         return next(found, None)
 
-    def _bins(self) -> Bins:
+    def bins(self) -> Bins:
+        """What was counted, without masked values."""
         counts = self.counts.cpu()
         sides = torch.stack([counts[:_KEPT], counts[SIDE:]])
         return Bins.of(sides, float(self.low), float(self.high), self.spec)
@@ -175,7 +176,7 @@ def qparams_together(observers: Iterable[Observer]) -> dict[Observer, QParams]:
             by_spec.setdefault(observer.spec, []).append(observer)
     found: dict[Observer, QParams] = {}
     for spec, alike in by_spec.items():
-        tables = {observer: observer._bins() for observer in alike}
+        tables = {observer: observer.bins() for observer in alike}
         ranges = {observer: bins.range_beside_massive_values() for observer, bins in tables.items()}
         searched = [observer for observer, beside in ranges.items() if beside is None]
         ranges.update(

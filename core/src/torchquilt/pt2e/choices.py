@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
+from torchquilt.graph.qdq import operators_of
 from torchquilt.graph.tensor_digest import tensor_digest
 from torchquilt.observers import QParams, qparams_of_range
 from torchquilt.observers.qparams import as_rows
+from torchquilt.pt2e.integer_constants import integers_of
 
 if TYPE_CHECKING:
     from torchquilt.spec.qspec import QuantizationSpec
@@ -57,6 +59,21 @@ class ChosenConstant:
 
     qparams: QParams
     integers: torch.Tensor | None = None
+
+    @classmethod
+    def nearest(cls, value: torch.Tensor, spec: QuantizationSpec, qparams: QParams) -> ChosenConstant:
+        """The integers nearest to a constant, as convert would store them.
+
+        Args:
+            value: the constant.
+            spec: of it.
+            qparams: its parameters.
+        """
+        numbers: Any = qparams
+        if qparams.scale.dim() == 0 and not qparams.zero_point.is_floating_point():
+            numbers = float(qparams.scale), int(qparams.zero_point)
+        operators = operators_of(spec, numbers)
+        return cls(qparams, integers_of(value, spec, operators.quantize, operators.arguments))
 
     @cached_property
     def key(self) -> tuple[str, ...]:

@@ -98,6 +98,10 @@ class Conversion:
             if self._same.get(point, point) in raised or (raised and isinstance(point, DerivedPoint))
         }
 
+    def values_of(self, point: AnyPoint) -> list[torch.Tensor]:
+        """The constants at a point."""
+        return self._values.get(point, [])
+
     def qparams(self, point: AnyPoint) -> QParams:
         """The parameters of a point, computed once, and those that they are derived from before them."""
         pending = [point]
