@@ -88,7 +88,7 @@ def test_outliers_that_no_reader_reads_are_cut_off(observer: str) -> None:
 
 
 def test_a_range_is_kept_where_no_other_is_better() -> None:
-    """What calibration chose for a tensor that is returned is what is best for it."""
+    """For a tensor that is returned the range of calibration is the best."""
     data = [(normal(200, 8, seed=seed),) for seed in range(3)]
     prepared = prepared_of(nn.ReLU(), outputs_of("relu"), data)
     found = tq.recovery.choose_ranges(prepared, data)
@@ -117,7 +117,7 @@ def test_all_readers_count() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_range_is_worse_by_its_own_measure(seed: int) -> None:
-    """Whatever the network and the data."""
+    """Some networks of several layers, with 4 bits and inputs of heavy tails."""
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Sigmoid()
@@ -153,7 +153,7 @@ def test_values_that_a_mask_was_added_to_do_not_count() -> None:
 
 
 def test_a_branch_that_no_batch_takes_is_left() -> None:
-    """What calibration has not seen has no range to choose, and the others have."""
+    """Calibration has not seen it, so there is nothing to choose among; the other one is looked at."""
     data = [(normal(4, 8, seed=seed).abs(),) for seed in range(2)]
     prepared = prepared_of(Branches(8), inputs_of("linear"), data)
     step = tq.recovery.steps_of(tq.recovery.choose_ranges(prepared, data))[0]
@@ -170,7 +170,7 @@ def test_nan_leaves_a_range_as_it_is() -> None:
     assert [reason for _, reason in step.left] == ["no batch reached it, or with zeros alone"]
 
 
-def test_what_is_refused() -> None:
+def test_no_batches_and_no_prepared_model_are_refused() -> None:
     """No batches, and a model that is not prepared."""
     data = with_outliers()
     prepared = prepared_of(blind_linear(), inputs_of("linear"), data)

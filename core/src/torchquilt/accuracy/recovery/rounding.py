@@ -18,7 +18,7 @@ from torchquilt.accuracy.recovery.matrix_layouts import (
     output_errors,
     reading_of,
 )
-from torchquilt.accuracy.recovery.second_order import Grid, adaround, gptq
+from torchquilt.accuracy.recovery.second_order import Levels, adaround, gptq
 from torchquilt.accuracy.recovery.settling import settle
 from torchquilt.accuracy.recovery.simulation import Replacing, finished, look_at, simulated_copy
 from torchquilt.accuracy.recovery.steps import Gain, RecoveryStep, note_step
@@ -59,11 +59,11 @@ class _Method:
     steps: int
     choose_scales: bool
 
-    def round(self, weight: torch.Tensor, grid: Grid, moments: torch.Tensor) -> torch.Tensor:
+    def round(self, weight: torch.Tensor, levels: Levels, moments: torch.Tensor) -> torch.Tensor:
         """Integers, as float64."""
         if self.name == "adaround":
-            return adaround(weight, grid, moments, self.steps)
-        return gptq(weight, grid, moments, self.damping)
+            return adaround(weight, levels, moments, self.steps)
+        return gptq(weight, levels, moments, self.damping)
 
 
 def round_weights(
@@ -333,13 +333,13 @@ def _round(weight: _Weight, method: _Method) -> Gain | str:
     qparams = current.qparams
     if own and method.choose_scales:
         qparams = _scales(weight, rows, moments)
-    grid = _grid(qparams, weight)
-    found = method.round(rows, grid, moments)
+    levels = _levels(qparams, weight)
+    found = method.round(rows, levels, moments)
     assert current.integers is not None
     before = output_errors(
-        _grid(current.qparams, weight).values(layout.rows(current.integers)) - rows, moments
+        _levels(current.qparams, weight).values(layout.rows(current.integers)) - rows, moments
     )
-    after = output_errors(grid.values(found) - rows, moments)
+    after = output_errors(levels.values(found) - rows, moments)
     is_better = after < before * (1 - _LEAST_GAIN)
     if not bool(is_better.any()):
         return "the integers that it has make the smallest error"
@@ -364,14 +364,14 @@ def _current(weight: _Weight) -> ChosenConstant:
     return ChosenConstant.nearest(weight.value, weight.spec, point.qparams_for([weight.value]))
 
 
-def _grid(qparams: QParams, weight: _Weight) -> Grid:
+def _levels(qparams: QParams, weight: _Weight) -> Levels:
     spec, value = weight.spec, weight.value
     like = as_rows(value, spec)[0]
     scale, zero_point = (
         weight.layout.rows(back_from_rows(each.reshape(-1, 1).expand(like.shape), value, spec)).double()
         for each in qparams
     )
-    return Grid(scale, zero_point, spec.quant_min, spec.quant_max)
+    return Levels(scale, zero_point, spec.quant_min, spec.quant_max)
 
 
 def _scales(weight: _Weight, rows: torch.Tensor, moments: torch.Tensor) -> QParams:
@@ -388,8 +388,8 @@ def _scales(weight: _Weight, rows: torch.Tensor, moments: torch.Tensor) -> QPara
     least = torch.zeros(())
     for share in _SHARES:
         qparams = qparams_of_range(low * share, high * share, spec)
-        grid = _grid(qparams, weight)
-        off = grid.values(grid.nearest(rows)).sub_(rows).square_().mul_(squares)
+        levels = _levels(qparams, weight)
+        off = levels.values(levels.nearest(rows)).sub_(rows).square_().mul_(squares)
         error = as_rows(layout.weight(off, value.shape), spec)[0].sum(1).reshape(qparams.scale.shape)
         if best is None:
             best, least = qparams, error

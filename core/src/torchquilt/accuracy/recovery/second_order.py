@@ -25,8 +25,8 @@ _EXPONENTS = (20.0, 2.0)
 
 
 @attrs.frozen(eq=False)
-class Grid:
-    """The values that each weight may have, ``(integer - zero_point) * scale``.
+class Levels:
+    """Values that each weight may have, ``(integer - zero_point) * scale``.
 
     Args:
         scale, zero_point: float64, in the shape of the weights.
@@ -46,7 +46,7 @@ class Grid:
         """The floats that integers stand for, float64."""
         return (integers.double() - self.zero_point) * self.scale
 
-    def columns(self, chosen: torch.Tensor) -> Grid:
+    def columns(self, chosen: torch.Tensor) -> Levels:
         """Those of some columns of each group.
 
         Args:
@@ -55,7 +55,7 @@ class Grid:
         scale, zero_point = (columns_of(each, chosen) for each in (self.scale, self.zero_point))
         return attrs.evolve(self, scale=scale, zero_point=zero_point)
 
-    def column(self, number: int) -> Grid:
+    def column(self, number: int) -> Levels:
         """Those of one column."""
         scale, zero_point = self.scale[..., number], self.zero_point[..., number]
         return attrs.evolve(self, scale=scale, zero_point=zero_point)
@@ -66,7 +66,7 @@ def columns_of(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return values.gather(2, chosen[:, None, :].expand(-1, values.shape[1], -1))
 
 
-def gptq(weight: torch.Tensor, grid: Grid, moments: torch.Tensor, damping: float) -> torch.Tensor:
+def gptq(weight: torch.Tensor, levels: Levels, moments: torch.Tensor, damping: float) -> torch.Tensor:
     """Round column after column, each time moving the weights that are left against the error made.
 
     This is GPTQ (Frantar et al. 2022, arXiv:2210.17323) with the columns of largest moments first (its "act
@@ -74,7 +74,7 @@ def gptq(weight: torch.Tensor, grid: Grid, moments: torch.Tensor, damping: float
 
     Args:
         weight: float64 ``[groups, rows, columns]``.
-        grid: of the same shape.
+        levels: those of each weight, of the same shape.
         moments: of the inputs, float64 ``[groups, columns, columns]``.
         damping: this share of the mean of the diagonal is added to it.
 
@@ -83,13 +83,13 @@ def gptq(weight: torch.Tensor, grid: Grid, moments: torch.Tensor, damping: float
     """
     order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     factor = _factor_of_inverse(_reordered(moments, order), damping)
-    grid, left = grid.columns(order), columns_of(weight, order)
+    levels, left = levels.columns(order), columns_of(weight, order)
     rounded = torch.empty_like(left)
     for start in range(0, left.shape[2], _BLOCK):
         stop = min(start + _BLOCK, left.shape[2])
         errors = torch.empty_like(left[..., start:stop])
         for column in range(start, stop):
-            here = grid.column(column)
+            here = levels.column(column)
             integers = here.nearest(left[..., column])
             rounded[..., column] = integers
             error = (left[..., column] - here.values(integers)) / factor[:, None, column, column]
@@ -121,7 +121,7 @@ def _factor_of_inverse(moments: torch.Tensor, damping: float) -> torch.Tensor:
         damping = 10 * max(damping, 1e-6)  # moments summed in float32 can be that far from positive
 
 
-def adaround(weight: torch.Tensor, grid: Grid, moments: torch.Tensor, steps: int) -> torch.Tensor:
+def adaround(weight: torch.Tensor, levels: Levels, moments: torch.Tensor, steps: int) -> torch.Tensor:
     """Learn for each weight whether it is rounded up or down.
 
     This is AdaRound (Nagel et al. 2020, arXiv:2004.10568) with the error of a layer's output as the quadratic
@@ -129,23 +129,23 @@ def adaround(weight: torch.Tensor, grid: Grid, moments: torch.Tensor, steps: int
 
     Args:
         weight: float64 ``[groups, rows, columns]``.
-        grid: of the same shape.
+        levels: those of each weight, of the same shape.
         moments: of the inputs, float64 ``[groups, columns, columns]``.
         steps: of the optimisation.
 
     Returns:
         Integers, as float64 of the shape of the weight.
     """
-    position = weight / grid.scale + grid.zero_point
-    floor = position.floor().clamp_(grid.low, grid.high - 1)
-    off = grid.values(grid.nearest(weight)) - weight
+    position = weight / levels.scale + levels.zero_point
+    floor = position.floor().clamp_(levels.low, levels.high - 1)
+    off = levels.values(levels.nearest(weight)) - weight
     # Each row's error in parts of that of the nearest integers, so that one rate fits all.
     unit = output_errors(off, moments)
     unit = torch.where(unit > 0, unit, torch.ones_like(unit)).float()
     part = (position - floor).clamp(0.01, 0.99).float()
     stretched = (part - _STRETCH_LOW) / (_STRETCH_HIGH - _STRETCH_LOW)
-    moments, scale = moments.float(), grid.scale.float()
-    base = (grid.values(floor) - weight).float()
+    moments, scale = moments.float(), levels.scale.float()
+    base = (levels.values(floor) - weight).float()
     with torch.enable_grad():
         variable = torch.logit(stretched).requires_grad_()
         optimizer = torch.optim.Adam([variable], lr=_LEARNING_RATE)
@@ -161,7 +161,7 @@ def adaround(weight: torch.Tensor, grid: Grid, moments: torch.Tensor, steps: int
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     up = (_up(variable.detach()) >= 0.5).double()
-    return (floor + up).clamp(grid.low, grid.high)
+    return (floor + up).clamp(levels.low, levels.high)
 
 
 def _up(variable: torch.Tensor) -> torch.Tensor:
