@@ -159,7 +159,7 @@ class HistogramObserver(ExtremesObserver):
         return next(found, None)
 
     def bins(self) -> Bins:
-        """What was counted, without masked values."""
+        """Counts without masked values."""
         counts = self.counts.cpu()
         sides = torch.stack([counts[:_KEPT], counts[SIDE:]])
         return Bins.of(sides, float(self.low), float(self.high), self.spec)
