@@ -63,7 +63,9 @@ class Space:
         )
 
 
-def find_candidates(variants: Variants, batches: Iterable[Any] | None, limit: int) -> Space:
+def find_candidates(
+    variants: Variants, batches: Iterable[Any] | None, limit: int, *, fewer_bits: bool
+) -> Space:
     """Ask the capabilities of the composition what each unit could be, and estimate what that costs.
 
     A choice is a candidate for a unit where some operator of it is quantized then, otherwise than by another
@@ -73,11 +75,12 @@ def find_candidates(variants: Variants, batches: Iterable[Any] | None, limit: in
         variants: of the model.
         batches: to estimate with; None where only statistics are known.
         limit: of so many batches.
+        fewer_bits: also those that only have fewer bits for weights than others.
     """
     searchable = variants.composition.searchable()
     found: dict[str, list[Option]] = {}
     outcomes: dict[str, list[tuple[Any, ...]]] = {}
-    for choice in (GIVEN, *variants.composition.choices()):
+    for choice in (GIVEN, *variants.composition.choices(fewer_bits=fewer_bits)):
         choices = {} if choice == GIVEN else dict.fromkeys(searchable[choice.leaf or 0], choice)
         if choice != GIVEN and not choices:
             continue

@@ -23,7 +23,6 @@ from torchquilt.accuracy.metric import Evaluate, Metric, allowed_drop
 from torchquilt.accuracy.moves import Moves
 from torchquilt.accuracy.recovered import Recovered
 from torchquilt.accuracy.search_values import Candidate, SearchResult
-from torchquilt.accuracy.sensitivity import ESTIMATED_BATCHES
 from torchquilt.accuracy.units import Choice
 from torchquilt.accuracy.variants import Size
 from torchquilt.errors import AccuracyError
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 
 #: So many moves are tried to be taken back at a time, whatever the number of ranks: so these find the same.
 _WAVE = 4
+#: Estimates are taken from so many batches for each kind of candidates: they only order them.
+_ESTIMATED_BATCHES = 2
 
 
 def search(
@@ -53,7 +54,7 @@ def search(
     recovery: Sequence[str] = (),
     activation_observer: str | ObserverFactory = "histogram",
     max_evaluations: int = 100,
-    limit: int = ESTIMATED_BATCHES,
+    limit: int = _ESTIMATED_BATCHES,
     state: str | os.PathLike[str] | None = None,
     group: ProcessGroup | None = None,
     progress: bool = True,
@@ -148,7 +149,9 @@ class _Search:
             return
         self._try_recovery()
         variants = recovered.variants(self._passes)
-        space = find_candidates(variants, variants.batches, self._limit)
+        # Fewer bits are of no use where bytes are not limited: they only add noise.
+        is_small = self.judge.limits.max_bytes is not None
+        space = find_candidates(variants, variants.batches, self._limit, fewer_bits=is_small)
         moves = Moves.of(space, self.judge.limits)
         chosen = self._fewest(moves)
         if chosen is not None:

@@ -113,13 +113,17 @@ class Composition:
         self.leaves = leaves_of(self.quantizer)
         self._nodes = [node for node in nodes_of(model) if node.op == "call_function"]
 
-    def choices(self) -> tuple[Choice, ...]:
-        """Every preset of every backend that the composition has, in order of precedence."""
+    def choices(self, *, fewer_bits: bool = True) -> tuple[Choice, ...]:
+        """Every preset of every backend that the composition has, in order of precedence.
+
+        Args:
+            fewer_bits: also those that only have fewer bits for weights than another preset.
+        """
         return tuple(
-            Choice(f"{leaf.table.backend}:{name}", number, make())
+            Choice(f"{leaf.table.backend}:{name}", number, config)
             for number, leaf in enumerate(self.leaves)
             if isinstance(leaf, PatternQuantizer)
-            for name, make in leaf.PRESETS.items()
+            for name, config in _presets(leaf, fewer_bits=fewer_bits).items()
         )
 
     def searchable(self) -> tuple[tuple[str, ...], ...]:
@@ -184,6 +188,25 @@ class Composition:
     def _given(self, leaf: PatternQuantizer, path: str) -> QuantizationConfig | None:
         rule = leaf.intent.rule_for(self._by_path[path])
         return None if rule is None else rule.config
+
+
+def _presets(leaf: PatternQuantizer, *, fewer_bits: bool) -> dict[str, QuantizationConfig]:
+    """Name → config of the presets of a quantizer; the widest weights of those with the same activations."""
+    presets = {name: make() for name, make in leaf.PRESETS.items()}
+    if fewer_bits:
+        return presets
+
+    def alike(config: QuantizationConfig) -> object:
+        return config.input_activation, config.output_activation
+
+    widest: dict[object, int] = {}
+    for config in presets.values():
+        widest[alike(config)] = max(widest.get(alike(config), 0), _weight_bits(config))
+    return {name: one for name, one in presets.items() if _weight_bits(one) == widest[alike(one)]}
+
+
+def _weight_bits(config: QuantizationConfig) -> int:
+    return 0 if config.weight is None else config.weight.bits
 
 
 def _may_differ(leaf: Quantizer, node: Node) -> bool:
