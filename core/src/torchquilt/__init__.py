@@ -21,6 +21,10 @@ _PUBLIC = {
     "accuracy.comparison": ("compare",),
     "accuracy.comparison_values": ("Comparison",),
     "accuracy.metric": ("evaluate_on",),
+    "accuracy.report": (
+        "Report",
+        "report",
+    ),
     "accuracy.search": ("search",),
     "accuracy.search_values": ("SearchResult",),
     "accuracy.sensitivity": ("sensitivity",),
@@ -140,6 +144,8 @@ if TYPE_CHECKING:
     from torchquilt.accuracy.comparison import compare as compare
     from torchquilt.accuracy.comparison_values import Comparison as Comparison
     from torchquilt.accuracy.metric import evaluate_on as evaluate_on
+    from torchquilt.accuracy.report import Report as Report
+    from torchquilt.accuracy.report import report as report
     from torchquilt.accuracy.search import search as search
     from torchquilt.accuracy.search_values import SearchResult as SearchResult
     from torchquilt.accuracy.sensitivity import sensitivity as sensitivity

@@ -24,7 +24,6 @@ from torchquilt.lowering.target import Conversion, Lowered, Operation
 from torchquilt.reasons import rank_of_status
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
     from torch.fx import Node
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -34,14 +33,14 @@ class Joint:
     """Rows of a ledger, and lines of code, that the nodes of an exported program stand for.
 
     Args:
-        program: what is lowered.
+        program: the graph of what is lowered, or another graph that was made of the same model.
         ledger: of the model that it was exported from, None where there is none.
         names: name of a node of the program → the name that it had in the model, for those whose region was
             written into the graph around it.
     """
 
     def __init__(
-        self, program: ExportedProgram, ledger: Ledger | None, names: Mapping[str, str] | None = None
+        self, program: GraphModule, ledger: Ledger | None, names: Mapping[str, str] | None = None
     ) -> None:
         names = names or {}
         self._nodes: dict[str, Node] = {}
@@ -50,7 +49,7 @@ class Joint:
         #: Name of a call of a region → the rows in it, in order, for those that torch writes into the graph.
         self._within: dict[str, list[Row]] = defaultdict(list)
         rows = {} if ledger is None else {form: row for row in ledger.rows for form in row.forms}
-        for region in regions(program.graph_module):
+        for region in regions(program):
             for node in region.module.graph.nodes:
                 name = region.name_of(node)
                 self._nodes[name] = node

@@ -102,7 +102,7 @@ def lower(
     contributions = {name: _contribution(name, target) for name in names}
     flat = inlined(source.program)
     program, ports = with_integer_io(flat.program, io_dtype)
-    joint = Joint(program, source.ledger, flat.earlier)
+    joint = Joint(program.graph_module, source.ledger, flat.earlier)
     marked = with_decisions(program, joint.left_in_float())
     making = _Making(target, runtime, contributions, source, joint, ports)
 

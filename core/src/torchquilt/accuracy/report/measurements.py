@@ -1,0 +1,211 @@
+"""What was measured besides: a comparison, sensitivities and a search, read through their plain forms.
+
+A report shows what there is. What a plain form does not have is left out of the page, and so is what this
+torchquilt does not know of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from torchquilt.errors import ModelError
+
+#: A page draws so many pairs of a float and a quantized value.
+_MOST_SAMPLES = 160
+#: Figures of an error, as a comparison has them.
+ERRORS = ("sqnr", "cosine", "mean_error", "max_error")
+
+
+@attrs.frozen
+class Compared:
+    """Comparison of one operator with its float counterpart.
+
+    Args:
+        isolated, accumulated: figures of either error, by their names in :data:`ERRORS`.
+        low, high: the range that it got.
+        saturated, unused: shares of its values and of its range.
+        zeroed_channels: channels that became zero.
+        samples: pairs of a float and a quantized value.
+    """
+
+    isolated: Mapping[str, float]
+    accumulated: Mapping[str, float]
+    low: float | None
+    high: float | None
+    saturated: float | None
+    unused: float | None
+    zeroed_channels: float | None
+    samples: tuple[tuple[float, float], ...]
+
+
+@attrs.frozen
+class Comparison:
+    """A comparison of the whole model: operators and outputs by their names."""
+
+    rows: Mapping[str, Compared]
+    outputs: tuple[tuple[str, Mapping[str, float]], ...]
+    batches: int | None
+    unmatched: tuple[tuple[str, str], ...]
+
+
+@attrs.frozen
+class GroupCost:
+    """Cost of quantizing one group of operators."""
+
+    name: str
+    nodes: tuple[str, ...]
+    module: str
+    cost: float | None
+    alone: float | None
+    left_out: float | None
+
+
+@attrs.frozen
+class Sensitivities:
+    """Sensitivities of all groups, and the metric of both models where one was evaluated."""
+
+    groups: tuple[GroupCost, ...]
+    metric: str
+    float_metric: float | None
+    quantized_metric: float | None
+
+
+@attrs.frozen
+class Found:
+    """One point of the frontier of a search."""
+
+    metric: float | None
+    macs_float: float | None
+    nbytes: float | None
+    assignment: Mapping[str, str]
+
+
+@attrs.frozen
+class Search:
+    """A search: its frontier, and the index of the point that was chosen."""
+
+    frontier: tuple[Found, ...]
+    chosen: int | None
+    float_metric: float | None
+
+
+def comparison_of(value: object) -> Comparison | None:
+    """Read a comparison; None where there is none."""
+    plain = _plain(value, "compare", "torchquilt.compare")
+    if plain is None:
+        return None
+    rows = _mappings(plain.get("rows"))
+    outputs = _mappings(plain.get("outputs"))
+    return Comparison(
+        {str(row["node"]): _compared(row) for row in rows if "node" in row},
+        tuple((str(output.get("name", "output")), _figures(output)) for output in outputs),
+        _whole(plain.get("batches")),
+        tuple(
+            (str(one.get("node", "")), str(one.get("reason", "")))
+            for one in _mappings(plain.get("unmatched"))
+        ),
+    )
+
+
+def _compared(row: Mapping[str, Any]) -> Compared:
+    ends = row.get("range")
+    low, high = ends if isinstance(ends, (list, tuple)) and len(ends) == 2 else (None, None)
+    pairs = row.get("samples")
+    samples = [pair for pair in pairs or () if isinstance(pair, (list, tuple)) and len(pair) == 2]
+    numbers = ((number(first), number(second)) for first, second in _spread(samples))
+    return Compared(
+        _figures(row.get("isolated")),
+        _figures(row.get("accumulated")),
+        number(low),
+        number(high),
+        number(row.get("saturated")),
+        number(row.get("unused")),
+        number(row.get("zeroed_channels")),
+        tuple((x, y) for x, y in numbers if x is not None and y is not None and math.isfinite(x + y)),
+    )
+
+
+def _spread(samples: Sequence[Any]) -> Iterable[Any]:
+    """At most as many as are drawn, evenly from all."""
+    count = len(samples)
+    if count <= _MOST_SAMPLES:
+        return samples
+    return (samples[index * count // _MOST_SAMPLES] for index in range(_MOST_SAMPLES))
+
+
+def sensitivities_of(value: object) -> Sensitivities | None:
+    """Read sensitivities; None where there are none."""
+    plain = _plain(value, "sensitivity", "torchquilt.sensitivity")
+    if plain is None:
+        return None
+    groups = tuple(
+        GroupCost(
+            str(group.get("name", "")),
+            tuple(map(str, group.get("nodes") or ())),
+            str(group.get("module", "")),
+            *(number(group.get(field)) for field in ("cost", "alone", "left_out")),
+        )
+        for group in _mappings(plain.get("groups"))
+    )
+    return Sensitivities(
+        groups, str(plain.get("metric") or ""), number(plain.get("float")), number(plain.get("quantized"))
+    )
+
+
+def search_of(value: object) -> Search | None:
+    """Read the result of a search; None where there is none."""
+    plain = _plain(value, "search", "torchquilt.search")
+    if plain is None:
+        return None
+    frontier = tuple(
+        Found(
+            *(number(point.get(field)) for field in ("metric", "macs_float", "bytes")),
+            {str(name): str(choice) for name, choice in dict(point.get("assignment") or {}).items()},
+        )
+        for point in _mappings(plain.get("frontier"))
+    )
+    chosen = _whole(plain.get("chosen"))
+    is_there = chosen is not None and 0 <= chosen < len(frontier)
+    return Search(frontier, chosen if is_there else None, number(plain.get("float_metric")))
+
+
+def number(value: Any) -> float | None:
+    """A number, infinite or not; None for anything else, NaN among it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        return None
+    return float(value)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _figures(value: Any) -> dict[str, float]:
+    """The figures of an error that are there."""
+    if not isinstance(value, Mapping):
+        return {}
+    pairs = ((name, number(value.get(name))) for name in ERRORS)
+    return {name: found for name, found in pairs if found is not None}
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    items = value if isinstance(value, (list, tuple)) else ()
+    return [item for item in items if isinstance(item, Mapping)]
+
+
+def _plain(value: object, argument: str, maker: str) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    plain = value.to_plain() if hasattr(value, "to_plain") else value
+    if not isinstance(plain, Mapping):
+        raise ModelError(
+            f"A report cannot read this {argument}.",
+            expected=f"{argument}=what {maker} returned, or its to_plain()",
+            got=f"{type(value).__module__}.{type(value).__qualname__}",
+            remedy="leave it out: its section then says how to get it",
+        )
+    return plain
