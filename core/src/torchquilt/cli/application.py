@@ -21,6 +21,7 @@ from torchquilt.cli.options import Group, Settings
 from torchquilt.cli.output import write, write_error
 from torchquilt.cli.plugins import plugins
 from torchquilt.cli.quantize import quantize
+from torchquilt.cli.report import report
 from torchquilt.errors import TorchquiltError
 
 #: A message of torch may have hundreds of lines; so many of a paragraph are shown.
@@ -48,7 +49,7 @@ def application() -> None:
     """Quantize PyTorch 2 exported models with quantizers from several backends at once."""
 
 
-for command in (plugins, capabilities, explain, quantize, lower, inspect, diff):
+for command in (plugins, capabilities, explain, quantize, lower, report, inspect, diff):
     application.add_command(command)
 
 

@@ -24,7 +24,7 @@ from torchquilt.lowering.target import Conversion, Lowered, Operation
 from torchquilt.reasons import rank_of_status
 
 if TYPE_CHECKING:
-    from torch.fx import Node
+    from torch.fx import GraphModule, Node
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 

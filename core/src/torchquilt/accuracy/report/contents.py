@@ -86,21 +86,25 @@ def _operator(row: Row, compared: Compared | None, cost: float | None) -> dict[s
         "quantizer": row.quantizer,
         "pattern": row.pattern,
         "rule": row.rule,
-        "tensors": [[tensor.place, tensor.spec, tensor.group] for tensor in row.tensors],
+        "tensors": [[tensor.edge, tensor.spec, tensor.group] for tensor in row.tensors],
         "reasons": [[one.quantizer, one.code, one.text, one.rule, one.asked] for one in row.reasons],
         "macs": row.macs,
         "parameters": [list(pair) for pair in row.parameters],
         "written": [list(pair) for pair in row.written_as],
-        "lowered": None if row.lowered is None else [row.lowered.code, row.lowered.place, row.lowered.text],
+        "lowered": None
+        if row.lowered is None
+        else [row.lowered.code, row.lowered.delegate, row.lowered.text],
         "cost": plain_number(cost),
     }
     if compared is not None:
         found |= {
             "isolated": {name: plain_number(value) for name, value in compared.isolated.items()},
             "accumulated": {name: plain_number(value) for name, value in compared.accumulated.items()},
-            "saturated": plain_number(compared.saturated),
-            "unused": plain_number(compared.unused),
-            "zeroed": plain_number(compared.zeroed_channels),
+            "uses": {
+                name: {key: plain_number(value) for key, value in figures.items()}
+                for name, figures in compared.tensors.items()
+            },
+            "why": compared.reason,
             "samples": [[plain_number(x), plain_number(y)] for x, y in compared.samples],
         }
     return {name: value for name, value in found.items() if value not in (None, "", [], {})}

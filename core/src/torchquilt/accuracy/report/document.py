@@ -58,13 +58,13 @@ class Report:
     def to_model_explorer(self, values: str | None = None) -> str:
         """Node data for Google's Model Explorer, as JSON text.
 
-        Save it to a file, and open that in Model Explorer beside the program: "View on node", "Add custom node
-        data". Operators are found by their names in the exported float program.
+        Save it to a file, and add that file in Model Explorer as node data to the float program. Operators
+        are found by their names in it.
 
         Args:
             values: ``"backend"``; ``"isolated"`` or ``"accumulated"``, the SQNR in dB, where a comparison was
-                handed in; ``"cost"``, where sensitivities were. By default the isolated error if there is one,
-                or the backend.
+                handed in; ``"cost"``, where sensitivities were. By default the isolated error if there is
+                one, or the backend.
 
         Raises:
             ModelError: the report has no such values.
@@ -78,7 +78,7 @@ class Report:
     def _repr_html_(self) -> str:
         """The page in a frame of its own, which cannot reach the notebook."""
         page = html.escape(self.html, quote=True)
-        frame = "width: 100%; height: 80vh; min-height: 480px; border: 1px solid #8888; border-radius: 6px"
+        frame = "width: 100%; height: 80vh; min-height: 480px; outline: 1px solid #8888"
         return (
             f'<iframe title="{html.escape(self.title, quote=True)}" sandbox="allow-scripts" style="{frame}" '
             f'srcdoc="{page}"></iframe>'
@@ -97,9 +97,9 @@ def report(
 ) -> Report:
     """Put all that is known of a quantized model on one page.
 
-    The page has the figures of the ledger, its rows and those of the capabilities, the graph, the modules, and
-    versions. What is handed in besides adds a section, or columns and plots; without it the page says how to
-    get it.
+    The page has the figures of the ledger, its rows and those of the capabilities, the graph, the modules,
+    and versions. What is handed in besides adds a section, or columns and plots; without it the page says how
+    to get it.
 
     Args:
         float_model: the ExportedProgram or module that was quantized, of which sizes are read; None leaves
@@ -134,7 +134,7 @@ def report(
 
 
 def _facts(title: str, subject: Subject, float_model: object | None, measured: Measured) -> dict[str, Any]:
-    """What the template shows."""
+    """Values for the template."""
     errors, meaning = errors_of(measured.comparison, measured.sensitivities)
     ledger = subject.ledger
     return {
@@ -161,7 +161,7 @@ def _facts(title: str, subject: Subject, float_model: object | None, measured: M
 
 
 def _capabilities(subject: Subject) -> Capabilities | None:
-    """What the quantizers of the model could do, where a recipe says them and their plugins are installed."""
+    """Capabilities of the model's quantizers; None without a recipe, or where other plugins are installed."""
     text = subject.record.get("recipe")
     if not text:
         return None

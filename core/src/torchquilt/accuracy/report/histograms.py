@@ -75,9 +75,9 @@ def histograms_of(prepared: object, ledger: Ledger, ranges: Mapping[int, Range])
     found: dict[int, Histogram] = {}
     for row in alike:
         for number, point in _points_at(row, points):
-            if number not in found and isinstance(point.observer, HistogramObserver):
-                if point.observer.has_data:
-                    found[number] = _histogram(point.observer, ranges.get(number))
+            observer = point.observer
+            if number not in found and isinstance(observer, HistogramObserver) and observer.has_data:
+                found[number] = _histogram(observer, ranges.get(number))
     return found
 
 
@@ -86,10 +86,10 @@ def _points_at(row: Row, points: Mapping[str, ObservedPoint]) -> list[tuple[int,
     parts = [name.rpartition(".") for name, _ in row.forms]
     found = []
     for tensor in row.tensors:
-        if tensor.place == "output":
+        if tensor.edge == "output":
             names = ["".join(parts[-1])]
         else:
-            source = tensor.place.removeprefix("input ")
+            source = tensor.edge.removeprefix("input ")
             names = [f"{region}{dot}{source} → {part}" for region, dot, part in parts]
         found += [(tensor.group, points[name]) for name in names if name in points]
     return found
@@ -119,7 +119,7 @@ def _histogram(observer: HistogramObserver, chosen: Range | None) -> Histogram:
 
 
 def _window(low: float, high: float, chosen: Range | None) -> tuple[float, float]:
-    """What the bars cover: the chosen range, and half of it at either side as far as there are values."""
+    """Ends of the bars: the chosen range, and half of it at either side as far as there are values."""
     if chosen is None or chosen.low is None or chosen.high is None:
         first, last = low, high
     else:
@@ -143,7 +143,7 @@ class _Counts:
         self.total = float(reached[-1])
 
     def below(self, values: torch.Tensor) -> torch.Tensor:
-        """How many values are below each of these, as if those of a bin lay evenly in it."""
+        """Number of values below each of these, as if those of a bin lay evenly in it."""
         right = torch.searchsorted(self._bounds, values, right=True).clamp(1, len(self._bounds) - 1)
         left = right - 1
         start, width = self._bounds[left], self._bounds[right] - self._bounds[left]

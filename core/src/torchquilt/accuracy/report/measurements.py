@@ -1,4 +1,4 @@
-"""What was measured besides: a comparison, sensitivities and a search, read through their plain forms.
+"""Measurements that a report is given: a comparison, sensitivities and a search, read through their plain forms.
 
 A report shows what there is. What a plain form does not have is left out of the page, and so is what this
 torchquilt does not know of it.
@@ -18,6 +18,8 @@ from torchquilt.errors import ModelError
 _MOST_SAMPLES = 160
 #: Figures of an error, as a comparison has them.
 ERRORS = ("sqnr", "cosine", "mean_error", "max_error")
+#: Figures of a quantized tensor, likewise.
+_TENSOR = ("sqnr", "saturated", "unused", "to_zero", "zeroed_channels")
 
 
 @attrs.frozen
@@ -26,19 +28,16 @@ class Compared:
 
     Args:
         isolated, accumulated: figures of either error, by their names in :data:`ERRORS`.
-        low, high: the range that it got.
-        saturated, unused: shares of its values and of its range.
-        zeroed_channels: channels that became zero.
+        tensors: figures of its quantized activations by their names, as those of ``output``: ``sqnr``,
+            ``saturated``, ``unused``, ``to_zero``, ``zeroed_channels``.
+        reason: sentence about what costs its accuracy.
         samples: pairs of a float and a quantized value.
     """
 
     isolated: Mapping[str, float]
     accumulated: Mapping[str, float]
-    low: float | None
-    high: float | None
-    saturated: float | None
-    unused: float | None
-    zeroed_channels: float | None
+    tensors: Mapping[str, Mapping[str, float]]
+    reason: str
     samples: tuple[tuple[float, float], ...]
 
 
@@ -98,33 +97,26 @@ def comparison_of(value: object) -> Comparison | None:
     plain = _plain(value, "compare", "torchquilt.compare")
     if plain is None:
         return None
-    rows = _mappings(plain.get("rows"))
-    outputs = _mappings(plain.get("outputs"))
+    rows = _mappings(plain.get("operators"))
+    outputs, uncompared = _mappings(plain.get("outputs")), _mappings(plain.get("uncompared"))
     return Comparison(
         {str(row["node"]): _compared(row) for row in rows if "node" in row},
-        tuple((str(output.get("name", "output")), _figures(output)) for output in outputs),
+        tuple((str(one.get("name", "output")), _figures(one.get("error"))) for one in outputs),
         _whole(plain.get("batches")),
-        tuple(
-            (str(one.get("node", "")), str(one.get("reason", "")))
-            for one in _mappings(plain.get("unmatched"))
-        ),
+        tuple((str(one.get("node", "")), str(one.get("reason", ""))) for one in uncompared),
     )
 
 
 def _compared(row: Mapping[str, Any]) -> Compared:
-    ends = row.get("range")
-    low, high = ends if isinstance(ends, (list, tuple)) and len(ends) == 2 else (None, None)
     pairs = row.get("samples")
     samples = [pair for pair in pairs or () if isinstance(pair, (list, tuple)) and len(pair) == 2]
     numbers = ((number(first), number(second)) for first, second in _spread(samples))
+    tensors = _mappings(row.get("tensors"))
     return Compared(
         _figures(row.get("isolated")),
         _figures(row.get("accumulated")),
-        number(low),
-        number(high),
-        number(row.get("saturated")),
-        number(row.get("unused")),
-        number(row.get("zeroed_channels")),
+        {str(one.get("name", "")): _figures(one, _TENSOR) for one in tensors},
+        str(row.get("reason") or ""),
         tuple((x, y) for x, y in numbers if x is not None and y is not None and math.isfinite(x + y)),
     )
 
@@ -163,7 +155,9 @@ def search_of(value: object) -> Search | None:
         return None
     frontier = tuple(
         Found(
-            *(number(point.get(field)) for field in ("metric", "macs_float", "bytes")),
+            number(point.get("metric")),
+            number(point.get("macs_float")),
+            number(point.get("bytes")),
             {str(name): str(choice) for name, choice in dict(point.get("assignment") or {}).items()},
         )
         for point in _mappings(plain.get("frontier"))
@@ -184,11 +178,11 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _figures(value: Any) -> dict[str, float]:
-    """The figures of an error that are there."""
+def _figures(value: Any, names: tuple[str, ...] = ERRORS) -> dict[str, float]:
+    """The figures that are there."""
     if not isinstance(value, Mapping):
         return {}
-    pairs = ((name, number(value.get(name))) for name in ERRORS)
+    pairs = ((name, number(value.get(name))) for name in names)
     return {name: found for name, found in pairs if found is not None}
 
 

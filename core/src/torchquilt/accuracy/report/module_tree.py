@@ -85,9 +85,9 @@ def _branch(
     for parts, row in rows:
         if parts:
             inner.setdefault(parts[0], []).append((parts[1:], row))
-    branches = (
-        _branch(f"{path}.{name}" if path else name, found, errors, total) for name, found in inner.items()
-    )
+    below = f"{path}." if path else ""
+    below = f"{path}." if path else ""
+    branches = (_branch(below + name, found, errors, total) for name, found in inner.items())
     here = [row for _, row in rows]
     return Branch(
         path.rpartition(".")[2],

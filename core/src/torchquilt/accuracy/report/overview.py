@@ -124,9 +124,8 @@ def left_in_float(ledger: Ledger) -> list[Left]:
     for (op, code), rows in groups.items():
         known = reason_of(code)
         remedy = "" if known is None else known.remedy
-        found.append(
-            Left(op, len(rows), code, rows[0].reasons[0].text, remedy, sum(row.macs for row in rows))
-        )
+        macs = sum(row.macs for row in rows)
+        found.append(Left(op, len(rows), code, rows[0].reasons[0].text, remedy, macs))
     return sorted(found, key=lambda left: (-left.macs, -left.count, left.op))
 
 
@@ -135,19 +134,15 @@ def facts_of(subject: Subject) -> list[tuple[str, str]]:
     import torch
 
     record, lock = subject.record, subject.lock
-    facts = [
-        (
-            "this page",
-            f"torchquilt {import_module('torchquilt').__version__}, torch {torch.__version__}, "
-            f"Python {platform.python_version()}",
-        ),
-    ]
+    version = import_module("torchquilt").__version__
+    here = f"torchquilt {version}, torch {torch.__version__}, Python {platform.python_version()}"
+    facts = [("this page was made by", here)]
     if lock is not None:
         facts.append(("the model was saved by", f"torchquilt {lock.torchquilt}, torch {lock.torch}"))
         facts.append(("lock", f"sha256 {lock.sha256}"))
         for plugin in lock.plugins:
-            version = f"{plugin.distribution or 'no package'} {plugin.version or ''}".strip()
-            facts.append((f"backend {plugin.backend}", version))
+            package = f"{plugin.distribution or 'no package'} {plugin.version or ''}".strip()
+            facts.append((f"backend {plugin.backend}", package))
     else:
         facts.append(("backends", ", ".join(map(str, record.get("backends") or ())) or "not known"))
     if record.get("capabilities"):

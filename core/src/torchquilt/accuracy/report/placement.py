@@ -1,7 +1,8 @@
 """Placement of the nodes of a graph on a page, in layers from top to bottom.
 
-The layers, the order in them and the way of each edge around other nodes are found by fast-sugiyama, which has
-no release for Python 3.10: without it nodes stand in their layers one beside the other, and edges are straight.
+The layers, the order in them and the way of each edge around other nodes are found by fast-sugiyama, which
+has no release for Python 3.10: without it nodes stand in their layers one beside the other, and edges are
+straight.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def placed(count: int, edges: Sequence[Edge]) -> Placement:
 
     Args:
         count: of nodes.
-        edges: ``(from, to)``, each pair once, in any order. Edges from later to earlier nodes are not expected.
+        edges: ``(from, to)``, each pair once, in any order. A node reads earlier ones alone.
     """
     layers = _layers(count, edges)
     near = [edge for edge in edges if layers[edge[1]] - layers[edge[0]] <= LONGEST]

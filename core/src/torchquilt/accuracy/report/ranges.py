@@ -43,11 +43,11 @@ def ranges_of(subject: Subject) -> dict[int, Range]:
             made[row.node] += filter(None, map(quantize_of, filter(is_quantize, node.users)))
     found: dict[int, Range] = {}
     for name, row in rows.items():
-        inputs = [tensor for tensor in row.tensors if tensor.place != "output"]
+        inputs = [tensor for tensor in row.tensors if tensor.edge != "output"]
         # Both are in the order of the operator's arguments. An operator that was rewritten meanwhile may
         # read others, of which nothing is told then.
         pairs = [*zip(inputs, read[name], strict=False)] if len(inputs) == len(read[name]) else []
-        outputs = [tensor for tensor in row.tensors if tensor.place == "output"]
+        outputs = [tensor for tensor in row.tensors if tensor.edge == "output"]
         pairs += zip(outputs, made[name], strict=False)
         for tensor, conversion in pairs:
             if tensor.group not in found:

@@ -14,12 +14,12 @@ from torchquilt.artifact.loading import Artifact
 from torchquilt.artifact.lock import Lock
 from torchquilt.errors import ModelError
 from torchquilt.graph.module_scope import scopes_of
-from torchquilt.graph.node_values import attribute
+from torchquilt.graph.node_values import attribute, call_name
 from torchquilt.graph.subgraphs import Region, name_operands, placeholders, regions
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.ledger.rows import Row
 from torchquilt.lowering.ledger_join import Joint
-from torchquilt.pt2e.model_record import RECORD_KEY, stage_in_words
+from torchquilt.pt2e.model_record import RECORD_KEY, stage_in_words, stage_of
 
 
 @attrs.frozen(eq=False)
@@ -51,11 +51,16 @@ class Subject:
         return "model"
 
     def calls(self) -> Iterator[tuple[Region, Node, Row | None]]:
-        """Each node of the graph and of the subgraphs in it, with the row of the ledger that it stands for."""
+        """Each node of the graph and of the subgraphs in it, with the row that it stands for."""
         joint = Joint(self.graph, self.ledger)
+        # What has no overload (control flow, an item of a tuple) keeps its name.
+        others = {form: row for row in self.ledger.rows for form in row.forms}
         for region in regions(self.graph):
             for node in region.module.graph.nodes:
-                row = joint.row(region.name_of(node)) if node.op == "call_function" else None
+                name = region.name_of(node)
+                row = None
+                if node.op == "call_function":
+                    row = joint.row(name) or others.get((name, call_name(node)))
                 yield region, node, row
 
     def stored(self, node: Any) -> torch.Tensor | None:
@@ -74,7 +79,8 @@ def subject_of(quantized: object) -> Subject:
     model = quantized.program if isinstance(quantized, Artifact) else quantized
     graph = model.graph_module if isinstance(model, ExportedProgram) else model
     record = graph.meta.get(RECORD_KEY) if isinstance(graph, GraphModule) else None
-    if not isinstance(graph, GraphModule) or record is None:
+    is_early = stage_of(graph) in ("prepared", "trainable")
+    if not isinstance(graph, GraphModule) or record is None or is_early:
         raise ModelError(
             "This is no quantized model, so there is nothing to report of it.",
             expected="what convert_pt2e or load returned",
@@ -121,7 +127,7 @@ def bytes_by_dtype(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     seen: set[tuple[int, int]] = set()
     found: dict[str, int] = {}
     for tensor in tensors.values():
-        where = (tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+        where = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()))
         if where in seen and where[0]:
             continue
         seen.add(where)

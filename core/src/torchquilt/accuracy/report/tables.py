@@ -117,7 +117,7 @@ def frontier_table(search: Search | None) -> dict[str, Any] | None:
 
 
 def counted_choices(assignment: Mapping[str, str]) -> str:
-    """How many operators each choice was made for, the most frequent first."""
+    """Number of operators that each choice was made for, the most frequent first."""
     return ", ".join(f"{choice}: {count:,}" for choice, count in Counter(assignment.values()).most_common())
 
 

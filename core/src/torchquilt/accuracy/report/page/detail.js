@@ -57,11 +57,9 @@ function errors(one) {
   const rows = names.filter(([key]) => one.isolated?.[key] !== undefined || one.accumulated?.[key] !== undefined).map(([key, label, unit]) =>
     element("tr", {}, element("th", { scope: "row" }, label), element("td", { class: "number" }, toText(one.isolated?.[key], unit)), element("td", { class: "number" }, toText(one.accumulated?.[key], unit))));
   const head = element("tr", {}, element("th"), element("th", { scope: "col", class: "number" }, "isolated"), element("th", { scope: "col", class: "number" }, "accumulated"));
-  const shares = [["saturated values", one.saturated], ["unused range", one.unused]].filter(([, value]) => value !== undefined).map(([label, value]) => `${label}: ${toPercent(value)}`);
-  if (one.zeroed) shares.push(`channels that became zero: ${toText(one.zeroed)}`);
   const scatter = one.samples ? [element("div", { class: "plot", "data-plot": "scatter", role: "img", "aria-label": `Quantized against float values of ${one.name}, ${one.samples.length} samples` })] : [];
   return [element("h4", {}, "Error"), element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)),
-    ...(shares.length ? [element("p", {}, shares.join("; "))] : []), ...scatter];
+    ...(one.why ? [element("p", { class: "why" }, one.why)] : []), ...scatter];
 }
 
 function describeTensor(one, [place, spec, number]) {
@@ -73,8 +71,22 @@ function describeTensor(one, [place, spec, number]) {
   const shown = others.slice(0, 12).flatMap((name, index) => (index ? [", ", operatorLink(name)] : [operatorLink(name)]));
   const more = others.length > 12 ? ` and ${others.length - 12} more` : "";
   parts.push(element("p", { class: "dim" }, `group ${number}`, ...(others.length ? [", shared with ", ...shown, more] : [])));
+  const use = describeUse(one.uses?.[place]);
+  if (use) parts.push(element("p", {}, use));
   if (group.histogram) parts.push(...histogramParts(number, group));
   return element("div", { class: "tensor" }, ...parts);
+}
+
+/** The use that a tensor makes of its integers, as the comparison has it. */
+function describeUse(use) {
+  if (use === undefined) return "";
+  const found = [];
+  if (use.sqnr !== undefined) found.push(`SQNR of rounding it ${toText(use.sqnr, "dB")}`);
+  for (const [key, label] of [["saturated", "saturated"], ["unused", "unused range"], ["to_zero", "become zero"]]) {
+    if (toNumber(use[key]) > 0) found.push(`${label} ${toPercent(use[key])}`);
+  }
+  if (use.zeroed_channels) found.push(`channels that become zero ${toText(use.zeroed_channels)}`);
+  return found.join("; ");
 }
 
 function histogramParts(number, group) {

@@ -20,7 +20,8 @@ function operatorTable() {
   if (has("isolated")) columns.push(
     { label: "isolated SQNR", kind: "number", unit: "dB", value: (one) => one.isolated?.sqnr ?? null },
     { label: "accumulated SQNR", kind: "number", unit: "dB", value: (one) => one.accumulated?.sqnr ?? null },
-    { label: "saturated", kind: "percent", value: (one) => one.saturated ?? null },
+    { label: "saturated", kind: "percent", value: (one) => one.uses?.output?.saturated ?? null },
+    { label: "reason of the error", value: (one) => one.why ?? "" },
   );
   if (has("cost")) columns.push({ label: "cost", kind: "number", value: (one) => one.cost ?? null });
   if (has("lowered")) columns.push({ label: "lowered", has_choices: true, value: (one) => one.lowered?.[0] ?? "" });
