@@ -102,15 +102,46 @@ def comparison(ledger: tq.Ledger, worst: int = 3) -> dict[str, Any]:
     }
 
 
-def search(ledger: tq.Ledger) -> dict[str, Any]:
+def sensitivity(ledger: tq.Ledger) -> dict[str, Any]:
+    """Sensitivities: the first module adds ten times the noise of each other."""
+    modules: dict[str, list[str]] = {}
+    for row in ledger.quantized:
+        modules.setdefault(row.module, []).append(row.node)
+    groups = [
+        {
+            "name": name,
+            "nodes": nodes,
+            "quantizers": ["XNNPACKQuantizer"],
+            "macs": 100,
+            "noise": 1e-2 if index == 0 else 1e-3,
+            "alone": 0.94,
+            "left_out": 0.93,
+        }
+        for index, (name, nodes) in enumerate(modules.items())
+    ]
+    return {"schema": 1, "groups": groups, "float_metric": 0.95, "quantized_metric": 0.91, "minimize": False}
+
+
+def search() -> dict[str, Any]:
     """A search with three points, of which the second was chosen."""
     points = [
         {
             "metric": metric,
             "macs_float": macs,
             "bytes": 1000 + macs,
-            "assignment": {row.node: "float" if macs else "static_int8" for row in ledger.quantized},
+            "choices": [["stem", "float"]] if macs else [],
+            "recovery": ["bias_correction"],
+            "latency_ms": None,
         }
         for metric, macs in ((0.91, 0), (0.93, 5000), (0.94, 90000))
     ]
-    return {"schema": 1, "frontier": points, "chosen": 1, "float_metric": 0.95}
+    return {
+        "schema": 1,
+        "frontier": points,
+        "best": points[1],
+        "float_metric": 0.95,
+        "given_metric": 0.91,
+        "is_met": True,
+        "is_complete": False,
+        "evaluations": 40,
+    }

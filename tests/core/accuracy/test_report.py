@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
@@ -19,7 +20,17 @@ from control_flow import Branches
 from pages import Page
 from reported import SHAPE, Quantized, Residual, comparison, search
 from strategies import normal, one_call
+from torchquilt.accuracy.comparison_values import (
+    ComparedOperator,
+    ComparedOutput,
+    ErrorFigures,
+    TensorError,
+    Uncompared,
+)
 from torchquilt.accuracy.report import rendering
+from torchquilt.accuracy.report.measurements import Found, comparison_of, search_of, sensitivities_of
+from torchquilt.accuracy.search_values import Candidate
+from torchquilt.accuracy.sensitivity_values import GroupSensitivity
 
 HOSTILE = ("</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>")
 
@@ -38,7 +49,7 @@ def full(quantized: Quantized) -> tq.Report:
         quantized.exported,
         quantized.converted,
         compare=comparison(ledger),
-        search=search(ledger),
+        search=search(),
         prepared=quantized.prepared,
     )
 
@@ -230,7 +241,7 @@ def test_what_is_measured_is_read_as_far_as_it_is_there(quantized: Quantized) ->
         quantized.converted,
         compare={"operators": [{"node": name, "isolated": {"sqnr": math.inf}}, {}, None], "later": 1},
         sensitivity={"groups": [{"name": "a", "nodes": [name]}]},
-        search={"frontier": [{}], "chosen": 7},
+        search={"frontier": [{}], "evaluations": "many"},
     )
     assert report.data["operators"][0]["isolated"] == {"sqnr": "inf"}
     assert report.data["search"]["chosen"] is None
@@ -286,8 +297,8 @@ def test_node_data_without_errors_has_the_backend(bare: tq.Report, quantized: Qu
         row.node: row.quantizer or "float" for row in quantized.ledger
     }
     assert len({result["bgColor"] for result in results.values()}) == 2
-    with pytest.raises(tq.ModelError, match="Nothing in this report has the values 'cost'"):
-        bare.to_model_explorer("cost")
+    with pytest.raises(tq.ModelError, match="Nothing in this report has the values 'noise'"):
+        bare.to_model_explorer("noise")
     with pytest.raises(tq.ModelError, match="no such values"):
         bare.to_model_explorer("latency")
 
@@ -349,3 +360,46 @@ def test_the_float_model_adds_its_sizes(full: tq.Report, bare: tq.Report, quanti
     assert re.search(r"[\d,]+ in float, \d+%", full.html)
     assert not re.search(r"[\d,]+ in float, \d+%", bare.html)
     assert one_call(quantized.converted, "softmax") is not None
+
+
+def test_a_comparison_is_read_as_compare_writes_it() -> None:
+    """Every figure that the page shows is found under the name that it has."""
+    errors = ErrorFigures(12.5, 0.5, 0.25, 2.0)
+    use = TensorError("output", 11.5, (-1.0, 1.0), 0.1, 0.25, 0.5, 0.125, 3)
+    one = ComparedOperator(
+        "relu", "aten.relu.default", "", None, "", "", "", errors, errors, (use,), 9.0, "why", ((1.0, 2.0),)
+    )
+    value = tq.Comparison((one,), (ComparedOutput("output_0", errors),), 4, (Uncompared("exp", "absent"),))
+    found = comparison_of(value)
+    assert found is not None
+    row = found.rows["relu"]
+    assert dict(row.isolated) == dict(row.accumulated) == attrs.asdict(errors)
+    assert row.tensors == {
+        "output": {"sqnr": 11.5, "saturated": 0.25, "unused": 0.5, "to_zero": 0.125, "zeroed_channels": 3}
+    }
+    assert (row.reason, row.samples) == ("why", ((1.0, 2.0),))
+    assert found.outputs == (("output_0", attrs.asdict(errors)),)
+    assert (found.batches, found.unmatched) == (4, (("exp", "absent"),))
+
+
+def test_sensitivities_and_a_search_are_read_as_they_are_written() -> None:
+    """Likewise; what was chosen is found in the frontier, or added to it."""
+    group = GroupSensitivity("head", ("linear",), ("Q",), 12, 0.001, 0.9, 0.8)
+    found = sensitivities_of(tq.Sensitivity((group,), True, 0.95, 0.7))
+    assert found is not None
+    assert attrs.asdict(found.groups[0]) == attrs.asdict(group)
+    assert found.groups[0].sqnr == pytest.approx(30)
+    assert (found.float_metric, found.quantized_metric) == (0.95, 0.7)
+    first, second = (
+        Candidate(0.7, 100, 0),
+        Candidate(0.9, 110, 12, (("head", "float"),), ("bias_correction",), 2.5),
+    )
+    for frontier in ((first, second), (first,)):
+        result = tq.SearchResult(second, False, False, frontier, 0.95, 0.7, 12, 5, tq.ComposableQuantizer([]))
+        read = search_of(result)
+        assert read is not None
+        assert (read.chosen, len(read.frontier)) == (1, 2)
+        assert read.frontier[1] == Found(0.9, 110, 12, 2.5, (("head", "float"),), ("bias_correction",))
+        assert (read.float_metric, read.given_metric, read.evaluations) == (0.95, 0.7, 5)
+        assert not read.is_met
+        assert not read.is_complete

@@ -68,16 +68,16 @@ def _quantizers(ledger: Ledger) -> list[str]:
 
 def _operators(ledger: Ledger, measured: Measured) -> list[dict[str, Any]]:
     compared = {} if measured.comparison is None else measured.comparison.rows
-    costs = {
-        node: group.cost
+    noises = {
+        node: group.noise
         for group in (() if measured.sensitivities is None else measured.sensitivities.groups)
-        if group.cost is not None
+        if group.noise is not None
         for node in group.nodes
     }
-    return [_operator(row, compared.get(row.node), costs.get(row.node)) for row in ledger.rows]
+    return [_operator(row, compared.get(row.node), noises.get(row.node)) for row in ledger.rows]
 
 
-def _operator(row: Row, compared: Compared | None, cost: float | None) -> dict[str, Any]:
+def _operator(row: Row, compared: Compared | None, noise: float | None) -> dict[str, Any]:
     """An operator; what there is nothing of is left out."""
     found: dict[str, Any] = {
         "name": row.node,
@@ -94,7 +94,7 @@ def _operator(row: Row, compared: Compared | None, cost: float | None) -> dict[s
         "lowered": None
         if row.lowered is None
         else [row.lowered.code, row.lowered.delegate, row.lowered.text],
-        "cost": plain_number(cost),
+        "noise": plain_number(noise),
     }
     if compared is not None:
         found |= {
@@ -162,4 +162,5 @@ def _search(search: Search | None) -> dict[str, Any] | None:
         ],
         "chosen": search.chosen,
         "floatMetric": plain_number(search.float_metric),
+        "givenMetric": plain_number(search.given_metric),
     }

@@ -63,8 +63,8 @@ class Report:
 
         Args:
             values: ``"backend"``; ``"isolated"`` or ``"accumulated"``, the SQNR in dB, where a comparison was
-                handed in; ``"cost"``, where sensitivities were. By default the isolated error if there is
-                one, or the backend.
+                handed in; ``"noise"`` that it adds to the outputs, where sensitivities were. By default
+                the isolated error if there is one, or the backend.
 
         Raises:
             ModelError: the report has no such values.

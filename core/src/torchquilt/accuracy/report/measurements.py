@@ -1,4 +1,4 @@
-"""Measurements that a report is given: a comparison, sensitivities and a search, read through their plain forms.
+"""Measurements that a report is given, read through their plain forms: a comparison, sensitivities, a search.
 
 A report shows what there is. What a plain form does not have is left out of the page, and so is what this
 torchquilt does not know of it.
@@ -53,14 +53,31 @@ class Comparison:
 
 @attrs.frozen
 class GroupCost:
-    """Cost of quantizing one group of operators."""
+    """Cost of quantizing one group of operators.
+
+    Args:
+        name: the module that they belong to.
+        nodes: their names.
+        quantizers: who quantizes them.
+        macs: their multiply-adds.
+        noise: what quantizing them adds to the outputs, as a ratio of noise to signal.
+        alone, left_out: the metric where this group alone is quantized, and where all others are.
+    """
 
     name: str
     nodes: tuple[str, ...]
-    module: str
-    cost: float | None
+    quantizers: tuple[str, ...]
+    macs: float | None
+    noise: float | None
     alone: float | None
     left_out: float | None
+
+    @property
+    def sqnr(self) -> float | None:
+        """Signal to noise of the outputs, in dB; None where the noise is not known."""
+        if self.noise is None:
+            return None
+        return -10 * math.log10(self.noise) if self.noise > 0 else math.inf
 
 
 @attrs.frozen
@@ -68,28 +85,48 @@ class Sensitivities:
     """Sensitivities of all groups, and the metric of both models where one was evaluated."""
 
     groups: tuple[GroupCost, ...]
-    metric: str
     float_metric: float | None
     quantized_metric: float | None
 
 
 @attrs.frozen
 class Found:
-    """One point of the frontier of a search."""
+    """One variant that a search judged.
+
+    Args:
+        metric, nbytes, macs_float, latency_ms: of it; None where that is not known.
+        choices: module and choice, for each that is not as the user's quantizer decides.
+        recovery: names of recovery passes.
+    """
 
     metric: float | None
-    macs_float: float | None
     nbytes: float | None
-    assignment: Mapping[str, str]
+    macs_float: float | None
+    latency_ms: float | None
+    choices: tuple[tuple[str, str], ...]
+    recovery: tuple[str, ...]
 
 
 @attrs.frozen
 class Search:
-    """A search: its frontier, and the index of the point that was chosen."""
+    """A search.
+
+    Args:
+        frontier: the variants that no other makes needless, and the one that was chosen.
+        chosen: the index of that; None where it is not known.
+        float_metric, given_metric: of the float model, and of the model as the user's quantizer decides.
+        is_met: whether what was chosen is within all limits.
+        is_complete: whether the search came to its end.
+        evaluations: how many variants were judged.
+    """
 
     frontier: tuple[Found, ...]
     chosen: int | None
     float_metric: float | None
+    given_metric: float | None
+    is_met: bool
+    is_complete: bool
+    evaluations: int | None
 
 
 def comparison_of(value: object) -> Comparison | None:
@@ -137,15 +174,16 @@ def sensitivities_of(value: object) -> Sensitivities | None:
     groups = tuple(
         GroupCost(
             str(group.get("name", "")),
-            tuple(map(str, group.get("nodes") or ())),
-            str(group.get("module", "")),
-            *(number(group.get(field)) for field in ("cost", "alone", "left_out")),
+            _texts(group.get("nodes")),
+            _texts(group.get("quantizers")),
+            number(group.get("macs")),
+            number(group.get("noise")),
+            number(group.get("alone")),
+            number(group.get("left_out")),
         )
         for group in _mappings(plain.get("groups"))
     )
-    return Sensitivities(
-        groups, str(plain.get("metric") or ""), number(plain.get("float")), number(plain.get("quantized"))
-    )
+    return Sensitivities(groups, number(plain.get("float_metric")), number(plain.get("quantized_metric")))
 
 
 def search_of(value: object) -> Search | None:
@@ -153,18 +191,36 @@ def search_of(value: object) -> Search | None:
     plain = _plain(value, "search", "torchquilt.search")
     if plain is None:
         return None
-    frontier = tuple(
-        Found(
-            number(point.get("metric")),
-            number(point.get("macs_float")),
-            number(point.get("bytes")),
-            {str(name): str(choice) for name, choice in dict(point.get("assignment") or {}).items()},
-        )
-        for point in _mappings(plain.get("frontier"))
+    frontier = [_found(point) for point in _mappings(plain.get("frontier"))]
+    best = plain.get("best")
+    chosen = None
+    if isinstance(best, Mapping):
+        point = _found(best)
+        if point not in frontier:
+            frontier.append(point)
+        chosen = frontier.index(point)
+    return Search(
+        tuple(frontier),
+        chosen,
+        number(plain.get("float_metric")),
+        number(plain.get("given_metric")),
+        plain.get("is_met") is not False,
+        plain.get("is_complete") is not False,
+        _whole(plain.get("evaluations")),
     )
-    chosen = _whole(plain.get("chosen"))
-    is_there = chosen is not None and 0 <= chosen < len(frontier)
-    return Search(frontier, chosen if is_there else None, number(plain.get("float_metric")))
+
+
+def _found(point: Mapping[str, Any]) -> Found:
+    pairs = point.get("choices")
+    choices = [pair for pair in pairs or () if isinstance(pair, (list, tuple)) and len(pair) == 2]
+    return Found(
+        number(point.get("metric")),
+        number(point.get("bytes")),
+        number(point.get("macs_float")),
+        number(point.get("latency_ms")),
+        tuple((str(module), str(choice)) for module, choice in choices),
+        _texts(point.get("recovery")),
+    )
 
 
 def number(value: Any) -> float | None:
@@ -172,6 +228,10 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         return None
     return float(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()
 
 
 def _whole(value: Any) -> int | None:

@@ -20,7 +20,7 @@ _KINDS = {
     "backend": "",
     "isolated": "compare=torchquilt.compare(float_model, quantized, batches)",
     "accumulated": "compare=torchquilt.compare(float_model, quantized, batches)",
-    "cost": "sensitivity=torchquilt.sensitivity(exported, quantizer, calibration)",
+    "noise": "sensitivity=torchquilt.sensitivity(exported, quantizer, calibration)",
 }
 #: What Model Explorer is given for an operator without any noise: it has no infinite numbers.
 _NO_NOISE = 999.0
@@ -53,7 +53,7 @@ def node_data(data: dict[str, Any], values: str | None) -> dict[str, Any]:
             got="a report without them",
             remedy="hand it in, or ask for values='backend'",
         )
-    if values == "cost":
+    if values == "noise":
         gradient = [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#b3261e"}]
         return {"results": found, "gradient": gradient}
     return {"results": found, "thresholds": [{"value": end, "bgColor": colour} for end, colour in _BANDS]}
@@ -62,7 +62,7 @@ def node_data(data: dict[str, Any], values: str | None) -> dict[str, Any]:
 def _numbers(operators: list[dict[str, Any]], values: str) -> dict[str, Any]:
     found = {}
     for operator in operators:
-        value = operator.get("cost") if values == "cost" else operator.get(values, {}).get("sqnr")
+        value = operator.get("noise") if values == "noise" else operator.get(values, {}).get("sqnr")
         if value is not None:
             number = float(value)
             number = number if math.isfinite(number) else math.copysign(_NO_NOISE, number)

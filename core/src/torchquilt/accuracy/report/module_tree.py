@@ -40,16 +40,16 @@ def errors_of(
 ) -> tuple[dict[str, float], str]:
     """Error of each operator, to be added up, and what it is; no errors where nothing was measured.
 
-    From sensitivities it is the cost of the operator's group, in equal parts. From a comparison it is the
-    noise of the operator's own error relative to its signal, which is the inverse of the SQNR.
+    From sensitivities it is the noise that the operator's group adds to the outputs, in equal parts. From a
+    comparison it is the noise of the operator's own error relative to its signal: the inverse of the SQNR.
     """
     costs = () if sensitivities is None else sensitivities.groups
-    if any(group.cost is not None for group in costs):
+    if any(group.noise is not None for group in costs):
         found: dict[str, float] = {}
         for group in costs:
             for node in group.nodes:
-                found[node] = found.get(node, 0.0) + max(group.cost or 0.0, 0.0) / len(group.nodes)
-        return _finite(found), "cost of the groups, from the sensitivities"
+                found[node] = found.get(node, 0.0) + max(group.noise or 0.0, 0.0) / len(group.nodes)
+        return _finite(found), "noise that the operators add to the outputs, from the sensitivities"
     rows = {} if comparison is None else comparison.rows
     noise = {
         node: 10 ** (-row.isolated["sqnr"] / 10)

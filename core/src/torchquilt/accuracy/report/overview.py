@@ -81,11 +81,10 @@ def figures_of(
 def _metrics(sensitivities: Sensitivities | None, search: Search | None) -> list[Figure]:
     quantized = None if sensitivities is None else sensitivities.quantized_metric
     in_float = None if sensitivities is None else sensitivities.float_metric
-    name = "metric" if sensitivities is None else sensitivities.metric or "metric"
     found = []
     if quantized is not None:
         detail = "" if in_float is None else f"{in_float:.4g} in float, {quantized - in_float:+.3g}"
-        found.append(Figure(name, f"{quantized:.4g}", detail))
+        found.append(Figure("metric", f"{quantized:.4g}", detail))
     if search is not None and search.chosen is not None:
         chosen = search.frontier[search.chosen].metric
         if chosen is not None:

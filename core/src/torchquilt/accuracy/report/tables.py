@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -66,59 +64,61 @@ def capability_table(capabilities: Capabilities | None) -> dict[str, Any] | None
 
 
 def sensitivity_table(sensitivities: Sensitivities | None) -> dict[str, Any] | None:
-    """Groups of operators, the most costly first."""
+    """Groups of operators, the most costly first, as the sensitivities have them."""
     if sensitivities is None or not sensitivities.groups:
         return None
-    by_cost = sorted(sensitivities.groups, key=lambda one: -(one.cost if one.cost is not None else -1e300))
+    is_exact = any(group.alone is not None or group.left_out is not None for group in sensitivities.groups)
     columns = (
         Column("group"),
-        Column("module"),
         Column("first operator", "node"),
         Column("operators", "number"),
-        Column("cost", "number"),
-        Column("alone", "number"),
-        Column("left out", "number"),
+        Column("estimated SQNR of the outputs", "number", unit="dB"),
+        *((Column("metric alone", "number"), Column("metric left in float", "number")) if is_exact else ()),
+        Column("multiply-adds", "number"),
+        Column("quantizer", has_choices=True),
     )
     rows = [
         [
             group.name,
-            group.module,
             group.nodes[0] if group.nodes else "",
             len(group.nodes),
-            *(plain_number(value) for value in (group.cost, group.alone, group.left_out)),
+            plain_number(group.sqnr),
+            *((plain_number(group.alone), plain_number(group.left_out)) if is_exact else ()),
+            plain_number(group.macs),
+            ", ".join(group.quantizers),
         ]
-        for group in by_cost
+        for group in sensitivities.groups
     ]
     return table(columns, rows)
 
 
 def frontier_table(search: Search | None) -> dict[str, Any] | None:
-    """Points of the frontier of a search, in its order."""
+    """Variants that a search found, in its order."""
     if search is None or not search.frontier:
         return None
+    is_timed = any(point.latency_ms is not None for point in search.frontier)
     columns = (
         Column("point", "number"),
         Column("chosen"),
         Column("metric", "number"),
         Column("multiply-adds in float", "number"),
         Column("bytes", "number"),
-        Column("operators"),
+        *((Column("latency", "number", unit="ms"),) if is_timed else ()),
+        Column("recovery"),
+        Column("decided otherwise than given"),
     )
     rows = [
         [
             index,
             "chosen" if index == search.chosen else "",
             *(plain_number(value) for value in (point.metric, point.macs_float, point.nbytes)),
-            counted_choices(point.assignment),
+            *((plain_number(point.latency_ms),) if is_timed else ()),
+            ", ".join(point.recovery),
+            "\n".join(f"{module}: {choice}" for module, choice in point.choices),
         ]
         for index, point in enumerate(search.frontier)
     ]
     return table(columns, rows)
-
-
-def counted_choices(assignment: Mapping[str, str]) -> str:
-    """Number of operators that each choice was made for, the most frequent first."""
-    return ", ".join(f"{choice}: {count:,}" for choice, count in Counter(assignment.values()).most_common())
 
 
 def output_table(comparison: Comparison | None) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ function describe(one) {
     ["pattern", one.pattern], ["rule", one.rule], ["multiply-adds", one.macs ? toText(one.macs) : null],
     ["parameters", (one.parameters ?? []).map(([name, bytes]) => `${name} (${toText(bytes)} bytes)`).join(", ")],
     ["written as", (one.written ?? []).map(([name, op]) => `${name} (${op})`).join(", ")],
-    ["lowered", one.lowered ? one.lowered.filter(Boolean).join(": ") : null], ["cost", one.cost === undefined ? null : toText(one.cost)],
+    ["lowered", one.lowered ? one.lowered.filter(Boolean).join(": ") : null], ["noise in the outputs", one.noise === undefined ? null : toText(one.noise)],
   ].filter(([, text]) => text);
   const list = element("dl", {}, ...facts.flatMap(([label, text]) => [element("dt", {}, label), element("dd", {}, text)]));
   return [element("h3", {}, one.name), list, ...reasons(one), ...errors(one), ...(one.tensors ?? []).length ? [element("h4", {}, "Quantized tensors")] : [],

@@ -15,10 +15,10 @@ function colourings() {
   const bands = [["e0", "40 dB and more"], ["e1", "30 to 40 dB"], ["e2", "20 to 30 dB"], ["e3", "10 to 20 dB"], ["e4", "below 10 dB"], ["float", "not compared"]];
   if (has("isolated")) found.isolated = { label: "isolated error", of: (one) => byNoise(one.isolated?.sqnr), legend: bands };
   if (has("accumulated")) found.accumulated = { label: "accumulated error", of: (one) => byNoise(one.accumulated?.sqnr), legend: bands };
-  if (has("cost")) {
-    const most = Math.max(...OPERATORS.map((one) => toNumber(one.cost)).filter(Number.isFinite), 0);
-    const shares = [["e0", "up to 1% of the largest cost"], ["e1", "to 10%"], ["e2", "to 30%"], ["e3", "to 60%"], ["e4", "more"], ["float", "not known"]];
-    found.cost = { label: "cost", of: (one) => byCost(one.cost, most), legend: shares };
+  if (has("noise")) {
+    const most = Math.max(...OPERATORS.map((one) => toNumber(one.noise)).filter(Number.isFinite), 0);
+    const shares = [["e0", "up to 1% of the largest"], ["e1", "to 10%"], ["e2", "to 30%"], ["e3", "to 60%"], ["e4", "more"], ["float", "not known"]];
+    found.noise = { label: "noise in the outputs", of: (one) => byShare(one.noise, most), legend: shares };
   }
   if (has("lowered")) found.lowered = loweredColouring();
   return found;
@@ -38,7 +38,7 @@ function byNoise(sqnr) {
   return `e${[40, 30, 20, 10].filter((end) => value < end).length}`;
 }
 
-function byCost(cost, most) {
+function byShare(cost, most) {
   const value = toNumber(cost);
   if (Number.isNaN(value)) return "float";
   return `e${[0.01, 0.1, 0.3, 0.6].filter((share) => value > share * most).length}`;
@@ -112,8 +112,8 @@ class GraphView {
   }
 
   goToWorst() {
-    const key = ["accumulated", "cost"].includes(this.colouring) ? this.colouring : "isolated";
-    const value = key === "cost" ? (one) => -toNumber(one.cost) : (one) => toNumber(one[key]?.sqnr);
+    const key = ["accumulated", "noise"].includes(this.colouring) ? this.colouring : "isolated";
+    const value = key === "noise" ? (one) => -toNumber(one.noise) : (one) => toNumber(one[key]?.sqnr);
     let worst = null;
     OPERATORS.forEach((one, index) => {
       if (!Number.isNaN(value(one)) && (worst === null || value(one) < value(OPERATORS[worst]))) worst = index;
@@ -262,7 +262,7 @@ class GraphView {
     this.draw();
     this.drawStrip();
     this.drawLegend();
-    [...document.querySelectorAll("#graph-controls button")].at(-1).hidden = !["isolated", "accumulated", "cost"].includes(key);
+    [...document.querySelectorAll("#graph-controls button")].at(-1).hidden = !["isolated", "accumulated", "noise"].includes(key);
   }
 
   kindOf(index) {

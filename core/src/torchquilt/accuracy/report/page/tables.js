@@ -23,7 +23,7 @@ function operatorTable() {
     { label: "saturated", kind: "percent", value: (one) => one.uses?.output?.saturated ?? null },
     { label: "reason of the error", value: (one) => one.why ?? "" },
   );
-  if (has("cost")) columns.push({ label: "cost", kind: "number", value: (one) => one.cost ?? null });
+  if (has("noise")) columns.push({ label: "noise in the outputs", kind: "number", value: (one) => one.noise ?? null });
   if (has("lowered")) columns.push({ label: "lowered", has_choices: true, value: (one) => one.lowered?.[0] ?? "" });
   columns.push(
     { label: "pattern", value: (one) => one.pattern ?? "" },
