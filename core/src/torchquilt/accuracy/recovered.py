@@ -8,6 +8,12 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from torchquilt.accuracy.recovery.bias_correction import correct_biases
+from torchquilt.accuracy.recovery.equalization import equalize
+from torchquilt.accuracy.recovery.range_choice import choose_ranges
+from torchquilt.accuracy.recovery.range_splitting import split_ranges
+from torchquilt.accuracy.recovery.rounding import round_weights
+from torchquilt.accuracy.recovery.smoothing import smooth
 from torchquilt.accuracy.units import Choice
 from torchquilt.accuracy.variants import Decided, Size, Variants
 from torchquilt.errors import AccuracyError, did_you_mean
@@ -114,4 +120,19 @@ _Pass = Callable[[GraphModule, Iterable[Any]], GraphModule]
 
 def _passes() -> tuple[dict[str, _Pass], dict[str, _Pass]]:
     """Name → pass: those over the float model, and those over a calibrated one."""
-    return {}, {}
+    return (
+        {"equalize": lambda model, _: equalize(model), "smooth": smooth, "split_ranges": split_ranges},
+        {"choose_ranges": choose_ranges, "round_weights": round_weights, "correct_biases": correct_biases},
+    )
+
+
+def recovered_model(
+    exported: ExportedProgram | GraphModule,
+    quantizer: object,
+    calibration: Iterable[Any] | Calibration,
+    names: Sequence[str],
+    activation_observer: str | ObserverFactory = "histogram",
+) -> GraphModule:
+    """Prepare, calibrate and convert a model, with recovery passes at their places."""
+    made = Recovered(exported, quantizer, calibration, activation_observer, names)
+    return made.converted(made.names, {})

@@ -145,7 +145,7 @@ class _Search:
     def _run(self) -> None:
         recovered = self.judge.recovered
         (self._given,) = self._judged([{}])
-        if self._is_good(self._given, {}) and not recovered.names:
+        if self._is_good(self._given, {}):
             return
         self._try_recovery()
         variants = recovered.variants(self._passes)
@@ -246,17 +246,17 @@ class _Search:
             key = min(within or judged, key=by_metric)
         best = judged[key]
         assert self._given is not None
-        frontier = [
-            one
-            for one in dict.fromkeys(judged.values())
+        frontier = {
+            (one.metric, one.bytes, one.macs_float): one
+            for one in sorted(judged.values(), key=_changes, reverse=True)  # the fewest changes stay
             if not any(one.is_covered_by(other, minimize=self.metric.minimize) for other in judged.values())
-        ]
+        }
         recovered = self.judge.recovered
         return SearchResult(
             best,
             is_met,
             self._is_complete,
-            tuple(sorted(frontier, key=lambda one: (one.macs_float, one.bytes))),
+            tuple(sorted(frontier.values(), key=lambda one: (one.macs_float, one.bytes))),
             self.float_metric,
             self._given.metric,
             recovered.macs(),
@@ -273,3 +273,7 @@ class _Search:
             return False
         is_slow = found.latency_ms is None or found.latency_ms > (limits.max_latency_ms or 0.0)
         return limits.max_latency_ms is None or not is_slow
+
+
+def _changes(found: Candidate) -> int:
+    return len(found.choices) + len(found.recovery)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,6 +12,10 @@ from torchquilt._internal.json_values import to_plain
 from torchquilt._internal.text_tables import aligned, counted, html_list, html_table
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+    from torchquilt.pt2e.calibration.merging import Calibration
     from torchquilt.quantizers.base import Quantizer
     from torchquilt.recipe import Recipe
 
@@ -84,6 +88,19 @@ class SearchResult:
         from torchquilt.recipe import Recipe
 
         return Recipe.of(self.quantizer)
+
+    def convert(
+        self, exported: ExportedProgram | GraphModule, calibration: Iterable[Any] | Calibration
+    ) -> GraphModule:
+        """Prepare, calibrate and convert a model as the best variant, its recovery passes included.
+
+        Args:
+            exported: the float model of the search.
+            calibration: batches as for :func:`torchquilt.calibrate`.
+        """
+        from torchquilt.accuracy.recovered import recovered_model
+
+        return recovered_model(exported, self.quantizer, calibration, self.best.recovery)
 
     @property
     def choices(self) -> Mapping[str, str]:
