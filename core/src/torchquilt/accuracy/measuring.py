@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
+from torchquilt._internal.connected import connected
 from torchquilt.accuracy.error_statistics import ErrorStatistics, decibels
 from torchquilt.accuracy.operator_pairs import OperatorPair, Pairing
+from torchquilt.graph.aliasing import aliased_inputs, written_inputs
 from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import free_name, take_origin
-from torchquilt.graph.node_values import is_float_tensor, returns_view, writes
+from torchquilt.graph.node_values import is_float_tensor, writes
 from torchquilt.graph.qdq import QDQ, is_dequantize, is_quantize, qdq_of
 from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.observers.extremes import sentinel_limit
@@ -27,6 +29,8 @@ from torchquilt.observers.extremes import sentinel_limit
 _SAMPLES = 256
 #: Of how many values, or a few more, the shares of a tensor that are cut off or become zero are taken.
 _LOOKED_AT = 65536
+#: Memory that a value is scattered over is copied with its gaps, if it is at most so many times as large.
+_GAPS = 4
 #: A tensor whose own error is smaller than that needs no look at the values that become zero, in dB.
 _CLEAR = 30.0
 
@@ -37,6 +41,17 @@ class Run(enum.Enum):
     FLOAT = "float"
     ACCUMULATED = "accumulated"
     ISOLATED = "isolated"
+
+
+class Memory(enum.Enum):
+    """Memory of a value, where a float value is to be handed on in its stead."""
+
+    #: nobody writes into it
+    OWN = "own"
+    #: it is written, before or later: who reads a view of a float value has one already
+    VIEWED = "viewed"
+    #: the operator wrote into it: the float value is written over that
+    WRITTEN = "written"
 
 
 class TensorUse:
@@ -198,13 +213,13 @@ class Measurements:
         self._next[name] = number + 1
         return values[number] if 0 <= number < len(values) else None
 
-    def compare(self, name: str, value: torch.Tensor, *, shares: bool = False) -> torch.Tensor:
+    def compare(self, name: str, value: torch.Tensor, memory: Memory = Memory.OWN) -> torch.Tensor:
         """Compare the value of a quantized operator; return what its readers get.
 
         Args:
             name: of the operator.
             value: of the quantized model.
-            shares: the value may be in the memory of another one.
+            memory: that it is in.
         """
         expected = self.float_value(name, again=False)
         measured = self.by_name[name]
@@ -216,15 +231,27 @@ class Measurements:
         statistics.update(expected, value)
         if not is_isolated and not measured.samples and self._samples:
             measured.samples = _sampled(expected, value, self._samples)
-        return self.instead_of(value, expected, shares=shares) if is_isolated else value
+        return self.instead_of(value, expected, memory) if is_isolated else value
 
-    def instead_of(self, value: torch.Tensor, expected: torch.Tensor, *, shares: bool) -> torch.Tensor:
+    def instead_of(
+        self, value: torch.Tensor, expected: torch.Tensor, memory: Memory = Memory.OWN
+    ) -> torch.Tensor:
         """The value of the float model for those who read a value of the quantized one."""
-        # A view of what the float model has is as it is there, and who writes into it writes into the whole.
-        if shares and torch.equal(value, expected.to(value.dtype)):
+        if memory is Memory.VIEWED:
             return value
+        if memory is Memory.WRITTEN:
+            return value.copy_(expected)
         found = expected.to(value.dtype)
-        return found.clone() if self.copies and found is expected else found
+        return copied(found) if self.copies and found is expected else found
+
+
+def copied(value: torch.Tensor) -> torch.Tensor:
+    """A copy that is laid out like the tensor, since the order in which a kernel computes depends on that."""
+    reach = 1 + sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
+    if not value.numel() or reach > _GAPS * value.numel():
+        return value.clone()
+    flat = value.as_strided((reach,), (1,)).clone()
+    return flat.as_strided(value.shape, value.stride(), 0)
 
 
 def _some(tensor: torch.Tensor) -> torch.Tensor:
@@ -252,7 +279,7 @@ class Keeping(torch.nn.Module):
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         """Keep the value, or a copy where the model writes into its tensors, and return it."""
-        self.measurements.keep(self.name, value.clone() if self.measurements.copies else value)
+        self.measurements.keep(self.name, copied(value) if self.measurements.copies else value)
         return value
 
 
@@ -264,7 +291,7 @@ class Comparing(torch.nn.Module):
         measurements: is told of the value.
         use: of the output, where it is quantized.
         again: whether another one stands behind the same output.
-        shares: whether the value may be in the memory of another one.
+        memory: of the value.
     """
 
     def __init__(
@@ -274,11 +301,11 @@ class Comparing(torch.nn.Module):
         use: TensorUse | None = None,
         *,
         again: bool = False,
-        shares: bool = False,
+        memory: Memory = Memory.OWN,
     ) -> None:
         super().__init__()
         self.name, self.measurements, self.use = name, measurements, use
-        self.again, self.shares = again, shares
+        self.again, self.memory = again, memory
 
     def forward(self, value: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         """Compare the value, and return it or the float one."""
@@ -286,10 +313,10 @@ class Comparing(torch.nn.Module):
         if self.again:
             expected = seen.float_value(self.name, again=True)
             fits = seen.run is Run.ISOLATED and expected is not None and expected.shape == value.shape
-            return seen.instead_of(value, expected, shares=False) if fits and expected is not None else value
+            return seen.instead_of(value, expected) if fits and expected is not None else value
         if self.use is not None and before is not None and seen.run is Run.ISOLATED:
             self.use.update(before, value)
-        return seen.compare(self.name, value, shares=self.shares)
+        return seen.compare(self.name, value, self.memory)
 
 
 class Watching(torch.nn.Module):
@@ -328,18 +355,39 @@ def compare_values(model: GraphModule, pairing: Pairing, measurements: Measureme
     names = {(id(pair.found.graph), pairing.origins[pair.found]): pair.name for pair in pairing.pairs}
     for region in by_graph.values():
         _watch_inputs(region, pairing.origins, names, measurements)
+    memories = {key: _memories(region.module.graph) for key, region in by_graph.items()}
     for pair in pairing.pairs:
-        _compare_one(by_graph[id(pair.found.graph)].module, pair, pairing.origins, measurements)
+        key = id(pair.found.graph)
+        memory = memories[key].get(pair.found, Memory.OWN)
+        _compare_one(by_graph[key].module, pair, pairing.origins, measurements, memory)
     return _finished(model)
 
 
+def _memories(graph: Graph) -> dict[Node, Memory]:
+    """The views of memory that a graph writes, and the operators that write it."""
+    written = {source for node in graph.nodes for source in written_inputs(node)}
+    if not written:
+        return {}
+    shared = ((node, source) for node in graph.nodes for source in aliased_inputs(node))
+    return {
+        node: Memory.WRITTEN if writes(node) else Memory.VIEWED
+        for nodes in connected(graph.nodes, shared)
+        if not written.isdisjoint(nodes)
+        for node in nodes
+        if writes(node) or aliased_inputs(node)
+    }
+
+
 def _compare_one(
-    model: GraphModule, pair: OperatorPair, origins: Mapping[Node, str], measurements: Measurements
+    model: GraphModule,
+    pair: OperatorPair,
+    origins: Mapping[Node, str],
+    measurements: Measurements,
+    memory: Memory,
 ) -> None:
     outputs = outputs_of(pair.found, origins)
     if not outputs:
-        shares = returns_view(pair.found) or writes(pair.found)
-        _insert(model, pair.found, Comparing(pair.name, measurements, shares=shares))
+        _insert(model, pair.found, Comparing(pair.name, measurements, memory=memory))
         return
     use = None
     for number, output in enumerate(outputs):

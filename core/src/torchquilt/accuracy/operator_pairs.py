@@ -19,7 +19,6 @@ from torchquilt.graph.node_values import (
     constant_nodes,
     is_float_tensor,
     overload_name,
-    returns_view,
     writes,
 )
 from torchquilt.graph.qdq import is_conversion, is_dequantize
@@ -133,19 +132,24 @@ def _operators(graph: Graph) -> Iterator[Node]:
 
 
 def _unset_memory(graph: Graph) -> frozenset[Node]:
-    """The nodes that return memory into which nothing has been written yet."""
-    unset: dict[Node, Node] = {}
-    written: set[Node] = set()
+    """The nodes that return memory which is set by a later write, or never."""
+    wholes: dict[Node, Node] = {}
+    views: dict[Node, list[Node]] = {}
+    unset: set[Node] = set()
     for node in graph.nodes:
         if overload_name(node).startswith(_UNSET):
-            unset[node] = node
+            wholes[node], views[node] = node, [node]
+            unset.add(node)
             continue
         sources = aliased_inputs(node) if node.op == "call_function" else ()
-        wholes = [unset[source] for source in sources if source in unset]
+        whole = next((wholes[source] for source in sources if source in wholes), None)
+        if whole is None:
+            continue
+        wholes[node] = whole
         if writes(node):
-            written.update(wholes)
-        elif returns_view(node) and wholes and wholes[0] not in written:
-            unset[node] = wholes[0]
+            unset.update(views[whole])
+        else:
+            views[whole].append(node)
     return frozenset(unset)
 
 
