@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from torchquilt._internal.terminal import progress_if
 from torchquilt.accuracy.comparison_values import (
@@ -26,6 +26,7 @@ from torchquilt.accuracy.measuring import (
     Run,
     TensorUse,
     compare_values,
+    is_rounded_constant,
     keep_float_values,
 )
 from torchquilt.accuracy.operator_pairs import OperatorPair, pair_operators
@@ -207,7 +208,7 @@ def _row(pair: OperatorPair, measured: Measured, decided: Row | None) -> Compare
         accumulated=measured.accumulated.figures(),
         tensors=tensors,
         weight_sqnr=before,
-        reason=_reason(isolated.sqnr, tensors, before) or _reason_of_form(isolated.sqnr, pair, decided),
+        reason=_reason(measured, tensors, before) or _reason_of_form(isolated.sqnr, pair, decided),
         samples=measured.samples,
         diverged=measured.diverged,
     )
@@ -235,16 +236,31 @@ def _before_rounding(measured: Measured) -> float:
     return decibels(whole.signal, max(0.0, whole.noise - (output.noise if output else 0.0)))
 
 
-def _reason(sqnr: float, tensors: tuple[TensorError, ...], before: float) -> str:
+def _reason(measured: Measured, tensors: tuple[TensorError, ...], before: float) -> str:
     """Sentence about the tensor that is the largest part of an operator's own error; empty where none is."""
+    sqnr = measured.isolated.figures().sqnr
     if sqnr == math.inf:
         return ""
     if sqnr == -math.inf:
         return "it returns NaN or infinities where the float model does not"
-    worst = min(tensors, key=lambda one: one.sqnr, default=None)
-    # An input that is as bad as the result of the operator explains it; otherwise it is how it computes.
-    margin = 0 if worst is None or worst.name == "output" else _MARGIN
-    return worst.reason if worst is not None and worst.sqnr <= before + margin else ""
+    zeroed = max(tensors, key=lambda one: one.zeroed_channels, default=None)
+    if zeroed is not None and zeroed.zeroed_channels:
+        return zeroed.reason
+    read = [one for one in tensors if one.name != "output"]
+    output = next((one for one in tensors if one.name == "output"), None)
+    if output is not None and output.sqnr <= before:
+        return output.reason
+    worst = min(read, key=lambda one: one.sqnr, default=None)
+    return (
+        worst.reason if worst is not None and _is_of_inputs(measured, worst.sqnr <= before + _MARGIN) else ""
+    )
+
+
+def _is_of_inputs(measured: Measured, is_likely: bool) -> bool:
+    """Whether inputs that are quantized where they are read cost an operator more than its weights."""
+    if not measured.of_weights.count:
+        return is_likely
+    return 2 * measured.of_weights.noise < measured.before.noise
 
 
 def _reason_of_form(sqnr: float, pair: OperatorPair, decided: Row | None) -> str:
@@ -253,19 +269,10 @@ def _reason_of_form(sqnr: float, pair: OperatorPair, decided: Row | None) -> str
         return ""
     if is_conversion(pair.found):
         return "it computes with integers"
-    if any(_is_rounded_constant(source) for source in pair.found.all_input_nodes):
+    if any(is_rounded_constant(source) for source in pair.found.all_input_nodes):
         return "its weights are rounded"
     if pair.is_folded:
         return "the BatchNorm behind it is folded into its weights"
     if decided is not None and decided.written_as:
         return "it is written in another form"
     return "it reads what is not compared, or memory that is laid out in another way"
-
-
-def _is_rounded_constant(node: Node) -> bool:
-    """Whether a node dequantizes a stored tensor, or rounds one in training."""
-    while (is_conversion(node) or node.op == "call_module") and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-        if node.op == "get_attr":
-            return True
-    return False

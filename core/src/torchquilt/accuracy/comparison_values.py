@@ -21,6 +21,8 @@ JSON_SCHEMA = 1
 _PRINTED = 20
 #: From such shares on a range is the reason that is named.
 _CUT_OFF, _TO_ZERO, _UNUSED = 0.5, 0.2, 0.5
+#: A tensor with such a signal to noise in dB is rounded well, whatever becomes of some of its values.
+_CLEAR = 30.0
 
 
 @attrs.frozen
@@ -49,7 +51,8 @@ class TensorError:
     """Use that one quantized activation of an operator makes of its integers.
 
     Args:
-        name: ``output``, or ``input`` and the name of its producer.
+        name: ``output``; ``input`` and the name of its producer; or ``within`` and the name of a node, of
+            an operator that a backend wrote in another form.
         sqnr: signal to noise of quantizing this tensor alone, in dB.
         range: the smallest and the largest number that it can hold; None where parameters are many, or found
             when the model runs.
@@ -57,8 +60,8 @@ class TensorError:
         saturated: share of values that the range cuts off.
         cut_off: share of its noise that these values have.
         unused: share of the range in which no value lies; likewise.
-        to_zero: share of values that are not zero and become zero, where its signal to noise is under 30 dB.
-        zeroed_channels: number of channels (dimension 1) all of whose values become zero, likewise.
+        to_zero: share of values that are not zero and become zero.
+        zeroed_channels: number of channels (dimension 1) all of whose values become zero.
     """
 
     name: str
@@ -80,8 +83,9 @@ class TensorError:
         if self.cut_off >= _CUT_OFF:
             share = f"{100 * self.saturated:.2g}% of {self.name}"
             return f"{share} is cut off at {low:.4g} … {high:.4g}, which is {self.cut_off:.0%} of its noise"
-        if self.to_zero >= _TO_ZERO:
-            channels = f", {self.zeroed_channels} whole channels" if self.zeroed_channels else ""
+        if self.zeroed_channels or (self.to_zero >= _TO_ZERO and self.sqnr < _CLEAR):
+            whole = counted(self.zeroed_channels, "whole channel")
+            channels = f", {whole}" if self.zeroed_channels else ""
             return (
                 f"{self.to_zero:.0%} of {self.name} becomes zero{channels}: a step is {self.step:.3g}, since "
                 f"few large values stretch the range to {low:.4g} … {high:.4g}"

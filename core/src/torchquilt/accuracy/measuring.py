@@ -8,11 +8,12 @@ value instead of its own, which shows the isolated error: what the operator itse
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import attrs
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node, map_arg
 
 from torchquilt._internal.connected import connected
 from torchquilt.accuracy.error_statistics import ErrorStatistics, decibels
@@ -21,7 +22,7 @@ from torchquilt.graph.aliasing import aliased_inputs, written_inputs
 from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import free_name, take_origin
 from torchquilt.graph.node_values import is_float_tensor, writes
-from torchquilt.graph.qdq import QDQ, is_dequantize, is_quantize, qdq_of
+from torchquilt.graph.qdq import QDQ, is_conversion, is_dequantize, is_quantize, qdq_of
 from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.observers.extremes import sentinel_limit
 
@@ -31,8 +32,6 @@ _SAMPLES = 256
 _LOOKED_AT = 65536
 #: Memory that a value is scattered over is copied with its gaps, if it is at most so many times as large.
 _GAPS = 4
-#: A tensor whose own error is smaller than that needs no look at the values that become zero, in dB.
-_CLEAR = 30.0
 
 
 class Run(enum.Enum):
@@ -130,8 +129,9 @@ class TensorUse:
         self.low, self.high = min(self.low, low), max(self.high, high)
         if self._is_cut_off(low, high):
             self._take_cut_off(flat)
-        if decibels(signal, power) < _CLEAR:
-            self.to_zero += times * int(((after == 0) & (flat != 0)).sum())
+        zeros = int(((after == 0) & (flat != 0)).sum())
+        self.to_zero += times * zeros
+        if value.dim() > 1 and 2 * zeros * value.shape[1] > flat.numel():
             self._take_channels(value)
 
     def _ends(self) -> tuple[float, float] | None:
@@ -154,8 +154,7 @@ class TensorUse:
         self.cut_off += float(torch.dot(excess, excess))
 
     def _take_channels(self, value: torch.Tensor) -> None:
-        if value.dim() < 2:
-            return
+        """Keep the largest magnitude of each channel. Only where so many values become zero that one may."""
         largest = value.detach().abs().amax([dim for dim in range(value.dim()) if dim != 1]).float()
         if self._channels is not None and self._channels.shape == largest.shape:
             largest = torch.maximum(largest, self._channels)
@@ -168,6 +167,9 @@ class Measured:
 
     isolated: ErrorStatistics = attrs.field(factory=ErrorStatistics)
     accumulated: ErrorStatistics = attrs.field(factory=ErrorStatistics)
+    #: error before its output is rounded, and that with inputs that are not, of the first batch that runs it
+    before: ErrorStatistics = attrs.field(factory=ErrorStatistics)
+    of_weights: ErrorStatistics = attrs.field(factory=ErrorStatistics)
     tensors: list[TensorUse] = attrs.field(factory=list)
     samples: tuple[tuple[float, float], ...] = ()
     #: how often the quantized model ran it where the float model did not, or with another shape
@@ -233,6 +235,13 @@ class Measurements:
             measured.samples = _sampled(expected, value, self._samples)
         return self.instead_of(value, expected, memory) if is_isolated else value
 
+    def compare_weights(self, name: str, value: torch.Tensor, unrounded: torch.Tensor) -> None:
+        """Compare a value, and what it is where inputs are not rounded, with the float one."""
+        number, values = self._next.get(name, 0), self._values.get(name, [])
+        if number < len(values) and values[number].shape == value.shape:
+            self.by_name[name].before.update(values[number], value)
+            self.by_name[name].of_weights.update(values[number], unrounded)
+
     def instead_of(
         self, value: torch.Tensor, expected: torch.Tensor, memory: Memory = Memory.OWN
     ) -> torch.Tensor:
@@ -292,6 +301,8 @@ class Comparing(torch.nn.Module):
         use: of the output, where it is quantized.
         again: whether another one stands behind the same output.
         memory: of the value.
+        operator: that of the node, where both its weights and inputs are rounded: it is computed with inputs
+            that are not, once, to tell which of the two costs more.
     """
 
     def __init__(
@@ -302,14 +313,31 @@ class Comparing(torch.nn.Module):
         *,
         again: bool = False,
         memory: Memory = Memory.OWN,
+        operator: Callable[..., torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.measurements, self.use = name, measurements, use
-        self.again, self.memory = again, memory
+        self.again, self.memory, self.operator = again, memory, operator
 
-    def forward(self, value: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
-        """Compare the value, and return it or the float one."""
+    def forward(
+        self,
+        value: torch.Tensor,
+        before: torch.Tensor | None = None,
+        unrounded: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
+    ) -> torch.Tensor:
+        """Compare the value, and return it or the float one.
+
+        Args:
+            value: that readers get.
+            before: the same before it is rounded.
+            unrounded: arguments of the operator with inputs that are not rounded, by position and by name.
+        """
         seen = self.measurements
+        if self.operator is not None and seen.run is Run.ISOLATED:
+            args, kwargs = unrounded
+            found = value if before is None else before
+            seen.compare_weights(self.name, found, self.operator(*args, **kwargs))
+            self.operator = None
         if self.again:
             expected = seen.float_value(self.name, again=True)
             fits = seen.run is Run.ISOLATED and expected is not None and expected.shape == value.shape
@@ -354,7 +382,7 @@ def compare_values(model: GraphModule, pairing: Pairing, measurements: Measureme
     measurements.copies |= _writes_in_place(model)
     names = {(id(pair.found.graph), pairing.origins[pair.found]): pair.name for pair in pairing.pairs}
     for region in by_graph.values():
-        _watch_inputs(region, pairing.origins, names, measurements)
+        _watch_inputs(region, pairing, names, measurements)
     memories = {key: _memories(region.module.graph) for key, region in by_graph.items()}
     for pair in pairing.pairs:
         key = id(pair.found.graph)
@@ -386,8 +414,10 @@ def _compare_one(
     memory: Memory,
 ) -> None:
     outputs = outputs_of(pair.found, origins)
+    operator, arguments = _with_unrounded_inputs(pair.found)
     if not outputs:
-        _insert(model, pair.found, Comparing(pair.name, measurements, memory=memory))
+        module = Comparing(pair.name, measurements, memory=memory, operator=operator)
+        _insert(model, pair.found, module, *((None, arguments) if operator is not None else ()))
         return
     use = None
     for number, output in enumerate(outputs):
@@ -395,8 +425,37 @@ def _compare_one(
         if number == 0 and qdq is not None:
             use = TensorUse("output", qdq)
             measurements.by_name[pair.name].tensors.append(use)
-        module = Comparing(pair.name, measurements, use, again=number > 0)
-        _insert(model, output, module, *((pair.found,) if use is not None else ()))
+        first = operator if number == 0 else None
+        module = Comparing(pair.name, measurements, use, again=number > 0, operator=first)
+        more = (*((pair.found,) if use is not None or first else ()), *((arguments,) if first else ()))
+        _insert(model, output, module, *more)
+
+
+def _with_unrounded_inputs(node: Node) -> tuple[Callable[..., torch.Tensor] | None, tuple[Any, ...]]:
+    """The operator of a node and its arguments with inputs before they are rounded where they are read.
+
+    None where inputs are not, or nothing else is that could be the reason for an error.
+    """
+    watched = {one: one.args[1] for one in node.all_input_nodes if isinstance(_module_of(one), Watching)}
+    if not watched or not any(map(is_rounded_constant, node.all_input_nodes)) or writes(node):
+        return None, ()
+    assert callable(node.target)
+    args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda one: watched.get(one, one))
+    return node.target, (args, kwargs)
+
+
+def _module_of(node: Node) -> torch.nn.Module | None:
+    model = node.graph.owning_module
+    return getattr(model, str(node.target), None) if node.op == "call_module" else None
+
+
+def is_rounded_constant(node: Node) -> bool:
+    """Whether a node dequantizes a stored tensor, or rounds one in training."""
+    while (is_conversion(node) or node.op == "call_module") and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        if node.op == "get_attr":
+            return True
+    return False
 
 
 def outputs_of(node: Node, origins: Mapping[Node, str]) -> list[Node]:
@@ -415,27 +474,33 @@ def outputs_of(node: Node, origins: Mapping[Node, str]) -> list[Node]:
 
 
 def _watch_inputs(
-    region: Region, origins: Mapping[Node, str], names: dict[tuple[int, str], str], measurements: Measurements
+    region: Region, pairing: Pairing, names: dict[tuple[int, str], str], measurements: Measurements
 ) -> None:
-    """Watch the inputs that are quantized where they are read, each once for all that read it."""
+    """Watch the inputs that are quantized where they are read, each once for all that read it.
+
+    So are tensors within an operator that a backend wrote in another form.
+    """
     graph = region.module.graph
+    origins, compared = pairing.origins, {pair.found for pair in pairing.pairs}
     pairs = [(node, node.all_input_nodes[0]) for node in graph.nodes if is_quantize(node)]
     for quantize, source in pairs:
-        is_output = origins.get(source) == origins.get(quantize) and source.op == "call_function"
+        is_within = origins.get(source) == origins.get(quantize) and source.op == "call_function"
+        is_output = is_within and source in compared
         reads = [user for user in quantize.users if is_dequantize(user)]
         if is_output or not reads or not is_float_tensor(source):
             continue
         qdq = qdq_of(reads[0])
         assert qdq is not None
-        use = TensorUse(f"input {origins.get(source, source.name)}", qdq)
+        name = f"within {source.name}" if is_within else f"input {origins.get(source, source.name)}"
+        use = TensorUse(name, qdq)
         readers = dict.fromkeys(origins.get(user, "") for read in reads for user in read.users)
-        for name in (names.get((id(graph), reader)) for reader in readers):
-            if name is not None:
-                measurements.by_name[name].tensors.append(use)
+        for operator in (names.get((id(graph), reader)) for reader in readers):
+            if operator is not None:
+                measurements.by_name[operator].tensors.append(use)
         _insert(region.module, reads[0], Watching(use, measurements), source)
 
 
-def _insert(model: GraphModule, behind: Node, module: torch.nn.Module, *more: Node) -> Node:
+def _insert(model: GraphModule, behind: Node, module: torch.nn.Module, *more: Any) -> Node:
     """Put a module behind a node, for all who read it."""
     name = free_name(model, "measuring")
     model.add_submodule(name, module)
