@@ -197,6 +197,9 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "mul multiplies two tensors that would both be scaled": (
         lambda m, x: m.b((h := m.a(x)) * torch.relu(h)), "linear",
     ),
+    "mul_ writes it into a tensor that has other scales": (
+        lambda m, x: m.b((h := x + 1).mul_(m.a(x))) + h, "linear",
+    ),
     "it is an output of the model": (lambda m, x: (h := m.a(x), m.b(h)), "linear"),
     "softmax (aten.softmax.int) is not positively homogeneous": (
         lambda m, x: m.b(h := m.a(x)) + h.softmax(-1), "linear",

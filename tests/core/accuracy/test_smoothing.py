@@ -105,12 +105,15 @@ def test_the_searched_strength_is_the_best_of_those_tried() -> None:
 
 
 def test_the_error_that_is_told_is_that_of_a_plain_computation() -> None:
-    """Without a pass: one linear, its input rounded per tensor and its weight per channel."""
+    """Without a pass: one linear, its input rounded per tensor and its weight per channel.
+
+    Both batches are the same, so that the range of one is that of the other.
+    """
     model = seeded(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5)))
     with torch.no_grad():
         model[0].weight[3] = 40
     x = normal(20, 8)
-    _, step = smoothed(model, [(x,)])
+    _, step = smoothed(model, [(x,)] * 2)
     with torch.no_grad():
         read, weight = model[0](x), model[1].weight
         scale = (read.max() - read.min()) / 255

@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch.fx import Node
 
-from torchquilt.graph.node_values import argument_of, overload_name, rank, tensor_of
+from torchquilt.graph.node_values import argument_of, overload_name, rank, tensor_of, writes
 from torchquilt.support.data_movement import moves_data_only
 
 
@@ -98,6 +98,8 @@ def layout_behind(user: Node, layouts: Layouts, constants: Container[Node]) -> L
         NoLayoutError: the scales do not go through the node.
     """
     name = overload_name(user)
+    if writes(user) and user.args[0] not in layouts:
+        raise NoLayoutError(f"{user.name} writes it into a tensor that has other scales")
     for names, behind in _RULES:
         if name in names:
             return behind(user, layouts)

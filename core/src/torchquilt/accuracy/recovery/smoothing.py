@@ -36,8 +36,8 @@ _ALPHAS = tuple(step / 20 for step in range(2, 20))
 _MOST_ROWS = 512
 #: A channel is scaled by no more, so that no half precision overflows.
 _LARGEST = 2.0**12
-#: A strength has to lower the error by so much, or what was measured is chance.
-_LEAST_GAIN = 0.02
+#: A strength has to lower the error by so much: what few rows tell of a range is partly chance.
+_LEAST_GAIN = 0.2
 
 _MEASURE = "error of the linears with 8 bits, relative to their output (MSE)"
 _NORMS = frozenset(("aten.layer_norm.default", "aten.rms_norm.default"))
@@ -185,74 +185,97 @@ def _product_before(channels: Channels, node: Node) -> Node | None:
 
 @attrs.define(eq=False)
 class _Seen:
-    """Values of a tensor that linears read, as far as the search needs them.
+    """Rows of a tensor that linears read, some of each batch."""
 
-    Args:
-        largest: the largest absolute value of each channel.
-        rows: some rows of each batch.
-    """
-
-    largest: torch.Tensor | None = None
-    rows: list[torch.Tensor] = attrs.field(factory=list)
+    batches: list[torch.Tensor] = attrs.field(factory=list)
 
     def show(self, value: torch.Tensor) -> None:
         """Take in one batch."""
         flat = value.detach().reshape(-1, value.shape[-1]).float()
-        if not len(flat):
-            return
-        largest = flat.abs().amax(0)
-        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
-        self.rows.append(flat[:: -(-len(flat) // _MOST_ROWS)].clone())
+        if len(flat):
+            self.batches.append(flat[:: -(-len(flat) // _MOST_ROWS)].clone())
 
-    def some_rows(self) -> torch.Tensor:
-        """At most so many rows, evenly from all batches."""
-        rows = torch.cat(self.rows)
-        return rows[:: -(-len(rows) // _MOST_ROWS)]
+    def halves(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Rows of every other batch and those of the others, or both halves of the only one."""
+        if len(self.batches) == 1:
+            (rows,) = self.batches
+            first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+            return (_some(first), _some(second)) if len(first) else None
+        if not self.batches:
+            return None
+        return _some(torch.cat(self.batches[::2])), _some(torch.cat(self.batches[1::2]))
+
+
+def _some(rows: torch.Tensor) -> torch.Tensor:
+    return rows[:: -(-len(rows) // _MOST_ROWS)]
 
 
 @attrs.frozen(eq=False)
 class _Read:
-    """One linear of a group: rows that it reads, its weight, what it returns for them without its bias."""
+    """One linear of a group: both halves of the rows that it reads, and its weight."""
 
     reader: Reader
-    rows: torch.Tensor
+    halves: tuple[torch.Tensor, torch.Tensor]
     weight: torch.Tensor
-    expected: torch.Tensor
 
-    def error(self, scales: torch.Tensor) -> float:
-        """The squared error with 8 bits, with scales for the channels of the source."""
+    def size(self) -> float:
+        """The squares of what it returns, without its bias."""
+        return sum(float((half @ self.weight.T).square().sum()) for half in self.halves)
+
+    def largest(self, halves: tuple[int, ...], group: ChannelGroup) -> torch.Tensor:
+        """The largest absolute value of each channel of the source in some of the halves."""
+        rows = torch.cat([self.halves[half] for half in halves])
+        return self._of_source(rows.abs().amax(0), group)
+
+    def columns(self, group: ChannelGroup) -> torch.Tensor:
+        """The largest absolute value of the weight for each channel of the source."""
+        return self._of_source(self.weight.abs().amax(0), group)
+
+    def _of_source(self, values: torch.Tensor, group: ChannelGroup) -> torch.Tensor:
+        ours = self.reader.channels >= 0
+        found = torch.zeros(group.channels)
+        return found.scatter_reduce_(0, self.reader.channels[ours], values[ours], "amax")
+
+    def error(self, scales: torch.Tensor, fitted: int) -> float:
+        """The squared error with 8 bits for one half of the rows, with the range of the other half."""
         spread = self.reader.spread(scales)
-        found = _rounded(self.rows / spread) @ _rounded_rows(self.weight * spread).T
-        return float((self.expected - found).square().sum())
+        rows = self.halves[1 - fitted]
+        read = _rounded(rows / spread, like=self.halves[fitted] / spread)
+        found = read @ _rounded_rows(self.weight * spread).T
+        return float((rows @ self.weight.T - found).square().sum())
 
 
 def _choose(
     model: GraphModule, group: ChannelGroup, seen: dict[Node, _Seen], alpha: float | None
 ) -> tuple[torch.Tensor, float, float] | None:
-    """The scales with the smallest error, and the error without and with them; None where none is smaller."""
+    """The scales with the smallest error, and the error without and with them; None where none is smaller.
+
+    A range that fits few rows too well cuts off what comes later. So the scales and the range of one half of
+    the rows are judged by the error of the other half.
+    """
     reads: list[_Read] = []
-    largest, columns = torch.zeros(group.channels), torch.zeros(group.channels)
     for reader in group.readers:
-        values, ours = seen[argument_of(reader.node, "input")], reader.channels >= 0
-        if values.largest is None:
+        halves = seen[argument_of(reader.node, "input")].halves()
+        if halves is None:
             return None
-        rows = values.some_rows()
-        weight = constant_value(model, argument_of(reader.node, "weight")).float()
-        reads.append(_Read(reader, rows, weight, rows @ weight.T))
-        channels = reader.channels[ours]
-        largest.scatter_reduce_(0, channels, values.largest[ours], "amax")
-        columns.scatter_reduce_(0, channels, weight.abs().amax(0)[ours], "amax")
-    size = sum(float(each.expected.square().sum()) for each in reads) or 1.0
-    before = sum(each.error(torch.ones(group.channels)) for each in reads) / size
-    tried = [
-        (sum(each.error(scales) for each in reads) / size, scales)
-        for strength in (_ALPHAS if alpha is None else (alpha,))
-        for scales in (_scales(largest, columns, strength),)
-    ]
-    after, chosen = min(tried, key=lambda pair: pair[0])
+        reads.append(_Read(reader, halves, constant_value(model, argument_of(reader.node, "weight")).float()))
+    columns = torch.stack([each.columns(group) for each in reads]).amax(0)
+    size = sum(each.size() for each in reads) or 1.0
+
+    def scales_of(halves: tuple[int, ...], strength: float | None) -> torch.Tensor:
+        largest = torch.stack([each.largest(halves, group) for each in reads]).amax(0)
+        return torch.ones_like(largest) if strength is None else _scales(largest, columns, strength)
+
+    def error(strength: float | None) -> float:
+        scales = [scales_of((half,), strength) for half in (0, 1)]
+        return sum(each.error(scales[half], half) for each in reads for half in (0, 1)) / size
+
+    before = error(None)
+    tried = [(error(strength), strength) for strength in (_ALPHAS if alpha is None else (alpha,))]
+    after, chosen = min(tried)
     if alpha is None and not after < before * (1 - _LEAST_GAIN):
         return None
-    return chosen, before, after
+    return scales_of((0, 1), chosen), before, after
 
 
 def _scales(largest: torch.Tensor, columns: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -263,9 +286,9 @@ def _scales(largest: torch.Tensor, columns: torch.Tensor, alpha: float) -> torch
     return torch.where(usable, scales / middle, 1.0).clamp(1 / _LARGEST, _LARGEST)
 
 
-def _rounded(value: torch.Tensor) -> torch.Tensor:
-    """A tensor rounded to 8 bits with one asymmetric range."""
-    low, high = min(float(value.min()), 0.0), max(float(value.max()), 0.0)
+def _rounded(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A tensor rounded to 8 bits with the asymmetric range of another one."""
+    low, high = min(float(like.min()), 0.0), max(float(like.max()), 0.0)
     scale = max((high - low) / 255, 1e-12)
     zero = round(-low / scale)
     return (torch.clamp(torch.round(value / scale) + zero, 0, 255) - zero) * scale
