@@ -95,7 +95,7 @@ def find_candidates(
             continue
         sizes = _sizes(decided)
         prepared = variants.prepared(decided)
-        noise = {} if batches is None else estimated_noise(prepared, decided, batches, limit)
+        noise = {} if batches is None else estimated_noise(prepared, decided, batches, limit).of_units
         for unit in new:
             outcomes.setdefault(unit, []).append(outcome[unit])
             found.setdefault(unit, []).append(Option(choice, noise.get(unit, 0.0), *sizes[unit]))

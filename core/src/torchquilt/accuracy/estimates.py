@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import attrs
 import torch
 from torch.fx import GraphModule, Node
 
@@ -26,8 +27,9 @@ from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.function_transforms import leaving_transforms
-from torchquilt.graph.node_values import constant_nodes
+from torchquilt.graph.node_values import constant_nodes, is_overwritten
 from torchquilt.graph.qdq import choosing_call, operators_of
+from torchquilt.graph.shared_storage import written_tensors
 from torchquilt.graph.signature import call_arguments
 from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.observers import QParams, qparams_together
@@ -41,10 +43,21 @@ from torchquilt.pt2e.observer_points import (
 from torchquilt.pt2e.qat.fake_quantize import dequantized, fake_quantize
 
 
-def estimated_noise(
-    prepared: GraphModule, decided: Decided, batches: Iterable[Any], limit: int
-) -> dict[str, float]:
-    """Unit → the noise that it adds to the outputs, as a share of their signal.
+@attrs.frozen
+class Noise:
+    """Estimated noise.
+
+    Args:
+        of_units: unit → the noise that it adds to the outputs, as a share of their signal.
+        is_weighted: whether it is that of the outputs; else it is that of each tensor, as a share of its own.
+    """
+
+    of_units: Mapping[str, float]
+    is_weighted: bool
+
+
+def estimated_noise(prepared: GraphModule, decided: Decided, batches: Iterable[Any], limit: int) -> Noise:
+    """Estimate the noise that each unit adds to the outputs.
 
     Args:
         prepared: a calibrated model.
@@ -54,16 +67,23 @@ def estimated_noise(
     """
     probing = copy_model(prepared)
     probes = _Probes(probing, decided)
+    written = written_tensors(probing)
     count = 0
-    for number, batch in numbered(_first(batches, limit)):
+    for number, batch in numbered(itertools.islice(batches, limit)):
         args, kwargs = call_arguments(probing, batch)
+        if any(map(is_overwritten, probing.graph.find_nodes(op="placeholder"))):
+            args, kwargs = pytree.tree_map(_own, (args, kwargs))
         _one_batch(probing, probes, args, kwargs, number)
+        # A cache goes on with what was written to it, and not with how to differentiate that.
+        for tensor in written:
+            tensor.detach_()
         count += 1
-    return {unit: noise / count for unit, noise in probes.noise.items()}
+    noise = {unit: noise / count for unit, noise in probes.noise.items()}
+    return Noise(noise, probes.is_differentiable)
 
 
-def _first(batches: Iterable[Any], limit: int) -> Iterable[Any]:
-    return itertools.islice(batches, limit)
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _one_batch(
@@ -72,14 +92,17 @@ def _one_batch(
     with default_global_state(), leaving_transforms(), torch.random.fork_rng([]):
         torch.manual_seed(number)
         try:
+            if probes.is_differentiable:
+                with torch.enable_grad():
+                    outputs = pytree.tree_leaves(model(*args, **kwargs))
+                    # Of what is chosen by argmax there is no gradient, and what is constant has no noise.
+                    probes.is_differentiable = any(map(_has_gradient, outputs))
+                    loss = _projected(outputs, number)
+                    if loss is not None:
+                        torch.autograd.backward(loss)
             if not probes.is_differentiable:
                 with torch.no_grad():
                     model(*args, **kwargs)
-                return
-            with torch.enable_grad():
-                loss = _projected(pytree.tree_leaves(model(*args, **kwargs)), number)
-                if loss is not None:
-                    torch.autograd.backward(loss)
         except CalibrationError:
             raise
         except Exception as error:
@@ -91,12 +114,16 @@ def _one_batch(
             ) from error
 
 
+def _has_gradient(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad
+
+
 def _projected(outputs: list[Any], seed: int) -> torch.Tensor | None:
     """The outputs times random signs, each divided by its root mean square."""
     generator = torch.Generator().manual_seed(seed)
     total = None
     for value in outputs:
-        if not isinstance(value, torch.Tensor) or not value.requires_grad:
+        if not _has_gradient(value):
             continue
         signs = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
         kept = torch.where(value.isfinite(), value, torch.zeros((), dtype=value.dtype))
@@ -150,6 +177,8 @@ class _Probes:
         points: dict[str, Any],
         decided: Decided,
     ) -> _Probe | None:
+        if len(node.args) > 1:  # a data-movement operator, whose inputs are rounded: it adds no error
+            return None
         unit = _unit_at(region, node, points, decided)
         found = None
         if isinstance(point, ConstantPoint):
@@ -211,7 +240,7 @@ class _Probe(torch.nn.Module):
         if probes.is_differentiable:
             result: torch.Tensor = _Through.apply(tensor, self._needed, self)  # type: ignore[no-untyped-call]
             return result
-        signal = float(tensor.detach().float().square().sum())
+        signal = float(_finite(tensor.detach().float()).square().sum())
         if signal:
             self.measure(tensor, torch.full((), 1 / math.sqrt(signal), dtype=tensor.dtype))
         return tensor
@@ -224,7 +253,8 @@ class _Probe(torch.nn.Module):
             error = _rounded(tensor.detach(), spec, found).float().sub_(tensor.float())
             if self._is_constant:
                 self._kept = error
-        moved = error.mul(gradient.float()).reshape(-1)
+        # A mask of -inf has no error, and no part in that of the others.
+        moved = _finite(error.mul(gradient.float()).reshape(-1))
         probes.add(unit, float(torch.dot(moved, moved)))
 
 
@@ -241,6 +271,10 @@ class _Through(torch.autograd.Function):
         with torch.no_grad():
             context.probe.measure(tensor, gradients[0])
         return gradients[0] if context.needs_input_grad[0] else None, None, None
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.nan_to_num(tensor, 0.0, 0.0, 0.0)
 
 
 def _rounded(tensor: torch.Tensor, spec: Any, found: QParams | None) -> torch.Tensor:

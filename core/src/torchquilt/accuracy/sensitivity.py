@@ -1,4 +1,4 @@
-"""sensitivity: the cost of quantizing each group of operators costs, from one calibration."""
+"""sensitivity: the cost of quantizing each group of operators, from one calibration."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from torchquilt._internal.terminal import is_terminal, progress_if
-from torchquilt.accuracy.estimates import estimated_noise
+from torchquilt.accuracy.estimates import Noise, estimated_noise
 from torchquilt.accuracy.evaluations import Evaluations
 from torchquilt.accuracy.metric import Evaluate, Metric
-from torchquilt.accuracy.running import float_copy
+from torchquilt.accuracy.running import checked_batches, float_copy
 from torchquilt.accuracy.sensitivity_values import GroupSensitivity, Sensitivity
 from torchquilt.accuracy.units import FLOAT, Choice, unit_name
 from torchquilt.accuracy.variants import Decided, Variants
-from torchquilt.graph.subgraphs import regions
 from torchquilt.observers import ObserverFactory
 from torchquilt.pt2e.calibration.checkpoint import identity_of
 from torchquilt.pt2e.calibration.merging import Calibration
@@ -77,24 +76,24 @@ def sensitivity(
     units = tuple(given.outcome())
     names = {unit: _rows(given, unit) for unit in units}
     prepared = variants.prepared(given)
-    noise = _noise(prepared, given, data if data is not None else variants.batches, limit)
+    batches = variants.batches if data is None else checked_batches(data, variants.model)
+    noise = _noise(prepared, given, batches, limit)
     found = {
         unit: GroupSensitivity(
             unit_name(unit),
             tuple(row.node for row in rows),
             tuple(dict.fromkeys(row.quantizer for row in rows if row.quantizer)),
             sum(row.macs for row in rows),
-            noise.get(unit, 0.0),
+            noise.of_units.get(unit, 0.0),
         )
         for unit, rows in names.items()
     }
-    is_weighted = len(regions(prepared)) == 1
     if evaluate is None:
-        return Sensitivity(tuple(sorted(found.values(), key=lambda one: -one.noise)), is_weighted)
+        return Sensitivity(tuple(sorted(found.values(), key=lambda one: -one.noise)), noise.is_weighted)
     metric = Metric(evaluate, minimize)
     evaluations = Evaluations(state, identity_of(prepared), group)
     values = _measured(variants, units, metric, evaluations, progress=progress)
-    return _with_metrics(found, values, is_weighted=is_weighted, minimize=minimize)
+    return _with_metrics(found, values, is_weighted=noise.is_weighted, minimize=minimize)
 
 
 def _rows(decided: Decided, unit: str) -> list[Any]:
@@ -103,10 +102,10 @@ def _rows(decided: Decided, unit: str) -> list[Any]:
     ]
 
 
-def _noise(
-    prepared: GraphModule, decided: Decided, batches: Iterable[Any] | None, limit: int
-) -> Mapping[str, float]:
-    return {} if batches is None else estimated_noise(prepared, decided, batches, limit)
+def _noise(prepared: GraphModule, decided: Decided, batches: Iterable[Any] | None, limit: int) -> Noise:
+    if batches is None:
+        return Noise({}, is_weighted=False)
+    return estimated_noise(prepared, decided, batches, limit)
 
 
 def variant_metric(

@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 
 from torchquilt._internal.garbage_collection import garbage_collector_disabled
 from torchquilt._internal.torch_defaults import default_global_state
+from torchquilt.accuracy.running import checked_batches
 from torchquilt.accuracy.units import Choice, Composition, units_of, weight_shares
 from torchquilt.errors import AccuracyError
 from torchquilt.graph.code_generation import generate_code, outdate
@@ -119,9 +120,9 @@ class Variants:
             calibration.add_to(prepared)
             self._seen.take(prepared)
         else:
+            batches = checked_batches(calibration, self.model)
             # A generator can be read once, and a variant may ask for a tensor that no other did.
-            is_once = iter(calibration) is calibration
-            self.batches = list(calibration) if is_once else calibration
+            self.batches = list(batches) if iter(batches) is batches else batches
 
     def decided(self, choices: Mapping[str, Choice]) -> Decided:
         """Decide as the user's quantizer does, but for some units."""
