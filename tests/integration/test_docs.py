@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,9 +32,16 @@ def test_there_are_pages_with_code_that_runs() -> None:
     assert "the-flow.md" in PAGES
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_a_page_runs(page: str) -> None:
-    """The code of a page runs from top to bottom, its assertions among it."""
+def _marked(page: str) -> Any:
+    """A page as a parameter. Tutorials work on whole models, and take minutes."""
+    return pytest.param(page, marks=pytest.mark.long) if page.startswith("tutorial-") else page
+
+
+@pytest.mark.parametrize("page", map(_marked, PAGES))
+def test_every_block_of_a_page_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of a page runs from top to bottom in a clone, its assertions among it."""
+    monkeypatch.chdir(_DOCS.parent)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     text = (_DOCS / page).read_text(encoding="utf-8")
     found: dict[str, object] = {}
     for number, block in enumerate([*_SETUP.findall(text), *_BLOCK.findall(text)]):
