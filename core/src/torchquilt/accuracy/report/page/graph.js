@@ -5,6 +5,8 @@ const [NODE_WIDTH, NODE_HEIGHT] = [GRAPH.nodeWidth, GRAPH.nodeHeight];
 /** A graph of so many nodes is drawn whole. */
 const DRAWN_WHOLE = 1500;
 const [LEAST_ZOOM, MOST_ZOOM] = [0.02, 3];
+/** From so far away no label can be read. */
+const READABLE = 0.15;
 
 /** Ways to colour the graph: what an operator is, and the classes of that with their labels. */
 const COLOURINGS = colourings();
@@ -293,7 +295,7 @@ class GraphView {
     const top = this.holder.scrollTop / this.zoom - margin;
     const bottom = (this.holder.scrollTop + this.holder.clientHeight) / this.zoom + margin;
     const visible = this.isWhole ? this.byHeight : this.between(top, bottom);
-    const isFar = visible.length > DRAWN_WHOLE;
+    const isFar = visible.length > DRAWN_WHOLE || (!this.isWhole && this.zoom < READABLE);
     this.drawOutlines(isFar ? visible : []);
     const wanted = new Set(isFar ? [] : visible);
     if (this.chosen !== null) wanted.add(this.chosen);

@@ -19,11 +19,11 @@ function drawAgain() {
 }
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAgain);
 
-// Paper is white, and nothing on it unfolds.
+// Paper is white, and nothing on it unfolds. Cells stay as they are, or tables would go over dozens of pages.
 let unfolded = [];
 window.addEventListener("beforeprint", () => {
   document.documentElement.classList.add("on-paper");
-  unfolded = [...document.querySelectorAll("details:not([open])")];
+  unfolded = [...document.querySelectorAll("details:not([open]):not(td details)")];
   unfolded.forEach((details) => { details.open = true; });
   drawAgain();
 });

@@ -76,7 +76,7 @@ function histogramFigure(group) {
       shapes: lines,
       xaxis: { title: { text: "value" }, range: [start - width, end + width] },
       // From below one value on, so that a single one shows.
-      yaxis: { type: "log", title: { text: "values" }, range: [Math.log10(0.5), Math.log10(most * 1.6)], dtick: Math.max(1, Math.ceil(Math.log10(most) / 4)), exponentformat: "power" },
+      yaxis: { type: "log", title: { text: "values" }, range: [Math.log10(0.5), Math.log10(most * 1.6)], dtick: Math.max(1, Math.ceil(Math.log10(most) / 4)), exponentformat: "SI" },
     },
   };
 }

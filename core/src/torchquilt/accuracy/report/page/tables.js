@@ -147,11 +147,13 @@ class SortedTable {
   }
 }
 
-/** A text of several lines as its first one, which unfolds the others. */
+/** A long text as its beginning, which unfolds all of it. */
 function folded(text) {
   const [first, ...others] = text.split("\n");
-  if (!others.length || text.length < 60) return text;
-  return element("details", {}, element("summary", {}, `${first} (and ${others.length} more)`), others.join("\n"));
+  if (text.length < (others.length ? 60 : 100)) return text;
+  const start = first.length < 40 ? first : `${first.slice(0, 36)}…`;
+  const more = others.length ? ` (and ${others.length} more)` : "";
+  return element("details", {}, element("summary", {}, start + more), text);
 }
 
 function isNumeric(column) {
