@@ -11,6 +11,7 @@
 #   make presets        size, agreement and time of each preset, on ExecuTorch  (PRESETS_ARGS=...)
 #   make qat-bench      what training costs and how exact it is, beside torchao (QAT_ARGS=...)
 #   make runtime-bench  time on ExecuTorch: float, torchao's and ours           (RUNTIME_ARGS=...)
+#   make recovery-bench  what each recovery pass gains over the architectures   (RECOVERY_ARGS=...)
 #   make clean          remove .venv and the caches of the tools
 #
 # PYTHON=... picks the interpreter that .venv is made with.
@@ -38,7 +39,7 @@ RUNTIME_ARGS ?=
 QAT_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-exhaustive check bench cost presets qat-bench runtime-bench clean
+.PHONY: help demo test test-fast test-long test-exhaustive check bench cost presets qat-bench runtime-bench recovery-bench clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -82,6 +83,9 @@ qat-bench: $(VENV)/.installed-test
 
 runtime-bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/runtime.py $(RUNTIME_ARGS)
+
+recovery-bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/recovery.py $(RECOVERY_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

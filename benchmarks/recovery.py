@@ -1,11 +1,12 @@
 """Signal to noise of `static_int8_per_channel` with each recovery pass, over the architectures of the tests.
 
-    python benchmarks/recovery.py [--only TEXT ...] [--batches 8] [--json FILE]
+    python benchmarks/recovery.py [--only TEXT ...] [--passes NAME ...] [--batches 8] [--shown 4]
+        [--json FILE]
 
 Each architecture (tests/architectures: tiny, random weights; and the vision transformer with a small class
 token of tests/planted.py) is exported once, and quantized for XNNPACK by itself and behind each pass.
 Calibration and passes see the same batches; the signal to noise against the float model, in dB, is that of
-the worst output over four other batches. Printed are, for each architecture, the default and the change that
+the worst output over other batches. Printed are, for each architecture, the default and the change that
 each pass makes, and for each pass the median and the worst change where it was applied.
 
 "all" is split_ranges, equalize, smooth and correct_biases, in this order.
@@ -36,7 +37,6 @@ from measuring import about
 from planted import VisionTransformer
 from torchquilt import recovery
 
-SHOWN = 4
 DEFAULT = "default"
 
 
@@ -97,10 +97,17 @@ def subjects() -> Iterator[Architecture]:
     yield Planted("vit, small class token", VisionTransformer, images)
 
 
-def measured(architecture: Architecture, count: int) -> Measured:
-    """Export once, and quantize in each way."""
+def measured(architecture: Architecture, ways: list[str], count: int, others: int) -> Measured:
+    """Export once, and quantize in each way.
+
+    Args:
+        architecture: which.
+        ways: names of the ways.
+        count: batches to calibrate with.
+        others: batches to measure with.
+    """
     batches = [architecture.inputs(seed) for seed in range(count)]
-    shown = [architecture.inputs(100 + seed) for seed in range(SHOWN)]
+    shown = [architecture.inputs(100 + seed) for seed in range(others)]
     shapes = architecture.dynamic_shapes()
     exported = torch.export.export(
         architecture.model(), (), batches[0], strict=architecture.strict, dynamic_shapes=shapes
@@ -108,7 +115,7 @@ def measured(architecture: Architecture, count: int) -> Measured:
     expected = results(exported.module(), shown)
     decibels: dict[str, float] = {}
     applied: dict[str, int] = {}
-    for name, way in WAYS.items():
+    for name, way in ((name, WAYS[name]) for name in ways):
         calibrated = tq.calibrate(
             tq.prepare_pt2e(way.before(exported, batches), quantizer(is_dynamic=False)), batches
         )
@@ -127,7 +134,7 @@ def changes(rows: list[Measured], way: str) -> list[float]:
 
 def print_table(rows: list[Measured]) -> None:
     """Each architecture, and the median and the worst of all."""
-    ways = [name for name in WAYS if name != DEFAULT]
+    ways = [name for name in rows[0].decibels if name != DEFAULT]
     table = Table("architecture", f"{DEFAULT}, dB", *ways)
     for row in rows:
         cells = (
@@ -147,19 +154,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], help="architectures with one of these in the name")
     parser.add_argument("--batches", type=int, default=8, help="to calibrate with")
+    parser.add_argument("--passes", nargs="*", default=[*WAYS], choices=WAYS, help="all by default")
+    parser.add_argument("--shown", type=int, default=4, help="batches to measure with")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     rows: list[Measured] = []
     for architecture in subjects():
         if not given.only or any(text in architecture.name for text in given.only):
-            rows.append(measured(architecture, given.batches))
+            ways = [DEFAULT, *(name for name in given.passes if name != DEFAULT)]
+            rows.append(measured(architecture, ways, given.batches, given.shown))
             print(
                 rows[-1].name, {way: round(value, 1) for way, value in rows[-1].decibels.items()}, flush=True
             )
     print_table(rows)
     if given.json:
-        written = {"about": about("transformers", batches=given.batches), "rows": [*map(attrs.asdict, rows)]}
+        written = {
+            "about": about("transformers", batches=given.batches, shown=given.shown),
+            "rows": [*map(attrs.asdict, rows)],
+        }
         given.json.write_text(json.dumps(written, indent=1))
     return 0
 

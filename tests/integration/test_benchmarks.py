@@ -12,7 +12,9 @@ import pytest
 pytestmark = pytest.mark.long
 
 _FOLDER = Path(__file__).parents[2] / "benchmarks"
-COST, FLOW, QAT, RUNTIME = (_FOLDER / f"{name}.py" for name in ("cost", "flow", "qat", "runtime"))
+COST, FLOW, QAT, RUNTIME, RECOVERY = (
+    _FOLDER / f"{name}.py" for name in ("cost", "flow", "qat", "runtime", "recovery")
+)
 
 
 def test_cost_prints_a_table_and_writes_the_same_figures(tmp_path: Path) -> None:
@@ -108,3 +110,18 @@ def test_runtime_prints_ratios_of_three_programs_and_writes_the_same_figures(tmp
         assert f"{program['nbytes'] / 1e3:,.0f}" in found.stdout
     for name, ratio in row["ratios"].items():
         assert f"{ratio:.2f} ({row['ratios_of_fastest'][name]:.2f})" in found.stdout
+
+
+def test_recovery_prints_the_change_of_each_pass_and_writes_the_same_figures(tmp_path: Path) -> None:
+    """The default in dB, and what each pass that was applied adds to it."""
+    figures = tmp_path / "recovery.json"
+    arguments = ["--only", "small class token", "--json", str(figures)]
+    found = subprocess.run(
+        [sys.executable, str(RECOVERY), *arguments], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    (row,) = json.loads(figures.read_text(encoding="utf-8"))["rows"]
+    assert row["applied"]["split_ranges"] > 0 == row["applied"]["default"]
+    change = row["decibels"]["split_ranges"] - row["decibels"]["default"]
+    assert change > 12
+    assert f"{change:+.1f}" in found.stdout

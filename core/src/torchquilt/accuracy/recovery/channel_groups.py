@@ -6,8 +6,9 @@ by, the model computes the same.
 
 from __future__ import annotations
 
+import bisect
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import attrs
 import torch
@@ -22,7 +23,7 @@ from torchquilt.accuracy.recovery.channel_layouts import (
 from torchquilt.accuracy.recovery.weighted import channel_axis, is_weighted
 from torchquilt.graph.edits import free_name, read_tensor, store_tensor
 from torchquilt.graph.node_values import argument_of, arguments_of, attribute, constant_nodes
-from torchquilt.graph.shared_storage import overlap, span_of
+from torchquilt.graph.shared_storage import span_of
 from torchquilt.graph.subgraphs import regions
 
 
@@ -157,39 +158,37 @@ class _Tensors:
 
     def __init__(self, model: GraphModule) -> None:
         self._model = model
-        self._spans: list[tuple[tuple[int, int], str]] = []
         self._names: dict[int, set[str]] = {}
+        read: list[tuple[tuple[int, int], str]] = []
         for region in regions(model):
-            for read in region.module.graph.find_nodes(op="get_attr"):
+            for node in region.module.graph.find_nodes(op="get_attr"):
                 try:
-                    tensor = attribute(region.module, str(read.target))
+                    tensor = attribute(region.module, str(node.target))
                 except AttributeError:
                     continue
-                if not isinstance(tensor, torch.Tensor):
-                    continue
-                span = span_of(tensor)
-                for user in read.users:
-                    name = region.name_of(user)
-                    self._names.setdefault(id(tensor), set()).add(name)
-                    if span is not None:
-                        self._spans.append((span, name))
-        self._spans.sort()
+                if isinstance(tensor, torch.Tensor):
+                    names = {region.name_of(user) for user in node.users}
+                    self._names.setdefault(id(tensor), set()).update(names)
+                    read += ((span, name) for span in (span_of(tensor),) if span for name in names)
+        #: first address of each memory, its end, and who reads any of it
+        self._memories: list[tuple[int, int, set[str]]] = []
+        for (start, end), name in sorted(read):
+            if self._memories and start < self._memories[-1][1]:
+                before, reach, names = self._memories[-1]
+                self._memories[-1] = (before, max(reach, end), names | {name})
+            else:
+                self._memories.append((start, end, {name}))
+        self._starts = [start for start, _, _ in self._memories]
 
     def readers(self, target: str) -> set[str]:
         """Names of the nodes that read a tensor of the outermost graph, or memory that it shares."""
         tensor = attribute(self._model, target)
         found = set(self._names.get(id(tensor), ()))
         span = span_of(tensor)
-        if span is not None:
-            found |= {name for other, name in self._overlapping(span)}
+        number = -1 if span is None else bisect.bisect_right(self._starts, span[0]) - 1
+        if number >= 0 and span is not None and span[0] < self._memories[number][1]:
+            found |= self._memories[number][2]
         return found
-
-    def _overlapping(self, span: tuple[int, int]) -> Iterator[tuple[tuple[int, int], str]]:
-        for other, name in self._spans:
-            if other[0] >= span[1]:
-                return
-            if overlap(span, other):
-                yield other, name
 
 
 def write_constant(channels: Channels, node: Node, argument: str, value: torch.Tensor) -> None:
