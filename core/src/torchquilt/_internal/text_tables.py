@@ -6,6 +6,8 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+import attrs
+
 #: Said in each cell, since a style sheet would reach into the rest of the notebook.
 _CELL = "text-align: left; vertical-align: top; padding: 2px 8px"
 
@@ -28,6 +30,24 @@ class Listing(tuple[_T, ...]):
         more = len(self) - _MOST_LINES
         lines = [*map(str, self[:_MOST_LINES]), *([f"… and {more:,} more"] if more > 0 else [])]
         return "\n".join(lines) or "nothing"
+
+
+@attrs.frozen
+class Printed:
+    """A table with lines around it.
+
+    Args:
+        before: lines above the table.
+        rows: the first one is the header; none where there is no table.
+        after: lines below it.
+    """
+
+    before: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    after: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([*self.before, *([aligned(self.rows)] if self.rows else []), *self.after])
 
 
 def counted(number: int, noun: str) -> str:

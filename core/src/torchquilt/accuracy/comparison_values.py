@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from torchquilt._internal.json_values import from_document, from_plain, parsed, to_plain
-from torchquilt._internal.text_tables import aligned, counted, html_folded, html_list, html_table
+from torchquilt._internal.text_tables import Printed, counted, html_folded, html_list, html_table
 from torchquilt.errors import AccuracyError
 
 #: Version of the JSON that :meth:`Comparison.to_json` writes.
@@ -253,16 +253,24 @@ class Comparison:
         return f"<Comparison of {counted(len(self.operators), 'operator')}; print it for the worst>"
 
     def __str__(self) -> str:
-        """Outputs, then the operators with the worst error of their own."""
-        lines = [*(f"output {output}" for output in self.outputs)]
+        return str(self.printed())
+
+    def printed(self, most: int = _PRINTED) -> Printed:
+        """Outputs, then the operators with the worst error of their own.
+
+        Args:
+            most: so many operators.
+        """
+        before = [*(f"output {output}" for output in self.outputs)]
         shown = [row for row in self.operators if math.isfinite(row.isolated.sqnr) or row.isolated.sqnr < 0]
-        if shown:
-            lines += ["", aligned([_HEADER, *map(_cells, shown[:_PRINTED])])]
-        if len(shown) > _PRINTED:
-            lines.append(f"… and {len(shown) - _PRINTED:,} more operators with an error")
+        after = []
+        if len(shown) > most:
+            after.append(f"… and {counted(len(shown) - most, 'more operator')} with an error")
         if self.uncompared:
-            lines.append(f"not compared: {counted(len(self.uncompared), 'operator')}, see .uncompared")
-        return "\n".join(lines)
+            after.append(f"not compared: {counted(len(self.uncompared), 'operator')}, see .uncompared")
+        if not shown[:most]:
+            return Printed(before, (), after)
+        return Printed([*before, ""], [_HEADER, *map(_cells, shown[:most])], after)
 
     def _repr_html_(self) -> str:
         """The same for a notebook, with all operators folded away."""

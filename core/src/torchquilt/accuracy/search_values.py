@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt._internal.json_values import to_plain
-from torchquilt._internal.text_tables import aligned, counted, html_list, html_table
+from torchquilt._internal.text_tables import Printed, counted, html_list, html_table
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -65,6 +65,7 @@ class SearchResult:
         evaluations: how many variants were judged.
         quantizer: decides as the best variant; for :func:`torchquilt.prepare_pt2e`.
         minimize: whether a smaller metric is better.
+        is_interrupted: whether Ctrl-C ended it.
     """
 
     best: Candidate
@@ -77,6 +78,7 @@ class SearchResult:
     evaluations: int
     quantizer: Quantizer
     minimize: bool = False
+    is_interrupted: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -125,6 +127,10 @@ class SearchResult:
         return f"<SearchResult: metric {self.best.metric:.6g}; print it for the frontier>"
 
     def __str__(self) -> str:
+        return str(self.printed())
+
+    def printed(self) -> Printed:
+        """The best variant, then the frontier."""
         best = self.best
         lines = [
             f"metric {best.metric:.6g} (float {self.float_metric:.6g}, as given {self.given_metric:.6g})",
@@ -137,9 +143,9 @@ class SearchResult:
         if best.recovery:
             lines.append(f"recovery: {', '.join(best.recovery)}")
         lines += [f"  {module}: {choice}" for module, choice in best.choices]
-        if len(self.frontier) > 1:
-            lines += ["frontier:", aligned(self._cells())]
-        return "\n".join(lines)
+        if len(self.frontier) <= 1:
+            return Printed(lines, ())
+        return Printed([*lines, "frontier:"], self._cells())
 
     def _repr_html_(self) -> str:
         """The same for a notebook."""

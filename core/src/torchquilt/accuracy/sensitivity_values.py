@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from torchquilt._internal.json_values import from_document, from_plain, parsed, to_plain
-from torchquilt._internal.text_tables import aligned, counted, html_table
+from torchquilt._internal.text_tables import Printed, counted, html_table
 from torchquilt.errors import AccuracyError
 
 JSON_SCHEMA = 1
@@ -105,13 +105,19 @@ class Sensitivity:
         return f"<Sensitivity of {counted(len(self.groups), 'group')}; print it for the most costly>"
 
     def __str__(self) -> str:
-        lines = []
+        return str(self.printed())
+
+    def printed(self, most: int = _PRINTED) -> Printed:
+        """The metrics, then the groups that cost most.
+
+        Args:
+            most: so many groups.
+        """
+        before, more = [], len(self.groups) - most
         if self.float_metric is not None and self.quantized_metric is not None:
-            lines.append(f"metric: {self.float_metric:.6g} in float, {self.quantized_metric:.6g} quantized")
-        lines.append(aligned(self._cells(_PRINTED)))
-        if len(self.groups) > _PRINTED:
-            lines.append(f"… and {counted(len(self.groups) - _PRINTED, 'more group')}")
-        return "\n".join(lines)
+            before.append(f"metric: {self.float_metric:.6g} in float, {self.quantized_metric:.6g} quantized")
+        after = [f"… and {counted(more, 'more group')}"] if more > 0 else []
+        return Printed(before, self._cells(most), after)
 
     def _repr_html_(self) -> str:
         """The same for a notebook, with all groups."""
