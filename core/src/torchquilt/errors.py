@@ -205,7 +205,14 @@ class VerificationError(LoweringError):
 
 
 class AccuracyError(TorchquiltError, RuntimeError):
-    """A comparison, a sensitivity or a search that cannot be done with what it was given."""
+    """A comparison, a sensitivity or a search that cannot be done with what it was given.
+
+    ``batch`` is the number of the batch, from 0, where it is about one.
+    """
+
+    def __init__(self, problem: str, *, batch: int | None = None, **details: Any) -> None:
+        super().__init__(problem, **details)
+        self.batch = batch
 
 
 class PluginError(TorchquiltError):

@@ -34,11 +34,12 @@ from torchquilt.accuracy.running import Runnable, checked_batches, float_copy, n
 from torchquilt.artifact.loading import Artifact
 from torchquilt.errors import ModelError
 from torchquilt.graph.module_scope import module_path
-from torchquilt.graph.node_values import call_name
+from torchquilt.graph.node_values import call_name, tensor_of
 from torchquilt.graph.qdq import is_conversion
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.ledger.rows import Row
 from torchquilt.lowering import LoweredProgram
+from torchquilt.pt2e.calibration.calibrate import number_of
 from torchquilt.pt2e.model_record import ledger_of
 
 #: By so many dB an input may be better than the result of its operator and still be the reason for it.
@@ -77,18 +78,15 @@ def compare(
         AccuracyError: there is no batch, or one does not go through a model.
     """
     expected = float_copy(float_model)
-    if limit is not None:
-        batches = _first(batches, limit)
+    total = number_of(batches, limit)
     batches = checked_batches(batches, expected)
-    with progress_if(progress, "comparing", None, "batches") as show:
+    if limit is not None:
+        batches = itertools.islice(batches, limit)
+    with progress_if(progress, "comparing", total, "batches") as show:
         if isinstance(quantized, LoweredProgram):
             return _compare_program(expected, quantized, batches, show)
         found = _quantized(quantized)
         return _compare_models(expected, found, batches, show)
-
-
-def _first(batches: Iterable[Any], limit: int) -> Iterable[Any]:
-    return itertools.islice(batches, limit)
 
 
 def _quantized(model: Any) -> GraphModule:
@@ -98,6 +96,7 @@ def _quantized(model: Any) -> GraphModule:
 def _compare_models(
     expected: GraphModule, found: GraphModule, batches: Iterable[Any], show: Any
 ) -> Comparison:
+    _check_outputs(expected, found)
     pairing = pair_operators(expected, found)
     measurements = Measurements(pair.name for pair in pairing.pairs)
     ledger = _ledger(found)
@@ -156,8 +155,36 @@ def _compare_outputs(
     if not outputs:
         outputs += [ErrorStatistics() if _is_real(value) else None for value in expected]
     for statistics, one, other in zip(outputs, expected, found, strict=True):
-        if statistics is not None and isinstance(other, torch.Tensor) and one.shape == other.shape:
+        if statistics is None:
+            continue
+        if isinstance(other, torch.Tensor) and one.shape == other.shape:
             statistics.update(one, other)
+        else:  # another number of rows, where that depends on values, is no output without an error
+            statistics.broken += max(one.numel(), 1)
+
+
+def _check_outputs(expected: GraphModule, found: GraphModule) -> None:
+    """Refuse two models whose outputs have different shapes, as far as that does not depend on the inputs."""
+    from torchquilt._internal.torch_private import pytree
+
+    leaves = [pytree.tree_leaves(model.graph.output_node().args[0]) for model in (expected, found)]
+    for number, (one, other) in enumerate(zip(*leaves, strict=False)):
+        shapes = [_static_shape(leaf) for leaf in (one, other)]
+        if None not in shapes and shapes[0] != shapes[1]:
+            raise ModelError(
+                f"Output {number} (counted from 0) of the two models has not the same shape.",
+                node=getattr(one, "name", None),
+                expected=f"{list(shapes[0] or ())}, as the float model returns",
+                got=f"{list(shapes[1] or ())}",
+                remedy="pass the float model that this model was quantized from",
+            )
+
+
+def _static_shape(leaf: Any) -> tuple[int, ...] | None:
+    tensor = tensor_of(leaf) if isinstance(leaf, Node) else None
+    if tensor is None or not all(isinstance(size, int) for size in tensor.shape):
+        return None
+    return tuple(tensor.shape)
 
 
 def _is_real(value: Any) -> bool:

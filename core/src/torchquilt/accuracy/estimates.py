@@ -18,6 +18,7 @@ import attrs
 import torch
 from torch.fx import GraphModule, Node
 
+from torchquilt._internal.terminal import progress_if
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt._internal.torch_private import pytree
 from torchquilt.accuracy.running import numbered
@@ -33,6 +34,7 @@ from torchquilt.graph.shared_storage import written_tensors
 from torchquilt.graph.signature import call_arguments
 from torchquilt.graph.subgraphs import Region, regions
 from torchquilt.observers import QParams, qparams_together
+from torchquilt.pt2e.calibration.calibrate import number_of
 from torchquilt.pt2e.observer_points import (
     ConstantPoint,
     DynamicPoint,
@@ -56,7 +58,14 @@ class Noise:
     is_weighted: bool
 
 
-def estimated_noise(prepared: GraphModule, decided: Decided, batches: Iterable[Any], limit: int) -> Noise:
+def estimated_noise(
+    prepared: GraphModule,
+    decided: Decided,
+    batches: Iterable[Any],
+    limit: int,
+    *,
+    progress: bool = False,
+) -> Noise:
     """Estimate the noise that each unit adds to the outputs.
 
     Args:
@@ -64,20 +73,23 @@ def estimated_noise(prepared: GraphModule, decided: Decided, batches: Iterable[A
         decided: its decisions.
         batches: calibration data.
         limit: of so many batches.
+        progress: show how far it is.
     """
     probing = copy_model(prepared)
     probes = _Probes(probing, decided)
     written = written_tensors(probing)
     count = 0
-    for number, batch in numbered(itertools.islice(batches, limit)):
-        args, kwargs = call_arguments(probing, batch)
-        if any(map(is_overwritten, probing.graph.find_nodes(op="placeholder"))):
-            args, kwargs = pytree.tree_map(_own, (args, kwargs))
-        _one_batch(probing, probes, args, kwargs, number)
-        # A cache goes on with what was written to it, and not with how to differentiate that.
-        for tensor in written:
-            tensor.detach_()
-        count += 1
+    with progress_if(progress, "estimating", number_of(batches, limit), "batches") as show:
+        for number, batch in numbered(itertools.islice(batches, limit)):
+            args, kwargs = call_arguments(probing, batch)
+            if any(map(is_overwritten, probing.graph.find_nodes(op="placeholder"))):
+                args, kwargs = pytree.tree_map(_own, (args, kwargs))
+            _one_batch(probing, probes, args, kwargs, number)
+            # A cache goes on with what was written to it, and not with how to differentiate that.
+            for tensor in written:
+                tensor.detach_()
+            count += 1
+            show(count)
     noise = {unit: noise / count for unit, noise in probes.noise.items()}
     return Noise(noise, probes.is_differentiable)
 
@@ -108,6 +120,7 @@ def _one_batch(
         except Exception as error:
             raise AccuracyError(
                 f"Batch {number} (counted from 0) does not go through the model and back.",
+                batch=number,
                 expected="inputs like the example inputs of the export",
                 got=f"{type(error).__name__}: {error}",
                 remedy="see the cause above",

@@ -15,8 +15,9 @@ from torchquilt.errors import AccuracyError, ModelError
 from torchquilt.graph.edits import copy_model
 from torchquilt.graph.function_transforms import leaving_transforms
 from torchquilt.graph.node_values import attribute, is_overwritten
+from torchquilt.graph.qdq import is_conversion
 from torchquilt.graph.signature import call_arguments
-from torchquilt.graph.subgraphs import regions
+from torchquilt.graph.subgraphs import nodes_of, regions
 from torchquilt.pt2e.calibration.single_rows import batches_of_rows, is_dataset
 from torchquilt.pt2e.model_record import stage_in_words, stage_of
 
@@ -55,6 +56,7 @@ class Runnable:
         except Exception as error:
             raise AccuracyError(
                 f"Batch {number} (counted from 0) does not go through the {self.role}.",
+                batch=number,
                 expected="inputs like the example inputs of the export",
                 got=f"{type(error).__name__}: {error}",
                 remedy="see the cause above; pass batches as for torchquilt.calibrate",
@@ -78,6 +80,13 @@ def float_copy(model: object) -> GraphModule:
             "The first model is the float one.",
             expected="a torch.export.ExportedProgram, or its .module()",
             got=stage_in_words(model),
+            remedy="pass the exported model that was handed to prepare_pt2e",
+        )
+    if any(is_conversion(node) for node in nodes_of(model)):
+        raise ModelError(
+            "The first model is the float one.",
+            expected="a float model as torch.export gave it",
+            got="a graph that quantizes and dequantizes",
             remedy="pass the exported model that was handed to prepare_pt2e",
         )
     return copy_model(model)

@@ -82,7 +82,7 @@ def calibrate(
         )
     else:
         steps = calibrate_in_steps(prepared, batches, limit=limit, checkpoint=checkpoint)
-    with progress_if(progress, "calibrating", _number_of(batches, limit), "batches") as show:
+    with progress_if(progress, "calibrating", number_of(batches, limit), "batches") as show:
         for done in steps:
             show(done)
     return prepared
@@ -159,7 +159,7 @@ def _updates(prepared: GraphModule) -> list[tuple[int, int]]:
     return [(int(observer.count), int(observer.ignored)) for observer in observers]
 
 
-def _number_of(batches: Iterable[Any], limit: int | None) -> int | None:
+def number_of(batches: Iterable[Any], limit: int | None) -> int | None:
     """Number of batches to come, where that is known."""
     try:
         number = len(batches)  # type: ignore[arg-type]
