@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from torchquilt._internal.terminal import progress_if
 from torchquilt.accuracy.comparison_values import (

@@ -8,8 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.fx import GraphModule
+
 from torchquilt._internal.atomic_files import replacing
+from torchquilt.accuracy.metric import Metric
 from torchquilt.errors import AccuracyError
+from torchquilt.pt2e.calibration.checkpoint import digest, identity_of, leaf_text
+from torchquilt.pt2e.observer_points import observed_points
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -42,7 +47,7 @@ class Evaluations:
         #: how many were computed here, and not read
         self.computed = 0
         if self._path is not None and self._path.exists():
-            self.values = self._read(self._path)
+            self.values = _read(self._path, self._identity)
 
     @property
     def ranks(self) -> int:
@@ -112,24 +117,63 @@ class Evaluations:
 
         return self._group is None or dist.get_rank(self._group) == 0
 
-    def _read(self, path: Path) -> dict[str, float]:
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            schema, identity = document["schema"], document["identity"]
-            values = {str(key): float(value) for key, value in document["values"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+
+def identity_of_metrics(prepared: GraphModule, metric: Metric) -> dict[str, str]:
+    """Identity of the metrics of variants: texts that are equal where they depend on the same things.
+
+    Args:
+        prepared: the calibrated model as the user's quantizer decides.
+        metric: by which they are judged.
+    """
+    ranges = [
+        f"{name} {key}: {leaf_text(value)}"
+        for name, point in observed_points(prepared).items()
+        for key, value in sorted(point.observer.state().items())
+    ]
+    return {**identity_of(prepared), "calibration": digest(ranges), "evaluate": metric.name}
+
+
+def check_state(path: str | os.PathLike[str] | None) -> None:
+    """Refuse a file that is no state, before anything is computed.
+
+    Raises:
+        AccuracyError: it has something else in it.
+    """
+    if path is not None and Path(path).exists():
+        _stored(Path(path))
+
+
+def _stored(path: Path) -> tuple[dict[str, str], dict[str, float]]:
+    """Identity and values of a state file."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        schema, identity = document["schema"], dict(document["identity"])
+        values = {str(key): float(value) for key, value in document["values"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AccuracyError(
+            f"{path} is no state of a search or a sensitivity.",
+            got=f"{type(error).__name__}: {error}",
+            remedy="name another file, or remove it to begin anew",
+        ) from error
+    if schema != _SCHEMA:
+        raise AccuracyError(
+            f"{path} is the state of something else: its schema differs.",
+            expected=f"schema {_SCHEMA}",
+            got=f"schema {schema}",
+            remedy="go on with what it was made with, or name another file",
+        )
+    return identity, values
+
+
+def _read(path: Path, identity: Mapping[str, str]) -> dict[str, float]:
+    """The values of a state file, which has to be that of the same."""
+    stored, values = _stored(path)
+    for name in {**identity, **stored}:
+        if identity.get(name) != stored.get(name):
             raise AccuracyError(
-                f"{path} is no state of a search or a sensitivity.",
-                got=f"{type(error).__name__}: {error}",
-                remedy="name another file, or remove it to begin anew",
-            ) from error
-        for name in {**self._identity, **identity} if schema == _SCHEMA else ("schema",):
-            mine, theirs = self._identity.get(name), identity.get(name)
-            if schema != _SCHEMA or mine != theirs:
-                raise AccuracyError(
-                    f"{path} is the state of something else: its {name} differs.",
-                    expected=mine if schema == _SCHEMA else f"schema {_SCHEMA}",
-                    got=theirs if schema == _SCHEMA else f"schema {schema}",
-                    remedy="go on with what it was made with, or name another file",
-                )
-        return values
+                f"{path} is the state of something else: its {name} differs.",
+                expected=identity.get(name),
+                got=stored.get(name),
+                remedy="go on with what it was made with, or name another file",
+            )
+    return values

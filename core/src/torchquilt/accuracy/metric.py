@@ -111,6 +111,12 @@ class Metric:
             )
         return value
 
+    @property
+    def name(self) -> str:
+        """Name of the function, by which values of it are told from those of another one."""
+        named = self.evaluate if hasattr(self.evaluate, "__qualname__") else type(self.evaluate)
+        return f"{named.__module__}:{named.__qualname__}"
+
     def is_better(self, one: float, other: float) -> bool:
         """Whether one value is better than another."""
         return one < other if self.minimize else one > other

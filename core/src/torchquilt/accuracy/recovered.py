@@ -79,10 +79,12 @@ class Recovered:
         """Multiply-adds of the model."""
         return sum(row.macs for row in self.base.decided({}).ledger)
 
-    def prepared(self, passes: tuple[str, ...], choices: Mapping[str, Choice]) -> GraphModule:
+    def prepared(
+        self, passes: tuple[str, ...], choices: Mapping[str, Choice], *, progress: bool = False
+    ) -> GraphModule:
         """A calibrated variant, after all passes."""
         variants = self.variants(passes)
-        prepared = variants.prepared(variants.decided(choices))
+        prepared = variants.prepared(variants.decided(choices), progress=progress)
         for name in passes:
             if name in self._over_prepared:
                 assert variants.batches is not None

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 from torchquilt._internal.terminal import progress_if
 from torchquilt.accuracy.candidates import find_candidates
-from torchquilt.accuracy.evaluations import Evaluations
+from torchquilt.accuracy.evaluations import Evaluations, check_state, identity_of_metrics
 from torchquilt.accuracy.judging import Judge, Limits, OutOfEvaluationsError, key_of
 from torchquilt.accuracy.metric import Evaluate, Metric, allowed_drop
 from torchquilt.accuracy.moves import Moves
@@ -27,7 +27,7 @@ from torchquilt.accuracy.units import Choice
 from torchquilt.accuracy.variants import Size
 from torchquilt.errors import AccuracyError
 from torchquilt.observers import ObserverFactory
-from torchquilt.pt2e.calibration.checkpoint import identity_of
+from torchquilt.plugins import registry
 from torchquilt.pt2e.calibration.merging import Calibration
 
 if TYPE_CHECKING:
@@ -103,10 +103,16 @@ def search(
             expected="the name of an installed lowering target",
             got="max_latency_ms without target",
         )
+    if target is not None:
+        registry.target(target)  # one that is not there is told at once
+    if max_drop is not None:
+        allowed_drop(max_drop, 1.0)
+    check_state(state)
     limits = Limits(max_bytes, max_macs_float, max_latency_ms, target)
     recovered = Recovered(exported, quantizer, calibration, activation_observer, recovery)
     metric = Metric(evaluate, minimize)
-    identity = {**identity_of(recovered.prepared((), {})), "recovery": repr(tuple(recovery))}
+    prepared = recovered.prepared((), {}, progress=progress)
+    identity = {**identity_of_metrics(prepared, metric), "recovery": repr(tuple(recovery))}
     evaluations = Evaluations(state, identity, group)
     with progress_if(progress, "searching", max_evaluations, "variants") as show:
         judge = Judge(recovered, metric, evaluations, limits, max_evaluations, show)
@@ -129,6 +135,7 @@ class _Search:
         self._choices: dict[str, Mapping[str, Choice]] = {}
         self._given: Candidate | None = None
         self._is_complete = False
+        self._is_interrupted = False
 
     def result(self) -> SearchResult:
         """Search, until that is done, interrupted, or all evaluations are used up."""
@@ -140,6 +147,7 @@ class _Search:
         except KeyboardInterrupt:
             if self._given is None:
                 raise
+            self._is_interrupted = True
         return self._made()
 
     def _run(self) -> None:
@@ -263,6 +271,7 @@ class _Search:
             len(judged),
             recovered.base.composition.with_choices(self._choices[key]),
             self.metric.minimize,
+            self._is_interrupted,
         )
 
     def _is_allowed(self, found: Candidate) -> bool:

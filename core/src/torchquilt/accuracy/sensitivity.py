@@ -14,14 +14,13 @@ from torch.fx import GraphModule
 
 from torchquilt._internal.terminal import is_terminal, progress_if
 from torchquilt.accuracy.estimates import Noise, estimated_noise
-from torchquilt.accuracy.evaluations import Evaluations
+from torchquilt.accuracy.evaluations import Evaluations, check_state, identity_of_metrics
 from torchquilt.accuracy.metric import Evaluate, Metric
 from torchquilt.accuracy.running import checked_batches, float_copy
 from torchquilt.accuracy.sensitivity_values import GroupSensitivity, Sensitivity
 from torchquilt.accuracy.units import FLOAT, Choice, unit_name
 from torchquilt.accuracy.variants import Decided, Variants
 from torchquilt.observers import ObserverFactory
-from torchquilt.pt2e.calibration.checkpoint import identity_of
 from torchquilt.pt2e.calibration.merging import Calibration
 
 if TYPE_CHECKING:
@@ -71,13 +70,14 @@ def sensitivity(
         ModelError, AnnotationError, SharingError, QuantizerError: as :func:`torchquilt.prepare_pt2e`.
         CalibrationError, AccuracyError: data does not go through the model, or the metric failed.
     """
+    check_state(state)
     variants = Variants(exported, quantizer, calibration, activation_observer)
     given = variants.decided({})
     units = tuple(given.outcome())
     names = {unit: _rows(given, unit) for unit in units}
-    prepared = variants.prepared(given)
+    prepared = variants.prepared(given, progress=progress)
     batches = variants.batches if data is None else checked_batches(data, variants.model)
-    noise = _noise(prepared, given, batches, limit)
+    noise = _noise(prepared, given, batches, limit, progress=progress)
     found = {
         unit: GroupSensitivity(
             unit_name(unit),
@@ -91,7 +91,7 @@ def sensitivity(
     if evaluate is None:
         return Sensitivity(tuple(sorted(found.values(), key=lambda one: -one.noise)), noise.is_weighted)
     metric = Metric(evaluate, minimize)
-    evaluations = Evaluations(state, identity_of(prepared), group)
+    evaluations = Evaluations(state, identity_of_metrics(prepared, metric), group)
     values = _measured(variants, units, metric, evaluations, progress=progress)
     return _with_metrics(found, values, is_weighted=noise.is_weighted, minimize=minimize)
 
@@ -102,10 +102,17 @@ def _rows(decided: Decided, unit: str) -> list[Any]:
     ]
 
 
-def _noise(prepared: GraphModule, decided: Decided, batches: Iterable[Any] | None, limit: int) -> Noise:
+def _noise(
+    prepared: GraphModule,
+    decided: Decided,
+    batches: Iterable[Any] | None,
+    limit: int,
+    *,
+    progress: bool,
+) -> Noise:
     if batches is None:
         return Noise({}, is_weighted=False)
-    return estimated_noise(prepared, decided, batches, limit)
+    return estimated_noise(prepared, decided, batches, limit, progress=progress)
 
 
 def variant_metric(

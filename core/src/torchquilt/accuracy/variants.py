@@ -134,12 +134,17 @@ class Variants:
             units |= {region.name_of(n): of_node[n] for n in region.module.graph.nodes if n in of_node}
         return Decided(annotated, units)
 
-    def prepared(self, decided: Decided) -> GraphModule:
-        """A calibrated model with these decisions. It takes over the annotated copy."""
+    def prepared(self, decided: Decided, *, progress: bool = False) -> GraphModule:
+        """A calibrated model with these decisions. It takes over the annotated copy.
+
+        Args:
+            decided: the decisions.
+            progress: show how far it is, where data has to be observed.
+        """
         prepared = self._prepared(decided)
         missing = self._seen.give(prepared)
         if missing:
-            self._observe(prepared, missing)
+            self._observe(prepared, missing, progress=progress)
             self._seen.give(prepared)
         return prepared
 
@@ -156,7 +161,7 @@ class Variants:
             generate_code(prepared)
         return prepared
 
-    def _observe(self, prepared: GraphModule, missing: frozenset[str]) -> None:
+    def _observe(self, prepared: GraphModule, missing: frozenset[str], *, progress: bool) -> None:
         """Show the batches to observers of the tensors that were not observed yet, and to no others."""
         if self.batches is None:
             raise AccuracyError(
@@ -168,7 +173,7 @@ class Variants:
         observing = copy_model(prepared)
         observing.meta.update(prepared.meta)
         _observe_alone(observing, missing)
-        calibrate(observing, self.batches, progress=False)
+        calibrate(observing, self.batches, progress=progress)
         self._seen.take(observing)
 
 
