@@ -16,7 +16,7 @@ import torchquilt as tq
 from commands import Files, Run, recipe_of
 from strategies import export, normal
 from torchquilt.artifact import diff, load_program, read_lock
-from torchquilt.cli.quantize import OBSERVERS
+from torchquilt.cli.options import OBSERVERS
 from torchquilt.data import open_batches
 from torchquilt.observers import make_observer
 

@@ -12,6 +12,7 @@ from typing import TextIO
 import click
 
 from torchquilt.cli.capabilities import capabilities
+from torchquilt.cli.compare import compare
 from torchquilt.cli.diff import diff
 from torchquilt.cli.exits import EPILOG, ERROR, INTERRUPTED, OK, UNEXPECTED, USAGE
 from torchquilt.cli.explain import explain
@@ -22,6 +23,8 @@ from torchquilt.cli.output import write, write_error
 from torchquilt.cli.plugins import plugins
 from torchquilt.cli.quantize import quantize
 from torchquilt.cli.report import report
+from torchquilt.cli.search import search
+from torchquilt.cli.sensitivity import sensitivity
 from torchquilt.errors import TorchquiltError
 
 #: A message of torch may have hundreds of lines; so many of a paragraph are shown.
@@ -49,7 +52,19 @@ def application() -> None:
     """Quantize PyTorch 2 exported models with quantizers from several backends at once."""
 
 
-for command in (plugins, capabilities, explain, quantize, lower, report, inspect, diff):
+for command in (
+    plugins,
+    capabilities,
+    explain,
+    quantize,
+    compare,
+    sensitivity,
+    search,
+    report,
+    lower,
+    inspect,
+    diff,
+):
     application.add_command(command)
 
 

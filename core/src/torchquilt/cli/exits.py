@@ -4,7 +4,7 @@ from __future__ import annotations
 
 #: All went well, and there is nothing to tell.
 OK = 0
-#: All went well, and the answer is no: two things differ, or something is broken.
+#: All went well, and the answer is no: two things differ, something is broken, or not good enough.
 NO = 1
 #: The command line cannot be understood: an option, an argument, or a file that is not there.
 USAGE = 2
@@ -21,7 +21,8 @@ INTERRUPTED = 130
 EPILOG = """\b
 Exit codes:
   0    done
-  1    the answer is no: diff found differences, doctor something broken
+  1    the answer is no: diff found differences, doctor something broken,
+       compare an output under --fail-below, search nothing within the limits
   2    the command line is wrong, or names a file that is not there
   3    an error, which is told on standard error
   4    the extra cli is not installed: pip install 'torchquilt[cli]'

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
 from torchquilt._internal.atomic_files import check_is_replaceable
-from torchquilt.cli.output import write
+from torchquilt.cli.output import write, write_error
+
+if TYPE_CHECKING:
+    from torchquilt.data import FileBatches
 
 #: Version of the JSON that commands print of their own; that of the library has versions of its own.
 JSON_SCHEMA = 1
@@ -72,6 +77,16 @@ class Group(Command, click.Group):
     group_class = type
 
 
+#: What ``--observer`` takes, as :func:`torchquilt.observers.make_observer` does; that would load torch.
+OBSERVERS = ("histogram", "minmax", "percentile", "entropy", "moving_average")
+
+
+def _check_observer(_: click.Context, __: click.Parameter, value: str) -> str:
+    if value.partition(":")[0] not in OBSERVERS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, OBSERVERS))}.")
+    return value
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with a schema version.")
 recipe_option = click.option(
     "--recipe",
@@ -86,6 +101,55 @@ strict_option = click.option(
     help="Refuse rules that cannot take effect, or only report them.",
 )
 model_argument = click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+float_argument = click.argument(
+    "model", metavar="FLOAT", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+data_option = click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="DIR|FILE",
+    help="Batches of inputs, in files as `quantize` takes them.",
+)
+limit_option = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N batches.")
+observer_option = click.option(
+    "--observer",
+    metavar="NAME",
+    callback=_check_observer,
+    default="histogram",
+    show_default=True,
+    help=f"How ranges of activations are found: {', '.join(OBSERVERS)}; also percentile:99.99.",
+)
+state_option = click.option(
+    "--state",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep each metric in FILE as it is found. Where FILE is there, go on from it.",
+)
+
+
+@contextlib.contextmanager
+def telling_where(batches: FileBatches) -> Iterator[None]:
+    """Have errors about a batch say which file it comes from."""
+    from torchquilt.errors import AccuracyError, CalibrationError
+
+    try:
+        yield
+    except (AccuracyError, CalibrationError) as error:
+        if error.batch is not None:
+            error.problem = f"{batches.name_of(error.batch)}: {error.problem}"
+        raise
+
+
+@contextlib.contextmanager
+def telling_state(path: Path | None) -> Iterator[None]:
+    """Say on Ctrl-C that the file of --state has what was found so far."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if path is not None and path.exists():
+            write_error(f"{path} holds the metrics so far, to go on from")
+        raise
 
 
 def check_is_writable(option: str, path: Path, others: list[Path]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from torchquilt._internal.terminal import console, is_terminal
-from torchquilt._internal.text_tables import aligned
+from torchquilt._internal.text_tables import Printed, aligned
 
 #: Rows of cells, the first one the header.
 Rows = Sequence[Sequence[str]]
@@ -45,6 +45,19 @@ def write_table(rows: Rows, title: str = "") -> None:
         heading = ["", f"{plain(title)}:"] if title else []
         lines = [*heading, *(line.rstrip() for line in text.split("\n")), ""]
         _write(sys.stdout, "\n".join(lines))
+
+
+def write_printed(printed: Printed) -> None:
+    """Write a table with the lines around it to standard output."""
+    if not is_terminal(sys.stdout):
+        write(str(printed))
+        return
+    if printed.before:
+        write("\n".join(printed.before))
+    if printed.rows:
+        write_table(printed.rows)
+    if printed.after:
+        write("\n".join(printed.after))
 
 
 def plain(text: str) -> str:

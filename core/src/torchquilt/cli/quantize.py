@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +17,12 @@ from torchquilt.cli.options import (
     Command,
     check_is_writable,
     json_option,
+    limit_option,
     model_argument,
+    observer_option,
     recipe_option,
     strict_option,
+    telling_where,
 )
 from torchquilt.cli.output import write, write_error, write_json
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from torchquilt.artifact.lock import Lock
-    from torchquilt.data import FileBatches
     from torchquilt.quantizers.base import Quantizer
 
 
@@ -65,16 +65,6 @@ class Request:
         check_is_writable("output", self.output, read)
         if self.checkpoint is not None:
             check_is_writable("checkpoint", self.checkpoint, [*read, self.output])
-
-
-#: What ``--observer`` takes, as :func:`torchquilt.observers.make_observer` does; that would load torch.
-OBSERVERS = ("histogram", "minmax", "percentile", "entropy", "moving_average")
-
-
-def _check_observer(_: click.Context, __: click.Parameter, value: str) -> str:
-    if value.partition(":")[0] not in OBSERVERS:
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, OBSERVERS))}.")
-    return value
 
 
 _DATA = """\b
@@ -119,15 +109,8 @@ An array has the name of its input, or input_0, input_1 … by position.
     type=click.Path(dir_okay=False, path_type=Path),
     help="The file to write; by custom it ends in .pt2. It is replaced whole or not at all.",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N batches.")
-@click.option(
-    "--observer",
-    metavar="NAME",
-    callback=_check_observer,
-    default="histogram",
-    show_default=True,
-    help=f"How ranges of activations are found: {', '.join(OBSERVERS)}; also percentile:99.99.",
-)
+@limit_option
+@observer_option
 @click.option(
     "--checkpoint",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -221,7 +204,7 @@ def _show(prepared: GraphModule, program: ExportedProgram, request: Request, dat
     batches = open_batches(data, program, limit=request.limit)
     done = 0
     try:
-        with _telling_where(batches), progress("calibrating", len(batches), "batches") as show:
+        with telling_where(batches), progress("calibrating", len(batches), "batches") as show:
             for done in calibrate_in_steps(prepared, batches, checkpoint=request.checkpoint):
                 show(done)
     except KeyboardInterrupt:
@@ -229,19 +212,6 @@ def _show(prepared: GraphModule, program: ExportedProgram, request: Request, dat
             write_error(f"{request.checkpoint} holds {done} of {len(batches)} batches, to go on from")
         raise
     return done
-
-
-@contextlib.contextmanager
-def _telling_where(batches: FileBatches) -> Iterator[None]:
-    """Have errors about a batch say which file it comes from."""
-    from torchquilt.errors import CalibrationError
-
-    try:
-        yield
-    except CalibrationError as error:
-        if error.batch is not None:
-            error.problem = f"{batches.name_of(error.batch)}: {error.problem}"
-        raise
 
 
 def _example(program: ExportedProgram, request: Request) -> object | None:

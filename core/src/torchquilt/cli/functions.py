@@ -1,0 +1,141 @@
+"""A function that is named on the command line as ``module:function``, and judges models."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from torchquilt.errors import AccuracyError, did_you_mean
+
+_HINT = "'--evaluate'"
+
+
+def _check_form(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is of another form, before anything is imported.
+
+    The function may be one of a class: ``metrics:Scores.accuracy``.
+    """
+    if value is None:
+        return None
+    module, _colon, path = value.partition(":")
+    if module.endswith(".py") and path:
+        stem = module.removesuffix(".py").replace("/", ".")
+        raise click.BadParameter(f"{value!r} names a file, and not a module: write {stem}:{path}.")
+    if not all(part.isidentifier() for part in (*module.split("."), *path.split("."))):
+        raise click.BadParameter(f"{value!r} is not module:function, such as metrics:accuracy.")
+    return value
+
+
+def evaluate_option(*, required: bool) -> Callable[[Any], Any]:
+    """The option ``--evaluate``.
+
+    Args:
+        required: whether the command needs it.
+    """
+    return click.option(
+        "--evaluate",
+        callback=_check_form,
+        metavar="MODULE:FUNCTION",
+        required=required,
+        help="Function of a module, in the current folder or installed, that is called with a model and "
+        "returns its metric, a number. Larger is better.",
+    )
+
+
+minimize_option = click.option("--minimize", is_flag=True, help="Smaller metrics are better.")
+
+
+@contextlib.contextmanager
+def evaluate_function(name: str) -> Iterator[Callable[[Any], float]]:
+    """Import a function, which can be called for as long as the block runs.
+
+    As with ``python -m``, the current folder is the first that modules are looked for in. What the module and
+    the function print goes to standard error, since standard output is that of the command.
+
+    Raises:
+        click.BadParameter: there is no such module or function, or it cannot be called with a model.
+        AccuracyError: the module failed as it was imported.
+    """
+    with _importing_from_here():
+        with contextlib.redirect_stdout(sys.stderr):
+            function = _found(name)
+        _check_takes_a_model(function, name)
+
+        @functools.wraps(function, updated=())
+        def judged(model: Any) -> Any:
+            with contextlib.redirect_stdout(sys.stderr):
+                return function(model)
+
+        yield judged
+
+
+@contextlib.contextmanager
+def _importing_from_here() -> Iterator[None]:
+    here = str(Path.cwd())
+    if sys.flags.safe_path or here in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _found(name: str) -> Any:
+    wanted, _, path = name.partition(":")
+    found: Any = _imported(wanted)
+    for number, part in enumerate(path.split(".")):
+        if not hasattr(found, part):
+            owner = ":".join(filter(None, (wanted, ".".join(path.split(".")[:number]))))
+            near = did_you_mean(part, (one for one in dir(found) if not one.startswith("_")))
+            origin = getattr(sys.modules[wanted], "__file__", None)
+            raise click.BadParameter(
+                f"{owner} has no {part!r} ({origin or 'no file'})" + (f": {near}" if near else "."),
+                param_hint=_HINT,
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise click.BadParameter(
+            f"{name} is no function: it is of type {type(found).__name__}.", param_hint=_HINT
+        )
+    return found
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and (name == missing or name.startswith(f"{missing}.")):
+            raise click.BadParameter(
+                f"There is no module {missing!r} in {Path.cwd()}, and none is installed.", param_hint=_HINT
+            ) from error
+        raise AccuracyError(
+            f"The module {name} fails as it is imported.",
+            expected="a module with the function that judges models",
+            got=f"{type(error).__name__}: {error}",
+            remedy=f"mend it: python -c 'import {name}' in this folder shows where it fails",
+        ) from error
+
+
+def _check_takes_a_model(function: Any, name: str) -> None:
+    """Refuse what cannot be called with one argument, before data is read and a model calibrated."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a function of C does not say it
+        return
+    try:
+        signature.bind(object())
+    except TypeError as error:
+        raise click.BadParameter(
+            f"{name}{signature} cannot be called with a model: {error}.", param_hint=_HINT
+        ) from error
