@@ -154,7 +154,7 @@ def test_with_control_flow_each_tensor_counts_by_itself() -> None:
 
 
 def test_a_cache_goes_on_from_batch_to_batch() -> None:
-    """What one batch wrote is read in the next, and not differentiated through."""
+    """The next batch reads what one wrote, and is not differentiated through."""
     (subject,) = (one for one in SMALL_MODELS if one.name == "decoder")
     batches = [(torch.tensor([[seed]]), torch.tensor([seed])) for seed in range(6)]
     found = estimated(torch.export.export(subject.module(), batches[0]), batches)

@@ -64,7 +64,7 @@ def calibration_bytes(calibration: tq.Calibration) -> bytes:
 def calibration_of(
     exported: ExportedProgram, quantizer: object, batches: list[Any], path: Path
 ) -> tq.Calibration:
-    """What calibrating saw, apart from the model."""
+    """A calibration apart from the model."""
     tq.calibrate(tq.prepare_pt2e(exported, quantizer), batches, checkpoint=path, progress=False)
     return tq.merge_calibration([path])
 

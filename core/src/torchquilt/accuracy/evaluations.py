@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,8 +47,8 @@ class Evaluations:
         self.values: dict[str, float] = {}
         #: how many were computed here, and not read
         self.computed = 0
-        if self._path is not None and self._path.exists():
-            self.values = _read(self._path, self._identity)
+        if self._path is not None:
+            self.values = self._read_together(self._path)
 
     @property
     def ranks(self) -> int:
@@ -117,6 +118,25 @@ class Evaluations:
 
         return self._group is None or dist.get_rank(self._group) == 0
 
+    def _read_together(self, path: Path) -> dict[str, float]:
+        """Values of the file as the first rank reads it: others may see another one, or read it later."""
+        if self._group is None:
+            return _read(path, self._identity)
+        import torch.distributed as dist
+
+        said: list[Any] = [None]
+        if self._is_first():
+            try:
+                said = [_read(path, self._identity)]
+            except (AccuracyError, OSError) as error:
+                said = [error]
+        dist.broadcast_object_list(said, group=self._group, group_src=0)
+        (found,) = said
+        if isinstance(found, Exception):
+            raise found
+        values: dict[str, float] = found
+        return values
+
 
 def identity_of_metrics(prepared: GraphModule, metric: Metric) -> dict[str, str]:
     """Identity of the metrics of variants: texts that are equal where they depend on the same things.
@@ -149,6 +169,8 @@ def _stored(path: Path) -> tuple[dict[str, str], dict[str, float]]:
         document = json.loads(path.read_text(encoding="utf-8"))
         schema, identity = document["schema"], dict(document["identity"])
         values = {str(key): float(value) for key, value in document["values"].items()}
+        if any(map(math.isnan, values.values())):
+            raise ValueError("a metric is not a number")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AccuracyError(
             f"{path} is no state of a search or a sensitivity.",
@@ -166,7 +188,9 @@ def _stored(path: Path) -> tuple[dict[str, str], dict[str, float]]:
 
 
 def _read(path: Path, identity: Mapping[str, str]) -> dict[str, float]:
-    """The values of a state file, which has to be that of the same."""
+    """The values of a state file, which has to be that of the same; none where there is no file."""
+    if not path.exists():
+        return {}
     stored, values = _stored(path)
     for name in {**identity, **stored}:
         if identity.get(name) != stored.get(name):

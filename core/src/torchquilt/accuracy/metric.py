@@ -48,6 +48,13 @@ def evaluate_on(data: Iterable[tuple[Any, Any]], metric: Callable[[Any, Any], An
 
 
 def _call(model: Any, inputs: Any) -> Any:
+    from torch.fx import GraphModule
+
+    from torchquilt.graph.signature import call_arguments
+
+    if isinstance(model, GraphModule):
+        args, kwargs = call_arguments(model, inputs)
+        return model(*args, **kwargs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)

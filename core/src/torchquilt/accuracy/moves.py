@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import attrs
@@ -119,4 +120,11 @@ def _dear_moves(space: Space, now: Mapping[str, Choice]) -> list[tuple[str, Choi
                 cost = max(one.macs_float - here.macs_float, 0) + max(one.bytes - here.bytes, 0)
                 found.append(((here.noise - one.noise) / (cost + least), unit, number))
     found.sort(key=lambda move: (-move[0], move[1], move[2]))
-    return [(unit, space.options[unit][number].choice) for _, unit, number in found]
+    moves: list[tuple[str, Choice]] = []
+    reached: dict[str, float] = {}
+    for _, unit, number in found:
+        one = space.options[unit][number]
+        if one.noise < reached.get(unit, math.inf):  # after a better one it would be a step back
+            reached[unit] = one.noise
+            moves.append((unit, one.choice))
+    return moves

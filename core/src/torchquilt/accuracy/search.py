@@ -108,6 +108,12 @@ def search(
     if max_drop is not None:
         allowed_drop(max_drop, 1.0)
     check_state(state)
+    if max_evaluations < 1:
+        raise AccuracyError(
+            "A search judges at least what the quantizer decides.",
+            expected="max_evaluations from 1",
+            got=max_evaluations,
+        )
     limits = Limits(max_bytes, max_macs_float, max_latency_ms, target)
     recovered = Recovered(exported, quantizer, calibration, activation_observer, recovery)
     metric = Metric(evaluate, minimize)
@@ -166,21 +172,21 @@ class _Search:
             self._take_back(moves, chosen)
 
     def _judged(self, many: Sequence[Mapping[str, Choice]]) -> list[Candidate]:
-        found = self.judge(self._passes, many)
-        for choices in many:
+        for choices in many:  # before Ctrl-C can come between a variant and its choices
             self._choices[key_of(self._passes, choices)] = dict(choices)
-        return found
+        return self.judge(self._passes, many)
 
     def _is_good(self, found: Candidate, choices: Mapping[str, Choice]) -> bool:
         """Whether a variant is within all limits. Its latency is measured only where all else is."""
         limits = self.judge.limits
         if not limits.holds(Size(found.bytes, found.macs_float)):
             return False
-        if self.goal is None or self.metric.drop(self.float_metric, found.metric) > self.goal:
+        if self.goal is not None and self.metric.drop(self.float_metric, found.metric) > self.goal:
             return False
-        if limits.max_latency_ms is None:
-            return True
-        return self.judge.latency(self._passes, choices) <= limits.max_latency_ms
+        longest = limits.max_latency_ms
+        is_fast = longest is None or self.judge.latency(self._passes, choices) <= longest
+        # Without a goal no metric is good enough.
+        return is_fast and self.goal is not None
 
     def _try_recovery(self) -> None:
         """Keep each recovery pass with which the user's decisions get better."""

@@ -8,7 +8,8 @@ recipe can say.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from torchquilt.quantizers.composable import ComposableQuantizer, leaves_of
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.spec.annotation import ANNOTATION_KEY, annotation_of
 from torchquilt.spec.config import QuantizationConfig
-from torchquilt.spec.qspec import QuantizationSpec
+from torchquilt.spec.qspec import EdgeOrNode, QuantizationSpec
 
 if TYPE_CHECKING:
     from torchquilt.pt2e.sharing_groups import Group
@@ -73,14 +74,19 @@ def matches_of(annotated: Annotated) -> list[tuple[Node, ...]]:
     for region, groups in annotated.groups:
         quantized = {member for group in groups for member in group.members}
         nodes = [node for node in region.module.graph.nodes if annotation_of(node) is not None]
-        links = [
-            (node, user)
-            for node in nodes
-            for user in node.users
-            if _is_within(node, user) and node not in quantized and (node, user) not in quantized
-        ]
-        found += connected(nodes, links)
+        found += _matches_among(nodes, quantized)
     return found
+
+
+def _matches_among(nodes: Iterable[Node], quantized: Container[EdgeOrNode]) -> list[tuple[Node, ...]]:
+    nodes = list(nodes)
+    links = [
+        (node, user)
+        for node in nodes
+        for user in node.users
+        if _is_within(node, user) and node not in quantized and (node, user) not in quantized
+    ]
+    return connected(nodes, links)
 
 
 def _is_within(node: Node, user: Node) -> bool:
@@ -93,11 +99,11 @@ def _is_within(node: Node, user: Node) -> bool:
 
 def units_of(annotated: Annotated) -> dict[Node, str]:
     """Annotated node → the unit that it belongs to."""
-    units: dict[Node, str] = {}
-    for match in matches_of(annotated):
-        working = max(match, key=multiply_adds)
-        units.update(dict.fromkeys(match, module_path(working)))
-    return units
+    return {node: _unit_of(match) for match in matches_of(annotated) for node in match}
+
+
+def _unit_of(match: tuple[Node, ...]) -> str:
+    return module_path(max(match, key=multiply_adds))
 
 
 class Composition:
@@ -119,20 +125,35 @@ class Composition:
         Args:
             fewer_bits: also those that only have fewer bits for weights than another preset.
         """
+        tables = {
+            number: leaf for number, leaf in enumerate(self.leaves) if isinstance(leaf, PatternQuantizer)
+        }
+        backends = Counter(leaf.table.backend for leaf in tables.values())
+
+        def name_of(number: int) -> str:
+            backend = tables[number].table.backend
+            return backend if backends[backend] == 1 else f"{backend} {number + 1}"
+
         return tuple(
-            Choice(f"{leaf.table.backend}:{name}", number, config)
-            for number, leaf in enumerate(self.leaves)
-            if isinstance(leaf, PatternQuantizer)
-            for name, config in _presets(leaf, fewer_bits=fewer_bits).items()
+            Choice(f"{name_of(number)}:{preset}", number, config)
+            for number, leaf in tables.items()
+            for preset, config in _presets(leaf, fewer_bits=fewer_bits).items()
         )
 
     def searchable(self) -> tuple[tuple[str, ...], ...]:
         """For each quantizer the modules about which may be decided otherwise.
 
         A rule that leaves a module in float, and a quantizer whose rules are about other things, are wishes.
+        A module within which rules tell operators apart is none of them: a rule for its name would not.
         """
         return tuple(
-            tuple(path for path, node in self._by_path.items() if _may_differ(leaf, node))
+            tuple(
+                path
+                for path, nodes in self._by_path.items()
+                if isinstance(leaf, PatternQuantizer)
+                and all(_may_differ(leaf, node) for node in nodes)
+                and self._can_be_named(leaf, path)
+            )
             for leaf in self.leaves
         )
 
@@ -165,6 +186,10 @@ class Composition:
     ) -> PatternQuantizer:
         """A copy of a quantizer with rules for some modules alone, and not for the modules within them."""
         made = copy.copy(leaf)
+        unnamed = frozenset(path for path in rules if not self._can_be_named(leaf, path))
+        if unnamed:  # in float: no other choice is offered there
+            made.intent = made.intent.with_filter(_Without(unnamed, leaf.intent.filter_function))
+            rules = {path: config for path, config in rules.items() if path not in unnamed}
         for path in sorted(rules, key=lambda path: path.count(".")):
             for inner in self._below(path):
                 if inner not in rules:
@@ -174,20 +199,39 @@ class Composition:
         return made
 
     @cached_property
-    def _by_path(self) -> dict[str, Node]:
-        """Module path → one of its operators."""
-        found: dict[str, Node] = {}
+    def _by_path(self) -> dict[str, list[Node]]:
+        """Module path → its operators."""
+        found: dict[str, list[Node]] = {}
         for node in self._nodes:
-            found.setdefault(module_path(node), node)
+            found.setdefault(module_path(node), []).append(node)
         return found
+
+    def _can_be_named(self, leaf: PatternQuantizer, path: str) -> bool:
+        """Whether rules for the modules within one can say what the user's rules say there."""
+        return all(len(self._configs(leaf, inner)) == 1 for inner in self._below(path))
+
+    def _configs(self, leaf: PatternQuantizer, path: str) -> frozenset[QuantizationConfig | None]:
+        rules = map(leaf.intent.rule_for, self._by_path[path])
+        return frozenset(None if rule is None else rule.config for rule in rules)
 
     def _below(self, path: str) -> list[str]:
         prefix = f"{path}." if path else ""
         return [one for one in self._by_path if one != path and one.startswith(prefix)]
 
     def _given(self, leaf: PatternQuantizer, path: str) -> QuantizationConfig | None:
-        rule = leaf.intent.rule_for(self._by_path[path])
-        return None if rule is None else rule.config
+        (found,) = self._configs(leaf, path)
+        return found
+
+
+@attrs.frozen
+class _Without:
+    """A filter that lets through what another one does, but for some modules."""
+
+    units: Collection[str]
+    other: Callable[[Node], bool] | None
+
+    def __call__(self, node: Node) -> bool:
+        return module_path(node) not in self.units and (self.other is None or bool(self.other(node)))
 
 
 def _presets(leaf: PatternQuantizer, *, fewer_bits: bool) -> dict[str, QuantizationConfig]:
@@ -209,9 +253,7 @@ def _weight_bits(config: QuantizationConfig) -> int:
     return 0 if config.weight is None else config.weight.bits
 
 
-def _may_differ(leaf: Quantizer, node: Node) -> bool:
-    if not isinstance(leaf, PatternQuantizer):
-        return False
+def _may_differ(leaf: PatternQuantizer, node: Node) -> bool:
     if not leaf.intent.rules:
         return True
     rule = leaf.intent.rule_for(node)
@@ -239,9 +281,12 @@ class Leaving(Quantizer):
         before = {node for node in model.graph.nodes if annotation_of(node) is not None}
         made = self._quantizer.annotate(model)
         made = model if made is None else made
-        for node in made.graph.nodes:
-            if node not in before and module_path(node) in self._units:
-                node.meta.pop(ANNOTATION_KEY, None)
+        own = [n for n in made.graph.nodes if n not in before and annotation_of(n) is not None]
+        quantized = frozenset(edge_or_node for node in own for edge_or_node in _quantized_at(node))
+        for match in _matches_among(own, quantized):
+            if _unit_of(match) in self._units:
+                for node in match:
+                    node.meta.pop(ANNOTATION_KEY, None)
         return made
 
     def folds(self, batch_norm: Node, operator: Node) -> bool | None:
@@ -251,6 +296,14 @@ class Leaving(Quantizer):
     def validate(self, model: GraphModule) -> None:
         """As the quantizer does."""
         self._quantizer.validate(model)
+
+
+def _quantized_at(node: Node) -> Iterator[EdgeOrNode]:
+    annotation = annotation_of(node)
+    if annotation is not None:
+        yield from ((source, node) for source, spec in annotation.input_qspec_map.items() if spec is not None)
+        if annotation.output_qspec is not None:
+            yield node
 
 
 def weight_shares(groups: Iterable[Group]) -> dict[str, Fraction]:
