@@ -58,7 +58,7 @@ class Opened:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(path.as_uri() + address)
-        page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+        page.wait_for_selector("html[data-complete]", state="attached")
         return cls(page, errors, requests)
 
     def texts(self, selector: str) -> list[str]:
@@ -340,7 +340,25 @@ def test_a_graph_of_5000_operators_is_drawn_where_it_is_looked_at(browser: Brows
     assert page.locator("#drawing path.c-float").count() == 1
     page.locator("#find-node").fill("op_4321")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#drawing .op.chosen') !== null")
+    page.wait_for_selector("#drawing .op.chosen")
     assert page.locator("#drawing .op.chosen").get_attribute("aria-label") == "op_4321, relu, float"
     assert page.locator("#drawing [data-node]").count() < 100
+    opened.check()
+
+
+def test_a_long_text_unfolds_with_its_row(browser: Browser, page_of_large: Path) -> None:
+    """By a click, and with Enter."""
+    opened = Opened.of(browser, page_of_large, viewport=PHONE)
+    row = opened.page.locator("[data-table=capabilities] tbody tr").first
+    row.scroll_into_view_if_needed()
+    folded = row.bounding_box()
+    row.click()
+    unfolded = row.bounding_box()
+    row.focus()
+    opened.page.keyboard.press("Enter")
+    again = row.bounding_box()
+    assert folded is not None
+    assert unfolded is not None
+    assert again is not None
+    assert unfolded["height"] > folded["height"] == again["height"]
     opened.check()

@@ -105,7 +105,7 @@ def _operator(row: Row, compared: Compared | None, noise: float | None) -> dict[
                 for name, figures in compared.tensors.items()
             },
             "why": compared.reason,
-            "samples": [[plain_number(x), plain_number(y)] for x, y in compared.samples],
+            "samples": [[plain_number(x, 4), plain_number(y, 4)] for x, y in compared.samples],
         }
     return {name: value for name, value in found.items() if value not in (None, "", [], {})}
 

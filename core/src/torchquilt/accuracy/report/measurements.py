@@ -15,7 +15,7 @@ import attrs
 from torchquilt.errors import ModelError
 
 #: A page draws so many pairs of a float and a quantized value.
-_MOST_SAMPLES = 160
+_MOST_SAMPLES = 120
 #: Figures of an error, as a comparison has them.
 ERRORS = ("sqnr", "cosine", "mean_error", "max_error")
 #: Figures of a quantized tensor, likewise.

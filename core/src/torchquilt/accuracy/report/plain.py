@@ -10,7 +10,7 @@ from typing import Any
 _DIGITS = 5
 
 
-def plain_number(value: float | None) -> float | str | None:
+def plain_number(value: float | None, digits: int = _DIGITS) -> float | str | None:
     """A number to a few digits. JSON has no infinite ones, so those are texts, and NaN is nothing."""
     if value is None or math.isnan(value):
         return None
@@ -18,7 +18,7 @@ def plain_number(value: float | None) -> float | str | None:
         return "inf" if value > 0 else "-inf"
     if float(value).is_integer():
         return int(value)
-    return float(f"{value:.{_DIGITS}g}")
+    return float(f"{value:.{digits}g}")
 
 
 def json_in_page(value: Any) -> str:

@@ -14,8 +14,7 @@ OPERATORS.forEach((one) => (one.tensors ?? []).forEach(([, , group]) => {
 function choose(index, isShown, isScrolled = isShown) {
   CHOSEN = index;
   VIEW.mark(index, isShown);
-  for (const row of document.querySelectorAll("tr.chosen")) row.classList.remove("chosen");
-  document.querySelector(`[data-table=operators] tr[data-row="${index}"]`)?.classList.add("chosen");
+  markRow();
   const panel = document.getElementById("detail");
   forget(panel);
   panel.replaceChildren(...describe(OPERATORS[index]));
@@ -24,6 +23,12 @@ function choose(index, isShown, isScrolled = isShown) {
   const isNarrow = window.matchMedia("(max-width: 900px)").matches;
   if (isNarrow) panel.scrollIntoView({ block: "start" });
   else if (isScrolled) document.getElementById("graph").scrollIntoView({ block: "start" });
+}
+
+/** Mark the row of the operator that is chosen. */
+function markRow() {
+  for (const row of document.querySelectorAll("tr.chosen")) row.classList.remove("chosen");
+  if (CHOSEN !== null) document.querySelector(`[data-table=operators] tr[data-row="${CHOSEN}"]`)?.classList.add("chosen");
 }
 
 function describeNothing() {

@@ -77,7 +77,7 @@ class GraphView {
     this.buildControls();
     this.listen();
     this.setZoom(this.firstZoom());
-    this.holder.scrollLeft = (this.holder.scrollWidth - this.holder.clientWidth) / 2;
+    this.holder.scrollLeft = (GRAPH.nodes[this.byHeight[0]]?.x ?? 0) * this.zoom - this.holder.clientWidth / 2;
     this.draw();
     this.drawStrip();
     this.drawLegend();

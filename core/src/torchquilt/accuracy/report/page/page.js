@@ -1,6 +1,5 @@
 // The page as a whole.
 
-buildTables();
 VIEW = new GraphView();
 describeNothing();
 
@@ -19,11 +18,12 @@ function drawAgain() {
 }
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAgain);
 
-// Paper is white, and nothing on it unfolds. Cells stay as they are, or tables would go over dozens of pages.
+// Paper is white, and nothing on it unfolds. Rows stay as they are, or tables would go over dozens of pages.
 let unfolded = [];
 window.addEventListener("beforeprint", () => {
   document.documentElement.classList.add("on-paper");
-  unfolded = [...document.querySelectorAll("details:not([open]):not(td details)")];
+  buildTables();
+  unfolded = [...document.querySelectorAll("details:not([open])")];
   unfolded.forEach((details) => { details.open = true; });
   drawAgain();
 });
@@ -37,3 +37,10 @@ window.addEventListener("afterprint", () => {
 const named = new URLSearchParams(window.location.hash.slice(1)).get("node");
 if (named !== null && OPERATOR_BY_NAME.has(named)) choose(OPERATOR_BY_NAME.get(named), true);
 document.documentElement.dataset.ready = "yes";
+
+// The tables lie below what is seen first, so they can wait until that is drawn.
+function buildInIdleTime() {
+  if (buildTables(1)) (window.requestIdleCallback ?? setTimeout)(buildInIdleTime);
+  else document.documentElement.dataset.complete = "yes";
+}
+requestAnimationFrame(() => setTimeout(buildInIdleTime));

@@ -4,8 +4,8 @@
 const ROWS_AT_ONCE = 1000;
 /** A table of so few rows needs no filter. */
 const FEW_ROWS = 8;
-
-const TABLES = new Map();
+/** A text of so many characters is folded. */
+const LONG_TEXT = 48;
 
 /** The rows of the ledger as a table, with what was measured of them. */
 function operatorTable() {
@@ -62,7 +62,11 @@ class SortedTable {
     const controls = element("div", { class: "controls" }, element("label", {}, "Filter", search));
     this.columns.forEach((column, index) => { if (column.has_choices) controls.append(this.choice(column, index)); });
     controls.append(this.count);
-    this.body = element("tbody");
+    const unfold = (event) => {
+      if (event.target.closest("button")) return;
+      event.target.closest("tr").classList.toggle("unfolded");
+    };
+    this.body = element("tbody", { onclick: unfold, onkeydown: (event) => { if (event.key === "Enter") unfold(event); } });
     const head = element("tr", {}, ...this.columns.map((column, index) => this.heading(column, index)));
     const table = element("table", { class: "sortable" }, element("caption", { hidden: true }, this.caption), element("thead", {}, head), this.body);
     this.more = element("button", { class: "more", type: "button", hidden: true, onclick: () => { this.limit = Infinity; this.draw(); } });
@@ -128,12 +132,16 @@ class SortedTable {
     this.body.replaceChildren(...drawnRows.map((row) => this.row(row)));
     this.count.textContent = `${rows.length.toLocaleString("en-US")} of ${this.all.length.toLocaleString("en-US")}`;
     this.more.hidden = drawnRows.length === rows.length;
+    markRow();
     this.more.textContent = `Show all ${rows.length.toLocaleString("en-US")}`;
   }
 
   row(row) {
     const cells = this.columns.map((column, index) => this.cell(column, row.cells[index], index));
-    return element("tr", { "data-row": String(row.index) }, ...cells);
+    const found = element("tr", { "data-row": String(row.index) }, ...cells);
+    // What has a link can be focused anyhow.
+    if (!found.querySelector("button") && found.querySelector(".clamp")) found.tabIndex = 0;
+    return found;
   }
 
   cell(column, value, index) {
@@ -147,23 +155,23 @@ class SortedTable {
   }
 }
 
-/** A long text as its beginning, which unfolds all of it. */
+/** A long text as its first lines; the rest of them shows when its row is unfolded. */
 function folded(text) {
-  const [first, ...others] = text.split("\n");
-  if (text.length < (others.length ? 60 : 100)) return text;
-  const start = first.length < 40 ? first : `${first.slice(0, 36)}…`;
-  const more = others.length ? ` (and ${others.length} more)` : "";
-  return element("details", {}, element("summary", {}, start + more), text);
+  return text.length < LONG_TEXT ? text : element("div", { class: "clamp" }, text);
 }
 
 function isNumeric(column) {
   return column.kind === "number" || column.kind === "percent";
 }
 
-function buildTables() {
-  const tables = { ...DATA.tables, operators: operatorTable() };
-  for (const holder of document.querySelectorAll("[data-table]")) {
-    const table = tables[holder.dataset.table];
-    if (table) TABLES.set(holder.dataset.table, new SortedTable(holder, table, holder.dataset.caption));
+/** Build the tables that are not there yet, from top to bottom; at most one where that is asked for. */
+function buildTables(most = Infinity) {
+  const waiting = [...document.querySelectorAll("[data-table]:not([data-built])")];
+  for (const holder of waiting.slice(0, most)) {
+    const name = holder.dataset.table;
+    const table = name === "operators" ? operatorTable() : DATA.tables[name];
+    if (table) new SortedTable(holder, table, holder.dataset.caption);
+    holder.dataset.built = "yes";
   }
+  return waiting.length > most;
 }
