@@ -107,6 +107,28 @@ def test_channels_that_make_up_for_each_other_get_equal_ranges() -> None:
     assert gain.after < gain.before
 
 
+def test_channels_of_about_one_size_are_left_alone() -> None:
+    """A quotient of factors of less than 4, unless a smaller one is asked for."""
+    exported = export(seeded(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))), normal(2, 8))
+    (step,) = tq.recovery.steps_of(tq.recovery.equalize(exported))
+    assert dict(step.left)["linear"] == "its channels have ranges of about one size"
+    (step,) = tq.recovery.steps_of(tq.recovery.equalize(exported, least=1))
+    assert step.applied == ("linear",)
+
+
+def test_each_equalized_channel_has_one_range_on_both_sides() -> None:
+    """As a plain computation says: the root of the product of both ranges."""
+    model = seeded(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)))
+    with torch.no_grad():
+        model[0].weight[2] *= 1000
+    written, read = model[0].weight.abs().amax(1), model[2].weight.abs().amax(0)
+    found, _ = equalized(model, normal(2, 8))
+    state = found.state_dict()
+    expected = (written * read).sqrt()
+    torch.testing.assert_close(state["0.weight"].abs().amax(1), expected.detach(), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(state["2.weight"].abs().amax(0), expected.detach(), rtol=1e-3, atol=1e-6)
+
+
 def test_a_linear_behind_flatten_reads_each_channel_several_times() -> None:
     """The columns of a channel lie side by side in the linear's weight."""
     model = seeded(nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)))

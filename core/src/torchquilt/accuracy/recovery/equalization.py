@@ -43,7 +43,7 @@ _LARGEST = 2.0**12
 _MEASURE = "precision lost to the widest channel"
 
 
-def equalize(model: ExportedProgram | GraphModule) -> GraphModule:
+def equalize(model: ExportedProgram | GraphModule, *, least: float = 4.0) -> GraphModule:
     """Equalize the ranges of channels between operators with weights, computing the same.
 
     BatchNorm is folded first where that is exact. The channels of a convolution, transposed convolution or
@@ -53,6 +53,9 @@ def equalize(model: ExportedProgram | GraphModule) -> GraphModule:
     Args:
         model: a :class:`torch.export.ExportedProgram` or its ``.module()``, in evaluation mode. It is left as
             it was.
+        least: the quotient of the largest and the smallest factor of its channels from which an operator is
+            equalized. Channels of about one size gain nothing: the range of a weight tells the range of an
+            activation only so well. With 1 all are equalized.
 
     Returns:
         What :func:`torchquilt.prepare_pt2e` takes: a copy with the same signature that computes the same, up
@@ -62,17 +65,21 @@ def equalize(model: ExportedProgram | GraphModule) -> GraphModule:
         ModelError: the model is no exported float model in evaluation mode.
     """
     with default_global_state():
+
+        def equalize_groups(copied: GraphModule) -> GraphModule:
+            return _equalize(copied, least)
+
         passes = (
             Pass("complete_provenance", complete_provenance),
             everywhere("fold_batch_norm", fold_batch_norm),
-            Pass("equalize", _equalize),
+            Pass("equalize", equalize_groups),
         )
         equalized = run_passes(copy_of_exported(model), passes)
         generate_code(equalized)
     return equalized
 
 
-def _equalize(model: GraphModule) -> GraphModule:
+def _equalize(model: GraphModule, least: float) -> GraphModule:
     channels = Channels(model)
     groups: list[ChannelGroup] = []
     left: list[tuple[str, str]] = []
@@ -93,7 +100,7 @@ def _equalize(model: GraphModule) -> GraphModule:
         for node in (group.source, *(reader.node for reader in group.readers))
     }
     before = {group: _lost(group, factors) for group in groups}
-    changed = _iterate(groups, factors)
+    changed = _iterate(groups, factors, least)
     for node, factor in factors.items():
         factor.write(channels, node)
     gains = [
@@ -102,7 +109,9 @@ def _equalize(model: GraphModule) -> GraphModule:
         if group in changed
     ]
     left += [
-        (group.source.name, "its channels have equal ranges") for group in groups if group not in changed
+        (group.source.name, "its channels have ranges of about one size")
+        for group in groups
+        if group not in changed
     ]
     applied = [group.source.name for group in groups if group in changed]
     note_step(model, RecoveryStep("equalize", applied, left, gains))
@@ -167,13 +176,15 @@ class _Factors:
             write_constant(channels, node, "bias", (value.double() * self.outputs).to(value.dtype))
 
 
-def _iterate(groups: list[ChannelGroup], factors: dict[Node, _Factors]) -> set[ChannelGroup]:
-    """Equalize one group after the other until all are; returns those that were scaled."""
+def _iterate(groups: list[ChannelGroup], factors: dict[Node, _Factors], least: float) -> set[ChannelGroup]:
+    """Equalize one group after the other until all that are uneven are; returns those that were scaled."""
     changed: set[ChannelGroup] = set()
     for _ in range(_MOST_SWEEPS):
         largest = 0.0
         for group in groups:
             scales = _scales(group, factors)
+            if group not in changed and not float(scales.max() / scales.min()) > least:
+                continue
             step = float(scales.log().abs().max())
             if step > _CONVERGED:
                 changed.add(group)
