@@ -30,7 +30,14 @@ from torchquilt.accuracy.measuring import (
     keep_float_values,
 )
 from torchquilt.accuracy.operator_pairs import OperatorPair, pair_operators
-from torchquilt.accuracy.running import Runnable, checked_batches, float_copy, numbered, quantized_copy
+from torchquilt.accuracy.running import (
+    Runnable,
+    checked_batches,
+    float_copy,
+    in_evaluation_mode,
+    numbered,
+    quantized_copy,
+)
 from torchquilt.artifact.loading import Artifact
 from torchquilt.errors import ModelError
 from torchquilt.graph.module_scope import module_path
@@ -84,8 +91,9 @@ def compare(
         batches = itertools.islice(batches, limit)
     with progress_if(progress, "comparing", total, "batches") as show:
         if isinstance(quantized, LoweredProgram):
-            return _compare_program(expected, quantized, batches, show)
+            return _compare_program(in_evaluation_mode(expected, quantized), quantized, batches, show)
         found = _quantized(quantized)
+        expected = in_evaluation_mode(expected, found)
         return _compare_models(expected, found, batches, show)
 
 
@@ -235,7 +243,7 @@ def _row(pair: OperatorPair, measured: Measured, decided: Row | None) -> Compare
         accumulated=measured.accumulated.figures(),
         tensors=tensors,
         weight_sqnr=before,
-        reason=_reason(measured, tensors, before) or _reason_of_form(isolated.sqnr, pair, decided),
+        reason=_reason(measured, tensors, before) or _reason_of_form(measured, pair, decided),
         samples=measured.samples,
         diverged=measured.diverged,
     )
@@ -290,13 +298,16 @@ def _is_of_inputs(measured: Measured, is_likely: bool) -> bool:
     return 2 * measured.of_weights.noise < measured.before.noise
 
 
-def _reason_of_form(sqnr: float, pair: OperatorPair, decided: Row | None) -> str:
+def _reason_of_form(measured: Measured, pair: OperatorPair, decided: Row | None) -> str:
     """Sentence about the error of an operator that none of its quantized activations explains."""
-    if sqnr == math.inf:
+    if measured.isolated.figures().sqnr == math.inf:
         return ""
     if is_conversion(pair.found):
         return "it computes with integers"
-    if any(is_rounded_constant(source) for source in pair.found.all_input_nodes):
+    has_rounded_weights = any(is_rounded_constant(source) for source in pair.found.all_input_nodes)
+    if measured.is_fake_quantized:
+        return "its weights and its output are rounded" if has_rounded_weights else "its output is rounded"
+    if has_rounded_weights:
         return "its weights are rounded"
     if pair.is_folded:
         return "the BatchNorm behind it is folded into its weights"

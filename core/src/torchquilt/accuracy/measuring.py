@@ -45,7 +45,7 @@ class Run(enum.Enum):
 class Memory(enum.Enum):
     """Memory of a value, where a float value is to be handed on in its stead."""
 
-    #: nobody writes into it
+    #: the graph does not write into it
     OWN = "own"
     #: it is written, before or later: who reads a view of a float value has one already
     VIEWED = "viewed"
@@ -167,6 +167,8 @@ class Measured:
 
     isolated: ErrorStatistics = attrs.field(factory=ErrorStatistics)
     accumulated: ErrorStatistics = attrs.field(factory=ErrorStatistics)
+    #: whether its output is rounded by fake quantize, as in training
+    is_fake_quantized: bool = False
     #: error before its output is rounded, and that with inputs that are not, of the first batch that runs it
     before: ErrorStatistics = attrs.field(factory=ErrorStatistics)
     of_weights: ErrorStatistics = attrs.field(factory=ErrorStatistics)
@@ -425,6 +427,7 @@ def _compare_one(
         if number == 0 and qdq is not None:
             use = TensorUse("output", qdq)
             measurements.by_name[pair.name].tensors.append(use)
+        measurements.by_name[pair.name].is_fake_quantized = qdq is None
         first = operator if number == 0 else None
         module = Comparing(pair.name, measurements, use, again=number > 0, operator=first)
         more = (*((pair.found,) if use is not None or first else ()), *((arguments,) if first else ()))

@@ -19,12 +19,14 @@ from torchquilt.graph.node_values import (
     constant_nodes,
     is_float_tensor,
     overload_name,
+    tensor_of,
     writes,
 )
 from torchquilt.graph.qdq import is_conversion, is_dequantize
 from torchquilt.graph.subgraphs import Region, regions
 
 _NORMALIZES = ("aten.batch_norm", "aten._native_batch_norm", "aten.native_batch_norm")
+_INTEGERS = ("torch.int8", "torch.uint8", "torch.int16", "torch.int32")
 _UNSET = ("aten.empty", "aten.new_empty")
 
 
@@ -96,14 +98,14 @@ def pair_operators(expected: GraphModule, found: GraphModule) -> Pairing:
         graph = theirs[region.path].module.graph
         find = _Origins(region.module.graph)
         origins |= {node: find.origin_of(node) for node in graph.nodes}
-        here, missing = _pairs_of(region, _by_origin(graph, origins))
+        here, missing = _pairs_of(region, _by_origin(graph, origins), _of_integers(graph, origins))
         pairs += here
         unpaired += missing
     return Pairing(tuple(pairs), tuple(unpaired), origins)
 
 
 def _pairs_of(
-    region: Region, by_origin: Mapping[str, list[Node]]
+    region: Region, by_origin: Mapping[str, list[Node]], of_integers: frozenset[str]
 ) -> tuple[list[OperatorPair], list[Unpaired]]:
     pairs: dict[Node, OperatorPair] = {}
     unpaired = []
@@ -111,7 +113,7 @@ def _pairs_of(
     unset = _unset_memory(graph)
     for node in _operators(graph):
         name = region.name_of(node)
-        counterpart = _counterpart(node, by_origin.get(node.name, []))
+        counterpart = _counterpart(node, by_origin.get(node.name, []), of_integers=node.name in of_integers)
         if node in unset:
             unpaired.append(Unpaired(name, "its memory is not set"))
         elif counterpart is not None:
@@ -119,6 +121,8 @@ def _pairs_of(
         elif (folded := _folded_into(node, pairs)) is not None:
             # What follows a folded BatchNorm reads the convolution, whose value is that of the BatchNorm.
             pairs[node] = attrs.evolve(pairs.pop(folded), expected=node)
+        elif node.name in of_integers:
+            unpaired.append(Unpaired(name, "it is computed with integers, which nothing dequantizes there"))
         else:
             unpaired.append(Unpaired(name, "no operator of the quantized model returns a tensor like it"))
     return list(pairs.values()), unpaired
@@ -160,15 +164,30 @@ def _by_origin(graph: Graph, origins: Mapping[Node, str]) -> dict[str, list[Node
     return found
 
 
-def _counterpart(node: Node, candidates: list[Node]) -> Node | None:
+def _of_integers(graph: Graph, origins: Mapping[Node, str]) -> frozenset[str]:
+    """The operators of an integer reference, in which floats hold integers as well."""
+    return frozenset(origins[node] for node in graph.nodes if _computes_integers(node))
+
+
+def _computes_integers(node: Node) -> bool:
+    if node.op != "call_function" or is_conversion(node):
+        return False
+    value = tensor_of(node)
+    return value is not None and str(value.dtype) in _INTEGERS
+
+
+def _counterpart(node: Node, candidates: list[Node], *, of_integers: bool) -> Node | None:
     """The last node that comes from it and returns a tensor of its shape.
 
-    An integer reference computes with integers, and dequantizes what comes out.
+    Args:
+        node: of the float model.
+        candidates: of the quantized model.
+        of_integers: it is computed with integers: what is dequantized then is its value.
     """
     shape = shape_of(node)
     alike = [one for one in candidates if shape_of(one) == shape]
     computed = [one for one in alike if not is_conversion(one)]
-    if computed:
+    if computed and not of_integers:
         return computed[-1]
     returned = [one for one in alike if is_dequantize(one)]
     return returned[-1] if returned else None

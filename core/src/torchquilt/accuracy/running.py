@@ -18,8 +18,11 @@ from torchquilt.graph.node_values import attribute, is_overwritten
 from torchquilt.graph.qdq import is_conversion
 from torchquilt.graph.signature import call_arguments
 from torchquilt.graph.subgraphs import nodes_of, regions
+from torchquilt.graph.training_mode import is_random, moves_statistics
 from torchquilt.pt2e.calibration.single_rows import batches_of_rows, is_dataset
 from torchquilt.pt2e.model_record import stage_in_words, stage_of
+from torchquilt.pt2e.qat.exported import move_exported_model_to_eval
+from torchquilt.pt2e.qat.settling import settle_once
 
 
 class Runnable:
@@ -92,6 +95,22 @@ def float_copy(model: object) -> GraphModule:
     return copy_model(model)
 
 
+def in_evaluation_mode(model: GraphModule, found: object) -> GraphModule:
+    """A float model that was exported in training mode, as it is where its quantized model is evaluated.
+
+    Dropout that the quantized model has, too, is meant. Changes and returns ``model``.
+
+    Args:
+        model: a copy of the float model.
+        found: a copy of the quantized model, or a program.
+    """
+    drops = any(map(is_random, nodes_of(model)))
+    is_meant = isinstance(found, GraphModule) and any(map(is_random, nodes_of(found)))
+    if any(map(moves_statistics, nodes_of(model))) or (drops and not is_meant):
+        move_exported_model_to_eval(model)
+    return model
+
+
 def quantized_copy(model: object) -> GraphModule:
     """A copy of a quantized model, in evaluation mode.
 
@@ -109,7 +128,20 @@ def quantized_copy(model: object) -> GraphModule:
             remedy="convert_pt2e(prepared) first" if stage == "prepared" else None,
         )
     copied = copy_model(model)
-    return copied.eval() if stage == "trainable" else copied
+    if stage == "trainable":
+        _with_own_buffers(copied).eval()
+    settle_once(copied)
+    return copied
+
+
+def _with_own_buffers(model: GraphModule) -> GraphModule:
+    """Give a copy of a model that is being trained buffers of its own, since evaluation writes into them."""
+    own: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = own.setdefault(id(value), value.detach().clone())
+    return model
 
 
 def module_with_record(program: ExportedProgram) -> GraphModule:

@@ -64,8 +64,17 @@ def _settle_copy(model: GraphModule) -> None:
     model._register_deepcopy_hook(_settle_copy)
 
 
+def settle_once(model: GraphModule) -> None:
+    """Settle a model now and not before passes, for which its graph has to be as it was prepared."""
+    for key, hook in [*model._forward_pre_hooks.items()]:
+        if hook is _before_pass:
+            _before_pass(model, ())
+            del model._forward_pre_hooks[key]
+
+
 def _before_pass(model: torch.nn.Module, _: Any) -> None:
-    if model.training or torch.compiler.is_compiling():
+    # A copy of a model calls what is called before the passes of the model, also once it is converted.
+    if model.training or torch.compiler.is_compiling() or stage_of(model) != "trainable":
         return
     assert isinstance(model, GraphModule)
     state = _state(model)
