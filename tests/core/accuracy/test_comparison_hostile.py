@@ -94,7 +94,7 @@ def fits(comparison: tq.Comparison, pair: Pair) -> bool:
 
 
 def test_nan_in_one_layer_of_the_float_model_is_no_error() -> None:
-    """What both models have as NaN is left out, and what follows is compared."""
+    """A NaN that both models have is left out, and the operators behind it are compared."""
 
     def run(m: Fn, x: torch.Tensor) -> torch.Tensor:
         y = m.first(x)
@@ -250,7 +250,7 @@ def test_operators_in_subgraphs_are_compared_each_time_that_they_run(name: str) 
 
 
 def test_a_branch_that_only_the_quantized_model_takes_is_told() -> None:
-    """What it computes there has nothing to be compared with; the other branch has."""
+    """The operators there have nothing to be compared with; those of the other branch have."""
 
     def run(m: Fn, x: torch.Tensor) -> Any:
         y = m.first(x)
@@ -288,7 +288,7 @@ def test_operators_that_write_in_place_are_compared() -> None:
 
 
 def test_memory_that_is_set_later_is_not_compared() -> None:
-    """What reads it when it is set reads what the float model has."""
+    """Readers of memory that is set by then have the values of the float model."""
 
     def run(m: Fn, x: torch.Tensor) -> torch.Tensor:
         y = torch.empty(2, 4, 6, 8)
@@ -404,7 +404,7 @@ ROWS = normal(12, 4, seed=3)
 
 
 class Rows:
-    """What looks like a dataset of the library ``datasets``."""
+    """Rows that look like a dataset of the library ``datasets``."""
 
     column_names = ("x", "scale", "label")
     features = None

@@ -103,7 +103,7 @@ def test_rows_are_found_by_name() -> None:
 
 
 def test_reasons_name_the_largest_part() -> None:
-    """What is cut off, what becomes zero, what is not used, or else the steps."""
+    """Values that are cut off, become zero, leave the range unused, or else the steps."""
     plain = attrs.evolve(USE, sqnr=35.0, saturated=0.0, unused=0.1, to_zero=0.0, zeroed_channels=0)
     assert plain.reason == "output is rounded to steps of 0.0147 in -1.5 … 2.25"
     assert "60% of the range" in attrs.evolve(plain, unused=0.6).reason
