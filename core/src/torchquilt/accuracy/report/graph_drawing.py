@@ -39,7 +39,7 @@ class Drawing:
         #: Node of the graph → the nodes of the drawing that its value comes from.
         self._sources: dict[Node, tuple[int, ...]] = {}
         entered: set[str] = set()
-        for region, node, row in subject.calls():
+        for region, node, row in subject.calls:
             if region.path not in entered:
                 entered.add(region.path)
                 self._enter(region)

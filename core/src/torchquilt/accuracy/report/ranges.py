@@ -37,7 +37,7 @@ def ranges_of(subject: Subject) -> dict[int, Range]:
     read: defaultdict[str, list[QDQ]] = defaultdict(list)
     made: defaultdict[str, list[QDQ]] = defaultdict(list)
     rows = {row.node: row for row in subject.ledger.rows}
-    for _, node, row in subject.calls():
+    for _, node, row in subject.calls:
         if row is not None:
             read[row.node] += filter(None, map(dequantize_of, node.all_input_nodes))
             made[row.node] += filter(None, map(quantize_of, filter(is_quantize, node.users)))

@@ -22,6 +22,9 @@ from torchquilt.lowering.ledger_join import Joint
 from torchquilt.pt2e.model_record import RECORD_KEY, stage_in_words, stage_of
 
 
+Call = tuple[Region, Node, Row | None]
+
+
 @attrs.frozen(eq=False)
 class Subject:
     """A quantized model.
@@ -32,6 +35,7 @@ class Subject:
         record: what is known of how it came about, as plain values.
         lock: that of a saved model; None for another one.
         tensors: name → each stored tensor.
+        calls: each node of the graph and of the subgraphs in it, with the row that it stands for.
     """
 
     graph: GraphModule
@@ -39,6 +43,7 @@ class Subject:
     record: Mapping[str, Any]
     lock: Lock | None
     tensors: Mapping[str, torch.Tensor]
+    calls: tuple[Call, ...]
     _stored: Mapping[Node, str]
 
     @property
@@ -49,19 +54,6 @@ class Subject:
             if scopes and scopes[0].type_name:
                 return scopes[0].type_name.rpartition(".")[2]
         return "model"
-
-    def calls(self) -> Iterator[tuple[Region, Node, Row | None]]:
-        """Each node of the graph and of the subgraphs in it, with the row that it stands for."""
-        joint = Joint(self.graph, self.ledger)
-        # What has no overload (control flow, an item of a tuple) keeps its name.
-        others = {form: row for row in self.ledger.rows for form in row.forms}
-        for region in regions(self.graph):
-            for node in region.module.graph.nodes:
-                name = region.name_of(node)
-                row = None
-                if node.op == "call_function":
-                    row = joint.row(name) or others.get((name, call_name(node)))
-                yield region, node, row
 
     def stored(self, node: Any) -> torch.Tensor | None:
         """The stored tensor that a node reads; None for another node."""
@@ -89,9 +81,21 @@ def subject_of(quantized: object) -> Subject:
         )
     program = model if isinstance(model, ExportedProgram) else None
     tensors = _tensors_of(graph if program is None else program)
-    return Subject(
-        graph, Ledger.from_plain(record["ledger"]), record, lock, tensors, _stored_names(graph, program)
-    )
+    ledger, stored = Ledger.from_plain(record["ledger"]), _stored_names(graph, program)
+    return Subject(graph, ledger, record, lock, tensors, tuple(_calls(graph, ledger)), stored)
+
+
+def _calls(graph: GraphModule, ledger: Ledger) -> Iterator[Call]:
+    joint = Joint(graph, ledger)
+    # What has no overload (control flow, an item of a tuple) keeps its name.
+    others = {form: row for row in ledger.rows for form in row.forms}
+    for region in regions(graph):
+        for node in region.module.graph.nodes:
+            name = region.name_of(node)
+            row = None
+            if node.op == "call_function":
+                row = joint.row(name) or others.get((name, call_name(node)))
+            yield region, node, row
 
 
 def _tensors_of(model: GraphModule | ExportedProgram) -> dict[str, torch.Tensor]:
