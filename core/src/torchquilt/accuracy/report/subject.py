@@ -21,7 +21,6 @@ from torchquilt.ledger.rows import Row
 from torchquilt.lowering.ledger_join import Joint
 from torchquilt.pt2e.model_record import RECORD_KEY, stage_in_words, stage_of
 
-
 Call = tuple[Region, Node, Row | None]
 
 
