@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 #: Estimates are taken from so many batches: more do not change the order of the groups.
-ESTIMATED_BATCHES = 8
+ESTIMATED_BATCHES = 4
 
 
 def sensitivity(
