@@ -31,6 +31,8 @@ from torchquilt.accuracy.report import rendering
 from torchquilt.accuracy.report.measurements import Found, comparison_of, search_of, sensitivities_of
 from torchquilt.accuracy.search_values import Candidate
 from torchquilt.accuracy.sensitivity_values import GroupSensitivity
+from torchquilt.ledger.lowering_status import LoweringStatus
+from torchquilt.lowering.program_facts import Ports
 
 HOSTILE = ("</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>")
 
@@ -403,3 +405,19 @@ def test_sensitivities_and_a_search_are_read_as_they_are_written() -> None:
         assert (read.float_metric, read.given_metric, read.evaluations) == (0.95, 0.7, 5)
         assert not read.is_met
         assert not read.is_complete
+
+
+def test_a_program_adds_where_each_operator_runs(quantized: Quantized) -> None:
+    """Each row has its lowering status; the program of another model is refused."""
+    statuses = tuple(
+        attrs.evolve(row, lowered=LoweringStatus("delegated_as_integers", "xnnpack 0", ""))
+        for row in quantized.ledger
+    )
+    program = tq.LoweredProgram("executorch", (), b"", Ports((), ()), (), (), ledger=tq.Ledger(statuses))
+    report = tq.report(None, quantized.converted, program=program)
+    found = {tuple(one["lowered"]) for one in report.data["operators"]}
+    assert found == {("delegated_as_integers", "xnnpack 0", "")}
+    other = attrs.evolve(program, ledger=tq.Ledger((attrs.evolve(statuses[0], node="elsewhere"),)))
+    for wrong in (other, attrs.evolve(program, ledger=None), 3.5):
+        with pytest.raises(tq.ModelError, match="no program that the model was lowered to"):
+            tq.report(None, quantized.converted, program=wrong)

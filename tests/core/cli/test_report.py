@@ -64,3 +64,13 @@ def test_options_that_need_another(
     assert answer.code == 2
     assert told in answer.err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_program_says_where_operators_run(run: Run, quantized: Path, tmp_path: Path) -> None:
+    """Its report is read, and not the program itself."""
+    program = tmp_path / "model.pte"
+    assert run("lower", quantized, "-o", program, "--no-verify").code == 0
+    page = tmp_path / "report.html"
+    answer = run("report", quantized, "--program", program, "-o", page)
+    assert (answer.code, answer.err) == (0, "")
+    assert "delegated_as_integers" in page.read_text(encoding="utf-8")

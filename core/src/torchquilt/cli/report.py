@@ -28,6 +28,7 @@ class Request:
     float_model: Path | None
     data: Path | None
     limit: int | None
+    program: Path | None
     output: Path
     as_json: bool
 
@@ -36,7 +37,8 @@ class Request:
             raise click.UsageError("--data is run through the float model: give --float, too.")
         if self.limit is not None and self.data is None:
             raise click.UsageError("--limit is about --data, which is not given.")
-        read = [path for path in (self.model, self.float_model, self.data) if path is not None]
+        paths = (self.model, self.float_model, self.data, self.program)
+        read = [path for path in paths if path is not None]
         check_is_writable("output", self.output, read)
 
 
@@ -57,6 +59,12 @@ class Request:
     "histograms of what the float model computes, beside the ranges.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N batches.")
+@click.option(
+    "--program",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What `lower` made of MODEL, with its report beside it: where each operator runs is on the page.",
+)
 @click.option(
     "-o",
     "--output",
@@ -89,13 +97,15 @@ def _report(artifact: Artifact, program: ExportedProgram | None, request: Reques
     from torchquilt.accuracy.comparison import compare
     from torchquilt.accuracy.report import report as report_of
     from torchquilt.data import open_batches
+    from torchquilt.lowering.program import read_report
 
+    lowered = None if request.program is None else read_report(request.program)
     if program is None or request.data is None:
-        return report_of(program, artifact)
+        return report_of(program, artifact, program=lowered)
     batches = open_batches(request.data, program, limit=request.limit)
     compared = compare(program, artifact, batches)
     prepared = _calibrated(artifact, program, batches)
-    return report_of(program, artifact, compare=compared, prepared=prepared)
+    return report_of(program, artifact, compare=compared, prepared=prepared, program=lowered)
 
 
 def _calibrated(artifact: Artifact, program: ExportedProgram, batches: Any) -> GraphModule | None:

@@ -26,7 +26,7 @@ from torchquilt.accuracy.report.overview import (
 )
 from torchquilt.accuracy.report.ranges import ranges_of
 from torchquilt.accuracy.report.rendering import check_is_installed, rendered
-from torchquilt.accuracy.report.subject import Subject, subject_of
+from torchquilt.accuracy.report.subject import Subject, subject_of, with_lowering_statuses
 from torchquilt.errors import TorchquiltError
 from torchquilt.recipe import Recipe
 from torchquilt.support.capabilities import Capabilities
@@ -93,6 +93,7 @@ def report(
     sensitivity: object | None = None,
     search: object | None = None,
     prepared: object | None = None,
+    program: object | None = None,
     title: str | None = None,
 ) -> Report:
     """Put all that is known of a quantized model on one page.
@@ -109,6 +110,7 @@ def report(
         sensitivity: what ``torchquilt.sensitivity`` returned, or its ``to_plain()``.
         search: what ``torchquilt.search`` returned, or its ``to_plain()``.
         prepared: the calibrated model of which ``quantized`` was made: its observers have the histograms.
+        program: what :func:`torchquilt.lower` returned for it: which delegate or kernel runs each operator.
         title: of the page; by default the class of the model.
 
     Returns:
@@ -120,6 +122,8 @@ def report(
     """
     check_is_installed()
     subject = subject_of(quantized)
+    if program is not None:
+        subject = with_lowering_statuses(subject, program)
     ranges = ranges_of(subject)
     measured = Measured(
         comparison_of(compare),

@@ -19,6 +19,7 @@ from torchquilt.graph.subgraphs import Region, name_operands, placeholders, regi
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.ledger.rows import Row
 from torchquilt.lowering.ledger_join import Joint
+from torchquilt.lowering.program import LoweredProgram
 from torchquilt.pt2e.model_record import RECORD_KEY, stage_in_words, stage_of
 
 Call = tuple[Region, Node, Row | None]
@@ -82,6 +83,29 @@ def subject_of(quantized: object) -> Subject:
     tensors = _tensors_of(graph if program is None else program)
     ledger, stored = Ledger.from_plain(record["ledger"]), _stored_names(graph, program)
     return Subject(graph, ledger, record, lock, tensors, tuple(_calls(graph, ledger)), stored)
+
+
+def with_lowering_statuses(subject: Subject, program: object) -> Subject:
+    """The same, with the lowering status of each operator.
+
+    Args:
+        subject: the model.
+        program: what it was lowered to.
+
+    Raises:
+        ModelError: it is no lowered program of this model.
+    """
+    ledger = program.ledger if isinstance(program, LoweredProgram) else None
+    statuses = {} if ledger is None else {row.node: row.lowered for row in ledger}
+    if not statuses.keys() & {row.node for row in subject.ledger}:
+        raise ModelError(
+            "This is no program that the model was lowered to.",
+            expected="program=what torchquilt.lower returned for this model",
+            got=repr(program) if isinstance(program, LoweredProgram) else type(program).__qualname__,
+            remedy="leave it out, or lower the model",
+        )
+    rows = (attrs.evolve(row, lowered=statuses.get(row.node)) for row in subject.ledger)
+    return attrs.evolve(subject, ledger=attrs.evolve(subject.ledger, rows=tuple(rows)))
 
 
 def _calls(graph: GraphModule, ledger: Ledger) -> Iterator[Call]:
