@@ -268,6 +268,18 @@ def test_search_prints_what_the_function_returns_and_writes_its_recipe(
     assert metrics.quality(tq.load(out).module()) == expected.best.metric
 
 
+def test_a_search_saves_the_model_that_it_judged(run: Run, setting: Setting, metrics: Metrics) -> None:
+    """With its recovery passes, which a recipe does not say, and with the observer of the search."""
+    asked = ("search", *setting.asked, "--evaluate", "metrics:quality", "--observer", "minmax")
+    asked += ("--recovery", "equalize", "--max-macs-float", 0, "--max-evaluations", 2, "--json")
+    recipe, out = metrics.folder / "found.toml", metrics.folder / "out.pt2"
+    answer = run(*asked, "--save", out)
+    best = json.loads(answer.out)["best"]
+    assert best["recovery"] == ["equalize"]
+    assert metrics.quality(tq.load(out).module()) == best["metric"]
+    assert "--save makes a model with equalize" in run(*asked, "-o", recipe).err
+
+
 def test_limits_that_nothing_is_within_are_the_answer_no(
     run: Run, setting: Setting, metrics: Metrics
 ) -> None:

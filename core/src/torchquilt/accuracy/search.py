@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import attrs
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
@@ -125,7 +126,7 @@ def search(
         float_metric = judge.of_float()
         goal = None if max_drop is None else allowed_drop(max_drop, float_metric)
         run = _Search(judge, float_metric, goal, limit)
-        return run.result()
+        return attrs.evolve(run.result(), activation_observer=activation_observer)
 
 
 class _Search:

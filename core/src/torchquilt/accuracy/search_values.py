@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
+    from torchquilt.observers import ObserverFactory
     from torchquilt.pt2e.calibration.merging import Calibration
     from torchquilt.quantizers.base import Quantizer
     from torchquilt.recipe import Recipe
 
 JSON_SCHEMA = 1
+#: What is no figure.
+_NOT_PLAIN = ("quantizer", "activation_observer")
 
 
 @attrs.frozen
@@ -66,6 +69,7 @@ class SearchResult:
         quantizer: decides as the best variant; for :func:`torchquilt.prepare_pt2e`.
         minimize: whether a smaller metric is better.
         is_interrupted: whether Ctrl-C ended it.
+        activation_observer: that of the search.
     """
 
     best: Candidate
@@ -79,6 +83,7 @@ class SearchResult:
     quantizer: Quantizer
     minimize: bool = False
     is_interrupted: bool = False
+    activation_observer: str | ObserverFactory = "histogram"
 
     @property
     def recipe(self) -> Recipe:
@@ -102,7 +107,9 @@ class SearchResult:
         """
         from torchquilt.accuracy.recovered import recovered_model
 
-        return recovered_model(exported, self.quantizer, calibration, self.best.recovery)
+        return recovered_model(
+            exported, self.quantizer, calibration, self.best.recovery, self.activation_observer
+        )
 
     @property
     def choices(self) -> Mapping[str, str]:
@@ -116,7 +123,7 @@ class SearchResult:
 
     def to_plain(self) -> dict[str, Any]:
         """The figures as dicts, lists, texts and numbers."""
-        names = [field.name for field in attrs.fields(SearchResult) if field.name != "quantizer"]
+        names = [field.name for field in attrs.fields(SearchResult) if field.name not in _NOT_PLAIN]
         return {"schema": JSON_SCHEMA, **{name: to_plain(getattr(self, name)) for name in names}}
 
     def to_json(self) -> str:

@@ -27,6 +27,8 @@ from torchquilt.cli.options import (
 from torchquilt.cli.output import write, write_error, write_printed
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from torchquilt.accuracy.search_values import SearchResult
     from torchquilt.recipe import Recipe
 
@@ -51,6 +53,7 @@ class Request:
     limit: int | None
     state: Path | None
     output: Path | None
+    save: Path | None
     as_json: bool
 
     def __attrs_post_init__(self) -> None:
@@ -62,6 +65,9 @@ class Request:
             read.append(self.state)
         if self.output is not None:
             check_is_writable("output", self.output, read)
+            read.append(self.output)
+        if self.save is not None:
+            check_is_writable("save", self.save, read)
 
 
 def _drop(_: click.Context, __: click.Parameter, value: str | None) -> float | str | None:
@@ -133,6 +139,13 @@ def _drop(_: click.Context, __: click.Parameter, value: str | None) -> float | s
     help="Write the recipe of the best variant to this file, as TOML, for `quantize`. It is replaced whole "
     "or not at all.",
 )
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the best variant itself, calibrated on the data, with its recovery passes. It is what "
+    "`quantize` would write, and is not written after Ctrl-C.",
+)
 @json_option
 def search(**options: Any) -> int:
     """Search for a recipe with which FLOAT is within the limits, and costs the least.
@@ -149,19 +162,25 @@ def search(**options: Any) -> int:
 
     asked = Recipe.load(request.recipe)  # before torch is loaded: most mistakes show here
     with evaluate_function(request.evaluate) as function, telling_state(request.state):
-        result = _searched(request, asked, function)
+        from torchquilt.artifact import load_program
+
+        program = load_program(request.model)
+        result = _searched(request, asked, program, function)
         _report(request, result)
         if result.is_interrupted:
             raise KeyboardInterrupt
+        if request.save is not None:
+            _save(request.save, request, program, result)
     return OK if result.is_met else NO
 
 
-def _searched(request: Request, recipe: Recipe, function: Callable[[Any], float]) -> SearchResult:
+def _searched(
+    request: Request, recipe: Recipe, program: ExportedProgram, function: Callable[[Any], float]
+) -> SearchResult:
     from torchquilt.accuracy.search import search as search_for
-    from torchquilt.artifact import load_program
     from torchquilt.data import open_batches
 
-    quantizer, program = recipe.quantizer(), load_program(request.model)
+    quantizer = recipe.quantizer()
     batches = open_batches(request.data, program, limit=request.limit)
     with telling_where(batches):
         return search_for(
@@ -190,6 +209,17 @@ def _report(request: Request, result: SearchResult) -> None:
         write_printed(result.printed())
     if request.output is not None:
         result.recipe.save(request.output)
-        if result.best.recovery:
+        if result.best.recovery and request.save is None:
             passes = ", ".join(result.best.recovery)
-            write_error(f"warning: a recipe does not say recovery passes, of which this one needs {passes}")
+            write_error(f"warning: a recipe says no recovery passes; --save makes the model with {passes}")
+
+
+def _save(path: Path, request: Request, program: ExportedProgram, result: SearchResult) -> None:
+    """Write the best variant."""
+    from torchquilt.artifact import save
+    from torchquilt.data import ModelInputs, open_batches
+
+    batches = open_batches(request.data, program, limit=request.limit)
+    quantized = result.convert(program, batches)
+    example = ModelInputs(program).example()
+    save(quantized, path, next(iter(batches)) if example is None else example)
