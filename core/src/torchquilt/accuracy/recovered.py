@@ -135,6 +135,6 @@ def recovered_model(
     names: Sequence[str],
     activation_observer: str | ObserverFactory = "histogram",
 ) -> GraphModule:
-    """Prepare, calibrate and convert a model, with recovery passes at their places."""
+    """Prepare, calibrate and convert a model, with recovery passes where they belong."""
     made = Recovered(exported, quantizer, calibration, activation_observer, names)
     return made.converted(made.names, {})
