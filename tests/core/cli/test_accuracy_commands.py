@@ -277,7 +277,7 @@ def test_a_search_saves_the_model_that_it_judged(run: Run, setting: Setting, met
     best = json.loads(answer.out)["best"]
     assert best["recovery"] == ["equalize"]
     assert metrics.quality(tq.load(out).module()) == best["metric"]
-    assert "--save makes a model with equalize" in run(*asked, "-o", recipe).err
+    assert "--save makes the model with equalize" in run(*asked, "-o", recipe).err
 
 
 def test_limits_that_nothing_is_within_are_the_answer_no(
