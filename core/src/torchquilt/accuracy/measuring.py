@@ -110,29 +110,34 @@ class TensorUse:
             return
         low, high = (float(end) for end in value.detach().aminmax())
         limit = sentinel_limit(value.dtype)
-        # A few values that are cut off may be all of the noise, so none of them may be left out.
-        is_whole = self._is_cut_off(low, high) or not -limit < low <= high < limit
-        flat, after = (_all if is_whole else _some)(value), (_all if is_whole else _some)(rounded)
-        if not -limit < low <= high < limit:
+        is_ordinary = -limit < low <= high < limit
+        flat, after = (_some if is_ordinary else _all)(value), (_some if is_ordinary else _all)(rounded)
+        if not is_ordinary:
             kept = flat.isfinite() & (flat.abs() < limit)
             flat, after = flat[kept], after[kept]
             if not flat.numel():
                 return
             low, high = (float(end) for end in flat.aminmax())
-        noise = after - flat
-        signal, power = float(torch.dot(flat, flat)), float(torch.dot(noise, noise))
         # A part of a tensor counts as much as the whole of it.
-        times = value.numel() / flat.numel() if not is_whole else 1.0
+        times = value.numel() / flat.numel() if is_ordinary else 1.0
         self.count += times * flat.numel()
-        self.signal += times * signal
-        self.noise += times * power
         self.low, self.high = min(self.low, low), max(self.high, high)
-        if self._is_cut_off(low, high):
-            self._take_cut_off(flat)
         zeros = int(((after == 0) & (flat != 0)).sum())
         self.to_zero += times * zeros
         if value.dim() > 1 and 2 * zeros * value.shape[1] > flat.numel():
             self._take_channels(value)
+        noise = after - flat
+        if self._is_cut_off(low, high):
+            ends = self._ends()
+            assert ends is not None
+            noise = noise.masked_fill_((flat < ends[0]) | (flat > ends[1]), 0.0)
+            # A few values that are cut off may be all of the noise, so none of them may be left out.
+            whole = _all(value) if is_ordinary else flat
+            self.signal += float(torch.dot(whole, whole))
+            self._take_cut_off(whole)
+        else:
+            self.signal += times * float(torch.dot(flat, flat))
+        self.noise += times * float(torch.dot(noise, noise))
 
     def _ends(self) -> tuple[float, float] | None:
         """Ends between which values are rounded; those beyond are cut off."""
@@ -145,13 +150,16 @@ class TensorUse:
         return ends is not None and (low < ends[0] or high > ends[1])
 
     def _take_cut_off(self, flat: torch.Tensor) -> None:
-        ends = self._ends()
-        assert ends is not None
+        """Count the values beyond the range, and add the squares of what they lose."""
         assert self.range is not None
-        beyond = flat[(flat < ends[0]) | (flat > ends[1])]
-        excess = beyond - beyond.clamp(*self.range)
-        self.saturated += beyond.numel()
-        self.cut_off += float(torch.dot(excess, excess))
+        assert self.step is not None
+        excess = flat.clamp(*self.range).sub_(flat).abs_()
+        # What is nearer to the last number than half a step is rounded, not cut off.
+        excess = excess.masked_fill_(excess <= self.step / 2, 0.0)
+        lost = float(torch.dot(excess, excess))
+        self.saturated += int(torch.count_nonzero(excess))
+        self.cut_off += lost
+        self.noise += lost
 
     def _take_channels(self, value: torch.Tensor) -> None:
         """Keep the largest magnitude of each channel. Only where so many values become zero that one may."""
