@@ -12,6 +12,7 @@
 #   make qat-bench      what training costs and how exact it is, beside torchao (QAT_ARGS=...)
 #   make runtime-bench  time on ExecuTorch: float, torchao's and ours           (RUNTIME_ARGS=...)
 #   make recovery-bench  what each recovery pass gains over the architectures   (RECOVERY_ARGS=...)
+#   make accuracy-bench  what a comparison costs beside the models' runs      (ACCURACY_ARGS=...)
 #   make clean          remove .venv and the caches of the tools
 #
 # PYTHON=... picks the interpreter that .venv is made with.
@@ -37,6 +38,7 @@ COST_ARGS ?=
 PRESETS_ARGS ?=
 RUNTIME_ARGS ?=
 QAT_ARGS ?=
+ACCURACY_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-long test-exhaustive check bench cost presets qat-bench runtime-bench recovery-bench clean
@@ -86,6 +88,9 @@ runtime-bench: $(VENV)/.installed-test
 
 recovery-bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/recovery.py $(RECOVERY_ARGS)
+
+accuracy-bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/accuracy.py $(ACCURACY_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
