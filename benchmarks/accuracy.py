@@ -3,8 +3,8 @@
     python benchmarks/accuracy.py [--models NAME ...] [--batches 1 20] [--runs 3] [--peaks 1 100]
 
 The models are quantized for XNNPACK (static int8, one scale a channel). One run of the float and one
-of the quantized model, and the comparison, take turns in one process; medians are compared. Peak memory is that
-of a process of its own for each number of batches, in MiB.
+of the quantized model, and the comparison, take turns in one process; medians are compared. Peak memory is
+that of a process of its own for each number of batches, in MiB.
 
 Exit status: 0 if a comparison costs at most LIMIT times what the two forwards do, 1 if not.
 """
