@@ -65,6 +65,7 @@ def test_five_thousand_nodes_are_compared() -> None:
     assert comparison.uncompared == ()
 
 
+@pytest.mark.long
 def test_data_is_read_once_and_one_batch_at_a_time() -> None:
     """No batch is held when the next but one is asked for, and as many tensors live as before."""
     pair = quantized(4, width=64)

@@ -144,9 +144,10 @@ class _Counts:
 
     def below(self, values: torch.Tensor) -> torch.Tensor:
         """Number of values below each of these, as if those of a bin lay evenly in it."""
-        right = torch.searchsorted(self._bounds, values, right=True).clamp(1, len(self._bounds) - 1)
+        bounds = self._bounds
+        right = torch.searchsorted(bounds, values, right=True).clamp(1, len(bounds) - 1)
         left = right - 1
-        start, width = self._bounds[left], self._bounds[right] - self._bounds[left]
+        start, width = bounds[left], bounds[right] - bounds[left]
         part = torch.where(width > 0, (values - start) / width.clamp(min=1e-300), (values > start).double())
         part = part.clamp(0, 1)
         return self._reached[left] + part * (self._reached[right] - self._reached[left])
