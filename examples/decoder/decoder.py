@@ -100,7 +100,7 @@ def saved_size(model: Any) -> int:
 
 
 def write(text: Text, model: Any, program: tq.LoweredProgram, size: int) -> tuple[str, bool]:
-    """What follows the prompt, and whether model and program write the same."""
+    """Continuation of the prompt, and whether model and program write the same."""
     prompt = text.tokenizer.encode(PROMPT).ids
     tokens = generate(model, prompt, size)
     return text.tokenizer.decode(tokens), tokens == generate(program.run, prompt, size)

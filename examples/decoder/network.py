@@ -50,7 +50,7 @@ class Attention(nn.Module):
         return turned(query, turn), turned(key, turn), value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """What is found: (batch, tokens, WIDTH)."""
+        """Result of the attention: (batch, tokens, WIDTH)."""
         key, value = (part.repeat_interleave(HEADS // KEY_HEADS, dim=1) for part in (key, value))
         scores = query @ key.transpose(-1, -2) / math.sqrt(HEAD) + mask
         found = scores.softmax(-1) @ value
