@@ -24,7 +24,6 @@ from torchquilt.accuracy.measuring import (
     Measured,
     Measurements,
     Run,
-    TensorUse,
     compare_values,
     is_rounded_constant,
     keep_float_values,
@@ -38,6 +37,7 @@ from torchquilt.accuracy.running import (
     numbered,
     quantized_copy,
 )
+from torchquilt.accuracy.tensor_use import TensorUse
 from torchquilt.artifact.loading import Artifact
 from torchquilt.errors import ModelError
 from torchquilt.graph.module_scope import module_path

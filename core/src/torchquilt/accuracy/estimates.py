@@ -21,9 +21,9 @@ from torch.fx import GraphModule, Node
 from torchquilt._internal.terminal import progress_if
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt._internal.torch_private import pytree
-from torchquilt.accuracy.running import numbered
+from torchquilt.accuracy.running import batch_error, numbered
 from torchquilt.accuracy.variants import Decided
-from torchquilt.errors import AccuracyError, CalibrationError
+from torchquilt.errors import CalibrationError
 from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.constant_folding import constant_value
 from torchquilt.graph.edits import copy_model
@@ -118,13 +118,7 @@ def _one_batch(
         except CalibrationError:
             raise
         except Exception as error:
-            raise AccuracyError(
-                f"Batch {number} (counted from 0) does not go through the model and back.",
-                batch=number,
-                expected="inputs like the example inputs of the export",
-                got=f"{type(error).__name__}: {error}",
-                remedy="see the cause above",
-            ) from error
+            raise batch_error(number, "model and back", error) from error
 
 
 def _has_gradient(value: Any) -> bool:

@@ -57,13 +57,24 @@ class Runnable:
                 torch.manual_seed(number)
                 return list(pytree.tree_leaves(self.model(*args, **kwargs)))
         except Exception as error:
-            raise AccuracyError(
-                f"Batch {number} (counted from 0) does not go through the {self.role}.",
-                batch=number,
-                expected="inputs like the example inputs of the export",
-                got=f"{type(error).__name__}: {error}",
-                remedy="see the cause above; pass batches as for torchquilt.calibrate",
-            ) from error
+            raise batch_error(number, self.role, error) from error
+
+
+def batch_error(number: int, role: str, error: Exception) -> AccuracyError:
+    """Error of a batch with which a model fails.
+
+    Args:
+        number: of the batch.
+        role: the model in words, or what is done with it.
+        error: the failure.
+    """
+    return AccuracyError(
+        f"Batch {number} (counted from 0) does not go through the {role}.",
+        batch=number,
+        expected="inputs like the example inputs of the export",
+        got=f"{type(error).__name__}: {error}",
+        remedy="see the cause above; pass batches as for torchquilt.calibrate",
+    )
 
 
 def _own(value: Any) -> Any:
