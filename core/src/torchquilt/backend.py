@@ -12,8 +12,8 @@ else of the core: these stay as they are within a minor version, whatever moves 
 - Quantize and dequantize operators: ``qdq_of`` reads one; ``is_quantize``, ``is_dequantize``, ….
 - Rewriting: ``write_as``, ``call_before``, ``call_behind``, ``read_tensor``, ``erase_unused``, …
 - Lowering: ``Contribution`` and ``Kernel`` for a backend; ``Target``, ``Lowered``, ``Operation``,
-  ``Conversion``,
-  ``Runner`` and ``Slot`` for a target.
+  ``Conversion``, ``Runner`` and ``Slot`` for a target; ``ProfilingRunner`` and ``ObservableRunner`` for one
+  that tells times and values.
 
 A name is imported when it is first used, so a manifest can be read without torch.
 """
@@ -111,9 +111,13 @@ _PUBLIC = {
         "Contribution",
         "Conversion",
         "Kernel",
+        "KernelTime",
         "Lowered",
+        "ObservableRunner",
         "Operation",
+        "ProfilingRunner",
         "Runner",
+        "RunTimes",
         "Slot",
         "Target",
         "TryingTarget",
@@ -182,9 +186,13 @@ if TYPE_CHECKING:
     from torchquilt.lowering.target import Contribution as Contribution
     from torchquilt.lowering.target import Conversion as Conversion
     from torchquilt.lowering.target import Kernel as Kernel
+    from torchquilt.lowering.target import KernelTime as KernelTime
     from torchquilt.lowering.target import Lowered as Lowered
+    from torchquilt.lowering.target import ObservableRunner as ObservableRunner
     from torchquilt.lowering.target import Operation as Operation
+    from torchquilt.lowering.target import ProfilingRunner as ProfilingRunner
     from torchquilt.lowering.target import Runner as Runner
+    from torchquilt.lowering.target import RunTimes as RunTimes
     from torchquilt.lowering.target import Slot as Slot
     from torchquilt.lowering.target import Target as Target
     from torchquilt.lowering.target import TryingTarget as TryingTarget

@@ -240,11 +240,11 @@ class StatusCode:
 LOWERING_STATUSES = (
     StatusCode("delegated_as_integers", "a delegate computes it with integers", 5),
     StatusCode("delegated_as_float", "a delegate computes it, in float", 3),
-    StatusCode("portable_integer_kernel", "a kernel of the runtime itself computes it with integers", 4),
+    StatusCode("integer_kernel", "a kernel of the runtime itself computes it with integers", 4),
     StatusCode(
         "fell_back_to_float", "it was quantized, and a kernel of the runtime itself computes it in float", 1
     ),
-    StatusCode("portable_kernel", "it was not quantized, and a kernel of the runtime itself computes it", 2),
+    StatusCode("float_kernel", "it was not quantized, and a kernel of the runtime itself computes it", 2),
     StatusCode(
         "refused_by_delegate",
         "a delegate refuses it, so a kernel of the runtime itself computes it, in float",

@@ -42,9 +42,9 @@ def test_each_operator_has_a_lowering_status(is_dynamic: bool) -> None:
     found = codes(encoder_ledger(is_dynamic))
     as_integers = ("linear", "linear_1", "linear_2")
     assert {found[name] for name in as_integers} == {"delegated_as_integers"}
-    assert found["embedding"] == "portable_integer_kernel"
+    assert found["embedding"] == "integer_kernel"
     assert found["softmax"] == "delegated_as_float"
-    assert found["cumsum"] == "portable_kernel"
+    assert found["cumsum"] == "float_kernel"
     assert len(found) == len(encoder_ledger(is_dynamic))
 
 
@@ -97,8 +97,8 @@ def test_what_is_folded_is_removed() -> None:
     assert program.ledger is not None
     assert codes(program.ledger) == {
         "arange": "removed",
-        "add": "portable_kernel",
-        "embedding": "portable_integer_kernel",
+        "add": "float_kernel",
+        "embedding": "integer_kernel",
     }
 
 
@@ -113,7 +113,7 @@ def test_the_place_and_the_reason_are_told() -> None:
 def test_the_lowering_statuses_are_printed_and_written() -> None:
     """The text has the number of each code, and the JSON is read again as the same ledger."""
     ledger = encoder_ledger(False)
-    assert "portable_integer_kernel: 1 operator, 1 of them quantized" in str(ledger)
+    assert "integer_kernel: 1 operator, 1 of them quantized" in str(ledger)
     assert tq.Ledger.from_json(ledger.to_json()) == ledger
 
 

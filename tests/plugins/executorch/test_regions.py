@@ -113,4 +113,4 @@ def test_branches_and_regions_in_each_other_are_told_of(function: Callable[..., 
     prepared(x)
     program = tq.lower(tq.convert_pt2e(prepared, unseen="float"), (x,), verify=True)
     assert {row.lowered.code for row in program.ledger if row.is_quantized} == {"delegated_as_integers"}
-    assert program.ledger[name].lowered.code == "portable_kernel"
+    assert program.ledger[name].lowered.code == "float_kernel"

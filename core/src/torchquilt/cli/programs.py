@@ -24,7 +24,7 @@ def show_program(file: Path, program: LoweredProgram) -> None:
     ]
     write_table([("", "takes and returns"), *((kind, str(port)) for kind, port in ports)])
     write(
-        f"delegated as integers: {counted(len(program.integer_operations), 'operator')}; "
+        f"computed as integers: {counted(len(program.integer_operations), 'operator')}; "
         f"islands of float: {len(program.float_islands)}; "
         f"quantize and dequantize left outside: {len(program.leftovers)}"
     )

@@ -48,12 +48,7 @@ def call_arguments(model: GraphModule, batch: object) -> tuple[tuple[Any, ...], 
         Positional and keyword arguments. Inputs that do not fit are left as they are, since the call itself
         says best what is wrong with them.
     """
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(batch, Mapping):
-        kwargs = dict(batch)
-    else:
-        args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    args, kwargs = batch_arguments(batch)
     positional = _positional_inputs(model)
     if positional is None:
         return args, kwargs
@@ -62,6 +57,13 @@ def call_arguments(model: GraphModule, batch: object) -> tuple[tuple[Any, ...], 
     except TypeError:
         return args, kwargs
     return tuple(value for _, value in inputs[:positional]), dict(inputs[positional:])
+
+
+def batch_arguments(batch: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """One batch as positional and keyword arguments, as it is written."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
 
 
 def _positional_inputs(model: GraphModule) -> int | None:

@@ -6,13 +6,14 @@ and ``program`` are what a user gets, ``report`` writes that as JSON, ``calling`
 these backends name, ``region_inlining`` writes regions into the graph around them, ``float_marks`` marks
 operators that stay in float, ``program_io`` takes quantize and dequantize off inputs and outputs,
 ``stored_io`` reads these off the stored program, ``ledger_join`` joins the ledger with where each operator
-runs, ``verification`` compares outputs; ``lower_program`` runs these steps in order. Importing this package
-does not import torch.
+runs, ``verification`` compares outputs, ``profile`` joins times; ``lower_program`` runs these steps in order.
+Importing this package does not import torch.
 """
 
 from torchquilt.lowering.float_marks import stays_in_float
 from torchquilt.lowering.ledger_join import node_in_words
 from torchquilt.lowering.lower_program import load, lower
+from torchquilt.lowering.profile import Profile, ProfiledKernel
 from torchquilt.lowering.program import LoweredProgram
 from torchquilt.lowering.program_facts import (
     Agreement,
@@ -29,9 +30,13 @@ from torchquilt.lowering.target import (
     Contribution,
     Conversion,
     Kernel,
+    KernelTime,
     Lowered,
+    ObservableRunner,
     Operation,
+    ProfilingRunner,
     Runner,
+    RunTimes,
     Slot,
     Target,
     TryingTarget,
@@ -45,13 +50,19 @@ __all__ = [
     "Conversion",
     "Dimension",
     "Kernel",
+    "KernelTime",
     "Leftover",
     "Lowered",
     "LoweredProgram",
-    "Operation",
     "LoweredOperation",
+    "ObservableRunner",
+    "Operation",
     "Port",
     "Ports",
+    "Profile",
+    "ProfiledKernel",
+    "ProfilingRunner",
+    "RunTimes",
     "Runner",
     "Slot",
     "Target",

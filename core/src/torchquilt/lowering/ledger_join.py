@@ -113,7 +113,17 @@ class Joint:
         name = operation.source if row is None else row.node
         module = module_path(node) if node is not None else ""
         line = source_line(node) if node is not None else ""
-        return LoweredOperation(operation.op, name, module, operation.delegate, operation.arithmetic, line)
+        return LoweredOperation(
+            operation.op,
+            name,
+            module,
+            operation.delegate,
+            operation.arithmetic,
+            line,
+            operation.step,
+            operation.output,
+            is_quantized=row is not None and row.is_quantized,
+        )
 
     def leftover(self, conversion: Conversion) -> Leftover:
         """A conversion that is left, with the node that it stems from."""
@@ -160,8 +170,8 @@ def _code(row: Row, operation: Operation) -> str:
     if operation.refused:
         return "refused_by_delegate"
     if row.is_quantized:
-        return "portable_integer_kernel" if operation.arithmetic == "integer" else "fell_back_to_float"
-    return "portable_kernel"
+        return "integer_kernel" if operation.arithmetic == "integer" else "fell_back_to_float"
+    return "float_kernel"
 
 
 def float_islands(operations: Iterable[Operation], joint: Joint) -> tuple[tuple[str, ...], ...]:

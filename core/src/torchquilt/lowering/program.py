@@ -8,18 +8,22 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from torchquilt._internal.atomic_files import check_is_replaceable, replacing
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.errors import ModelError, ProgramError
+from torchquilt.graph.signature import batch_arguments
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.lowering.calling import arrange_outputs, check_inputs, flat_inputs
 from torchquilt.lowering.program_facts import Leftover, LoweredOperation, Ports, Verification
 from torchquilt.lowering.report import ProgramReport, report_path
-from torchquilt.lowering.target import Kernel, Runner
+from torchquilt.lowering.target import Kernel, ObservableRunner, ProfilingRunner, Runner
+
+if TYPE_CHECKING:
+    from torchquilt.lowering.profile import Profile
 
 _MOST_NAMED = 3
 
@@ -67,7 +71,7 @@ class LoweredProgram:
 
     @property
     def integer_operations(self) -> tuple[LoweredOperation, ...]:
-        """The operators that delegates run as integers."""
+        """The operators that are computed with integers."""
         return tuple(one for one in self.operations if one.runs_as_integers)
 
     @default_global_state()
@@ -100,6 +104,64 @@ class LoweredProgram:
             error.node = error.node or self._about(error)
             raise
         return arrange_outputs(outputs, self._runner.structure[1], self.io)
+
+    def profile(self, inputs: object, *, runs: int = 20) -> Profile:
+        """Time of each kernel, joined with the operators of the model that it runs.
+
+        Args:
+            inputs: one batch as for :func:`torchquilt.calibrate`.
+            runs: so many runs; the times are medians.
+
+        Raises:
+            ProgramInputError: the inputs are not those of the program.
+            ProgramError: the runtime does not tell times, or the program fails there.
+        """
+        from torchquilt.lowering.profile import profiled
+
+        runner = self._runner
+        if not isinstance(runner, ProfilingRunner):
+            raise self._cannot("tell times", "ProfilingRunner")
+        return profiled(self.target, self.operations, runner, self._checked(inputs), runs)
+
+    @default_global_state()
+    def intermediate_values(self, inputs: object) -> dict[str, Any]:
+        """Values between the steps of the program: node of the model → what it returns there, as floats.
+
+        Operators whose value stays inside a delegate or a fused kernel have none.
+
+        Args:
+            inputs: one batch as for :func:`torchquilt.calibrate`.
+
+        Raises:
+            ProgramInputError: the inputs are not those of the program.
+            ProgramError: the runtime does not tell values, or the program fails there.
+        """
+        runner = self._runner
+        if not isinstance(runner, ObservableRunner):
+            raise self._cannot("tell the values between its steps", "ObservableRunner")
+        found = runner.values(self._checked(inputs))
+        return {
+            one.node: found[one.step, one.output]
+            for one in self.operations
+            if one.node and one.output is not None and (one.step, one.output) in found
+        }
+
+    def _cannot(self, what: str, protocol: str) -> ProgramError:
+        """The error of a runner that can do no more than run."""
+        return ProgramError(
+            f"The target {self.target!r} does not {what}.",
+            expected=f"a target whose runner is a torchquilt.backend.{protocol}",
+            got=type(self._runner).__name__,
+            remedy="use a target that does",
+        )
+
+    def _checked(self, batch: object) -> list[Any]:
+        """One batch as the runtime takes it."""
+        assert self._runner is not None
+        args, kwargs = batch_arguments(batch)
+        inputs = flat_inputs(self._runner.structure[0], self.io, args, kwargs)
+        check_inputs(self.io.inputs, inputs)
+        return inputs
 
     def _about(self, error: ProgramError) -> str | None:
         """The operators of the model that an error of the runtime is about, as far as it says."""

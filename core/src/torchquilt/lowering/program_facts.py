@@ -134,7 +134,7 @@ class Leftover:
 
 @attrs.frozen
 class LoweredOperation:
-    """One operator of the program, and the delegate that runs it.
+    """One operator of the program, and what runs it.
 
     Args:
         op: its overload in the runtime's dialect.
@@ -143,6 +143,9 @@ class LoweredOperation:
         delegate: the delegate that runs it and its number, empty where a kernel of the runtime itself does.
         arithmetic: in what it computes.
         line: ``file:line`` of the code that it comes from, empty where export kept none.
+        step: the step of the program that runs it, as in :class:`torchquilt.backend.Operation`.
+        output: which output of the step its value is; None where the value stays inside.
+        is_quantized: whether the model has it quantized.
     """
 
     op: str
@@ -151,11 +154,14 @@ class LoweredOperation:
     delegate: str
     arithmetic: Arithmetic
     line: str = ""
+    step: str = ""
+    output: int | None = None
+    is_quantized: bool = False
 
     @property
     def runs_as_integers(self) -> bool:
-        """Whether a delegate computes it with integers."""
-        return bool(self.delegate) and self.arithmetic == "integer"
+        """Whether it computes with integers that stand for real numbers, and not with indices or sizes."""
+        return self.arithmetic == "integer" and (bool(self.delegate) or self.is_quantized)
 
     def __str__(self) -> str:
         where = ", ".join(filter(None, (self.module and f"module {self.module}", self.line)))

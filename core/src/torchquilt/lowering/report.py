@@ -86,7 +86,7 @@ class ProgramReport:
             integers = sum(one.runs_as_integers for one in self.operations)
             islands = len(self.float_islands)
             lines.append(
-                f"delegated as integers: {counted(integers, 'operator')}; islands of float: {islands}"
+                f"computed as integers: {counted(integers, 'operator')}; islands of float: {islands}"
             )
         if self.operators:
             lines.append(f"kernels of the runtime: {', '.join(self.operators)}")

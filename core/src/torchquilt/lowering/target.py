@@ -119,6 +119,10 @@ class Operation:
         returns_float: whether its output is floating point. A kernel that makes integers of its input when it
             runs computes with integers, and may return floats.
         refused: why no delegate runs it, in the words of the delegate that refuses it, or of its backend.
+        step: the step of the stored program that runs it, by a name of the target's: the operators of one
+            fused kernel, or of a delegate, have one. A runner tells times and values by it; empty where the
+            target cannot say.
+        output: which output of the step its value is; None where the value stays inside.
     """
 
     name: str
@@ -130,6 +134,8 @@ class Operation:
     reads: tuple[str, ...]
     returns_float: bool
     refused: str = ""
+    step: str = ""
+    output: int | None = None
 
 
 @attrs.frozen
@@ -222,6 +228,59 @@ class Runner(Protocol):
 
         Raises:
             ProgramError: it cannot be loaded into the runtime, or fails there.
+        """
+
+
+@attrs.frozen
+class KernelTime:
+    """Time of one kernel in one run.
+
+    Args:
+        kernel: what the runtime calls it (``QLinearConv``).
+        seconds: how long it took.
+        step: the step of the stored program that it belongs to, as in :class:`Operation`; empty where the
+            runtime does not say.
+    """
+
+    kernel: str
+    seconds: float
+    step: str = ""
+
+
+@attrs.frozen
+class RunTimes:
+    """Times of one run.
+
+    Args:
+        seconds: of the whole run, as the runtime measures it.
+        kernels: of each kernel, in order.
+    """
+
+    seconds: float
+    kernels: tuple[KernelTime, ...]
+
+
+@runtime_checkable
+class ProfilingRunner(Runner, Protocol):
+    """A program in a runtime that tells how long each kernel takes."""
+
+    def profile(self, inputs: Sequence[Any], runs: int) -> Sequence[RunTimes]:
+        """Run it so many times, after a run that is not measured, and tell the times of each run.
+
+        Raises:
+            ProgramError: as for ``run``.
+        """
+
+
+@runtime_checkable
+class ObservableRunner(Runner, Protocol):
+    """A program in a runtime that tells the values between its steps."""
+
+    def values(self, inputs: Sequence[Any]) -> Mapping[tuple[str, int], Any]:
+        """Run it, and return the tensors that steps return, as floats: (step, number of the output) → value.
+
+        Raises:
+            ProgramError: as for ``run``.
         """
 
 

@@ -14,7 +14,7 @@ from torchquilt.testing.lowering import Lowering
 from torchquilt.testing.subject import Subject
 
 #: What has to become of a quantized operator: the target runs it as integers, or it is not there any more.
-AS_CLAIMED = frozenset({"delegated_as_integers", "portable_integer_kernel", "removed"})
+AS_CLAIMED = frozenset({"delegated_as_integers", "integer_kernel", "removed"})
 
 
 def installed_lowerings(subject: Subject) -> dict[str, Lowering]:
