@@ -12,13 +12,10 @@ from torchquilt.graph.node_values import UNDECLARED_VIEWS, overload_name
 from torchquilt.graph.training_mode import is_random
 from torchquilt.support.operators import OPERATORS
 
-# By their overloads, since another overload of the same name may compute (``aten.max.other``). Pooling of
-# signals and volumes has no name that a rule is given.
+# By their overloads, since another overload of the same name may compute (``aten.max.other``).
 _MOVES = frozenset(
     (
         *(overload for operator in OPERATORS if operator.moves_data for overload in operator.overloads),
-        "aten.max_pool1d.default",
-        "aten.max_pool3d.default",
         *UNDECLARED_VIEWS,
     )
 )

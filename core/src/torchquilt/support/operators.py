@@ -111,6 +111,13 @@ CONV2D = Operator(
     (f"{_F}.conv2d",),
     (f"{_NN}.conv.Conv2d",),
 )
+CONV3D = Operator(
+    "conv3d",
+    ("aten.conv3d.default", "aten.conv3d.padding"),
+    _WEIGHTED,
+    (f"{_F}.conv3d",),
+    (f"{_NN}.conv.Conv3d",),
+)
 CONV_TRANSPOSE1D = Operator(
     "conv_transpose1d",
     ("aten.conv_transpose1d.default",),
@@ -201,6 +208,42 @@ CLAMP = Operator(
     _UNARY,
     ("torch.clamp", "torch.clip", "torch.clamp_min", "torch.clamp_max"),
 )
+LEAKY_RELU = Operator(
+    "leaky_relu",
+    _in_place_too("leaky_relu"),
+    _UNARY,
+    (f"{_F}.leaky_relu",),
+    (f"{_NN}.activation.LeakyReLU",),
+)
+SIGMOID = Operator(
+    "sigmoid",
+    _in_place_too("sigmoid"),
+    _UNARY,
+    ("torch.sigmoid", f"{_F}.sigmoid"),
+    (f"{_NN}.activation.Sigmoid",),
+)
+SILU = Operator("silu", _in_place_too("silu"), _UNARY, (f"{_F}.silu",), (f"{_NN}.activation.SiLU",))
+SOFTMAX = Operator(
+    "softmax",
+    ("aten.softmax.int", "aten._softmax.default"),
+    _UNARY,
+    ("torch.softmax", f"{_F}.softmax"),
+    (f"{_NN}.activation.Softmax",),
+)
+WHERE = Operator(
+    "where",
+    ("aten.where.self",),
+    (Operand("input_activation", 1, "self"), Operand("input_activation", 2, "other")),
+    ("torch.where",),
+)
+MAX_POOL1D = Operator(
+    "max_pool1d",
+    ("aten.max_pool1d.default",),
+    _UNARY,
+    (f"{_F}.max_pool1d",),
+    (f"{_NN}.pooling.MaxPool1d",),
+    moves_data=True,
+)
 MAX_POOL2D = Operator(
     "max_pool2d",
     ("aten.max_pool2d.default",),
@@ -208,6 +251,24 @@ MAX_POOL2D = Operator(
     (f"{_F}.max_pool2d",),
     (f"{_NN}.pooling.MaxPool2d",),
     moves_data=True,
+)
+MAX_POOL3D = Operator(
+    "max_pool3d",
+    ("aten.max_pool3d.default",),
+    _UNARY,
+    (f"{_F}.max_pool3d",),
+    (f"{_NN}.pooling.MaxPool3d",),
+    moves_data=True,
+)
+AVG_POOL1D, AVG_POOL2D, AVG_POOL3D = (
+    Operator(
+        f"avg_pool{rank}d",
+        (f"aten.avg_pool{rank}d.default",),
+        _UNARY,
+        (f"{_F}.avg_pool{rank}d",),
+        (f"{_NN}.pooling.AvgPool{rank}d",),
+    )
+    for rank in (1, 2, 3)
 )
 ADAPTIVE_AVG_POOL2D = Operator(
     "adaptive_avg_pool2d",
@@ -312,9 +373,11 @@ REPEAT = _moving("repeat", "repeat.default tile.default", "tile")
 
 #: Every operator that torchquilt knows by name. A backend may use others of its own.
 OPERATORS: tuple[Operator, ...] = (
-    LINEAR, ADDMM, MATMUL, CONV1D, CONV2D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, EMBEDDING, ADD, SUB, RSUB, MUL,
-    DIV, CAT, STACK, HSTACK, VSTACK, DSTACK, COLUMN_STACK, RELU, RELU6, HARDTANH, CLAMP, MAX_POOL2D,
-    ADAPTIVE_AVG_POOL2D, MEAN, VIEW, RESHAPE, VIEW_AS, FLATTEN, UNFLATTEN, CONTIGUOUS, DETACH, TO, PERMUTE,
-    TRANSPOSE, T, SWAPAXES, MOVEDIM, MATRIX_TRANSPOSE, SLICE, NARROW, SELECT, SQUEEZE, UNSQUEEZE, ATLEAST,
-    PAD, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE, CHANNEL_SHUFFLE, FLIP, ROLL, INDEX_SELECT, EXPAND, REPEAT, DROPOUT,
+    LINEAR, ADDMM, MATMUL, CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, EMBEDDING, ADD, SUB,
+    RSUB, MUL, DIV, CAT, STACK, HSTACK, VSTACK, DSTACK, COLUMN_STACK, RELU, RELU6, HARDTANH, CLAMP,
+    LEAKY_RELU, SIGMOID, SILU, SOFTMAX, WHERE, MAX_POOL1D, MAX_POOL2D, MAX_POOL3D, AVG_POOL1D, AVG_POOL2D,
+    AVG_POOL3D, ADAPTIVE_AVG_POOL2D, MEAN, VIEW, RESHAPE, VIEW_AS, FLATTEN, UNFLATTEN, CONTIGUOUS, DETACH,
+    TO, PERMUTE, TRANSPOSE, T, SWAPAXES, MOVEDIM, MATRIX_TRANSPOSE, SLICE, NARROW, SELECT, SQUEEZE,
+    UNSQUEEZE, ATLEAST, PAD, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE, CHANNEL_SHUFFLE, FLIP, ROLL, INDEX_SELECT,
+    EXPAND, REPEAT, DROPOUT,
 )  # fmt: skip

@@ -106,6 +106,11 @@ def _images(sizes: Sizes) -> list[torch.Tensor]:
     return [*batches, uniform(channels, height, width)]
 
 
+def _volumes(sizes: Sizes) -> list[torch.Tensor]:
+    channels, depth, width = 2 * sizes.between(1, 3), sizes.between(3, 5), sizes.between(3, 5)
+    return [uniform(2, channels, depth, 4, width), uniform(channels, depth, 4, width)]
+
+
 def _anything(sizes: Sizes) -> list[torch.Tensor]:
     floats = [*_rows(sizes)[:2], _images(sizes)[0]]
     return [*floats, torch.arange(12).reshape(3, 4), uniform()]  # the last one has no dimension
@@ -147,7 +152,7 @@ def _linear(x: torch.Tensor, sizes: Sizes) -> list[Call]:
 
 
 def _convolution(
-    layer: type[nn.Conv1d | nn.Conv2d], function: Callable[..., torch.Tensor], rank: int
+    layer: type[nn.Conv1d | nn.Conv2d | nn.Conv3d], function: Callable[..., torch.Tensor], rank: int
 ) -> Calls:
     def calls(x: torch.Tensor, sizes: Sizes) -> list[Call]:
         channels, outputs = x.shape[-1 - rank], 2 * sizes.between(2, 4)
@@ -366,6 +371,45 @@ def _mean(x: torch.Tensor, _: Sizes) -> list[Call]:
     return [*(found if over_image else []), Call("one dimension", lambda x: x.mean(-1, keepdim=True))]
 
 
+def _where(x: torch.Tensor, _: Sizes) -> list[Call]:
+    other, is_kept = uniform(*x.shape, seed=1), uniform(*x.shape, seed=2) > 0.25
+    return [
+        Call("", lambda x, y, kept: torch.where(kept, x, y), (other, is_kept)),
+        Call("with a number", lambda x, kept: torch.where(kept, x, torch.tensor(0.75)), (is_kept,)),
+        Call("with -1e9", lambda x, kept: torch.where(kept, x, torch.tensor(-1e9)), (is_kept,)),
+        Call(
+            "before softmax",
+            lambda x, y, kept: torch.softmax(torch.where(kept, x, y), -1),
+            (other, is_kept),
+        ),
+    ]
+
+
+def _max_pool(function: Callable[..., Any]) -> Calls:
+    return _one(
+        lambda x: function(x, 2),
+        overlapping=lambda x: function(x, 3, 2, 1),
+        skipping_pixels=lambda x: function(x, 1, 2),
+        ceil_mode=lambda x: function(x, 3, 2, 1, ceil_mode=True),
+        dilated=lambda x: function(x, 2, 1, 0, dilation=2),
+    )
+
+
+def _avg_pool(function: Callable[..., Any]) -> Calls:
+    return _one(
+        lambda x: function(x, 2),
+        padded=lambda x: function(x, 3, 2, 1),
+        padding_not_counted=lambda x: function(x, 3, 2, 1, count_include_pad=False),
+        ceil_mode=lambda x: function(x, 3, 2, 1, ceil_mode=True),
+        skipping_pixels=lambda x: function(x, 1, 2),
+    )
+
+
+def _avg_pool_of_image(x: torch.Tensor, sizes: Sizes) -> list[Call]:
+    another = Call("another divisor", lambda x: F.avg_pool2d(x, 2, divisor_override=3))
+    return [*_avg_pool(F.avg_pool2d)(x, sizes), another]
+
+
 def _squeeze(x: torch.Tensor, _: Sizes) -> list[Call]:
     one = list(x.shape).index(1) if 1 in x.shape else 0
     return [
@@ -393,6 +437,7 @@ _KNOWN: dict[str, tuple[Activations, Calls]] = {
     "aten.linear.default": (_rows, _linear),
     "aten.conv1d.default": (_signals, _convolution(nn.Conv1d, F.conv1d, 1)),
     "aten.conv2d.default": (_images, _convolution(nn.Conv2d, F.conv2d, 2)),
+    "aten.conv3d.default": (_volumes, _convolution(nn.Conv3d, F.conv3d, 3)),
     "aten.conv_transpose1d.default": (_signals, _transposed(nn.ConvTranspose1d, F.conv_transpose1d, 1)),
     "aten.conv_transpose2d.input": (_images, _transposed(nn.ConvTranspose2d, F.conv_transpose2d, 2)),
     "aten.addmm.default": (lambda sizes: _rows(sizes)[::3], _addmm),
@@ -418,15 +463,24 @@ _KNOWN: dict[str, tuple[Activations, Calls]] = {
     "aten.relu6.default": (_anything, _activation(F.relu6, nn.ReLU6(inplace=True))),
     "aten.hardtanh.default": (_anything, _hardtanh),
     "aten.clamp.default": (_anything, _clamp),
-    "aten.max_pool2d.default": (
-        _images,
+    "aten.leaky_relu.default": (_anything, _activation(lambda x: F.leaky_relu(x, 0.2), F.leaky_relu_)),
+    "aten.sigmoid.default": (_anything, _activation(torch.sigmoid, torch.sigmoid_)),
+    "aten.silu.default": (_anything, _activation(F.silu, nn.SiLU(inplace=True))),
+    "aten.softmax.int": (
+        _anything,
         _one(
-            lambda x: F.max_pool2d(x, 2),
-            overlapping=lambda x: F.max_pool2d(x, 3, 2, 1),
-            skipping_pixels=lambda x: F.max_pool2d(x, 1, 2),
-            ceil_mode=lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
+            lambda x: torch.softmax(x, -1),
+            first_dimension=lambda x: torch.softmax(x, 0),
+            of_another_dtype=lambda x: torch.softmax(x, -1, dtype=torch.float64),
         ),
     ),
+    "aten.where.self": (_anything, _where),
+    "aten.max_pool1d.default": (_signals, _max_pool(F.max_pool1d)),
+    "aten.max_pool2d.default": (_images, _max_pool(F.max_pool2d)),
+    "aten.max_pool3d.default": (_volumes, _max_pool(F.max_pool3d)),
+    "aten.avg_pool1d.default": (_signals, _avg_pool(F.avg_pool1d)),
+    "aten.avg_pool2d.default": (_images, _avg_pool_of_image),
+    "aten.avg_pool3d.default": (_volumes, _avg_pool(F.avg_pool3d)),
     "aten.adaptive_avg_pool2d.default": (
         _images,
         _one(

@@ -97,8 +97,10 @@ _CONV_TRANSPOSE2D = Operator("conv_transpose2d", ("aten.conv_transpose2d.input",
 _QUANTIZE = Operator("quantize", ("quantized_decomposed.quantize_per_tensor.default",), _UNARY)
 
 _WEIGHTED_OPERATORS = (ops.LINEAR, ops.CONV1D, ops.CONV2D, _CONV_TRANSPOSE1D, _CONV_TRANSPOSE2D)
+# torch has no kernel of integers for max_pool1d.
+_NOT_ON_INTEGERS = (ops.DROPOUT, ops.MAX_POOL1D)
 _MOVING_OPERATORS = tuple(
-    op for op in ops.OPERATORS if op.moves_data and op is not ops.DROPOUT and not op.operands[0].is_list
+    op for op in ops.OPERATORS if op.moves_data and op not in _NOT_ON_INTEGERS and not op.operands[0].is_list
 )
 # Dropout does nothing in evaluation mode, and no other model is converted.
 _PASSING_OPERATORS = (*ACTIVATIONS, ops.DROPOUT, _QUANTIZE)
