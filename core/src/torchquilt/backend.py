@@ -88,6 +88,8 @@ _PUBLIC = {
     ),
     "graph.module_scope": ("module_path",),
     "graph.subgraphs": ("Region", "regions"),
+    # The node of the exported program that a node of a later program comes from.
+    "graph.origins": ("Origins", "chain", "subgraph_names"),
     # Rewriting: write a match in the form that the backend wants.
     "graph.edits": (
         "call_before",
@@ -168,6 +170,9 @@ if TYPE_CHECKING:
     from torchquilt.graph.node_values import overload_name as overload_name
     from torchquilt.graph.node_values import rank as rank
     from torchquilt.graph.node_values import tensor_of as tensor_of
+    from torchquilt.graph.origins import Origins as Origins
+    from torchquilt.graph.origins import chain as chain
+    from torchquilt.graph.origins import subgraph_names as subgraph_names
     from torchquilt.graph.qdq import QDQ as QDQ
     from torchquilt.graph.qdq import chooses_qparams as chooses_qparams
     from torchquilt.graph.qdq import dequantize_of as dequantize_of

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
 from torchquilt import LoweringError
-from torchquilt.backend import Contribution
+from torchquilt.backend import Contribution, Origins
 from torchquilt_executorch.failures import step
 from torchquilt_executorch.given import as_given
 from torchquilt_executorch.options import merged
-from torchquilt_executorch.origins import Origins
 from torchquilt_executorch.refusals import Run, compiled_in, refused
 from torchquilt_executorch.withholding import Withheld, WithholdingPartitioner
 

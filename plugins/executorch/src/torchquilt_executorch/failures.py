@@ -13,8 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from torchquilt import LoweringError
-from torchquilt.backend import node_in_words
-from torchquilt_executorch.origins import Origins
+from torchquilt.backend import Origins, node_in_words
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

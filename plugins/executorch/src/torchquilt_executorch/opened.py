@@ -16,8 +16,17 @@ import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from torchquilt.backend import Arithmetic, Conversion, Kernel, Operation, is_conversion, overload_name
-from torchquilt_executorch.origins import Origins, chain, subgraph_names
+from torchquilt.backend import (
+    Arithmetic,
+    Conversion,
+    Kernel,
+    Operation,
+    Origins,
+    chain,
+    is_conversion,
+    overload_name,
+    subgraph_names,
+)
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from torchquilt.backend import FakeTensorMode, OpOverload, bound_sympy, node_in_words, pytree
-from torchquilt_executorch.origins import Origins
+from torchquilt.backend import FakeTensorMode, OpOverload, Origins, bound_sympy, node_in_words, pytree
 from torchquilt_executorch.signature import inputs_of
 
 if TYPE_CHECKING:

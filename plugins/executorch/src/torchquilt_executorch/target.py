@@ -45,10 +45,10 @@ class ExecuTorchTarget:
         import torch
 
         _require_executorch()
+        from torchquilt.backend import Origins
         from torchquilt_executorch.delegation import Delegation
         from torchquilt_executorch.layouts import computed_contiguous
         from torchquilt_executorch.opened import Opened
-        from torchquilt_executorch.origins import Origins
         from torchquilt_executorch.signature import with_plain_signature
         from torchquilt_executorch.sizes import kept, narrowed_by, smallest_sizes
         from torchquilt_executorch.stored import StoredProgram

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from executorch.exir.backend.partitioner import Partitioner
 
-from torchquilt.backend import is_conversion, overload_name, regions, stays_in_float
-from torchquilt_executorch.origins import Origins
+from torchquilt.backend import Origins, is_conversion, overload_name, regions, stays_in_float
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -1,7 +1,7 @@
 """Origins: the node of the exported program that a node of a later program comes from.
 
-torch notes in ``from_node`` what a node was made of, step by step, and ExecuTorch's passes keep that. A node
-comes from the node of the exported program that is in its chain with the same rest of a chain.
+torch notes in ``from_node`` what a node was made of, step by step, and passes of runtimes keep that. A node
+comes from the node of the exported program that is in its chain with the same rest of a chain. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from torch.fx import GraphModule
-
-from torchquilt.backend import regions
+from torchquilt.graph.subgraphs import regions
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -34,6 +32,8 @@ def chain(node: Node) -> tuple[_Step, ...]:
 
 def subgraph_names(node: Node) -> list[str]:
     """The attributes that a node is given which are subgraphs of control flow, in order."""
+    from torch.fx import GraphModule
+
     owner = node.graph.owning_module
     names = [str(one.target) for one in node.all_input_nodes if one.op == "get_attr"]
     return [name for name in names if isinstance(getattr(owner, name, None), GraphModule)]

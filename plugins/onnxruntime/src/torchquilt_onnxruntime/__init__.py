@@ -1,0 +1,26 @@
+"""ONNX Runtime as a lowering target of torchquilt.
+
+``target`` makes programs. ``packages`` imports what it needs of others. ``exporting`` has torch write ONNX,
+with ``translations`` of the operators that quantize and dequantize; ``writing`` brings that into the form that
+the runtime's fusions take, one module for each step. ``stored`` reads and writes files, ``optimized`` reads
+what the runtime made of one, ``runner`` runs it, and ``plugin`` is what a listing says.
+
+The names below are imported when they are first used: listing the installed plugins imports this package, and
+must not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchquilt.backend import lazy_names
+
+# The imports below say the same to type checkers, and a test holds the two equal.
+_MODULE_OF = {"ONNXRuntimeTarget": "target"}
+
+__all__ = sorted(_MODULE_OF)
+
+if TYPE_CHECKING:
+    from torchquilt_onnxruntime.target import ONNXRuntimeTarget as ONNXRuntimeTarget
+else:
+    __getattr__, __dir__ = lazy_names(globals(), _MODULE_OF)

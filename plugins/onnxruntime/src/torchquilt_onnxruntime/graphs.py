@@ -1,0 +1,64 @@
+"""Facts about a graph of ONNX: constants, and who reads a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from onnxscript import ir
+
+
+def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
+    """The graph of a model and the subgraphs of its nodes."""
+    waiting: list[Any] = [model.graph]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type is ir.AttributeType.GRAPH:
+                    waiting.append(attribute.as_graph())
+
+
+def array_of(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+    """The elements of a constant, None for a value that is computed, or an input."""
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    return value.const_value.numpy()
+
+
+def number_of(value: ir.Value | None) -> float | None:
+    """The one element of a constant, None for other values."""
+    array = array_of(value)
+    return array.item() if array is not None and array.size == 1 else None
+
+
+def store(graph: ir.Graph, name: str, array: np.ndarray[Any, Any], dtype: ir.DataType | None = None) -> ir.Value:
+    """Store a constant under a free name.
+
+    Args:
+        graph: of the model.
+        name: the wanted one.
+        array: its elements.
+        dtype: theirs, where numpy has no such dtype.
+    """
+    number, free = 0, name
+    while free in graph.initializers:
+        number += 1
+        free = f"{name}_{number}"
+    tensor = ir.Tensor(array, dtype=dtype, name=free) if dtype is not None else ir.tensor(array, name=free)
+    value = ir.Value(name=free, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def erase(node: ir.Node) -> None:
+    """Remove a node whose outputs are not read any more."""
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+
+
+def readers(value: ir.Value) -> list[ir.Node]:
+    """The nodes that read a value."""
+    return list(dict.fromkeys(use.node for use in value.uses()))

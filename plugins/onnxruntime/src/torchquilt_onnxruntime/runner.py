@@ -1,0 +1,149 @@
+"""Running a stored program in this process, on ONNX Runtime's CPU provider."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from torchquilt import ProgramError
+from torchquilt.backend import Slot
+from torchquilt_onnxruntime.packages import required
+from torchquilt_onnxruntime.stored import StoredModel
+
+PROVIDER = "CPUExecutionProvider"
+#: Errors alone: what the runtime warns of is said by the ledger.
+_SEVERITY = 3
+#: Dtypes that numpy has not: their bits are handed to the runtime.
+_AS_BITS = {"bfloat16"}
+
+
+def options() -> Any:
+    """Options of a session: all optimizations, no log."""
+    runtime = required("onnxruntime", to_run=True)
+    made = runtime.SessionOptions()
+    made.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    made.log_severity_level = _SEVERITY
+    return made
+
+
+def session(model: bytes | str, chosen: Any = None) -> Any:
+    """A session of the runtime.
+
+    Raises:
+        ProgramError: the runtime refuses the model; has its own words.
+    """
+    runtime = required("onnxruntime", to_run=True)
+    try:
+        return runtime.InferenceSession(model, chosen or options(), providers=[PROVIDER])
+    except Exception as error:  # the binding has an exception for each status, and no common base
+        raise ProgramError(
+            "ONNX Runtime cannot load the program.",
+            backend=PROVIDER,
+            expected="operators and dtypes that its CPU provider has kernels for",
+            got=words(error),
+            remedy="see what the runtime says",
+        ) from error
+
+
+def words(error: BaseException) -> str:
+    """What the runtime says, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+class ONNXRuntimeRunner:
+    """A stored program and, once it runs, the session of it. Threads may share it, and run at once.
+
+    A copy, or one that was pickled, is the same program with a session of its own.
+
+    Args:
+        buffer: the file.
+
+    Raises:
+        ProgramError: the file is damaged, or something else.
+    """
+
+    def __init__(self, buffer: bytes) -> None:
+        self._stored = StoredModel.of(buffer)
+        self._session: Any = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[ONNXRuntimeRunner], tuple[bytes]]:
+        return type(self), (self._stored.buffer,)
+
+    @property
+    def inputs(self) -> tuple[Slot, ...]:
+        """Inputs, in order."""
+        return self._stored.inputs
+
+    @property
+    def outputs(self) -> tuple[Slot, ...]:
+        """Outputs, in order."""
+        return self._stored.outputs
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The operators of the file."""
+        return self._stored.operators
+
+    @property
+    def delegates(self) -> tuple[str, ...]:
+        """None: the runtime runs all of it by itself."""
+        return ()
+
+    @property
+    def structure(self) -> tuple[str, str]:
+        """The structures of inputs and outputs as pytree writes them."""
+        return self._stored.signature.structure
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run the program; see :class:`torchquilt.backend.Runner`."""
+        signature = self._stored.signature
+        given = {
+            leaf.name: _to_runtime(value)
+            for leaf, value in zip(signature.inputs, inputs, strict=True)
+            if not leaf.is_constant
+        }
+        names = [leaf.name for leaf in signature.outputs if not leaf.is_constant]
+        try:
+            found = dict(zip(names, self._loaded().run_with_ort_values(names, given), strict=True))
+        except ProgramError:
+            raise
+        except Exception as error:  # likewise
+            raise ProgramError(
+                "The program failed in ONNX Runtime.",
+                backend=PROVIDER,
+                got=words(error),
+                remedy="see what the runtime says",
+            ) from error
+        return [
+            leaf.constant if leaf.is_constant else _from_runtime(found[leaf.name])
+            for leaf in signature.outputs
+        ]
+
+    def _loaded(self) -> Any:
+        with self._lock:
+            if self._session is None:
+                self._session = session(self._stored.buffer)
+            return self._session
+
+
+def _to_runtime(value: Any) -> Any:
+    """A tensor of torch as one of the runtime, which reads it as it lies in memory."""
+    import torch
+
+    runtime = required("onnxruntime", to_run=True)
+    tensor = torch.as_tensor(value).detach().contiguous()
+    if str(tensor.dtype).removeprefix("torch.") in _AS_BITS:
+        onnx = required("onnx")
+        bits = tensor.view(torch.int16).numpy().view("uint16")
+        return runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
+    return runtime.OrtValue.ortvalue_from_numpy(tensor.numpy())
+
+
+def _from_runtime(value: Any) -> Any:
+    import torch
+
+    if value.data_type() == "tensor(bfloat16)":
+        return torch.from_dlpack(value._ortvalue.to_dlpack()).clone()
+    return torch.from_numpy(value.numpy())

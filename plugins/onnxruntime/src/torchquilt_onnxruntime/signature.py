@@ -1,0 +1,60 @@
+"""Inputs and outputs of an exported program, and of the file that is made of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchquilt import LoweringError
+from torchquilt.backend import pytree
+from torchquilt_onnxruntime.stored import KEY, Leaf, Signature
+
+if TYPE_CHECKING:
+    from onnxscript import ir
+    from torch.export import ExportedProgram
+
+
+def signature_of(program: ExportedProgram) -> Signature:
+    """The inputs and outputs of a call of a program, with the names that they have in the file.
+
+    Raises:
+        LoweringError: it writes to its state, or takes a number that changes from call to call.
+    """
+    from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+
+    inputs, outputs = [], []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            is_constant = isinstance(spec.arg, ConstantArgument)
+            inputs.append(Leaf("", _constant(spec.arg)) if is_constant else Leaf(spec.arg.name))
+    for output in program.graph_signature.output_specs:
+        if output.kind is not OutputKind.USER_OUTPUT:
+            raise LoweringError(
+                "The model writes to its state, which an ONNX file does not keep.",
+                node=str(output.target or output.arg.name),
+                expected="a model that computes outputs of its inputs alone",
+                got=f"an output of kind {output.kind.name}",
+                remedy="pass the state as an input, and return what becomes of it",
+            )
+        is_constant = isinstance(output.arg, ConstantArgument)
+        name = f"output_{len(outputs)}"
+        outputs.append(Leaf("", _constant(output.arg)) if is_constant else Leaf(name))
+    given, returned = program.call_spec.in_spec, program.call_spec.out_spec
+    structure = tuple(pytree.treespec_dumps(one) if one is not None else "" for one in (given, returned))
+    return Signature(tuple(inputs), tuple(outputs), (structure[0], structure[1]))
+
+
+def _constant(argument: Any) -> Any:
+    value = argument.value
+    return value if isinstance(value, (bool, int, float)) else None
+
+
+def with_signature(model: ir.Model, signature: Signature) -> None:
+    """Name the outputs of a model, and keep the signature in its metadata."""
+    names = [leaf.name for leaf in signature.outputs if not leaf.is_constant]
+    taken = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    for value in model.graph.outputs:
+        taken.discard(value.name)
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        assert name not in taken, name
+        value.name = name
+    model.metadata_props[KEY] = signature.to_text()
