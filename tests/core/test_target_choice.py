@@ -154,7 +154,7 @@ def test_a_quantizer_that_is_no_plugin_names_no_target(site: Site) -> None:
 
 
 def test_a_program_is_opened_by_the_target_of_its_report(devices: Site, tmp_path: Path) -> None:
-    """``target`` says otherwise, and is needed without a report where several are installed."""
+    """``target`` says otherwise, and is needed without a report where not just one can read it."""
     path = tmp_path / "model.bin"
     path.write_bytes(b"program")
     with pytest.raises(tq.LoweringError, match="several installed targets"):

@@ -164,7 +164,7 @@ def test_a_branch_runs_in_float_without_the_partitioner() -> None:
     x = normal(3, 8)
     prepared = tq.prepare_pt2e(export(Fn(run, fc=nn.Linear(8, 8)), x), xnnpack(), strict=False)
     quantized = tq.convert_pt2e(tq.calibrate(prepared, [(x.abs(),), (-x.abs(),)]))
-    program = tq.lower(quantized, (x,), backends=[], verify=True)
+    program = tq.lower(quantized, (x,), target="executorch", backends=[], verify=True)
 
     assert program.ledger is not None
     assert program.ledger["true_graph_0.linear"].lowered.code == "fell_back_to_float"
@@ -219,7 +219,12 @@ def test_backends_have_to_be_named_where_nothing_is_known_of_them() -> None:
 def test_dynamic_shapes_of_a_program_are_refused() -> None:
     """They would have no effect."""
     with pytest.raises(tq.LoweringError, match="lowered as it is"):
-        tq.lower(export(nn.Linear(8, 4), normal(3, 8)), backends=[], dynamic_shapes={"x": None})
+        tq.lower(
+            export(nn.Linear(8, 4), normal(3, 8)),
+            target="executorch",
+            backends=[],
+            dynamic_shapes={"x": None},
+        )
 
 
 def broken() -> list[Any]:

@@ -156,7 +156,7 @@ class Sums(nn.Module):
 def sums(*backends: str) -> tq.LoweredProgram:
     """A model that is quantized where the delegate cannot run it."""
     model = converted(Sums(), tq.ComposableQuantizer([xnnpack(), ByFunction(takes_cumsum)]), normal(3, 8))
-    return tq.lower(model, (normal(3, 8),), backends=backends, verify=True)
+    return tq.lower(model, (normal(3, 8),), target="executorch", backends=backends, verify=True)
 
 
 def test_what_was_quantized_and_runs_in_float_is_told() -> None:

@@ -153,7 +153,7 @@ def test_control_flow_runs() -> None:
     module = Fn(run, fc=nn.Linear(8, 8))
     prepared = tq.prepare_pt2e(export(module, normal(3, 8)), xnnpack(is_dynamic=True), strict=False)
     model = tq.convert_pt2e(prepared)
-    program = tq.lower(model, (normal(3, 8),), backends=[])
+    program = tq.lower(model, (normal(3, 8),), target="executorch", backends=[])
     for x in (normal(3, 8).abs(), -normal(3, 8).abs()):
         assert sqnr(model(x), program.run(x)) > 40
     assert program.ledger is not None

@@ -1,7 +1,9 @@
 """Origins: the node of the exported program that a node of a later program comes from.
 
 torch notes in ``from_node`` what a node was made of, step by step, and passes of runtimes keep that. A node
-comes from the node of the exported program that is in its chain with the same rest of a chain. Importing this module does not import torch.
+comes from the node of the exported program that is in its chain with the same rest of a chain.
+
+Importing this module does not import torch.
 """
 
 from __future__ import annotations

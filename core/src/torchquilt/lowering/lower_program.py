@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +25,7 @@ from torchquilt.lowering.quantized_source import Source, source_of
 from torchquilt.lowering.report import ProgramReport, report_path
 from torchquilt.lowering.stored_io import as_stored, narrowed, ports_of
 from torchquilt.lowering.target import Contribution, Lowered, Runner, Target, TryingTarget
-from torchquilt.lowering.target_choice import target_of
+from torchquilt.lowering.target_choice import installed_targets, target_of
 from torchquilt.plugins import registry
 
 if TYPE_CHECKING:
@@ -206,10 +207,10 @@ def load(path: str | os.PathLike[str], target: str | None = None) -> LoweredProg
     Args:
         path: the file.
         target: name of the installed lowering target that knows such programs. By default the one that the
-            report beside it names, or the one that is installed.
+            report beside it names, or the installed one that can read it.
 
     Raises:
-        LoweringError: no target is named, there is no report, and not just one target is installed.
+        LoweringError: no target is named, there is no report, and not just one installed target can read it.
         ProgramError: the file is damaged, cut off, or something else. Nothing of it has been run then.
         ModelError: the report beside it is about another program, or is damaged.
         PluginNotFoundError, PluginLoadError: the target is not installed, or does not load.
@@ -220,10 +221,9 @@ def load(path: str | os.PathLike[str], target: str | None = None) -> LoweredProg
     file = report_path(path)
     report = ProgramReport.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
     if target is None:
-        target = report.target if report else target_of(())
-    runtime: Target = registry.target(target)
+        target = report.target if report else _reader_of(buffer)
     try:
-        runner: Runner = runtime.open(buffer, _libraries(_installed_contributions(target)))
+        runner = _opened(buffer, target)
     except ProgramError as error:
         error.path = os.fspath(path)
         raise
@@ -237,6 +237,26 @@ def load(path: str | os.PathLike[str], target: str | None = None) -> LoweredProg
         runner=runner,
     )
     return found if report is None else with_report(found, report)
+
+
+def _opened(buffer: bytes, target: str) -> Runner:
+    """A stored program, ready to run."""
+    runtime: Target = registry.target(target)
+    return runtime.open(buffer, _libraries(_installed_contributions(target)))
+
+
+def _reader_of(buffer: bytes) -> str:
+    """Name of the one installed target that can read a stored program.
+
+    Raises:
+        LoweringError: none can, or several.
+    """
+    installed, able = installed_targets(), []
+    for target in installed if len(installed) > 1 else ():
+        with contextlib.suppress(Exception):  # of another runtime, whose reader raises what it likes
+            _opened(buffer, target)
+            able.append(target)
+    return able[0] if len(able) == 1 else target_of(())
 
 
 def _warn_of_sizes(dimensions: list[str], reasons: tuple[str, ...]) -> None:

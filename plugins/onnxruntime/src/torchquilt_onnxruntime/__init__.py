@@ -1,8 +1,8 @@
 """ONNX Runtime as a lowering target of torchquilt.
 
 ``target`` makes programs. ``packages`` imports what it needs of others. ``exporting`` has torch write ONNX,
-with ``translations`` of the operators that quantize and dequantize; ``writing`` brings that into the form that
-the runtime's fusions take, one module for each step. ``stored`` reads and writes files, ``optimized`` reads
+with ``translations`` of the operators that quantize and dequantize; ``writing`` brings that into the form
+that the fusions take, one module for each step. ``stored`` reads and writes files, ``optimized`` reads
 what the runtime made of one, ``runner`` runs it, and ``plugin`` is what a listing says.
 
 The names below are imported when they are first used: listing the installed plugins imports this package, and

@@ -16,9 +16,8 @@ def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
         graph = waiting.pop()
         yield graph
         for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type is ir.AttributeType.GRAPH:
-                    waiting.append(attribute.as_graph())
+            attributes = node.attributes.values()
+            waiting += [one.as_graph() for one in attributes if one.type is ir.AttributeType.GRAPH]
 
 
 def array_of(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
@@ -34,7 +33,9 @@ def number_of(value: ir.Value | None) -> float | None:
     return array.item() if array is not None and array.size == 1 else None
 
 
-def store(graph: ir.Graph, name: str, array: np.ndarray[Any, Any], dtype: ir.DataType | None = None) -> ir.Value:
+def store(
+    graph: ir.Graph, name: str, array: np.ndarray[Any, Any], dtype: ir.DataType | None = None
+) -> ir.Value:
     """Store a constant under a free name.
 
     Args:
@@ -47,8 +48,10 @@ def store(graph: ir.Graph, name: str, array: np.ndarray[Any, Any], dtype: ir.Dat
     while free in graph.initializers:
         number += 1
         free = f"{name}_{number}"
-    tensor = ir.Tensor(array, dtype=dtype, name=free) if dtype is not None else ir.tensor(array, name=free)
-    value = ir.Value(name=free, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    tensor = ir.Tensor(array, dtype=dtype, name=free) if dtype is not None else ir.Tensor(array, name=free)
+    value = ir.Value(
+        name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
 

@@ -176,12 +176,21 @@ class Optimized:
                 done.add(source)
                 overload = node.overload if node is not None else kernel.op
                 found.append(
-                    Operation(name, overload or kernel.op, source, "", arithmetic, why, reads, self._is_float(kernel))
+                    Operation(
+                        name,
+                        overload or kernel.op,
+                        source,
+                        "",
+                        arithmetic,
+                        why,
+                        reads,
+                        self._is_float(kernel),
+                    )
                 )
         return tuple(found)
 
     def conversions(self) -> tuple[Conversion, ...]:
-        """What is left of quantize and dequantize."""
+        """The quantize and dequantize operators that no kernel took."""
         return tuple(
             Conversion(kernel.name, kernel.op, next((node.source for node in kernel.nodes), ""))
             for kernel in self.kernels

@@ -14,8 +14,6 @@ from torchquilt_onnxruntime.stored import StoredModel
 PROVIDER = "CPUExecutionProvider"
 #: Errors alone: what the runtime warns of is said by the ledger.
 _SEVERITY = 3
-#: Dtypes that numpy has not: their bits are handed to the runtime.
-_AS_BITS = {"bfloat16"}
 
 
 def options() -> Any:
@@ -133,17 +131,10 @@ def _to_runtime(value: Any) -> Any:
     import torch
 
     runtime = required("onnxruntime", to_run=True)
-    tensor = torch.as_tensor(value).detach().contiguous()
-    if str(tensor.dtype).removeprefix("torch.") in _AS_BITS:
-        onnx = required("onnx")
-        bits = tensor.view(torch.int16).numpy().view("uint16")
-        return runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
-    return runtime.OrtValue.ortvalue_from_numpy(tensor.numpy())
+    return runtime.OrtValue.ortvalue_from_numpy(torch.as_tensor(value).detach().contiguous().numpy())
 
 
 def _from_runtime(value: Any) -> Any:
     import torch
 
-    if value.data_type() == "tensor(bfloat16)":
-        return torch.from_dlpack(value._ortvalue.to_dlpack()).clone()
     return torch.from_numpy(value.numpy())

@@ -21,7 +21,8 @@ def signature_of(program: ExportedProgram) -> Signature:
     """
     from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
-    inputs, outputs = [], []
+    inputs: list[Leaf] = []
+    outputs: list[Leaf] = []
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             is_constant = isinstance(spec.arg, ConstantArgument)
@@ -33,7 +34,7 @@ def signature_of(program: ExportedProgram) -> Signature:
                 node=str(output.target or output.arg.name),
                 expected="a model that computes outputs of its inputs alone",
                 got=f"an output of kind {output.kind.name}",
-                remedy="pass the state as an input, and return what becomes of it",
+                remedy="pass the state as an input, and return its new value",
             )
         is_constant = isinstance(output.arg, ConstantArgument)
         name = f"output_{len(outputs)}"

@@ -110,8 +110,15 @@ class StoredModel:
             signature,
             _slots(signature.inputs, types),
             _slots(signature.outputs, types),
-            tuple(dict.fromkeys(f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in nodes_of(model.graph))),
+            tuple(
+                dict.fromkeys(f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in nodes_of(model.graph))
+            ),
         )
+
+
+def operator_name(node: Any) -> str:
+    """The operator of a node with its domain (``ai.onnx::Conv``)."""
+    return f"{node.domain or 'ai.onnx'}::{node.op_type}"
 
 
 def nodes_of(graph: Any) -> list[Any]:
@@ -131,7 +138,7 @@ def _parsed(buffer: bytes) -> Any:
         model = onnx.ModelProto.FromString(buffer)
     except Exception as error:  # protobuf raises DecodeError of its own
         raise _damaged(f"{type(error).__name__}: {error}") from error
-    if not model.ir_version or not model.opset_import or not model.graph.node and not model.graph.output:
+    if not model.ir_version or not model.opset_import or (not model.graph.node and not model.graph.output):
         raise _damaged("no graph of operators")
     return model
 

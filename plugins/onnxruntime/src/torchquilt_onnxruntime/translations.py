@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from onnxscript import ir
-from onnxscript.onnx_opset import opset21 as op
+from onnxscript.onnx_opset import opset21
 
 OPSET = 21
+# Its types speak of Python values, and a function that is traced is given values of the graph.
+op: Any = opset21
 _FLOAT = ir.DataType.FLOAT
 #: torch chooses no smaller scale for a token.
 _LEAST_TOKEN_SCALE = 2.0**-23
@@ -130,9 +132,7 @@ def _dequantize_per_channel(
     if _is_float(zero_points):
         axes = op.Constant(value_ints=[number for number in range(len(tensor.shape)) if number != axis])
         offsets = op.Unsqueeze(_as_float(zero_points), axes)
-        return _as_dtype(
-            op.Mul(op.Sub(_as_float(tensor), offsets), op.Unsqueeze(scales, axes)), out_dtype
-        )
+        return _as_dtype(op.Mul(op.Sub(_as_float(tensor), offsets), op.Unsqueeze(scales, axes)), out_dtype)
     parameters = [scales] if zero_points is None else [scales, _as_zero_point(zero_points, dtype)]
     return _as_dtype(op.DequantizeLinear(tensor, *parameters, axis=axis), out_dtype)
 
@@ -177,9 +177,7 @@ def _dequantize_per_group(
         scaled = op.Mul(op.Sub(grouped, offsets), op.Unsqueeze(scales, axes))
         return _as_dtype(op.Reshape(scaled, op.Constant(value_ints=[rows, groups * size])), output_dtype)
     parameters = [scales] if zero_points is None else [scales, _as_zero_point(zero_points, dtype)]
-    return _as_dtype(
-        op.DequantizeLinear(tensor, *parameters, axis=-1, block_size=size), output_dtype
-    )
+    return _as_dtype(op.DequantizeLinear(tensor, *parameters, axis=-1, block_size=size), output_dtype)
 
 
 def _quantize_per_token(
@@ -236,7 +234,9 @@ def _choose_qparams_symmetric(tensor: Any, quant_min: int, quant_max: int, eps: 
 def _choose_qparams_per_token(tensor: Any, dtype: int) -> Any:
     low, high = _extremes(tensor, op.Constant(value_ints=[-1]))
     least, most = -128.0, 127.0
-    scale = op.Max(op.Div(op.Sub(high, low), _constant(most - least, _FLOAT)), _constant(_LEAST_TOKEN_SCALE, _FLOAT))
+    scale = op.Max(
+        op.Div(op.Sub(high, low), _constant(most - least, _FLOAT)), _constant(_LEAST_TOKEN_SCALE, _FLOAT)
+    )
     below, above = op.Div(low, scale), op.Div(high, scale)
     from_low = op.Sub(_constant(least, _FLOAT), below)
     from_high = op.Sub(_constant(most, _FLOAT), above)

@@ -33,7 +33,7 @@ def write(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
     pack_four_bits(model)
     common.RemoveUnusedNodesPass()(model)
-    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
     common.OutputFixPass()(model)
     name_nodes(model)
@@ -48,7 +48,7 @@ def _clear_chosen_types(model: ir.Model) -> None:
                 continue
             for value in node.outputs:
                 if value.dtype is ir.DataType.DOUBLE:
-                    value.dtype = None
+                    value.type = None
                     value.shape = None
 
 
@@ -58,7 +58,7 @@ def _clear_chosen_types(model: ir.Model) -> None:
 
 
 def fold_constants(model: ir.Model) -> None:
-    """Compute what is computed of constants alone: casts and shapes of parameters, and integers of weights."""
+    """Compute beforehand casts and shapes of constants, and the integers of weights."""
     for graph in graphs_of(model):
         for node in list(graph):
             fold = _FOLDED.get(node.op_type) if not node.domain else None
@@ -134,8 +134,10 @@ def pack_four_bits(model: ir.Model) -> None:
             if node.op_type != "DequantizeLinear" or node.domain or "node" not in node.meta:
                 continue
             told, (integers, *parameters) = qdq_of(node.meta["node"]), node.inputs
-            narrow = _FOUR_BITS.get(integers.dtype) if told is not None and integers is not None else None
-            if narrow is None or array_of(integers) is None:
+            if told is None or integers is None or integers.dtype is None or array_of(integers) is None:
+                continue
+            narrow = _FOUR_BITS.get(integers.dtype)
+            if narrow is None:
                 continue
             low, high, dtype = narrow
             zero_point = parameters[1] if len(parameters) > 1 else None
@@ -149,7 +151,9 @@ def pack_four_bits(model: ir.Model) -> None:
 
 def _fits(value: ir.Value | None, low: int, high: int) -> bool:
     array = array_of(value)
-    return value is None or (array is not None and array.size > 0 and array.min() >= low and array.max() <= high)
+    return value is None or (
+        array is not None and array.size > 0 and array.min() >= low and array.max() <= high
+    )
 
 
 def _packed(model: ir.Model, value: ir.Value, dtype: ir.DataType) -> ir.Value:
