@@ -13,7 +13,7 @@ import torch
 
 import torchquilt as tq
 from commands import Files, Run
-from torchquilt.lowering import load
+from torchquilt.lowering import Profile, load
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,31 @@ def test_inspect_shows_the_report_of_a_program(run: Run, program: Path) -> None:
     told = json.loads(run("inspect", program, "--json").out)
     assert told == json.loads(program.with_name("model.pte.json").read_text())
     assert told["schema"] == 1
+
+
+def test_profile_tells_the_time_of_each_kernel(
+    run: Run, program: Path, quantized: Path, files: Files
+) -> None:
+    """On example inputs or on data, as a table or as JSON, with the operators of the model."""
+    answer = run("profile", program, quantized, "--runs", 2)
+    assert (answer.code, answer.err) == (0, "")
+    assert "ms a run (median of 2); of the time in kernels 100% in operators of the model" in answer.out
+    told = run("profile", program, quantized, "--runs", 3, "--data", files.data, "--json").out
+    found = Profile.from_json(told)
+    assert (found.runs, found.target) == (3, "executorch")
+    assert {one.arithmetic for one in found.kernels} == {"mixed", "float"}
+    assert run("profile", quantized, quantized).code == 3
+    assert run("profile", program, quantized, "--runs", 0).code == 2
+
+
+def test_compare_tells_the_values_between_the_steps_of_a_program(
+    run: Run, program: Path, files: Files
+) -> None:
+    """A table of its own, and in the JSON."""
+    asked = ("compare", files.model, program, "--data", files.data)
+    told = json.loads(run(*asked, "--json").out)
+    assert told["values"]
+    assert told["values"][0]["node"] in run(*asked).out
 
 
 def test_inspect_needs_no_torch(program: Path) -> None:

@@ -29,6 +29,7 @@ from torchquilt.accuracy.measuring import (
     keep_float_values,
 )
 from torchquilt.accuracy.operator_pairs import OperatorPair, pair_operators
+from torchquilt.accuracy.program_values import ProgramValues
 from torchquilt.accuracy.running import (
     Runnable,
     checked_batches,
@@ -75,7 +76,8 @@ def compare(
         float_model: the exported model that was quantized.
         quantized: what :func:`torchquilt.convert_pt2e` returned, in Q/DQ or integer form; a model that is
             being trained, which is compared in evaluation mode; what :func:`torchquilt.load` returned; or a
-            lowered program, of which outputs are compared.
+            lowered program, of which outputs are compared, and the values between its steps where its
+            runtime tells them.
         batches: as for :func:`torchquilt.calibrate`.
         limit: at most so many batches.
         progress: show how far it is on standard error, where that is a terminal.
@@ -139,15 +141,19 @@ def _compare_program(
     from torchquilt.graph.signature import call_arguments
 
     names = _output_names(expected)
+    values = ProgramValues(expected, program) if program.tells_values else None
     runs, count = Runnable(expected, "float model"), 0
     outputs: list[ErrorStatistics | None] = []
     for number, batch in numbered(batches):
         args, kwargs = call_arguments(expected, batch)
         found = list(pytree.tree_leaves(program.run(*args, **kwargs)))
         _compare_outputs(outputs, runs(batch, number), found)
+        if values is not None:
+            values.update(batch, args, kwargs)
         count = number + 1
         show(count)
-    return Comparison((), _outputs(names, outputs), count)
+    between = values.compared() if values is not None else ()
+    return Comparison((), _outputs(names, outputs), count, values=between)
 
 
 def _compare_outputs(

@@ -167,6 +167,30 @@ class ComparedOutput:
 
 
 @attrs.frozen
+class ComparedValue:
+    """Error of a value between two steps of a lowered program, with the errors of all before it.
+
+    Args:
+        node: the operator of the model whose value it is.
+        op: its overload in the program.
+        module: path of its module.
+        delegate: the delegate that computes it, empty where the runtime itself does.
+        arithmetic: ``"integer"`` or ``"float"``.
+        error: its error beside the float model.
+    """
+
+    node: str
+    op: str
+    module: str
+    delegate: str
+    arithmetic: str
+    error: ErrorFigures
+
+    def __str__(self) -> str:
+        return f"{self.node} ({self.op}): {self.error} in all"
+
+
+@attrs.frozen
 class Uncompared:
     """An operator of the float model without a counterpart, and why."""
 
@@ -186,12 +210,14 @@ class Comparison:
         outputs: of the model.
         batches: how many were run.
         uncompared: operators that only the float model has.
+        values: of a lowered program, the values between its steps that its runtime tells, the worst first.
     """
 
     operators: tuple[ComparedOperator, ...]
     outputs: tuple[ComparedOutput, ...]
     batches: int
     uncompared: tuple[Uncompared, ...] = ()
+    values: tuple[ComparedValue, ...] = ()
 
     def __getitem__(self, node: str) -> ComparedOperator:
         """The row of an operator, by its name.
@@ -261,6 +287,8 @@ class Comparison:
         Args:
             most: so many operators.
         """
+        if self.values:
+            return self._printed_values(most)
         before = [*(f"output {output}" for output in self.outputs)]
         shown = [row for row in self.operators if math.isfinite(row.isolated.sqnr) or row.isolated.sqnr < 0]
         after = []
@@ -272,6 +300,13 @@ class Comparison:
             return Printed(before, (), after)
         return Printed([*before, ""], [_HEADER, *map(_cells, shown[:most])], after)
 
+    def _printed_values(self, most: int) -> Printed:
+        """Outputs of a program, then the values between its steps with the worst errors."""
+        rest = len(self.values) - most
+        after = [f"… and {counted(rest, 'more value')}"] if rest > 0 else []
+        before = [*(f"output {output}" for output in self.outputs), ""]
+        return Printed(before, [_VALUES_HEADER, *map(_value_cells, self.values[:most])], after)
+
     def _repr_html_(self) -> str:
         """The same for a notebook, with all operators folded away."""
         rows = [_cells(row) for row in self.operators]
@@ -281,11 +316,19 @@ class Comparison:
                 html_table(_HEADER, rows[:_PRINTED]),
                 html_folded(counted(len(rows), "operator"), html_table(_HEADER, rows)),
                 html_list("Not compared:", [str(one) for one in self.uncompared]),
+                html_list("Values between the steps of the program:", [str(one) for one in self.values]),
             ]
         )
 
 
 _HEADER = ("operator", "by itself", "in all", "quantizer", "module", "reason")
+
+
+_VALUES_HEADER = ("value of", "in all", "computed by", "in", "module")
+
+
+def _value_cells(row: ComparedValue) -> tuple[str, ...]:
+    return row.node, str(row.error), row.delegate or row.op, row.arithmetic, row.module or "–"
 
 
 def _cells(row: ComparedOperator) -> tuple[str, ...]:

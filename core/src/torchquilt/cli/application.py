@@ -21,6 +21,7 @@ from torchquilt.cli.lower import lower
 from torchquilt.cli.options import Group, Settings
 from torchquilt.cli.output import write, write_error
 from torchquilt.cli.plugins import plugins
+from torchquilt.cli.profile import profile
 from torchquilt.cli.quantize import quantize
 from torchquilt.cli.report import report
 from torchquilt.cli.search import search
@@ -62,6 +63,7 @@ for command in (
     search,
     report,
     lower,
+    profile,
     inspect,
     diff,
 ):

@@ -62,7 +62,8 @@ def compare(
     """Say how far QUANTIZED is from FLOAT: each operator by itself, and with the errors of all before it.
 
     FLOAT is a model as torch.export.save wrote it, QUANTIZED what `quantize` or torchquilt.save made of it,
-    or a program that `lower` wrote, whose outputs are compared. Nothing in the files is executed.
+    or a program that `lower` wrote, whose outputs are compared, and the values between its steps that its
+    runtime tells. Nothing in the files is executed.
 
     The JSON is what torchquilt.Comparison.from_json reads.
     """

@@ -105,6 +105,7 @@ class LoweredProgram:
             raise
         return arrange_outputs(outputs, self._runner.structure[1], self.io)
 
+    @default_global_state()
     def profile(self, inputs: object, *, runs: int = 20) -> Profile:
         """Time of each kernel, joined with the operators of the model that it runs.
 
@@ -122,6 +123,11 @@ class LoweredProgram:
         if not isinstance(runner, ProfilingRunner):
             raise self._cannot("tell times", "ProfilingRunner")
         return profiled(self.target, self.operations, runner, self._checked(inputs), runs)
+
+    @property
+    def tells_values(self) -> bool:
+        """Whether :meth:`intermediate_values` can be asked."""
+        return isinstance(self._runner, ObservableRunner)
 
     @default_global_state()
     def intermediate_values(self, inputs: object) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from torchquilt.backend import (
     overload_name,
     subgraph_names,
 )
+from torchquilt_executorch.steps import Steps
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -58,6 +59,8 @@ class _Found:
     reads: tuple[_Found, ...] = ()
     #: What it reads dequantized, by name.
     dequantized: tuple[str, ...] = ()
+    step: str = ""
+    output: int | None = None
 
     @property
     def name(self) -> str:
@@ -169,6 +172,8 @@ class Opened:
             found = producers[node] = self._operator(node, "", delegate, producers)
             found.arithmetic, found.why = _in_delegate(found, kernels, nameless)
         (outputs,) = program.graph.output_node().args
+        for number, node in enumerate(outputs, len(arguments)):
+            _note_output(producers.get(_before_conversions(node)), node, number)
         return [producers.get(node) for node in outputs]
 
     def _kernels_of(self, lowered: Any) -> Mapping[int, list[Kernel]] | None:
@@ -188,11 +193,12 @@ class Opened:
     # The operators outside of delegates
     # ------------------------------------------------------------------------------------------------------
 
-    def settle(self, final: ExportedProgram) -> None:
-        """Find the operators outside of delegates, and the conversions that are left.
+    def settle(self, final: ExportedProgram, steps: Steps) -> None:
+        """Find the operators outside of delegates, the conversions that are left, and the step of each.
 
         Args:
             final: the program as it is stored, in which operators may have been fused and folded.
+            steps: of the stored program.
         """
         heirs = _Heirs(one for one in (*self._operators, *self._steps) if not one.delegate)
         became: dict[str, list[Node]] = defaultdict(list)
@@ -206,16 +212,21 @@ class Opened:
                 fused[source.name].append(node)
         self._steps = [one for one in self._steps if became[one.name]]
         for one in [*self._operators]:
-            if not one.delegate and not self._settle(one, became[one.name], fused):
+            if one.delegate:
+                number = int(one.delegate.rpartition(" ")[2])
+                one.step = steps.of_delegates[number] if steps.of_delegates else ""
+            elif not self._settle(one, became[one.name], fused, steps):
                 self._operators.remove(one)
 
     @staticmethod
-    def _settle(found: _Found, became: list[Node], fused: Mapping[str, list[Node]]) -> bool:
+    def _settle(found: _Found, became: list[Node], fused: Mapping[str, list[Node]], steps: Steps) -> bool:
         """Find out in what an operator outside of delegates computes; returns whether it is still there."""
         nodes = [node for name in found.dequantized for node in fused[name] if not is_conversion(node)]
         node = next(iter((*became, *nodes)), None)
         if node is None:
             return False  # folded into a constant
+        found.step = steps.of_node.get(node, "")
+        _note_output(found, node, 0)
         if any(_dtype(source) in _NARROW for source in node.all_input_nodes):
             found.arithmetic, found.why = "integer", f"{overload_name(node)} reads the integers"
         else:
@@ -241,6 +252,8 @@ class Opened:
                 tuple(source.name for source in one.reads),
                 _is_float(one.node),
                 "" if one.delegate else withheld.get(origin or one.name, ""),
+                one.step,
+                one.output,
             )
             for one, origin in zip(self._operators, origins, strict=True)
         )
@@ -250,6 +263,19 @@ class Opened:
         return tuple(
             Conversion(one.name, one.op, self._origins.of(one.node, one.prefix)) for one in self._steps
         )
+
+
+def _before_conversions(node: Node) -> Node:
+    """The node whose value another one has that only quantizes and dequantizes it."""
+    while is_conversion(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _note_output(found: object, node: Node, number: int) -> None:
+    """Note which output of its step the value of an operator is, where that is one tensor of floats."""
+    if isinstance(found, _Found) and _is_float(node) and isinstance(node.meta.get("val"), torch.Tensor):
+        found.output = number
 
 
 def _in_delegate(

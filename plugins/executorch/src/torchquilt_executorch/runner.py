@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torchquilt import MissingRuntimeError, ProgramError
-from torchquilt.backend import Slot
+from torchquilt.backend import RunTimes, Slot
 from torchquilt_executorch.known_noise import without_known_lines, without_known_records
-from torchquilt_executorch.stored import StoredProgram
+from torchquilt_executorch.stored import METHOD, StoredProgram
+from torchquilt_executorch.tracing import Trace, traced
 
-_METHOD = "forward"
 #: The only dimension order beside the contiguous one that the runtime's Python binding takes.
 _CHANNELS_LAST = (0, 2, 3, 1)
 #: Held while the runtime loads or runs something, in the whole process. Its binding sends what the runtime
@@ -23,6 +23,8 @@ _CHANNELS_LAST = (0, 2, 3, 1)
 #: enters then waits forever. It keeps the interpreter for the rest of the call, so the lock takes no time.
 _RUNTIME = threading.RLock()
 _MOST_REASONS = 3
+#: Room for recorded values: so many times the memory of all tensors, and some for small programs.
+_ROOM, _SLACK = 4, 1 << 20
 #: The names of executorch/runtime/core/error.h.
 _ERRORS = {
     0x01: "Internal",
@@ -95,7 +97,7 @@ class ExecuTorchRunner:
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the program; see :class:`torchquilt.backend.Runner`."""
-        given = [_as_stored(value, slot) for value, slot in zip(inputs, self.inputs, strict=True)]
+        given = self._given(inputs)
         with _RUNTIME:
             if self._method is None:
                 self._method = self._load()
@@ -105,6 +107,33 @@ class ExecuTorchRunner:
             except Exception as error:  # the runtime raises RuntimeError with a number
                 told = _told_by(lambda: method.execute(given))
                 raise self._failed("The program failed in the runtime.", error, told) from error
+
+    def profile(self, inputs: Sequence[Any], runs: int) -> list[RunTimes]:
+        """Run it, and tell times; see :class:`torchquilt.backend.ProfilingRunner`."""
+        return self._traced(inputs, runs + 1).times()[1:]
+
+    def values(self, inputs: Sequence[Any]) -> dict[tuple[str, int], Any]:
+        """Run it, and tell what steps return; see :class:`torchquilt.backend.ObservableRunner`."""
+        recorded = self._traced(inputs, 1, _ROOM * self._stored.nbytes + _SLACK).recorded()
+        import torch
+
+        return {
+            (step, number): value
+            for step, values in recorded.items()
+            for number, value in enumerate(values)
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+        }
+
+    def _traced(self, inputs: Sequence[Any], runs: int, room: int = 0) -> Trace:
+        self.run(inputs)  # so that what is wrong with the program is told, and its kernels are here
+        try:
+            with _RUNTIME, without_known_lines(), without_known_records():
+                return traced(self._buffer, self._given(inputs), runs, room)
+        except Exception as error:  # the runtime raises RuntimeError with a number
+            raise self._failed("The program cannot be traced.", error, "") from error
+
+    def _given(self, inputs: Sequence[Any]) -> list[Any]:
+        return [_as_stored(value, slot) for value, slot in zip(inputs, self.inputs, strict=True)]
 
     def _load(self) -> Any:
         """The method that runs, in a runtime that has what it needs."""
@@ -117,7 +146,7 @@ class ExecuTorchRunner:
         self._find_kernels(runtime)
 
         def load() -> Any:
-            return runtime.load_program(self._buffer).load_method(_METHOD)
+            return runtime.load_program(self._buffer).load_method(METHOD)
 
         try:
             with without_known_lines():

@@ -6,16 +6,18 @@ the file is read here with ExecuTorch's own Python code: that it is whole, what 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import attrs
 
 from torchquilt import LoweringError, ProgramError
 from torchquilt.backend import Slot
+from torchquilt_executorch.steps import kernel_name
 
 _MAGIC = slice(4, 8)
 _HEADER = slice(8, 8 + 64)
-_METHOD = "forward"
+METHOD = "forward"
 _GET_AGAIN = "get the file again from where it was saved"
 
 
@@ -29,6 +31,8 @@ class StoredProgram:
         delegates: the ids of those that it calls, in order.
         structure: the structures of inputs and outputs as pytree writes them.
         float_zero_points: the dequantize kernels that it calls with zero points that are no integers.
+        nbytes: of all its tensors together, at their largest sizes.
+        plan: as the file has it.
     """
 
     inputs: tuple[Slot, ...]
@@ -37,6 +41,8 @@ class StoredProgram:
     delegates: tuple[str, ...]
     structure: tuple[str, str]
     float_zero_points: tuple[str, ...]
+    nbytes: int
+    plan: Any
 
     @classmethod
     def of(cls, buffer: bytes) -> StoredProgram:
@@ -50,7 +56,7 @@ class StoredProgram:
         _check_is_whole(buffer)
         try:
             program = deserialize_pte_binary(buffer).program
-            plan = next(plan for plan in program.execution_plan if plan.name == _METHOD)
+            plan = next(plan for plan in program.execution_plan if plan.name == METHOD)
             called = plan.container_meta_type
             return cls(
                 inputs=tuple(_slot(plan.values[index].val, is_input=True) for index in plan.inputs),
@@ -59,11 +65,13 @@ class StoredProgram:
                 delegates=tuple(delegate.id for delegate in plan.delegates),
                 structure=(called.encoded_inp_str, called.encoded_out_str),
                 float_zero_points=tuple(_with_float_zero_points(plan)),
+                nbytes=sum(map(_nbytes, plan.values)),
+                plan=plan,
             )
         except Exception as error:  # reading damaged bytes fails in any way
             raise ProgramError(
                 "The program cannot be read: it is damaged, or was written by another ExecuTorch.",
-                expected=f"a program with a method {_METHOD!r}",
+                expected=f"a program with a method {METHOD!r}",
                 got=f"{type(error).__name__}: {error}",
                 remedy=_GET_AGAIN,
             ) from error
@@ -114,7 +122,7 @@ def _check_is_whole(buffer: bytes) -> None:
 
 
 def _operator(operator: Any) -> str:
-    return f"{operator.name}.{operator.overload}" if operator.overload else str(operator.name)
+    return kernel_name(operator.name, operator.overload)
 
 
 #: Values that are no tensors → their dtype, and where the value is.
@@ -135,6 +143,15 @@ def _slot(value: Any, *, is_input: bool) -> Slot:
     is_constant = kind == "Null" or (is_input and bool(field))
     constant = getattr(value, field) if is_constant and field else None
     return Slot(dtype, (), False, is_constant=is_constant, constant=_number(constant))
+
+
+def _nbytes(value: Any) -> int:
+    """Bytes of a tensor at its largest sizes."""
+    from executorch.exir.tensor import get_scalar_type
+
+    if type(value.val).__name__ != "Tensor":
+        return 0
+    return int(math.prod(value.val.sizes) * get_scalar_type(value.val.scalar_type).itemsize)
 
 
 def _number(value: Any) -> Any:

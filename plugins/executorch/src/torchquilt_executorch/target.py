@@ -51,6 +51,7 @@ class ExecuTorchTarget:
         from torchquilt_executorch.opened import Opened
         from torchquilt_executorch.signature import with_plain_signature
         from torchquilt_executorch.sizes import kept, narrowed_by, smallest_sizes
+        from torchquilt_executorch.steps import Steps
         from torchquilt_executorch.stored import StoredProgram
 
         with without_known_records():
@@ -66,9 +67,9 @@ class ExecuTorchTarget:
             edge, withheld = Delegation(program, contributions, origins, run).to_edge()
             opened = Opened(edge.exported_program(), origins, readers)
             manager = _to_executorch(edge, program, contributions)
-            opened.settle(manager.exported_program())
-        buffer = bytes(manager.buffer)
-        stored = StoredProgram.of(buffer)
+            buffer = bytes(manager.buffer)
+            stored = StoredProgram.of(buffer)
+            opened.settle(manager.exported_program(), Steps.of(manager.exported_program(), stored.plan))
         stored.check_is_harmless()
         smallest = smallest_sizes(edge.exported_program())
         with without_known_records():
