@@ -33,6 +33,8 @@ _PUBLIC = {
         "Summary",
         "summary",
     ),
+    "accuracy.target_values": ("TargetComparison",),
+    "accuracy.targets": ("compare_targets",),
     "artifact": (
         "load",
         "save",
@@ -152,6 +154,8 @@ if TYPE_CHECKING:
     from torchquilt.accuracy.sensitivity_values import Sensitivity as Sensitivity
     from torchquilt.accuracy.summary import Summary as Summary
     from torchquilt.accuracy.summary import summary as summary
+    from torchquilt.accuracy.target_values import TargetComparison as TargetComparison
+    from torchquilt.accuracy.targets import compare_targets as compare_targets
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
     from torchquilt.errors import AccuracyError as AccuracyError

@@ -254,6 +254,10 @@ LOWERING_STATUSES = (
 )
 
 
+#: Statuses of an operator that computes with integers.
+INTEGER_STATUSES = frozenset({"delegated_as_integers", "integer_kernel"})
+
+
 @attrs.frozen
 class CautionCode:
     """A warning of the range of a tensor.

@@ -89,6 +89,20 @@ def test_profile_tells_the_time_of_each_kernel(
     assert run("profile", program, quantized, "--runs", 0).code == 2
 
 
+def test_targets_are_compared_side_by_side(run: Run, files: Files) -> None:
+    """Named one by one, or by a preset; as a table or as JSON."""
+    asked = ("compare-targets", files.model, "--data", files.data, "--runs", 1)
+    answer = run(*asked, "--target", "executorch=xnnpack:dynamic_int8")
+    assert (answer.code, answer.err) == (0, "")
+    assert "xnnpack:dynamic_int8" in answer.out
+    told = run(*asked, "--preset", "dynamic_int8_weight_int4", "--json").out
+    (row,) = tq.TargetComparison.from_json(told).rows
+    assert row.quantizer == "xnnpack:dynamic_int8_weight_int4"
+    for wrong in ((), ("--target", "executorch"), ("--target", "a=b:c", "--target", "a=b:d")):
+        assert run(*asked, *wrong).code == 2
+    assert run(*asked, "--target", "executorch=xnnpack:none").code == 3
+
+
 def test_compare_tells_the_values_between_the_steps_of_a_program(
     run: Run, program: Path, files: Files
 ) -> None:

@@ -13,6 +13,7 @@ import click
 
 from torchquilt.cli.capabilities import capabilities
 from torchquilt.cli.compare import compare
+from torchquilt.cli.compare_targets import compare_targets
 from torchquilt.cli.diff import diff
 from torchquilt.cli.exits import EPILOG, ERROR, INTERRUPTED, OK, UNEXPECTED, USAGE
 from torchquilt.cli.explain import explain
@@ -63,6 +64,7 @@ for command in (
     search,
     report,
     lower,
+    compare_targets,
     profile,
     inspect,
     diff,

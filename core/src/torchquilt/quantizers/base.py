@@ -109,13 +109,18 @@ def inherits(quantizer: Quantizer, method: Callable[..., Any]) -> bool:
 
 
 def as_quantizer(subject: object) -> Quantizer:
-    """A :class:`Quantizer`, or any object that has ``annotate``, seen as one.
+    """A :class:`Quantizer`, or any object that has ``annotate``, or ``"backend:preset"``, seen as one.
 
     Raises:
-        IntentError: the object has no ``annotate``, or is a quantizer of another library.
+        IntentError: the object has no ``annotate``, is a quantizer of another library, or a text without a
+            preset.
+        PluginNotFoundError, PluginConflictError, PluginLoadError, UnsupportedConfigError: a text names what
+            is not installed, or does not load.
     """
     if isinstance(subject, Quantizer):
         return subject
+    if isinstance(subject, str):
+        return _spelled(subject)
     for base in type(subject).__mro__:
         if base.__module__.split(".")[0] in ("torchao", "executorch") and base.__name__ == "Quantizer":
             raise IntentError(
@@ -132,6 +137,21 @@ def as_quantizer(subject: object) -> Quantizer:
         got=repr(subject),
         remedy="make an instance of it first" if isinstance(subject, type) else None,
     )
+
+
+def _spelled(text: str) -> Quantizer:
+    """The quantizer that ``"backend:preset"`` means."""
+    from torchquilt.plugins import registry
+
+    backend, colon, preset = text.partition(":")
+    if not colon or not backend.strip() or not preset.strip():
+        raise IntentError(
+            "This text does not say which backend quantizes, and how.",
+            expected="'backend:preset', such as 'xnnpack:static_int8_per_channel'",
+            got=repr(text),
+            remedy="torchquilt.backends() lists the backends and their presets",
+        )
+    return registry.quantizer(backend.strip(), preset.strip())
 
 
 class _Adapted(Quantizer):

@@ -9,12 +9,13 @@ from torch.fx import GraphModule
 
 from torchquilt.lowering import LoweredProgram, lower
 from torchquilt.plugins.registry import targets
+from torchquilt.reasons import INTEGER_STATUSES
 from torchquilt.support.operators import OPERATORS
 from torchquilt.testing.lowering import Lowering
 from torchquilt.testing.subject import Subject
 
 #: What has to become of a quantized operator: the target runs it as integers, or it is not there any more.
-AS_CLAIMED = frozenset({"delegated_as_integers", "integer_kernel", "removed"})
+AS_CLAIMED = INTEGER_STATUSES | {"removed"}
 
 
 def installed_lowerings(subject: Subject) -> dict[str, Lowering]:
