@@ -10,7 +10,7 @@ Each pass is exact: the program computes what it computed before, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -105,11 +105,12 @@ def _unsigned_quantize(model: GraphModule, signed: Node) -> Node:
     known = signed.meta.get("torchquilt_unsigned")
     if isinstance(known, Node):
         return known
-    data, scale, zero_point, low, high, _ = signed.args
+    arguments: Any = signed.args
+    data, scale, zero_point, low, high, _ = arguments
     with model.graph.inserting_after(signed):
         made = model.graph.call_function(
             _qd().quantize_per_tensor.default,
-            (data, scale, zero_point + _SHIFT, low + _SHIFT, high + _SHIFT, torch.uint8),  # type: ignore[operator]
+            (data, scale, zero_point + _SHIFT, low + _SHIFT, high + _SHIFT, torch.uint8),
         )
     _note(made, signed, torch.uint8)
     signed.meta["torchquilt_unsigned"] = made
@@ -168,10 +169,13 @@ def _with_float_weights(model: GraphModule, in_float: frozenset[str]) -> None:
         readers = [user for user in node.users if not _computes_with_integers(user, node, in_float)]
         if not readers:
             continue
-        integers, scale, zero_point = (_value(model, one) for one in (found.input, found.scale, found.zero_point))
+        integers, scale, zero_point = (
+            _value(model, one) for one in (found.input, found.scale, found.zero_point)
+        )
         if integers is None:
             continue
-        value = node.target(integers, scale, zero_point, *node.args[3:], **node.kwargs)
+        dequantize: Any = node.target
+        value = dequantize(integers, scale, zero_point, *node.args[3:], **node.kwargs)
         name = free_name(model, f"{found.input.target}_in_float")
         read = read_tensor(model, name, value, before=node)
         for reader in readers:
@@ -261,11 +265,3 @@ def _moved(node: Node) -> Node | None:
     if not isinstance(data, Node) or not isinstance(data.meta.get("val"), torch.Tensor):
         return None
     return data if node.meta["val"].dtype == data.meta["val"].dtype else None
-
-
-def names_of(model: GraphModule) -> Iterator[tuple[str, Node]]:
-    """The calls of a model by the node of the program that each comes from."""
-    from torchquilt_inductor_x86.torch_private import source_name
-
-    for node in _calls(model):
-        yield source_name(node) or node.name, node

@@ -20,7 +20,13 @@ from torchquilt.backend import (
 from torchquilt_inductor_x86.generated import WEIGHT_ONLY, Generated
 
 #: Operators of which a kernel of integers does the work.
-_PRODUCTS = ("aten.linear.default", "aten.conv1d", "aten.conv2d", "aten.convolution", "aten._weight_int8pack_mm")
+_PRODUCTS = (
+    "aten.linear.default",
+    "aten.conv1d",
+    "aten.conv2d",
+    "aten.convolution",
+    "aten._weight_int8pack_mm",
+)
 
 
 class Joined:
@@ -52,16 +58,16 @@ class Joined:
 
     def operations(self) -> tuple[Operation, ...]:
         """All operators, in order."""
-        return tuple(
-            self._operation(name, node) for name, node in self._nodes.items() if _is_operator(node)
-        )
+        return tuple(self._operation(name, node) for name, node in self._nodes.items() if _is_operator(node))
 
     def conversions(self) -> tuple[Conversion, ...]:
         """The quantize and dequantize operators that are part of loops in float."""
         return tuple(
             Conversion(name, overload_name(node), name)
             for name, node in self._nodes.items()
-            if is_conversion(node) and not chooses_qparams(node) and name not in self._absorbed
+            if is_conversion(node)
+            and not chooses_qparams(node)
+            and name not in self._absorbed
             and name in self._loops
         )
 

@@ -32,7 +32,9 @@ class X86InductorQuantizer(PatternQuantizer):
     TABLE = SUPPORT
     PRESETS = PRESETS
 
-    def set_module_name_qconfig(self, module_name: str, quantization_config: QuantizationConfig | None) -> Self:
+    def set_module_name_qconfig(
+        self, module_name: str, quantization_config: QuantizationConfig | None
+    ) -> Self:
         """Ask for a config in a module: :meth:`set_module_name` under torchao's name."""
         return self.set_module_name(module_name, quantization_config)
 

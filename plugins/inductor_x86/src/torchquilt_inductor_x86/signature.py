@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,8 +38,8 @@ def _example(node: Node) -> Any:
         return torch.empty_strided(sizes, strides, dtype=value.dtype).zero_()
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise LoweringError(
-            f"The input {node.name!r} is a number that changes from call to call, which an AOTInductor package "
-            "cannot take.",
+            f"The input {node.name!r} is a number that changes from call to call, which an AOTInductor "
+            "package cannot take.",
             node=node.name,
             expected="inputs that are tensors, or constants",
             got=f"{type(value).__name__} {value}",
@@ -54,13 +53,11 @@ def _hint(size: Any) -> int:
     return int(size) if hint is None else int(hint)
 
 
-def stored_signature(program: ExportedProgram) -> str:
-    """Inputs, outputs and their structures as JSON text."""
+def stored_signature(program: ExportedProgram) -> dict[str, Any]:
+    """Inputs, outputs and their structures, as JSON can hold them."""
     specs = program.graph_signature.output_specs
-    returned = zip(specs, program.graph.output_node().args[0], strict=True)  # type: ignore[arg-type]
-    outputs = [
-        _slot(spec.arg, node) for spec, node in returned if spec.kind is OutputKind.USER_OUTPUT
-    ]
+    returned = zip(specs, program.graph.output_node().args[0], strict=True)
+    outputs = [_slot(spec.arg, node) for spec, node in returned if spec.kind is OutputKind.USER_OUTPUT]
     inputs = [
         _slot(spec.arg, node)
         for spec, node in zip(
@@ -68,8 +65,10 @@ def stored_signature(program: ExportedProgram) -> str:
         )
         if spec.kind is InputKind.USER_INPUT
     ]
-    structure = [pytree.treespec_dumps(one) for one in (program.call_spec.in_spec, program.call_spec.out_spec)]
-    return json.dumps({"inputs": inputs, "outputs": outputs, "structure": structure})
+    structure = [
+        pytree.treespec_dumps(one) for one in (program.call_spec.in_spec, program.call_spec.out_spec)
+    ]
+    return {"inputs": inputs, "outputs": outputs, "structure": structure}
 
 
 def _slot(argument: Any, node: Any) -> dict[str, Any]:

@@ -28,10 +28,10 @@ def get_default_x86_inductor_quantization_config(
         is_qat: meant for quantization-aware training, see :func:`torchquilt.prepare_qat_pt2e`.
         is_dynamic: activations are quantized when the model runs, each tensor with one scale. For linear.
         reduce_range: activations use the integers 0..127 instead of 0..255. Processors without VNNI
-            instructions multiply two pairs of 8-bit integers into a sum of 16 bits, which saturates: 255 * 127 * 2
-            does not fit, 127 * 128 * 2 does. The machine that quantizes need not be the one that runs, so
-            this is the default; it costs one bit of each activation. Set it to False where all machines
-            that run the model have VNNI (``avx512_vnni`` or ``avx_vnni`` in ``/proc/cpuinfo``).
+            instructions add two products of 8-bit integers with 16 bits, which saturates: 255 * 127 * 2
+            does not fit, 127 * 128 * 2 does. The machine that quantizes need not be the one that runs,
+            so this is the default; it costs one bit of each activation. Set it to False where all
+            machines that run the model have VNNI (``avx512_vnni`` or ``avx_vnni`` in ``/proc/cpuinfo``).
         is_per_channel: a weight has one scale for each output channel; otherwise one scale is repeated for
             all of them, since the kernels read one for each.
     """

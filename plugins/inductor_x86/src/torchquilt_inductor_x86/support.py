@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from torchquilt import AllowedSpec, Constraint, OperatorPattern, Refusal, SupportRow, SupportTable
-from torchquilt.backend import Match, Operand, Operator, Rewrite, Value, part
+from torchquilt.backend import Match, Operator, Rewrite, Value, part
 from torchquilt.backend import constraints as when
 from torchquilt.backend import operators as ops
 from torchquilt.backend import rewrites as write
@@ -29,40 +29,6 @@ _WEIGHT = AllowedSpec("int8", -128, 127, ("per_axis",), symmetric=True, ch_axis=
 _STATIC = {"input_activation": (_ACTIVATION,), "weight": (_WEIGHT,)}
 _DYNAMIC = {"input_activation": (_AT_RUN_TIME,), "weight": (_WEIGHT,)}
 _WEIGHT_ONLY = {"weight": (_WEIGHT,)}
-
-_F, _NN = "torch.nn.functional", "torch.nn.modules"
-
-
-def _activation(name: str, module: str) -> Operator:
-    """An activation function that kernels fuse, and that has no kernel of integers of its own."""
-    return Operator(
-        name,
-        (f"aten.{name}.default", f"aten.{name}_.default"),
-        (Operand("input_activation", 0, "self"),),
-        (f"{_F}.{name}",),
-        (f"{_NN}.activation.{module}",),
-    )
-
-
-_HARDSWISH, _SILU, _GELU = (
-    _activation("hardswish", "Hardswish"),
-    _activation("silu", "SiLU"),
-    _activation("gelu", "GELU"),
-)
-_CONV3D = Operator(
-    "conv3d",
-    ("aten.conv3d.default", "aten.conv3d.padding"),
-    ops.CONV2D.operands,
-    (f"{_F}.conv3d",),
-    (f"{_NN}.conv.Conv3d",),
-)
-_AVG_POOL2D = Operator(
-    "avg_pool2d",
-    ("aten.avg_pool2d.default",),
-    (Operand("input_activation", 0, "self"),),
-    (f"{_F}.avg_pool2d",),
-    (f"{_NN}.pooling.AvgPool2d",),
-)
 
 
 def _has_rows(match: Match) -> bool:
@@ -139,7 +105,7 @@ def _row(
 
 #: Activations that kernels of convolutions compute with: operators, constraints, form.
 _OF_CONVOLUTIONS: tuple[tuple[tuple[Operator, ...], tuple[Constraint, ...], tuple[Rewrite, ...]], ...] = (
-    *(((one,), (), ()) for one in (ops.RELU, ops.RELU6, ops.HARDTANH, _HARDSWISH, _SILU)),
+    *(((one,), (), ()) for one in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.HARDSWISH, ops.SILU)),
     ((ops.CLAMP,), (when.TWO_BOUNDS,), (write.as_hardtanh,)),
     ((), (), ()),
 )
@@ -159,7 +125,7 @@ def _with_addition(operator: Operator, only: tuple[Constraint, ...]) -> Iterator
 
 def _linears() -> Iterator[SupportRow]:
     for specs, rows in ((_STATIC, _ROWS), (_DYNAMIC, _ROWS)):
-        for after in ((ops.RELU,), (_GELU,), ()):
+        for after in ((ops.RELU,), (ops.GELU,), ()):
             yield _row(OperatorPattern.of(ops.LINEAR, *after), specs, *_MATRIX, rows, when.BIAS_OF_CHANNELS,
                        rewrite=(write.with_stored_bias,))  # fmt: skip
         yield _row(OperatorPattern.of(ops.ADDMM), specs, *_MATRIX, rows, when.BIAS_OF_CHANNELS, when.UNSCALED,
@@ -172,10 +138,13 @@ def _linears() -> Iterator[SupportRow]:
 _FLOAT_LOOP = "Inductor has no kernel of integers for it: the loop that it generates computes in float"
 _NO_CONVOLUTION = "Inductor's kernels of integers take convolutions of one and two dimensions"
 _REFUSALS = (
-    Refusal(_CONV3D, _NO_CONVOLUTION),
+    Refusal(ops.CONV3D, _NO_CONVOLUTION),
     Refusal(ops.CONV_TRANSPOSE1D, "Inductor has no kernel of integers for transposed convolutions"),
     Refusal(ops.CONV_TRANSPOSE2D, "Inductor has no kernel of integers for transposed convolutions"),
-    *(Refusal(op, _FLOAT_LOOP) for op in (_AVG_POOL2D, ops.ADAPTIVE_AVG_POOL2D, ops.MEAN, ops.MUL, ops.SUB)),
+    *(
+        Refusal(op, _FLOAT_LOOP)
+        for op in (ops.AVG_POOL2D, ops.ADAPTIVE_AVG_POOL2D, ops.MEAN, ops.MUL, ops.SUB)
+    ),
 )
 
 SUPPORT = SupportTable(

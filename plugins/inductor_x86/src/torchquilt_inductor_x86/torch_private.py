@@ -8,41 +8,61 @@ set for one compilation, so nothing of torch is changed for others.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 from torch.fx import GraphModule, Node
+
+T = TypeVar("T")
 
 #: The pass that notes of which node of an exported program a node was made.
 _UNLIFTED = "ExportedProgram.module()"
 
 
 def compile_package(
-    model: GraphModule, args: tuple[Any, ...], options: dict[str, Any], see: Callable[[Sequence[Any]], None]
-) -> bytes:
+    model: GraphModule,
+    arguments: tuple[Any, Any],
+    options: Mapping[str, Any],
+    read: Callable[[Sequence[Any]], Iterable[T]],
+) -> tuple[bytes, tuple[T, ...]]:
     """Compile a model into an AOTInductor package.
 
     Args:
         model: as ``ExportedProgram.module()`` makes it.
-        args: inputs, in its structure.
+        arguments: of a call, those by position and those by name.
         options: settings of Inductor.
-        see: is shown the kernels of each graph, once they are fused.
+        read: makes facts of the kernels of a graph, once they are fused.
+
+    Returns:
+        The package, and the facts.
     """
     from torch._inductor import aot_compile
-    from torch._inductor.package import package_aoti
+    from torch.export.pt2_archive._package import package_pt2
+
+    facts: list[T] = []
 
     def seen(kernels: Sequence[Any]) -> Sequence[Any]:
-        see(kernels)
+        facts.extend(read(kernels))
         return kernels
 
-    options = {**options, "aot_inductor.package": True, "_post_fusion_custom_pass": seen}
-    positional, named = args
+    patches = {**options, "aot_inductor.package": True, "_post_fusion_custom_pass": seen}
+    args, kwargs = arguments
     with torch.no_grad():
-        files = aot_compile(model, positional, named, options=options)
+        files: Any = aot_compile(model, args, kwargs, options=patches)
     stored = io.BytesIO()
-    package_aoti(stored, files)
-    return stored.getvalue()
+    package_pt2(stored, aoti_files=files)
+    return stored.getvalue(), tuple(facts)
+
+
+def settings(options: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Settings of Inductor, for a block."""
+    from torch._inductor import config
+
+    found: AbstractContextManager[None] = config.patch(dict(options))
+    return found
 
 
 def load_package(buffer: bytes) -> Any:
@@ -72,6 +92,22 @@ def source_name(node: Node) -> str:
             return str(last.name)
         sources = last.from_node
     return ""
+
+
+def blamed(error: BaseException) -> str:
+    """The node of the exported program that an error of Inductor is about, empty where it is not known.
+
+    Inductor runs a graph node by node; the innermost frame that does so has the node.
+    """
+    found = ""
+    current: BaseException | None = error
+    while current is not None:
+        for frame, _ in traceback.walk_tb(current.__traceback__):
+            node = frame.f_locals.get("n") if frame.f_code.co_name == "run_node" else None
+            if isinstance(node, Node):
+                found = source_name(node) or found
+        current = current.__cause__ or current.__context__
+    return found
 
 
 def steps_of(kernels: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
@@ -111,19 +147,12 @@ def read_dtypes(scheduled: Any) -> tuple[torch.dtype, ...]:
     """The dtypes of the tensors that a scheduled node reads, as far as they are known."""
     from torch._inductor.virtualized import V
 
-    found = []
-    for dependency in scheduled.read_writes.reads:
-        try:
-            found.append(V.graph.get_dtype(dependency.name))
-        except (KeyError, AttributeError):  # a tensor of the caller's
-            continue
-    return tuple(found)
+    found = (V.graph.try_get_buffer(dependency.name) for dependency in scheduled.read_writes.reads)
+    dtypes = (buffer.maybe_get_dtype() for buffer in found if buffer is not None)
+    return tuple(dtype for dtype in dtypes if dtype is not None)
 
 
 def written_dtype(operation: Any) -> torch.dtype | None:
-    """The dtype of the tensor that an operation writes; None where it writes several."""
-    try:
-        found: torch.dtype = operation.get_dtype()
-    except (AttributeError, NotImplementedError):
-        return None
+    """The dtype of the tensor that an operation writes; None where it writes several, or in place."""
+    found: torch.dtype | None = operation.maybe_get_dtype()
     return found
