@@ -59,7 +59,7 @@ def test_listing_plugins_imports_next_to_nothing() -> None:
     assert not imported & {"torch", "numpy", "rich", "safetensors", "executorch", "torchao"}
     assert {name for name in imported if name.startswith("torchquilt_")} == {
         f"torchquilt_{name}{part}"
-        for name in ("xnnpack", "executorch_embedding", "executorch")
+        for name in {plugin.name for plugin in (*tq.backends(), *tq.targets())}
         for part in ("", ".plugin")
     }
     parts = {name.split(".")[1] for name in imported if name.startswith("torchquilt.")}
