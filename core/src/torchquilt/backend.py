@@ -46,7 +46,7 @@ _PUBLIC = {
     "support.table": ("SupportTable", "SupportRow", "Constraint", "Refusal", "Rewrite", "Sharing"),
     "support.allowed_spec": ("AllowedSpec",),
     "support.pattern": ("OperatorPattern", "Match", "Reject"),
-    "support.parts": ("Value", "part"),
+    "support.parts": ("Part", "Value", "part"),
     "support": ("constraints", "operators", "rewrites"),
     "support.call_facts": ("argument", "is_pointwise", "is_split"),
     "support.operators": ("OPERATORS", "Operator", "Operand"),
@@ -237,6 +237,7 @@ if TYPE_CHECKING:
     from torchquilt.support.operators import OPERATORS as OPERATORS
     from torchquilt.support.operators import Operand as Operand
     from torchquilt.support.operators import Operator as Operator
+    from torchquilt.support.parts import Part as Part
     from torchquilt.support.parts import Value as Value
     from torchquilt.support.parts import part as part
     from torchquilt.support.pattern import Match as Match

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import operator
 import re
 import shutil
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,13 @@ def test_doctor_says_what_is_wrong_and_what_to_do(
 
 # --- capabilities -------------------------------------------------------------------------------------------
 
-#: Of every backend that is installed, in the order of the listing.
-EVERYTHING = functools.reduce(
-    operator.or_, (type(tq.quantizer(one.name)).backend_capabilities() for one in tq.backends())
+EVERYTHING = reduce(
+    or_,
+    (
+        registry.quantizer_class(backend.name).backend_capabilities()
+        for backend in registry.backends()
+        if backend.manifest is not None and backend.manifest.quantizer
+    ),
 )
 
 

@@ -36,7 +36,6 @@ KNOWN = (
     KnownPlugin("executorch", "torchquilt-executorch", "programs for the runtime of ExecuTorch", "target"),
     KnownPlugin("executorch_embedding", "torchquilt-executorch-embedding", "8-bit embedding tables"),
     KnownPlugin("onnxruntime", "torchquilt-onnxruntime", "programs for ONNX Runtime", "target"),
-    KnownPlugin("inductor_x86", "torchquilt-inductor-x86", "8-bit models as AOTInductor packages", "target"),
     KnownPlugin("xnnpack", "torchquilt-xnnpack", "8-bit convolutional and linear models on CPUs"),
 )
 

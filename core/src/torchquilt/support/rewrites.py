@@ -268,6 +268,31 @@ def as_mul(model: GraphModule, match: Match) -> None:
     _write_as(node, "mul.Tensor", data, 1.0 / divisor)
 
 
+def as_sum_with_opposite(_: GraphModule, match: Match) -> None:
+    """Write ``sub(x, c)`` as ``add(x, -c)``, for a number ``c``."""
+    node = match.anchor
+    data, number = _arguments(node)[:2]
+    _write_as(node, "add.Tensor", data, -number)
+
+
+def as_product_with_sigmoid(model: GraphModule, match: Match) -> None:
+    """Write ``silu(x)`` as ``mul(x, sigmoid(x))``."""
+    node = match.anchor
+    data = _arguments(node)[0]
+    _write_as(node, "mul.Tensor", data, _call_before(model, node, "sigmoid.default", data))
+
+
+def as_global_average(model: GraphModule, match: Match) -> None:
+    """Write ``mean(x, [2, 3])`` as ``adaptive_avg_pool2d(x, 1)``, or as ``reshape`` of that."""
+    node = match.anchor
+    data, sizes = _arguments(node)[0], _new_shape(node)
+    if len(sizes) == 4:
+        _write_as(node, "adaptive_avg_pool2d.default", data, [1, 1])
+    else:
+        pooled = _call_before(model, node, "adaptive_avg_pool2d.default", data, [1, 1])
+        _write_as(node, "reshape.default", pooled, sizes)
+
+
 def as_mean_of_image(model: GraphModule, match: Match) -> None:
     """Write ``mean(x, [2, 3])`` as ``reshape(mean(x, [2, 3], keepdim=True))``."""
     node = match.anchor

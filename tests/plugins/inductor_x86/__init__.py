@@ -1,1 +1,0 @@
-"""Tests of the plugin for Inductor on x86."""
