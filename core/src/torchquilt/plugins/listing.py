@@ -36,6 +36,7 @@ KNOWN = (
     KnownPlugin("executorch", "torchquilt-executorch", "programs for the runtime of ExecuTorch", "target"),
     KnownPlugin("executorch_embedding", "torchquilt-executorch-embedding", "8-bit embedding tables"),
     KnownPlugin("onnxruntime", "torchquilt-onnxruntime", "programs for ONNX Runtime", "target"),
+    KnownPlugin("openvino", "torchquilt-openvino", "8-bit models on CPUs, and OpenVINO's runtime", "target"),
     KnownPlugin("xnnpack", "torchquilt-xnnpack", "8-bit convolutional and linear models on CPUs"),
 )
 

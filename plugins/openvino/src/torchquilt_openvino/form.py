@@ -1,0 +1,210 @@
+"""The form of a quantized program that OpenVINO computes in integers.
+
+OpenVINO knows integers by a FakeQuantize in front of an operator, and by constants that are converted,
+subtracted from and multiplied. What changes nothing is in its way, and costs a kernel of its own:
+
+- A quantize of values that are steps of its own scale already (behind a reshape, say) is dropped, with its
+  dequantize.
+- A weight that is quantized when the model runs is stored quantized.
+- A quantize whose integers are read by more than dequantizes (a program that returns integers) is written as
+  what it computes. So are those that OpenVINO refuses.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchquilt.backend import (
+    OPERATORS,
+    QDQ,
+    arguments_of,
+    copied_graph,
+    dequantize_of,
+    erase_unused,
+    is_conversion,
+    is_dequantize,
+    is_quantize,
+    overload_name,
+    quantize_of,
+    with_graph,
+)
+from torchquilt.backend import operators as ops
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram, ExportGraphSignature
+    from torch.fx import Graph, GraphModule, Node
+
+#: Operators whose result holds elements of their input, and maybe zeros, which every scale has.
+_KEEPING = frozenset(
+    {
+        *(overload for op in OPERATORS if op.moves_data for overload in op.overloads),
+        *ops.RELU.overloads,
+        "aten.split.Tensor",
+        "aten.split_with_sizes.default",
+        "aten.chunk.default",
+        "aten.unbind.int",
+        "aten.upsample_nearest1d.vec",
+        "aten.upsample_nearest2d.vec",
+        "aten.upsample_nearest3d.vec",
+        "aten.index.Tensor",
+        "aten.amax.default",
+        "aten.amin.default",
+    }
+)
+
+
+def integer_form(program: ExportedProgram, in_floats: Collection[str] = ()) -> ExportedProgram:
+    """The program without conversions that change nothing.
+
+    Args:
+        program: it is not changed.
+        in_floats: names of quantizes that are written in operators of floats.
+    """
+    graph, copies = copied_graph(program.graph)
+    signature = copy.deepcopy(program.graph_signature)
+    for node in [*program.graph.nodes]:
+        quantize = copies.get(node)
+        told = None if quantize is None else quantize_of(quantize)
+        if quantize is None or told is None or not told.has_one_scale:
+            continue
+        if not all(map(is_dequantize, quantize.users)):
+            _replace(quantize, _written_out(graph, quantize, told), signature)
+        elif _has_steps_of(told.input, told.parameters):
+            _replace_readers(quantize, told.input, signature)
+        elif node.name in in_floats:
+            _replace_readers(quantize, _written_in_floats(graph, quantize, told), signature)
+    return with_graph(program, graph, signature)
+
+
+def _has_steps_of(node: Node, parameters: tuple[Any, ...]) -> bool:
+    """Whether each element of a tensor is a step of a scale, within its range."""
+    told = dequantize_of(node)
+    if told is not None:
+        return told.has_one_scale and told.parameters == parameters
+    if node.target is operator.getitem:
+        return _has_steps_of(node.all_input_nodes[0], parameters)
+    if overload_name(node) not in _KEEPING or not _adds_zeros_at_most(node):
+        return False
+    read = [one for one in node.all_input_nodes if _is_float(one)]
+    return bool(read) and all(_has_steps_of(one, parameters) for one in read)
+
+
+def _adds_zeros_at_most(node: Node) -> bool:
+    return overload_name(node) not in ops.PAD.overloads or _pads_with_zeros(node)
+
+
+def _pads_with_zeros(node: Node) -> bool:
+    arguments = arguments_of(node)
+    return arguments.get("mode", "constant") != "constant" or not arguments.get("value")
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return any(isinstance(one, torch.Tensor) and one.is_floating_point() for one in values)
+
+
+def _replace_readers(quantize: Node, value: Node, signature: ExportGraphSignature) -> None:
+    """Let who reads a dequantize of a quantize, or returns it, have a value instead."""
+    for dequantize in [*quantize.users]:
+        _replace(dequantize, value, signature)
+    erase_unused(quantize)
+
+
+def _replace(node: Node, value: Node, signature: ExportGraphSignature) -> None:
+    """Let who reads a node, or returns it, have a value instead."""
+    for spec in signature.output_specs:
+        argument: Any = spec.arg
+        if argument.name == node.name:
+            argument.name = value.name
+    node.replace_all_uses_with(value)
+    node.graph.erase_node(node)
+
+
+def _written_in_floats(graph: Graph, quantize: Node, told: QDQ) -> Node:
+    """What a quantize and a dequantize compute, in operators of floats."""
+    low, high = told.quant_min - told.zero_point, told.quant_max - told.zero_point
+    return _called(graph, quantize, told, ("mul", 1 / told.scale), ("round",), ("clamp", low, high),
+                   ("mul", told.scale))  # fmt: skip
+
+
+def _written_out(graph: Graph, quantize: Node, told: QDQ) -> Node:
+    """What a quantize computes, in operators of floats, as integers."""
+    return _called(graph, quantize, told, ("mul", 1 / told.scale), ("round",), ("add", told.zero_point),
+                   ("clamp", told.quant_min, told.quant_max), ("to", told.dtype))  # fmt: skip
+
+
+def _called(graph: Graph, quantize: Node, told: QDQ, *calls: tuple[Any, ...]) -> Node:
+    """Operators that are called one behind the other, in front of a quantize and in its service."""
+    aten = torch.ops.aten
+    targets = {
+        "mul": aten.mul.Tensor,
+        "add": aten.add.Tensor,
+        "round": aten.round.default,
+        "clamp": aten.clamp.default,
+        "to": aten._to_copy.default,
+    }
+    value = told.input
+    with graph.inserting_before(quantize):
+        for name, *arguments in calls:
+            given: dict[str, Any] = {"dtype": arguments.pop()} if name == "to" else {}
+            value = graph.call_function(targets[name], (value, *arguments), given)
+            value.meta = {**quantize.meta, "val": told.input.meta["val"]}
+    value.meta["val"] = quantize.meta["val"] if calls[-1][0] == "to" else told.input.meta["val"]
+    return value
+
+
+# --- The module that is converted ---------------------------------------------------------------------------
+
+
+def prepare_module(model: GraphModule) -> None:
+    """Store weights quantized; changes the module."""
+    for node in [*model.graph.nodes]:
+        if is_quantize(node) and _is_stored(node):
+            _store_quantized(model, node)
+    model.graph.eliminate_dead_code()
+
+
+def _is_stored(node: Node) -> bool:
+    return all(one.op == "get_attr" for one in node.all_input_nodes)
+
+
+def _store_quantized(model: GraphModule, quantize: Node) -> None:
+    """Read the integers of a stored tensor instead of quantizing it."""
+    values = {node: _attribute(model, str(node.target)) for node in quantize.all_input_nodes}
+
+    def known(value: Any) -> Any:
+        return values.get(value, value) if isinstance(value, torch.fx.Node) else value
+
+    target: Any = quantize.target
+    with torch.no_grad():
+        integers = target(
+            *map(known, quantize.args), **{key: known(one) for key, one in quantize.kwargs.items()}
+        )
+    name = f"{quantize.name}_stored"
+    model.register_buffer(name, integers)
+    with quantize.graph.inserting_before(quantize):
+        read = quantize.graph.get_attr(name)
+    read.meta = dict(quantize.meta)
+    quantize.replace_all_uses_with(read)
+    quantize.graph.erase_node(quantize)
+
+
+def _attribute(model: GraphModule, path: str) -> Any:
+    value: Any = model
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def quantizes_of(program: ExportedProgram) -> Iterator[Node]:
+    """The quantizes of a program whose scale is known, in order."""
+    for node in program.graph.nodes:
+        told = quantize_of(node)
+        if told is not None and told.has_one_scale and not is_conversion(told.input):
+            yield node

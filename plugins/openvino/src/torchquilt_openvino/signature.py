@@ -1,0 +1,88 @@
+"""Inputs and outputs of a program: what OpenVINO can take, and what the file says of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+
+from torchquilt import LoweringError
+from torchquilt.backend import pytree
+from torchquilt_openvino.conversion import tensor_facts
+from torchquilt_openvino.stored import Facts, Tensor
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+_WRITES = (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION)
+
+
+def check_is_taken(program: ExportedProgram) -> None:
+    """Refuse a program that OpenVINO would compute something else for.
+
+    Raises:
+        LoweringError: it keeps state, or takes a number that changes from call to call.
+    """
+    written = [spec.target for spec in program.graph_signature.output_specs if spec.kind in _WRITES]
+    if written:
+        raise LoweringError(
+            "The model changes tensors that it keeps, which a program of OpenVINO cannot.",
+            expected="a model without state",
+            got=f"it writes to {', '.join(map(str, written))}",
+            remedy="take the state as an input and return it, or lower to executorch",
+        )
+    for node in _inputs(program):
+        value = node.meta.get("val")
+        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            raise LoweringError(
+                f"The input {node.name!r} is a number that changes from call to call, which a program of "
+                "OpenVINO cannot take.",
+                node=node.name,
+                expected="inputs that are tensors, or constants",
+                got=f"{type(value).__name__} {value}",
+                remedy="pass it as a tensor of one element, or export the model with a fixed number",
+            )
+
+
+def facts_of(program: ExportedProgram) -> Facts:
+    """The facts that the file states about a program."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    inputs = [
+        _fact(spec.arg, nodes, program)
+        for spec in program.graph_signature.input_specs
+        if spec.kind is InputKind.USER_INPUT
+    ]
+    outputs = [
+        _fact(spec.arg, nodes, program)
+        for spec in program.graph_signature.output_specs
+        if spec.kind is OutputKind.USER_OUTPUT
+    ]
+    called = program.call_spec
+    structure = tuple(pytree.treespec_dumps(one) for one in (called.in_spec, called.out_spec))
+    return Facts(tuple(inputs), tuple(outputs), (structure[0], structure[1]))
+
+
+def _fact(argument: Any, nodes: dict[str, Node], program: ExportedProgram) -> Tensor:
+    value = argument.value if isinstance(argument, ConstantArgument) else nodes[argument.name].meta["val"]
+    if isinstance(value, torch.Tensor):
+        return tensor_facts(value, program)
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        raise LoweringError(
+            f"The output {argument.name!r} is a number that changes from call to call, which a program of "
+            "OpenVINO cannot return.",
+            node=argument.name,
+            expected="outputs that are tensors, or constants",
+            got=f"{type(value).__name__} {value}",
+            remedy="return it as a tensor of one element",
+        )
+    is_number = isinstance(value, (bool, int, float))
+    dtype = type(value).__name__ if is_number else ""
+    return Tensor(dtype, is_constant=True, constant=value if is_number else None)
+
+
+def _inputs(program: ExportedProgram) -> list[Node]:
+    specs = program.graph_signature.input_specs
+    names = {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}
+    return [node for node in program.graph.find_nodes(op="placeholder") if node.name in names]

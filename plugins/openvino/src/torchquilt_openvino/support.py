@@ -1,0 +1,151 @@
+"""Support table of OpenVINO's CPU plugin: the one table that is both queried and annotated from.
+
+Each row was compiled and run: the rows are what the compiled graph computes in integers. Importing this
+module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from torchquilt import AllowedSpec, Constraint, OperatorPattern, Refusal, Sharing, SupportRow, SupportTable
+from torchquilt.backend import Match, Rewrite, argument
+from torchquilt.backend import constraints as when
+from torchquilt.backend import operators as ops
+from torchquilt.backend import rewrites as write
+
+_TARGETS = ("openvino",)
+
+_ACTIVATION = AllowedSpec("uint8", 0, 255, ("per_tensor",))
+# The kernel of a transposed convolution adds no zero points: 128 of uint8 is 0 of int8.
+_SYMMETRIC = AllowedSpec("uint8", 0, 255, ("per_tensor",), symmetric=True, exact_range=True)
+_WEIGHT = AllowedSpec("int8", -128, 127, ("per_tensor", "per_axis"), symmetric=True, ch_axis=0)
+_STATIC = {"input_activation": (_ACTIVATION,), "output_activation": (_ACTIVATION,)}
+
+
+def _row(
+    *operators: ops.Operator,
+    specs: Mapping[str, tuple[AllowedSpec, ...]] = _STATIC,
+    sharing: Sharing = Sharing.NONE,
+    constraints: tuple[Constraint, ...] = (),
+    suffix: str = "",
+    channel_axis: int = 0,
+    rewrite: tuple[Rewrite, ...] = (),
+) -> SupportRow:
+    pattern = OperatorPattern.of(*operators, anchor_index=0)
+    return SupportRow(
+        attrs.evolve(pattern, name=pattern.name + suffix),
+        specs,
+        sharing=sharing,
+        constraints=(when.FLOAT32, when.DIMENSIONS, *constraints),
+        targets=_TARGETS,
+        channel_axis=channel_axis,
+        profitable_alone="weight" in specs,
+        rewrite=rewrite,
+    )
+
+
+# Activations that are computed in the kernel of the operator before them.
+_FUSED: tuple[tuple[ops.Operator, ...], ...] = (
+    *(
+        (one,)
+        for one in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP, ops.LEAKY_RELU, ops.SIGMOID, ops.SILU)
+    ),
+    (),
+)
+
+
+def _weighted(
+    operator: ops.Operator,
+    *only: Constraint,
+    channel_axis: int = 0,
+    read: AllowedSpec = _ACTIVATION,
+    rewrite: tuple[Rewrite, ...] = (),
+) -> tuple[SupportRow, ...]:
+    """Rows of an operator with a weight, one for each activation behind it."""
+    return tuple(
+        _row(
+            operator,
+            *after,
+            specs={**_STATIC, "input_activation": (read,), "weight": (_WEIGHT,)},
+            channel_axis=channel_axis,
+            constraints=(when.CONSTANT_WEIGHT, *only),
+            rewrite=rewrite,
+        )
+        for after in _FUSED
+    )
+
+
+_VOLUME = when.input_rank(5)
+#: The kernel of integers moves on by so many pixels at most.
+_LARGEST_STRIDE = 3
+
+
+def _has_small_stride(match: Match) -> bool:
+    stride = argument(match, 3, "stride", 1)
+    return all(one <= _LARGEST_STRIDE for one in (stride if isinstance(stride, (list, tuple)) else [stride]))
+
+
+SMALL_STRIDE = Constraint("stride", f"the stride is at most {_LARGEST_STRIDE}", _has_small_stride)
+_WEIGHTED = (
+    *_weighted(ops.LINEAR, when.MATRIX, when.BIAS_OF_CHANNELS),
+    *_weighted(ops.ADDMM, when.UNSCALED, when.BIAS_OF_CHANNELS, channel_axis=1, rewrite=(write.as_linear,)),
+    *_weighted(ops.MATMUL, when.MATRIX, channel_axis=1, rewrite=(write.as_linear,)),
+    *_weighted(ops.CONV1D, when.SIGNAL),
+    *_weighted(ops.CONV2D, when.IMAGE),
+    *_weighted(ops.CONV3D, _VOLUME),
+    *_weighted(
+        ops.CONV_TRANSPOSE1D, when.SIGNAL, when.ONE_GROUP, SMALL_STRIDE, channel_axis=1, read=_SYMMETRIC
+    ),
+    *_weighted(
+        ops.CONV_TRANSPOSE2D, when.IMAGE, when.ONE_GROUP, SMALL_STRIDE, channel_axis=1, read=_SYMMETRIC
+    ),
+)
+
+_WEIGHTS_ALONE = (
+    _row(ops.LINEAR, specs={"weight": (_WEIGHT,)}, constraints=(when.CONSTANT_WEIGHT, when.MATRIX)),
+)
+
+_SAFE = (when.NOT_A_MASK, when.NO_NORMALIZATION)
+_ELEMENTWISE = (
+    _row(ops.ADD, ops.RELU, constraints=(when.NO_ALPHA, *_SAFE)),
+    _row(ops.ADD, constraints=(when.NO_ALPHA, *_SAFE)),
+    _row(ops.SUB, constraints=(when.NO_ALPHA, *_SAFE)),
+)
+
+_OTHERS = (
+    _row(ops.CAT, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE,)),
+    _row(ops.ADAPTIVE_AVG_POOL2D, constraints=(when.IMAGE, when.POOLS_TO_ONE_PIXEL)),
+    _row(ops.AVG_POOL2D, constraints=(when.IMAGE,)),
+    _row(ops.MEAN, constraints=(when.IMAGE, when.MEAN_OVER_IMAGE)),
+    _row(ops.MAX_POOL2D, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.IMAGE,)),
+)
+
+
+def _follows(operator: ops.Operator, *constraints: Constraint) -> SupportRow:
+    """A data-movement operator: it keeps the parameters of its input."""
+    return _row(operator, sharing=Sharing.FOLLOWS_INPUT, constraints=constraints)
+
+
+_FOLLOWING = (
+    *map(
+        _follows,
+        (ops.PERMUTE, ops.TRANSPOSE, ops.T, ops.SWAPAXES, ops.MOVEDIM, ops.MATRIX_TRANSPOSE, ops.DROPOUT,
+         ops.CONTIGUOUS, ops.DETACH, ops.SLICE, ops.NARROW, ops.SELECT, ops.VIEW, ops.RESHAPE, ops.VIEW_AS,
+         ops.FLATTEN, ops.UNFLATTEN, ops.SQUEEZE, ops.UNSQUEEZE, ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE,
+         ops.CHANNEL_SHUFFLE, ops.FLIP),
+    ),
+    _follows(ops.PAD, when.ZEROS),
+)  # fmt: skip
+
+_REFUSALS = (
+    Refusal(ops.MUL, "the kernel of a product of two tensors computes in float"),
+    Refusal(ops.DIV, "the kernel of a quotient computes in float"),
+    *(Refusal(op, "the kernel computes in float") for op in (ops.ROLL, ops.REPEAT, ops.SOFTMAX)),
+)
+
+SUPPORT = SupportTable(
+    "openvino", (*_WEIGHTED, *_WEIGHTS_ALONE, *_ELEMENTWISE, *_OTHERS, *_FOLLOWING), _REFUSALS
+)
