@@ -19,17 +19,15 @@ import numpy as np
 import torch
 
 from torchquilt import LoweringError
-from torchquilt.backend import Origins, bound_sympy, node_in_words, pytree, with_graph
+from torchquilt.backend import Origins, node_in_words, pytree, with_graph
 from torchquilt_openvino.form import integer_form, prepare_module
 from torchquilt_openvino.loading import openvino
-from torchquilt_openvino.stored import Tensor
+from torchquilt_openvino.signature import LARGEST, check_has_no_state, tensor_facts
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
-#: No dimension is larger.
-_LARGEST = 2**31 - 1
 _MOST_NAMED = 3
 _REMEDY = "write the model without the operator, or leave it out of what is quantized"
 
@@ -68,7 +66,7 @@ def converted(program: ExportedProgram, in_floats: Collection[str] = ()) -> Conv
     found = {name: origins.of(node) or name for name, node in nodes.items()}
     try:
         model = _translated(module)
-    except RuntimeError as error:
+    except Exception as error:  # OpenVINO has exceptions of its own for it
         raise _refusal(error, program, nodes, found) from error
     _name(model, nodes)
     _bound(model, module, program)
@@ -85,6 +83,7 @@ def _module_of(program: ExportedProgram) -> GraphModule:
         if operator in table:
             table.pop(operator)
     decomposed = with_graph(program, program.graph).run_decompositions(table)
+    check_has_no_state(decomposed)
     module: Any = decomposed.module(check_guards=False)
     return module  # type: ignore[no-any-return]
 
@@ -99,7 +98,7 @@ def _keep_tensors(module: GraphModule) -> None:
             graph.erase_node(node)
     output = graph.output_node()
     values, _ = pytree.tree_flatten(output.args)
-    output.args = (tuple(one if isinstance(one, torch.fx.Node) else None for one in values),)
+    output.args = (tuple(dict.fromkeys(one for one in values if isinstance(one, torch.fx.Node))),)
 
 
 def _translated(module: GraphModule) -> Any:
@@ -227,7 +226,7 @@ def _bound(model: Any, module: GraphModule, program: ExportedProgram) -> None:
         if told.low != told.high:
             shapes[parameter] = ov.PartialShape(
                 [
-                    ov.Dimension(low, high if high < _LARGEST else -1) if low < high else ov.Dimension(low)
+                    ov.Dimension(low, high if high < LARGEST else -1) if low < high else ov.Dimension(low)
                     for low, high in zip(told.low, told.high, strict=True)
                 ]
             )
@@ -235,43 +234,26 @@ def _bound(model: Any, module: GraphModule, program: ExportedProgram) -> None:
         model.reshape(shapes)
 
 
-def tensor_facts(value: Any, program: ExportedProgram) -> Tensor:
-    """The dtype of an input or output, and the sizes that its dimensions take."""
-    low, high = [], []
-    for size in value.shape:
-        if isinstance(size, int):
-            low.append(size)
-            high.append(size)
-        else:
-            found = bound_sympy(size.node.expr, program.range_constraints)
-            low.append(int(found.lower))
-            high.append(int(min(found.upper, _LARGEST)))
-    return Tensor(str(value.dtype).removeprefix("torch."), low, high)
-
-
 # --- Errors -------------------------------------------------------------------------------------------------
 
 
 def _refusal(
-    error: RuntimeError, program: ExportedProgram, nodes: Mapping[str, Node], origins: Mapping[str, str]
+    error: Exception, program: ExportedProgram, nodes: Mapping[str, Node], origins: Mapping[str, str]
 ) -> LoweringError:
     """The error for operators that OpenVINO does not translate, with the operators of the model."""
-    text = str(error)
-    refused = set(re.findall(r"^-- (\S+) with a message|[Cc]onversion is failed for: (.*)$", text, re.M))
-    names = {name.strip() for pair in refused for part in pair for name in part.split(",") if name.strip()}
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    summary = [line for line in lines if re.match("-- .*(No conversion rule|Conversion is failed)", line)]
+    names = {name for line in summary for name in re.findall(r"[\w.]+\.\w+\.\w+", line)}
     before = {node.name: node for node in program.graph.nodes}
     found = dict.fromkeys(
         node_in_words(before[origins[name]])
         for name, node in nodes.items()
         if str(node.target) in names and origins[name] in before
     )
-    said = [
-        line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Check 'false'")
-    ]
     return LoweringError(
         "OpenVINO has no translation of an operator.",
         node="; ".join([*list(found)[:_MOST_NAMED], *(["…"] if len(found) > _MOST_NAMED else [])]) or None,
         expected="operators that OpenVINO's frontend for PyTorch translates",
-        got="; ".join(said[-4:]),
+        got="; ".join(summary or lines[-3:]),
         remedy=_REMEDY,
     )

@@ -40,6 +40,9 @@ _COMPUTING = frozenset(
     {"Subgraph", "Eltwise", "FakeQuantize", "Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 )
 _MOVING = frozenset(overload for one in OPERATORS if one.moves_data for overload in one.overloads)
+#: Types of the graph that multiply with weights. Of a weight that is stored as integers, and floats, the graph
+#: has the precision of the weight; the name of the kernel ends in what is multiplied.
+_MULTIPLYING = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 #: Elementwise operators compute with integers in registers of floats, whatever a kernel reads.
 _ELEMENTWISE = frozenset((*ops.ADD.overloads, *ops.SUB.overloads, *ops.RELU.overloads))
 #: Between the names of operators that one kernel computes, and in them behind the node of the program.
@@ -72,6 +75,11 @@ class Executed:
     def nodes(self) -> tuple[str, ...]:
         """Names of the program's nodes that its operators are made of, each once."""
         return tuple(dict.fromkeys(name.partition(_BEHIND_NODE)[0] for name in self.operators))
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether the name of the kernel says so."""
+        return self.implementation.lower().endswith(("_i8", "_u8"))
 
 
 def executed_by(compiled: Any) -> tuple[Executed, ...]:
@@ -191,13 +199,14 @@ def _arithmetic(kernel: Executed, node: Node, elsewhere: Container[str]) -> tupl
         node: the operator.
         elsewhere: the nodes that other kernels compute.
     """
-    runs = f"the kernel {kernel.kind} ({kernel.implementation or 'no name'}) reads {kernel.reads}"
-    if kernel.reads in _INTEGERS:
+    named = f"the kernel {kernel.kind} ({kernel.implementation})"
+    runs = f"{named} reads {kernel.reads}"
+    if kernel.reads in _INTEGERS and (kernel.kind not in _MULTIPLYING or kernel.multiplies_integers):
         return "integer", runs
     if not _has_floats([node, *node.all_input_nodes]):
         return "integer", f"{runs}, and the operator has no floats"
     if kernel.weight in _INTEGERS and any(map(_is_quantized_weight, node.all_input_nodes)):
-        return "integer", f"{runs}, and multiplies it with a weight that is stored as {kernel.weight}"
+        return "integer", f"{named} multiplies floats with a weight that is stored as {kernel.weight}"
     if _quantizes_what_it_reads(kernel, node, elsewhere):
         return "integer", f"{runs}, and quantizes it before it computes"
     return "float", runs

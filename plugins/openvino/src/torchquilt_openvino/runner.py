@@ -121,9 +121,8 @@ class OpenVINORunner:
             request.infer()
         except RuntimeError as error:
             raise _failed("The program failed in OpenVINO.", error) from error
-        tensors = (request.get_output_tensor(number) for number in range(len(request.model_outputs)))
         return [
-            told.constant if told.is_constant else _as_torch(next(tensors), told)
+            told.constant if told.is_constant else _as_torch(request.get_output_tensor(told.number), told)
             for told in self._facts.outputs
         ]
 

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from torchquilt import LoweringError
-from torchquilt.backend import pytree
-from torchquilt_openvino.conversion import tensor_facts
+from torchquilt.backend import bound_sympy, pytree
 from torchquilt_openvino.stored import Facts, Tensor
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+#: No dimension is larger.
+LARGEST = 2**31 - 1
 _WRITES = (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION)
 
 
-def check_is_taken(program: ExportedProgram) -> None:
-    """Refuse a program that OpenVINO would compute something else for.
+def check_has_no_state(program: ExportedProgram) -> None:
+    """Refuse a program that changes tensors, which OpenVINO would forget.
+
+    Args:
+        program: decomposed, so that its signature says what it writes to.
 
     Raises:
-        LoweringError: it keeps state, or takes a number that changes from call to call.
+        LoweringError: it does.
     """
     written = [spec.target for spec in program.graph_signature.output_specs if spec.kind in _WRITES]
     if written:
@@ -33,6 +38,14 @@ def check_is_taken(program: ExportedProgram) -> None:
             got=f"it writes to {', '.join(map(str, written))}",
             remedy="take the state as an input and return it, or lower to executorch",
         )
+
+
+def check_is_taken(program: ExportedProgram) -> None:
+    """Refuse inputs that OpenVINO cannot take.
+
+    Raises:
+        LoweringError: one is a number that changes from call to call.
+    """
     for node in _inputs(program):
         value = node.meta.get("val")
         if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
@@ -54,11 +67,13 @@ def facts_of(program: ExportedProgram) -> Facts:
         for spec in program.graph_signature.input_specs
         if spec.kind is InputKind.USER_INPUT
     ]
-    outputs = [
-        _fact(spec.arg, nodes, program)
-        for spec in program.graph_signature.output_specs
-        if spec.kind is OutputKind.USER_OUTPUT
-    ]
+    outputs: list[Tensor] = []
+    numbers: dict[str, int] = {}  # OpenVINO returns a tensor once
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is OutputKind.USER_OUTPUT:
+            fact = _fact(spec.arg, nodes, program)
+            number = 0 if fact.is_constant else numbers.setdefault(spec.arg.name, len(numbers))
+            outputs.append(attrs.evolve(fact, number=number))
     called = program.call_spec
     structure = tuple(pytree.treespec_dumps(one) for one in (called.in_spec, called.out_spec))
     return Facts(tuple(inputs), tuple(outputs), (structure[0], structure[1]))
@@ -86,3 +101,17 @@ def _inputs(program: ExportedProgram) -> list[Node]:
     specs = program.graph_signature.input_specs
     names = {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}
     return [node for node in program.graph.find_nodes(op="placeholder") if node.name in names]
+
+
+def tensor_facts(value: Any, program: ExportedProgram) -> Tensor:
+    """The dtype of an input or output, and the sizes that its dimensions take."""
+    low, high = [], []
+    for size in value.shape:
+        if isinstance(size, int):
+            low.append(size)
+            high.append(size)
+        else:
+            found = bound_sympy(size.node.expr, program.range_constraints)
+            low.append(int(found.lower))
+            high.append(int(min(found.upper, LARGEST)))
+    return Tensor(str(value.dtype).removeprefix("torch."), low, high)

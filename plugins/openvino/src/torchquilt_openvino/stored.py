@@ -128,6 +128,7 @@ class Tensor:
         low, high: the smallest and the largest size of each dimension.
         is_constant: whether it is no tensor and has one value.
         constant: that value.
+        number: of an output, which output of OpenVINO's model it is; two may be one.
     """
 
     dtype: str
@@ -135,6 +136,7 @@ class Tensor:
     high: tuple[int, ...] = attrs.field(default=(), converter=_sizes)
     is_constant: bool = False
     constant: Any = None
+    number: int = 0
 
 
 @attrs.frozen
