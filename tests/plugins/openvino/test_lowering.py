@@ -13,6 +13,8 @@ import torchquilt as tq
 from plugins.openvino.models import Calling, images, program, quantized, statuses
 from torchquilt.testing.operators import uniform
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def lowered() -> tq.LoweredProgram:

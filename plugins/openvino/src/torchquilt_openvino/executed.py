@@ -1,4 +1,4 @@
-"""What OpenVINO runs of a model: the kernels of the compiled graph, joined with the operators of the program.
+"""Kernels that OpenVINO runs of a model: those of the compiled graph, joined with the operators of the program.
 
 The graph says of each kernel in which integers or floats it reads its data (``runtimePrecision``), and which
 operators of the model it computes (``originalLayersNames``). That is what the ledger says.
@@ -40,8 +40,8 @@ _COMPUTING = frozenset(
     {"Subgraph", "Eltwise", "FakeQuantize", "Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 )
 _MOVING = frozenset(overload for one in OPERATORS if one.moves_data for overload in one.overloads)
-#: Types of the graph that multiply with weights. Of a weight that is stored as integers, and floats, the graph
-#: has the precision of the weight; the name of the kernel ends in what is multiplied.
+#: Types of the graph that multiply with weights. Where floats are multiplied with a weight that is stored as
+#: integers, the graph has the precision of the weight; the name of the kernel ends in what is multiplied.
 _MULTIPLYING = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 #: Elementwise operators compute with integers in registers of floats, whatever a kernel reads.
 _ELEMENTWISE = frozenset((*ops.ADD.overloads, *ops.SUB.overloads, *ops.RELU.overloads))
@@ -147,7 +147,7 @@ class Execution:
                     self._of_origin[converted.origins[name]].append((kernel, node))
 
     def operations(self) -> tuple[Operation, ...]:
-        """What each operator of the program that is no conversion computes in."""
+        """Each operator of the program that is no conversion, with what it computes in."""
         return tuple(
             self._operation(name, number, *pair)
             for name in self._before
@@ -192,7 +192,7 @@ class Execution:
 
 
 def _arithmetic(kernel: Executed, node: Node, elsewhere: Container[str]) -> tuple[Arithmetic, str]:
-    """In what a kernel computes an operator, and the sentence that says how that is known.
+    """The arithmetic in which a kernel computes an operator, and the sentence that says how that is known.
 
     Args:
         kernel: it.

@@ -127,14 +127,14 @@ def _replace(node: Node, value: Node, signature: ExportGraphSignature) -> None:
 
 
 def _written_in_floats(graph: Graph, quantize: Node, told: QDQ) -> Node:
-    """What a quantize and a dequantize compute, in operators of floats."""
+    """A quantize and a dequantize in operators of floats that compute the same."""
     low, high = told.quant_min - told.zero_point, told.quant_max - told.zero_point
     return _called(graph, quantize, told, ("mul", 1 / told.scale), ("round",), ("clamp", low, high),
                    ("mul", told.scale))  # fmt: skip
 
 
 def _written_out(graph: Graph, quantize: Node, told: QDQ) -> Node:
-    """What a quantize computes, in operators of floats, as integers."""
+    """A quantize in operators of floats that compute the same, and return integers."""
     return _called(graph, quantize, told, ("mul", 1 / told.scale), ("round",), ("add", told.zero_point),
                    ("clamp", told.quant_min, told.quant_max), ("to", told.dtype))  # fmt: skip
 

@@ -177,7 +177,7 @@ def _as_torch(tensor: Any, told: Tensor) -> torch.Tensor:
 
 
 def _steps(kernels: Sequence[Executed]) -> dict[str, str]:
-    """Name of each kernel → the step that it belongs to: what only moves data belongs to who reads it."""
+    """Name of each kernel → the step that it belongs to. A reorder belongs to the kernel that reads it."""
     readers: dict[str, str] = {}
     for kernel in kernels:
         for name in kernel.inputs:
