@@ -1,4 +1,4 @@
-"""Kernels that OpenVINO runs of a model: those of the compiled graph, joined with the operators of the program.
+"""Kernels that OpenVINO runs: those of the compiled graph, joined with the operators of the program.
 
 The graph says of each kernel in which integers or floats it reads its data (``runtimePrecision``), and which
 operators of the model it computes (``originalLayersNames``). That is what the ledger says.
