@@ -25,6 +25,8 @@ SOURCE = "torchquilt.source"
 KIND = "torchquilt.kind"
 #: Key of a node's metadata: the overload that it was written for.
 OVERLOAD = "torchquilt.op"
+#: Key of a node's metadata: operators whose effect it has, too, ``node overload`` in each line.
+ALSO = "torchquilt.also"
 _NAME = re.compile(r"%(\w+) : ")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,3 +65,35 @@ def erase(node: ir.Node) -> None:
 def readers(value: ir.Value) -> list[ir.Node]:
     """The nodes that read a value."""
     return list(dict.fromkeys(use.node for use in value.uses()))
+
+
+def insert(
+    before: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    *,
+    like: ir.Node,
+    outputs: int = 1,
+    attributes: Mapping[str, Any] | None = None,
+) -> ir.Node:
+    """Write a node right before another one, with the origin of a third.
+
+    Args:
+        before: the other one.
+        op_type: of the new one.
+        inputs: likewise.
+        like: where it comes from.
+        outputs: their number.
+        attributes: likewise.
+    """
+    made = ir.node(op_type, inputs, attributes, num_outputs=outputs, metadata_props=dict(like.metadata_props))
+    if "node" in like.meta:
+        made.meta["node"] = like.meta["node"]
+    assert before.graph is not None
+    before.graph.insert_before(before, made)
+    return made
+
+
+def set_type(value: ir.Value, dtype: ir.DataType | None) -> None:
+    """Set the dtype of a value, as far as it is known."""
+    value.type = None if dtype is None else ir.TensorType(dtype)

@@ -1,38 +1,69 @@
 """The model that ONNX Runtime makes of a file: which kernel computes which operator of the exported program.
 
-The runtime writes its optimized model. A kernel there is joined with the nodes of the file by values: it
-computes what lies between the values that it reads and those that it returns, since fusions keep the names of
-these. Where a kernel returns a value that the file does not have (the runtime chose another layout), its name
-tells, which begins with that of the node that it was made of.
+The runtime writes its optimized model. A kernel there is joined with the nodes of the file in two ways:
+
+- by its name: the fusions keep that of the product or convolution in them, as it is or as a beginning;
+- by values: a kernel computes what lies between the values that it reads and those that it returns, as far as
+  no other kernel has the name of it. Fusions keep the names of values around them.
+
+A kernel that the runtime put in by itself, to change a layout, is no operator of the program. What lies
+behind it was computed by the kernel that it reads.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
 from torchquilt.backend import Arithmetic, Conversion, Operation
-from torchquilt_onnxruntime.exporting import KIND, OVERLOAD, SOURCE
-from torchquilt_onnxruntime.graphs import graphs_of
+from torchquilt_onnxruntime.exporting import ALSO, KIND, OVERLOAD, SOURCE
 from torchquilt_onnxruntime.packages import required
 from torchquilt_onnxruntime.runner import options, session
-
-if TYPE_CHECKING:
-    from onnxscript import ir
+from torchquilt_onnxruntime.stored import nodes_of, operator_name
 
 #: Operators that convert between floats and integers and compute nothing.
-CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 #: Kernels that multiply or add integers.
 _INTEGER_KERNELS = frozenset(
     {"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QAttention", "QGemm"}
 )
 #: Kernels that read integers of a weight as they are stored.
 _READS_WEIGHTS = frozenset({"MatMulNBits", "GatherBlockQuantized", "MatMulBnb4"})
+#: Kernels that lay out data; beside another kernel of the same operator they are no operators of their own.
+_LAYING_OUT = frozenset(
+    {
+        "Cast",
+        "Concat",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "ReorderInput",
+        "ReorderOutput",
+        "Reshape",
+        "Shape",
+        "Slice",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
 _NARROW = frozenset({"INT4", "UINT4", "INT8", "UINT8", "INT16", "UINT16"})
+_FLOATS = frozenset({"", "FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
+
+
+@attrs.frozen
+class _Part:
+    """An operator of the exported program: its node and its overload."""
+
+    source: str
+    overload: str
 
 
 @attrs.frozen(eq=False)
@@ -41,60 +72,53 @@ class _Node:
 
     Args:
         name: in the file.
-        source: the node of the exported program that it comes from, empty where that is not known.
+        part: the operator that it was written for.
+        also: operators whose effect it has, too.
         is_conversion: whether it was written for what quantizes or dequantizes.
-        overload: the operator that it was written for.
         reads: the names of the values that it reads.
     """
 
     name: str
-    source: str
+    part: _Part
+    also: tuple[_Part, ...]
     is_conversion: bool
-    overload: str
     reads: tuple[str, ...]
+
+    @classmethod
+    def of(cls, node: Any) -> _Node:
+        """Read a node."""
+        told = {one.key: one.value for one in node.metadata_props}
+        pairs = (pair.partition(" ") for pair in told.get(ALSO, "").split("\n") if pair)
+        return cls(
+            node.name,
+            _Part(told.get(SOURCE, ""), told.get(OVERLOAD, "")),
+            tuple(_Part(source, overload) for source, _, overload in pairs),
+            told.get(KIND) == "conversion",
+            tuple(filter(None, node.input)),
+        )
 
 
 @attrs.frozen(eq=False)
 class _File:
-    """The nodes of a file, to be found by the values that they return."""
+    """The nodes of a file, by their names and by the values that they return."""
 
     producers: Mapping[str, _Node]
     names: Mapping[str, _Node]
     dtypes: Mapping[str, str]
 
     @classmethod
-    def of(cls, model: ir.Model) -> _File:
-        """Read a model that was written."""
-        producers, names, dtypes = {}, {}, {}
-        for graph in graphs_of(model):
-            for value in (*graph.inputs, *graph.initializers.values()):
-                dtypes[str(value.name)] = value.dtype.name if value.dtype is not None else ""
-            for node in graph:
-                told = node.metadata_props
-                made = _Node(
-                    str(node.name),
-                    told.get(SOURCE, ""),
-                    told.get(KIND) == "conversion",
-                    told.get(OVERLOAD, ""),
-                    tuple(str(value.name) for value in node.inputs if value is not None),
-                )
-                names[made.name] = made
-                for value in node.outputs:
-                    producers[str(value.name)] = made
-                    dtypes[str(value.name)] = value.dtype.name if value.dtype is not None else ""
+    def of(cls, model: Any) -> _File:
+        """Read a file."""
+        onnx = required("onnx")
+        producers, names = {}, {}
+        for node in nodes_of(model.graph):
+            made = names[node.name] = _Node.of(node)
+            producers.update(dict.fromkeys(node.output, made))
+        dtypes = {one.name: onnx.TensorProto.DataType.Name(one.data_type) for one in model.graph.initializer}
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+            kind = value.type.tensor_type.elem_type
+            dtypes[value.name] = onnx.TensorProto.DataType.Name(kind) if kind else ""
         return cls(producers, names, dtypes)
-
-    def between(self, outputs: Iterable[str], known: frozenset[str]) -> Iterator[_Node]:
-        """The nodes that compute some values of others that are known."""
-        seen: set[str] = set()
-        waiting = [value for value in outputs if value in self.producers]
-        while waiting:
-            node = self.producers[waiting.pop()]
-            if node.name in seen:
-                continue
-            seen.add(node.name)
-            yield node
-            waiting += [one for one in node.reads if one not in known and one in self.producers]
 
     def named_like(self, name: str) -> _Node | None:
         """The node that a kernel was made of, by its name: that, or one that it begins with."""
@@ -104,21 +128,61 @@ class _File:
             name = name.rpartition("_")[0]
         return None
 
+    def between(self, outputs: Iterable[str], known: frozenset[str], claimed: set[str]) -> Iterator[_Node]:
+        """The nodes that compute some values of others that are known, up to those that are claimed."""
+        seen: set[str] = set()
+        waiting = [value for value in outputs if value in self.producers]
+        while waiting:
+            node = self.producers[waiting.pop()]
+            if node.name in seen or node.name in claimed:
+                continue
+            seen.add(node.name)
+            yield node
+            waiting += [one for one in node.reads if one not in known and one in self.producers]
 
-@attrs.frozen(eq=False)
+
+@attrs.define(eq=False)
 class _Kernel:
-    """A node of the optimized model, with the nodes of the file that it computes."""
+    """A node of the optimized model.
+
+    Args:
+        op: its operator, with the domain.
+        name: its name in the optimized model.
+        reads, returns: the names of values.
+        own: the node of the file that has its name.
+        nodes: the nodes of the file that it computes.
+    """
 
     op: str
     name: str
     reads: tuple[str, ...]
     returns: tuple[str, ...]
-    nodes: tuple[_Node, ...]
+    own: _Node | None
+    nodes: tuple[_Node, ...] = ()
 
     @property
     def type(self) -> str:
-        """Its type without the domain."""
+        """Its operator without the domain."""
         return self.op.rpartition("::")[2]
+
+    @property
+    def is_put_in(self) -> bool:
+        """Whether the runtime put it in to change a layout or a dtype."""
+        return self.own is None and self.type in _LAYING_OUT
+
+    @property
+    def converts(self) -> bool:
+        """Whether it is a quantize or dequantize that no kernel took, or a part of one."""
+        if self.nodes:
+            return all(node.is_conversion and not node.also for node in self.nodes)
+        return self.type in _CONVERSIONS
+
+    @property
+    def parts(self) -> tuple[_Part, ...]:
+        """The operators that it computes."""
+        own = (node.part for node in self.nodes if not node.is_conversion)
+        also = (part for node in self.nodes for part in node.also)
+        return tuple(dict.fromkeys((*own, *also)))
 
 
 @attrs.frozen(eq=False)
@@ -126,7 +190,7 @@ class Optimized:
     """A model as the runtime optimized it.
 
     Args:
-        kernels: what it runs, in order.
+        kernels: the nodes of it, in order.
         file: the nodes of the file.
     """
 
@@ -134,68 +198,96 @@ class Optimized:
     file: _File
 
     @classmethod
-    def of(cls, buffer: bytes, model: ir.Model) -> Optimized:
+    def of(cls, buffer: bytes, model: Any) -> Optimized:
         """Have the runtime optimize a file.
 
         Args:
             buffer: the file.
-            model: the same, with the origin of each node.
+            model: the same, as a message of ONNX.
 
         Raises:
             ProgramError: the runtime cannot load it.
         """
-        nodes = list(_flat(_optimized_by_runtime(buffer).graph))
         file = _File.of(model)
-        known = frozenset(output for node in nodes for output in node.output)
-        return cls([_joined(node, file, known) for node in nodes], file)
+        kernels = [
+            _Kernel(
+                operator_name(node),
+                node.name or next(iter(node.output), ""),
+                tuple(filter(None, node.input)),
+                tuple(filter(None, node.output)),
+                file.named_like(node.name),
+            )
+            for node in nodes_of(_optimized_by_runtime(buffer).graph)
+        ]
+        _join(kernels, file)
+        return cls(kernels, file)
 
     @property
     def operators(self) -> tuple[str, ...]:
         """The kernels of the runtime that it calls."""
         return tuple(dict.fromkeys(one.op for one in self.kernels))
 
-    def operations(self) -> tuple[Operation, ...]:
-        """The operators of the exported program, each with the kernel that computes it."""
-        makers: dict[str, str] = {}
-        found, done = [], set()
+    @cached_property
+    def _computing(self) -> Mapping[_Part, list[_Kernel]]:
+        """Operator → the kernels that compute it; those that lay out data where there are no others."""
+        found: dict[_Part, list[_Kernel]] = defaultdict(list)
         for kernel in self.kernels:
-            if kernel.type in CONVERSIONS:
+            for part in kernel.parts:
+                found[part].append(kernel)
+        return {
+            part: [one for one in kernels if one.type not in _LAYING_OUT] or kernels
+            for part, kernels in found.items()
+        }
+
+    def steps(self) -> Mapping[str, str]:
+        """Name of a kernel → the step that it belongs to, which is the name of a kernel that computes.
+
+        Kernels that lay out data for an operator, or that the runtime put in, belong to those beside them.
+        """
+        readers: dict[str, str] = {}
+        makers = {value: kernel.name for kernel in self.kernels for value in kernel.returns}
+        for kernel in self.kernels:
+            readers.update(dict.fromkeys(kernel.reads, kernel.name))
+        computing = {kernel.name for kernels in self._computing.values() for kernel in kernels}
+        found: dict[str, str] = {}
+        for kernel in self.kernels:
+            own = next((self._computing[part][0].name for part in kernel.parts), "")
+            behind = next((readers[one] for one in kernel.returns if readers.get(one) in computing), "")
+            before = next((makers[one] for one in kernel.reads if makers.get(one) in computing), "")
+            is_step = kernel.name in computing
+            found[kernel.name] = kernel.name if is_step else own or behind or before or kernel.name
+        return found
+
+    def operations(self) -> tuple[Operation, ...]:
+        """The operators of the exported program, each with the kernels that compute it."""
+        makers: dict[str, str] = {}
+        found = []
+        for kernel in self.kernels:
+            if kernel.converts or kernel.is_put_in:
+                source = next((makers[one] for one in kernel.reads if one in makers), None)
+                if kernel.is_put_in and source is not None:
+                    makers.update(dict.fromkeys(kernel.returns, source))
                 continue
-            computed = {node.source: node for node in kernel.nodes if not node.is_conversion}
-            own = self.file.named_like(kernel.name)
-            if own is not None and not own.is_conversion:
-                computed.setdefault(own.source, own)
             arithmetic, why = self._arithmetic(kernel)
             reads = tuple(dict.fromkeys(makers[one] for one in kernel.reads if one in makers))
-            for value in kernel.returns:
-                makers[value] = kernel.name
-            for source, node in computed.items() or [("", None)]:
-                name = kernel.name if source in ("", kernel.name) else f"{kernel.name} for {source}"
-                if source in done and source:
-                    continue
-                done.add(source)
-                overload = node.overload if node is not None else kernel.op
-                found.append(
-                    Operation(
-                        name,
-                        overload or kernel.op,
-                        source,
-                        "",
-                        arithmetic,
-                        why,
-                        reads,
-                        self._is_float(kernel),
-                    )
-                )
+            parts = [part for part in kernel.parts if kernel in self._computing[part]]
+            for part in parts or ([] if kernel.parts else [_Part("", kernel.op)]):
+                name = kernel.name if part is (parts or [part])[0] else f"{kernel.name} for {part.source}"
+                told = (arithmetic, why, reads, self._is_float(kernel.returns))
+                found.append(Operation(name, part.overload, part.source, "", *told, step=kernel.name))
+            makers.update(dict.fromkeys(kernel.returns, kernel.name))
         return tuple(found)
 
     def conversions(self) -> tuple[Conversion, ...]:
         """The quantize and dequantize operators that no kernel took."""
-        return tuple(
-            Conversion(kernel.name, kernel.op, next((node.source for node in kernel.nodes), ""))
-            for kernel in self.kernels
-            if kernel.type in CONVERSIONS
-        )
+        found: dict[str, Conversion] = {}
+        for kernel in self.kernels:
+            if kernel.converts:
+                part = kernel.nodes[-1].part if kernel.nodes else _Part("", kernel.op)
+                found.setdefault(
+                    part.source or kernel.name, Conversion(kernel.name, part.overload, part.source)
+                )
+        return tuple(found.values())
 
     def _arithmetic(self, kernel: _Kernel) -> tuple[Arithmetic, str]:
         told = f"ONNX Runtime runs {kernel.op}"
@@ -205,36 +297,43 @@ class Optimized:
             return "integer", f"{told}, which reads the integers of the weight"
         if any(self.file.dtypes.get(one) in _NARROW for one in kernel.reads):
             return "integer", f"{told} on the integers"
-        return ("float" if self._touches_float(kernel) else "integer"), told
+        return ("float" if self._is_float((*kernel.reads, *kernel.returns)) else "integer"), told
 
-    def _touches_float(self, kernel: _Kernel) -> bool:
-        dtypes = [self.file.dtypes.get(one, "FLOAT") for one in (*kernel.reads, *kernel.returns)]
-        return any(dtype in ("", "FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE") for dtype in dtypes)
-
-    def _is_float(self, kernel: _Kernel) -> bool:
-        dtypes = [self.file.dtypes.get(one, "FLOAT") for one in kernel.returns]
-        return any(dtype in ("", "FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE") for dtype in dtypes)
+    def _is_float(self, values: Iterable[str]) -> bool:
+        return any(self.file.dtypes.get(one, "") in _FLOATS for one in values)
 
 
-def _joined(node: Any, file: _File, known: frozenset[str]) -> _Kernel:
-    """A node of the optimized model with what it computes."""
-    inputs = frozenset(node.input)
-    nodes = tuple(file.between(node.output, (known | inputs) - frozenset(node.output)))
-    return _Kernel(
-        f"{node.domain or 'ai.onnx'}::{node.op_type}",
-        node.name or (node.output[0] if node.output else ""),
-        tuple(filter(None, node.input)),
-        tuple(filter(None, node.output)),
-        nodes,
-    )
+def _join(kernels: Sequence[_Kernel], file: _File) -> None:
+    """Tell each kernel the nodes of the file that it computes."""
+    known = frozenset(value for kernel in kernels for value in kernel.returns)
+    claimed = {kernel.own.name for kernel in kernels if kernel.own is not None}
+    makers: dict[str, _Kernel] = {}
+    for kernel in kernels:
+        boundary = (known | frozenset(kernel.reads)) - frozenset(kernel.returns)
+        own = () if kernel.own is None else (kernel.own,)
+        others = claimed - {node.name for node in own}
+        nodes = (*own, *file.between(kernel.returns, boundary, others))
+        source = next((makers[value] for value in kernel.reads if value in makers), None)
+        if kernel.is_put_in and source is not None:
+            source.nodes = tuple(dict.fromkeys((*source.nodes, *nodes)))
+            makers.update(dict.fromkeys(kernel.returns, source))
+        else:
+            kernel.nodes = tuple(dict.fromkeys(nodes))
+            makers.update(dict.fromkeys(kernel.returns, kernel))
+    _join_the_rest(kernels, file)
 
 
-def _flat(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _flat(attribute.g)
+def _join_the_rest(kernels: Sequence[_Kernel], file: _File) -> None:
+    """Tell kernels the nodes whose values the runtime laid out otherwise: they follow what they read."""
+    computed = {node.name: kernel for kernel in kernels for node in kernel.nodes}
+    for node in file.names.values():
+        if node.name in computed:
+            continue
+        sources = (file.producers[value].name for value in node.reads if value in file.producers)
+        kernel = next((computed[name] for name in sources if name in computed), None)
+        if kernel is not None:
+            kernel.nodes = (*kernel.nodes, node)
+            computed[node.name] = kernel
 
 
 def _optimized_by_runtime(buffer: bytes) -> Any:

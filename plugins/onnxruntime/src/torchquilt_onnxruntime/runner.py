@@ -45,7 +45,7 @@ def session(model: bytes | str, chosen: Any = None) -> Any:
 
 
 def words(error: BaseException) -> str:
-    """Message of the runtime, in one line."""
+    """An error of the runtime in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

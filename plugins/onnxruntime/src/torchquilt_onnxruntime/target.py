@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchquilt.backend import Contribution, Lowered
 from torchquilt_onnxruntime.packages import required
@@ -21,6 +21,8 @@ class ONNXRuntimeTarget:
         """Make a program; see :class:`torchquilt.backend.Target`."""
         for name in ("onnx", "onnxscript", "onnxruntime"):
             required(name)
+        from onnxscript import ir
+
         from torchquilt_onnxruntime.exporting import exported
         from torchquilt_onnxruntime.optimized import Optimized
         from torchquilt_onnxruntime.signature import signature_of, with_signature
@@ -32,8 +34,9 @@ class ONNXRuntimeTarget:
         model = exported(program)
         write(model)
         with_signature(model, signature_of(program))
-        buffer = _serialized(model)
-        optimized = Optimized.of(buffer, model)
+        message = ir.to_proto(model)
+        buffer = message.SerializeToString()
+        optimized = Optimized.of(buffer, message)
         return Lowered(
             buffer=buffer,
             operations=optimized.operations(),
@@ -49,10 +52,3 @@ class ONNXRuntimeTarget:
         from torchquilt_onnxruntime.runner import ONNXRuntimeRunner
 
         return ONNXRuntimeRunner(buffer)
-
-
-def _serialized(model: Any) -> bytes:
-    from onnxscript import ir
-
-    made: bytes = ir.to_proto(model).SerializeToString()
-    return made

@@ -14,6 +14,8 @@ import numpy as np
 from onnxscript import ir
 from onnxscript.onnx_opset import opset21
 
+from torchquilt_onnxruntime.attention import attention
+
 OPSET = 21
 # Its types speak of Python values, and a function that is traced is given values of the graph.
 op: Any = opset21
@@ -28,6 +30,7 @@ def table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     ops = torch.ops.quantized_decomposed
     return {
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
         ops.quantize_per_tensor.default: _quantize_per_tensor,
         ops.quantize_per_tensor.tensor: _quantize_per_tensor,
         ops.dequantize_per_tensor.default: _dequantize_per_tensor,
@@ -72,7 +75,7 @@ def _in_range(integers: Any, quant_min: int, quant_max: int, dtype: int) -> Any:
 
 
 def _as_float(tensor: Any) -> Any:
-    return op.Cast(tensor, to=_FLOAT)
+    return tensor if getattr(tensor, "dtype", None) is _FLOAT else op.Cast(tensor, to=_FLOAT)
 
 
 def _as_dtype(floats: Any, dtype: int | None) -> Any:
@@ -171,7 +174,7 @@ def _dequantize_per_group(
     scales, size = _as_scale(scales), _group_size(tensor, group_size)
     if _is_float(zero_points):
         rows, groups = (int(one) for one in scales.shape)
-        grouped = op.Reshape(_as_float(tensor), op.Constant(value_ints=[rows, groups, size]))
+        grouped = _as_float(op.Reshape(tensor, op.Constant(value_ints=[rows, groups, size])))
         axes = op.Constant(value_ints=[2])
         offsets = op.Unsqueeze(_as_float(zero_points), axes)
         scaled = op.Mul(op.Sub(grouped, offsets), op.Unsqueeze(scales, axes))

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnxscript import ir
 
+from torchquilt_onnxruntime.biases import quantize_biases
+from torchquilt_onnxruntime.dynamic import write_dynamic
+from torchquilt_onnxruntime.embeddings import look_up_integers
 from torchquilt_onnxruntime.exporting import KIND, SOURCE
-from torchquilt_onnxruntime.graphs import array_of, graphs_of, store
+from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, readers, store
+from torchquilt_onnxruntime.movement import move_quantizes
+from torchquilt_onnxruntime.products import store_transposed, write_gemm, write_global_pool
+from torchquilt_onnxruntime.qdq import dequantize_behind
+from torchquilt_onnxruntime.unsigned import write_unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +38,14 @@ def write(model: ir.Model) -> None:
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     fold_constants(model)
     common.RemoveUnusedNodesPass()(model)
+    look_up_integers(model)
+    store_transposed(model)
+    write_dynamic(model)
+    write_global_pool(model)
+    write_gemm(model)
+    move_quantizes(model)
+    write_unsigned(model)
+    quantize_biases(model)
     pack_four_bits(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
@@ -63,9 +78,13 @@ def fold_constants(model: ir.Model) -> None:
         for node in list(graph):
             fold = _FOLDED.get(node.op_type) if not node.domain else None
             inputs = [array_of(value) for value in node.inputs]
+            if node.op_type == "CastLike":
+                inputs = inputs[:1]
             if fold is None or any(array is None for array in inputs) or _is_output(node, model):
                 continue
             made = fold(node, inputs)
+            if made is None:
+                continue
             value = store(model.graph, str(node.outputs[0].name), *made)
             node.outputs[0].replace_all_uses_with(value)
 
@@ -74,9 +93,16 @@ def _is_output(node: ir.Node, model: ir.Model) -> bool:
     return any(value.is_graph_output() for value in node.outputs)
 
 
-def _folded_cast(node: ir.Node, inputs: list[Any]) -> tuple[Any, ...]:
+def _folded_cast(node: ir.Node, inputs: list[Any]) -> tuple[Any, ...] | None:
     dtype = ir.DataType(node.attributes["to"].as_int())
+    if dtype.itemsize > inputs[0].itemsize and inputs[0].ndim > 1:
+        return None  # of integers that are stored as such
     return (inputs[0].astype(dtype.numpy()),)
+
+
+def _folded_cast_like(node: ir.Node, inputs: list[Any]) -> tuple[Any, ...] | None:
+    like = node.inputs[1]
+    return None if like is None or like.dtype is None else (inputs[0].astype(like.dtype.numpy()),)
 
 
 def _folded_reshape(node: ir.Node, inputs: list[Any]) -> tuple[Any, ...]:
@@ -115,7 +141,8 @@ def _folded_clip(node: ir.Node, inputs: list[Any]) -> tuple[Any, ...]:
     return (np.clip(inputs[0], inputs[1], inputs[2]),)
 
 
-_FOLDED: dict[str, Callable[[ir.Node, list[Any]], tuple[Any, ...]]] = {
+_FOLDED: dict[str, Callable[[ir.Node, list[Any]], tuple[Any, ...] | None]] = {
+    "CastLike": _folded_cast_like,
     "Cast": _folded_cast,
     "Reshape": _folded_reshape,
     "Unsqueeze": _folded_unsqueeze,
@@ -126,7 +153,11 @@ _FOLDED: dict[str, Callable[[ir.Node, list[Any]], tuple[Any, ...]]] = {
 
 
 def pack_four_bits(model: ir.Model) -> None:
-    """Store integers of 4 bits as such, two in a byte."""
+    """Store integers of 4 bits as such, two in a byte.
+
+    Beside activations of integers the runtime computes with 8 bits alone. There it reads the integers
+    through a Cast, which it does once, when it loads the program.
+    """
     from torchquilt.backend import qdq_of
 
     for graph in graphs_of(model):
@@ -144,9 +175,26 @@ def pack_four_bits(model: ir.Model) -> None:
             is_narrow = told.quant_min >= low and told.quant_max <= high
             if not is_narrow or not _fits(integers, low, high) or not _fits(zero_point, low, high):
                 continue
+            if _is_beside_integers(node):
+                wide = ir.DataType(integers.dtype)
+                cast = insert(
+                    node, "Cast", [_packed(model, integers, dtype)], like=node, attributes={"to": wide}
+                )
+                cast.outputs[0].dtype, cast.outputs[0].shape = wide, integers.shape
+                node.replace_input_with(0, cast.outputs[0])
+                continue
             for position, value in ((0, integers), (2, zero_point)):
                 if value is not None:
                     node.replace_input_with(position, _packed(model, value, dtype))
+
+
+def _is_beside_integers(dequantize: ir.Node) -> bool:
+    """Whether an operator reads a weight together with activations of integers."""
+    return any(
+        value is not dequantize.outputs[0] and dequantize_behind(value) is not None
+        for reader in readers(dequantize.outputs[0])
+        for value in reader.inputs[:1]
+    )
 
 
 def _fits(value: ir.Value | None, low: int, high: int) -> bool:

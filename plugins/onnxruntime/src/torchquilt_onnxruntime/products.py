@@ -1,0 +1,145 @@
+"""Products in the form that the runtime's kernels of integers take.
+
+- A transposed weight is stored transposed, so that its DequantizeLinear is next to the product.
+- A product of more than two dimensions with a weight becomes a Gemm between two Reshapes of the integers:
+  Gemm has a kernel that adds the bias and quantizes the sums by itself.
+- The mean over an image becomes a GlobalAveragePool.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnxscript import ir
+
+from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, readers, set_type, store
+from torchquilt_onnxruntime.qdq import dequantize_behind, is_quantize, parameters_of
+
+
+def store_transposed(model: ir.Model) -> None:
+    """Store the integers of transposed weights transposed."""
+    for graph in graphs_of(model):
+        for node in list(graph):
+            dequantize = dequantize_behind(node.inputs[0]) if node.op_type == "Transpose" else None
+            if dequantize is not None and not node.outputs[0].is_graph_output():
+                _store_transposed(model, node, dequantize)
+
+
+def _store_transposed(model: ir.Model, transpose: ir.Node, dequantize: ir.Node) -> None:
+    integers, told = array_of(dequantize.inputs[0]), parameters_of(dequantize)
+    if integers is None or told is None or told.zero_point.shape != told.scale.shape:
+        return
+    perm = transpose.attributes.get_ints("perm") or list(reversed(range(integers.ndim)))
+    made = list(dequantize.inputs)
+    for position, value in enumerate(made):
+        array = array_of(value)
+        if array is not None and array.ndim == integers.ndim:  # blocks have parameters of as many dimensions
+            name = f"{value.name}_transposed"  # type: ignore[union-attr]
+            made[position] = model.graph.initializers.get(name) or store(
+                model.graph, name, np.ascontiguousarray(array.transpose(perm))
+            )
+    attributes: dict[str, Any] = {}
+    if told.axis is not None:
+        attributes["axis"] = list(perm).index(told.axis % integers.ndim)
+    if told.block_size:
+        attributes["block_size"] = told.block_size
+    one = insert(transpose, "DequantizeLinear", made, like=dequantize, attributes=attributes)
+    set_type(one.outputs[0], dequantize.outputs[0].dtype)
+    one.outputs[0].shape = transpose.outputs[0].shape
+    transpose.outputs[0].replace_all_uses_with(one.outputs[0])
+    transpose.graph.remove(transpose, safe=True)  # type: ignore[union-attr]
+
+
+def write_gemm(model: ir.Model) -> None:
+    """Write products of integers with a weight as Gemm."""
+    for graph in graphs_of(model):
+        for node in list(graph):
+            if node.op_type == "MatMul" and not node.domain:
+                _write_gemm(model, node)
+
+
+def _write_gemm(model: ir.Model, product: ir.Node) -> None:
+    data, weight = (dequantize_behind(value) for value in product.inputs)
+    told = parameters_of(data)
+    stored = None if weight is None else array_of(weight.inputs[0])
+    shape = None if data is None else data.inputs[0].shape  # type: ignore[union-attr]
+    if data is None or weight is None or told is None or not told.is_per_tensor:
+        return
+    own = parameters_of(weight)
+    if stored is None or stored.ndim != 2 or shape is None or len(shape) < 3 or own is None or own.block_size:
+        return
+    last, bias = _with_bias(product)
+    inner, outer = stored.shape
+    flat = insert(product, "Reshape", [data.inputs[0], _numbers(model, [-1, inner])], like=product)
+    flat.outputs[0].dtype, flat.outputs[0].shape = told.dtype, ir.Shape([None, inner])
+    floats = insert(product, "DequantizeLinear", [flat.outputs[0], *data.inputs[1:]], like=data)
+    floats.outputs[0].dtype, floats.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([None, inner])
+    inputs = [floats.outputs[0], product.inputs[1], *([] if bias is None else [bias])]
+    gemm = insert(last, "Gemm", inputs, like=product)
+    if last is not product:
+        gemm.metadata_props.update(last.metadata_props)
+    gemm.outputs[0].dtype, gemm.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([None, outer])
+    sizes = _sizes(model, last, data.inputs[0], shape, outer)
+    result = insert(last, "Reshape", [gemm.outputs[0], sizes], like=last)
+    result.outputs[0].dtype, result.outputs[0].shape = ir.DataType.FLOAT, last.outputs[0].shape
+    result.outputs[0].name = last.outputs[0].name
+    last.outputs[0].replace_all_uses_with(result.outputs[0], replace_graph_outputs=True)
+    for node in dict.fromkeys((last, product)):
+        node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+
+
+def _with_bias(product: ir.Node) -> tuple[ir.Node, ir.Value | None]:
+    """The last node of a product and the constant that is added to it; the product itself without one."""
+    following = readers(product.outputs[0])
+    if len(following) != 1 or following[0].op_type != "Add" or product.outputs[0].is_graph_output():
+        return product, None
+    (other,) = (value for value in following[0].inputs if value is not product.outputs[0])
+    array = array_of(other)
+    return (following[0], other) if array is not None and array.ndim == 1 else (product, None)
+
+
+def _numbers(model: ir.Model, numbers: list[int]) -> ir.Value:
+    name = "shape_" + "_".join(map(str, numbers)).replace("-", "m")
+    return model.graph.initializers.get(name) or store(model.graph, name, np.array(numbers, np.int64))
+
+
+def _sizes(model: ir.Model, before: ir.Node, value: Any, shape: ir.Shape, outer: int) -> ir.Value:
+    """The shape of a product: as that of its first operand, with another last size."""
+    known = [size if isinstance(size, int) else -1 for size in shape[:-1]]
+    if known.count(-1) <= 1 and 0 not in known:
+        return _numbers(model, [*known, outer])
+    sizes = insert(before, "Shape", [value], like=before, attributes={"start": 0, "end": -1})
+    joined = insert(
+        before, "Concat", [sizes.outputs[0], _numbers(model, [outer])], like=before, attributes={"axis": 0}
+    )
+    for node in (sizes, joined):
+        node.outputs[0].dtype = ir.DataType.INT64
+    return joined.outputs[0]
+
+
+def write_global_pool(model: ir.Model) -> None:
+    """Write means over the last two of four dimensions, of integers and to integers, as pooling."""
+    for graph in graphs_of(model):
+        for node in list(graph):
+            value = node.inputs[0] if node.op_type == "ReduceMean" and node.inputs else None
+            axes = array_of(node.inputs[1]) if value is not None and len(node.inputs) > 1 else None
+            if axes is None or value is None or value.shape is None or len(value.shape) != 4:
+                continue
+            is_whole = {int(axis) % 4 for axis in axes.reshape(-1)} == {2, 3}
+            is_quantized = all(map(is_quantize, readers(node.outputs[0])))
+            if is_whole and is_quantized and dequantize_behind(value) is not None:
+                _write_global_pool(model, node)
+
+
+def _write_global_pool(model: ir.Model, mean: ir.Node) -> None:
+    pool = insert(mean, "GlobalAveragePool", mean.inputs[:1], like=mean)
+    (batch, channels), result = mean.inputs[0].shape[:2], pool.outputs[0]  # type: ignore[union-attr,index]
+    result.dtype, result.shape = ir.DataType.FLOAT, ir.Shape([batch, channels, 1, 1])
+    if not mean.attributes.get_int("keepdims", 1):
+        axes = store(model.graph, f"{mean.outputs[0].name}_axes", np.array([2, 3], np.int64))
+        squeeze = insert(mean, "Squeeze", [result, axes], like=mean)
+        result = squeeze.outputs[0]
+        result.dtype, result.shape = ir.DataType.FLOAT, mean.outputs[0].shape
+    mean.outputs[0].replace_all_uses_with(result)
+    mean.graph.remove(mean, safe=True)  # type: ignore[union-attr]
