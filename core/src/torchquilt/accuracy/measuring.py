@@ -21,8 +21,9 @@ from torchquilt.accuracy.operator_pairs import OperatorPair, Pairing
 from torchquilt.accuracy.tensor_use import TensorUse
 from torchquilt.graph.aliasing import aliased_inputs, written_inputs
 from torchquilt.graph.code_generation import generate_code, outdate
-from torchquilt.graph.edits import free_name, take_origin
-from torchquilt.graph.node_values import is_float_tensor, writes
+from torchquilt.graph.constant_folding import constant_value
+from torchquilt.graph.edits import erase_unused, free_name, read_tensor, take_origin
+from torchquilt.graph.node_values import is_constant, is_float_tensor, tensor_of, writes
 from torchquilt.graph.qdq import is_conversion, is_dequantize, is_quantize, qdq_of
 from torchquilt.graph.subgraphs import Region, regions
 
@@ -30,6 +31,9 @@ from torchquilt.graph.subgraphs import Region, regions
 _SAMPLES = 256
 #: Memory that a value is scattered over is copied with its gaps, if it is at most so many times as large.
 _GAPS = 4
+#: So many floats of stored integers are kept while a model is compared.
+_MOST_DEQUANTIZED = 1 << 26
+_IS_DEQUANTIZED = "torchquilt_dequantized"
 
 
 class Run(enum.Enum):
@@ -270,7 +274,27 @@ def compare_values(model: GraphModule, pairing: Pairing, measurements: Measureme
         key = id(pair.found.graph)
         memory = memories[key].get(pair.found, Memory.OWN)
         _compare_one(by_graph[key].module, pair, pairing.origins, measurements, memory)
+    for region in by_graph.values():
+        _dequantize_once(region.module)
     return _finished(model)
+
+
+def _dequantize_once(model: GraphModule) -> None:
+    """Keep the floats of stored integers: the model runs twice a batch, and would compute them each time.
+
+    Only as far as they take little memory.
+    """
+    room = _MOST_DEQUANTIZED
+    for node in [one for one in model.graph.nodes if is_dequantize(one) and is_constant(one)]:
+        value = tensor_of(node)
+        if value is None or value.numel() > room:
+            continue
+        room -= value.numel()
+        held = read_tensor(model, free_name(model, "dequantized"), constant_value(model, node), node)
+        held.meta |= {**node.meta, _IS_DEQUANTIZED: True}
+        node.replace_all_uses_with(held)
+        erase_unused(node)
+    outdate(model)
 
 
 def _memories(graph: Graph) -> dict[Node, Memory]:
@@ -334,6 +358,8 @@ def _module_of(node: Node) -> torch.nn.Module | None:
 
 def is_rounded_constant(node: Node) -> bool:
     """Whether a node dequantizes a stored tensor, or rounds one in training."""
+    if _IS_DEQUANTIZED in node.meta:
+        return True
     while (is_conversion(node) or node.op == "call_module") and node.all_input_nodes:
         node = node.all_input_nodes[0]
         if node.op == "get_attr":

@@ -93,7 +93,7 @@ class TensorUse:
             # A few values that are cut off may be all of the noise, so none of them may be left out.
             whole = _all(value) if is_ordinary else flat
             self.signal += float(torch.dot(whole, whole))
-            self._take_cut_off(whole)
+            self._take_cut_off(whole, low, high)
         else:
             self.signal += times * float(torch.dot(flat, flat))
         self.noise += times * float(torch.dot(noise, noise))
@@ -108,17 +108,19 @@ class TensorUse:
         ends = self._ends()
         return ends is not None and (low < ends[0] or high > ends[1])
 
-    def _take_cut_off(self, flat: torch.Tensor) -> None:
+    def _take_cut_off(self, flat: torch.Tensor, low: float, high: float) -> None:
         """Count the values beyond the range, and add the squares of what they lose."""
+        ends = self._ends()
         assert self.range is not None
-        assert self.step is not None
-        excess = flat.clamp(*self.range).sub_(flat).abs_()
+        assert ends is not None
         # What is nearer to the last number than half a step is rounded, not cut off.
-        excess = excess.masked_fill_(excess <= self.step / 2, 0.0)
-        lost = float(torch.dot(excess, excess))
-        self.saturated += int(torch.count_nonzero(excess))
-        self.cut_off += lost
-        self.noise += lost
+        below = [flat[flat < ends[0]] - self.range[0]] if low < ends[0] else []
+        above = [flat[flat > ends[1]] - self.range[1]] if high > ends[1] else []
+        for excess in (*below, *above):
+            lost = float(torch.dot(excess, excess))
+            self.saturated += excess.numel()
+            self.cut_off += lost
+            self.noise += lost
 
     def _take_channels(self, value: torch.Tensor) -> None:
         """Keep the largest magnitude of each channel. Only where so many values become zero that one may."""
@@ -131,7 +133,8 @@ class TensorUse:
 def _some(tensor: torch.Tensor) -> torch.Tensor:
     """Values of a tensor in a row: all of a small one, of a large one every n-th, with n odd."""
     flat = tensor.detach().reshape(-1)
-    return flat[:: flat.numel() // _LOOKED_AT | 1].float()
+    # Side by side, since each of the next steps would fetch them from all over the tensor again.
+    return flat[:: flat.numel() // _LOOKED_AT | 1].float().contiguous()
 
 
 def _all(tensor: torch.Tensor) -> torch.Tensor:
