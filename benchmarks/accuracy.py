@@ -34,8 +34,8 @@ from models import MODELS, Subject
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 LIMIT = 3.0
-"""Seconds of a comparison ÷ those of one float and one quantized forward of its batches; of sensitivity ÷ those of
-one calibration."""
+"""Seconds of a comparison ÷ those of one float and one quantized forward of its batches; and of sensitivity ÷
+those of one calibration."""
 NAMES = ("ResNet-18", "MobileNetV2", "BERT-base, 128 tokens")
 
 
