@@ -1,7 +1,7 @@
 """The models of the benchmarks: written here, with random weights, so that nothing has to be downloaded.
 
 The convolutional ones follow the papers' tables (ResNet-18: He et al. 2015, arXiv:1512.03385; MobileNetV2:
-Sandler et al. 2018, arXiv:1801.04381), the transformers those of ViT-B/16 (Dosovitskiy et al. 2020,
+Sandler et al. 2018, arXiv:1801.04381; EfficientNet: Tan and Le 2019, arXiv:1905.11946), the transformers
 arXiv:2010.11929) and BERT-base (Devlin et al. 2018, arXiv:1810.04805).
 """
 
@@ -23,6 +23,16 @@ _MOBILE_STAGES = (
     (6, 96, 3, 1),
     (6, 160, 3, 2),
     (6, 320, 1, 1),
+)
+#: (expansion, channels, blocks, stride of the first, size of the kernel), table 1 of the paper.
+_EFFICIENT_STAGES = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
 )
 
 
@@ -78,11 +88,11 @@ def resnet18() -> nn.Module:
 class InvertedResidual(nn.Module):
     """Widen, filter each channel, narrow; with a way around where the shape is kept."""
 
-    def __init__(self, inside: int, outside: int, stride: int, expansion: int) -> None:
+    def __init__(self, inside: int, outside: int, stride: int, expansion: int, size: int = 3) -> None:
         super().__init__()
         hidden = inside * expansion
         widen = [] if expansion == 1 else [_convolution(inside, hidden, 1), nn.ReLU6()]
-        filters = [_convolution(hidden, hidden, 3, stride, hidden), nn.ReLU6()]
+        filters = [_convolution(hidden, hidden, size, stride, hidden), nn.ReLU6()]
         self.layers = nn.Sequential(*widen, *filters, _convolution(hidden, outside, 1))
         self.is_residual = inside == outside and stride == 1
 
@@ -99,6 +109,18 @@ def mobilenet_v2() -> nn.Module:
     for expansion, outside, blocks, stride in _MOBILE_STAGES:
         for number in range(blocks):
             layers.append(InvertedResidual(inside, outside, stride if number == 0 else 1, expansion))
+            inside = outside
+    layers += [_convolution(inside, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return _settled(nn.Sequential(*layers, nn.Linear(1280, 1000)))
+
+
+def efficientnet_lite() -> nn.Module:
+    """EfficientNet-Lite0 for images of 224 × 224: the stages of EfficientNet-B0, without squeeze and excitation."""
+    layers: list[nn.Module] = [_convolution(3, 32, 3, 2), nn.ReLU6()]
+    inside = 32
+    for expansion, outside, blocks, stride, size in _EFFICIENT_STAGES:
+        for number in range(blocks):
+            layers.append(InvertedResidual(inside, outside, stride if number == 0 else 1, expansion, size))
             inside = outside
     layers += [_convolution(inside, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return _settled(nn.Sequential(*layers, nn.Linear(1280, 1000)))
@@ -235,6 +257,7 @@ def _small_image(seed: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(seed)),)
 
 
+EFFICIENTNET = Subject("EfficientNet-Lite0", efficientnet_lite, _image)
 MODELS = (
     Subject("ResNet-18", resnet18, _image),
     Subject("MobileNetV2", mobilenet_v2, _image),
