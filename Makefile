@@ -13,6 +13,7 @@
 #   make runtime-bench  time on ExecuTorch: float, torchao's and ours           (RUNTIME_ARGS=...)
 #   make recovery-bench  what each recovery pass gains over the architectures   (RECOVERY_ARGS=...)
 #   make accuracy-bench  what a comparison costs beside the models' runs      (ACCURACY_ARGS=...)
+#   make targets-bench  time, agreement and integer work on each runtime, beside its makers' quantizer (TARGETS_ARGS=...)
 #   make clean          remove .venv and the caches of the tools
 #
 # PYTHON=... picks the interpreter that .venv is made with.
@@ -39,9 +40,10 @@ PRESETS_ARGS ?=
 RUNTIME_ARGS ?=
 QAT_ARGS ?=
 ACCURACY_ARGS ?=
+TARGETS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-exhaustive check bench cost presets qat-bench runtime-bench recovery-bench clean
+.PHONY: help demo test test-fast test-long test-exhaustive check bench cost presets qat-bench runtime-bench recovery-bench accuracy-bench targets-bench clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -91,6 +93,9 @@ recovery-bench: $(VENV)/.installed-test
 
 accuracy-bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/accuracy.py $(ACCURACY_ARGS)
+
+targets-bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/targets.py $(TARGETS_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -2,7 +2,8 @@
 
 The convolutional ones follow the papers' tables (ResNet-18: He et al. 2015, arXiv:1512.03385; MobileNetV2:
 Sandler et al. 2018, arXiv:1801.04381; EfficientNet: Tan and Le 2019, arXiv:1905.11946), the transformers
-arXiv:2010.11929) and BERT-base (Devlin et al. 2018, arXiv:1810.04805).
+those of ViT-B/16 (Dosovitskiy et al. 2020, arXiv:2010.11929) and BERT-base (Devlin et al. 2018,
+arXiv:1810.04805).
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def mobilenet_v2() -> nn.Module:
 
 
 def efficientnet_lite() -> nn.Module:
-    """EfficientNet-Lite0 for images of 224 × 224: the stages of EfficientNet-B0, without squeeze and excitation."""
+    """EfficientNet-Lite0 for images of 224 × 224: EfficientNet-B0 without squeeze and excitation."""
     layers: list[nn.Module] = [_convolution(3, 32, 3, 2), nn.ReLU6()]
     inside = 32
     for expansion, outside, blocks, stride, size in _EFFICIENT_STAGES:

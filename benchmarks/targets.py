@@ -1,14 +1,15 @@
 """Time, agreement and integer work on each runtime: ours, the runtime's own quantizer, and float.
 
-    python benchmarks/targets.py [--models NAME ...] [--targets NAME ...] [--threads 1 2] [--runs 20] [--json FILE]
+    python benchmarks/targets.py [--models NAME ...] [--targets NAME ...] [--threads 1 2] [--runs 20]
+                                 [--json FILE]
 
 On each target a model is quantized by our quantizer for it (static int8, a scale for each channel of weights)
 and by the one that its makers recommend, with the same calibration data: torchao's X86InductorQuantizer
 compiled in the same way, ONNX Runtime's quantize_static (QDQ, per channel), NNCF's quantize for OpenVINO,
-ExecuTorch's XNNPACKQuantizer. The float model is made a program of the same runtime. The three take turns in a
-process of their own for each model, target and number of threads (which is the number of processors that the
-process may use); times are medians. SQNR is against the float model in torch, on an input that calibration has
-not seen. "to Q/DQ" is how close our program is to our own quantized model.
+ExecuTorch's XNNPACKQuantizer. The float model is made a program of the same runtime. The three take turns in
+a process of their own for each model, target and number of threads, which is the number of processors that
+the process may use; times are medians. SQNR is against the float model in torch, on an input that
+calibration has not seen. "to Q/DQ" is how close our program is to our own quantized model.
 
 Exit status: 0, or 1 if a program of ours or of the other could not be made.
 """
@@ -197,6 +198,26 @@ def theirs_openvino(model: Any, exported: Any, batches: list[Any], example: Any)
     return lambda inputs: [torch.from_numpy(one) for one in compiled([x.numpy() for x in inputs]).values()]
 
 
+THEIR_WAYS: dict[str, Callable[..., Call]] = {
+    "executorch": theirs_executorch,
+    "inductor_x86": theirs_inductor_x86,
+    "onnxruntime": theirs_onnxruntime,
+    "openvino": theirs_openvino,
+}
+"""Target → what its makers recommend."""
+
+
+def tried(
+    way: str, make: Callable[[], tuple[Call, dict[str, Any]]], expected: list[Any], example: Any
+) -> tuple[Call | None, dict[str, Any]]:
+    """A program and its figures, or why there is none."""
+    try:
+        call, facts = make()
+        return call, facts | {f"{way}_sqnr": _sqnr(expected, _leaves(call(example)))}
+    except Exception as error:  # each system fails in its own way; the figure says so
+        return None, {f"{way}_failed": f"{type(error).__name__}: {error}"[:400]}
+
+
 def measured(name: str, target: str, runs: int) -> dict[str, Any]:
     """Figures of one model on one target, in this process."""
     import torch
@@ -209,20 +230,16 @@ def measured(name: str, target: str, runs: int) -> dict[str, Any]:
         expected = _leaves(model(*example))
     row: dict[str, Any] = {"model": name, "target": target}
     made: dict[str, Call] = {}
-    for way, make in (
-        (OURS, lambda: ours(exported, target, batches, example)),
-        (THEIRS, lambda: globals()[f"theirs_{target}"](model, exported, batches, example)),
-        (FLOAT, lambda: in_float(exported, target, example)),
-    ):
-        try:
-            found = make()
-            if way == OURS:
-                found, facts = found
-                row |= facts
-            row[f"{way}_sqnr"] = _sqnr(expected, _leaves(found(example)))
-            made[way] = found
-        except Exception as error:  # each system fails in its own way; the figure says so
-            row[f"{way}_failed"] = f"{type(error).__name__}: {error}"[:400]
+    ways: dict[str, Callable[[], tuple[Call, dict[str, Any]]]] = {
+        OURS: lambda: ours(exported, target, batches, example),
+        THEIRS: lambda: (THEIR_WAYS[target](model, exported, batches, example), {}),
+        FLOAT: lambda: (in_float(exported, target, example), {}),
+    }
+    for way, make in ways.items():
+        call, facts = tried(way, make, expected, example)
+        row |= facts
+        if call is not None:
+            made[way] = call
     for call in made.values():
         for _ in range(WARM_UP):
             call(example)
