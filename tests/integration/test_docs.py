@@ -33,8 +33,9 @@ def test_there_are_pages_with_code_that_runs() -> None:
 
 
 def _marked(page: str) -> Any:
-    """A page as a parameter. Tutorials work on whole models, and take minutes."""
-    return pytest.param(page, marks=pytest.mark.long) if page.startswith("tutorial-") else page
+    """A page as a parameter. Tutorials work on whole models, and compiling C++ takes long."""
+    takes_long = page.startswith("tutorial-") or page == "inductor.md"
+    return pytest.param(page, marks=pytest.mark.long) if takes_long else page
 
 
 @pytest.mark.parametrize("page", map(_marked, PAGES))

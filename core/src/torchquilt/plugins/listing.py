@@ -37,6 +37,7 @@ KNOWN = (
     KnownPlugin("executorch_embedding", "torchquilt-executorch-embedding", "8-bit embedding tables"),
     KnownPlugin("onnxruntime", "torchquilt-onnxruntime", "programs for ONNX Runtime", "target"),
     KnownPlugin("openvino", "torchquilt-openvino", "8-bit models on CPUs, and OpenVINO's runtime", "target"),
+    KnownPlugin("inductor_x86", "torchquilt-inductor-x86", "8-bit models as AOTInductor packages", "target"),
     KnownPlugin("xnnpack", "torchquilt-xnnpack", "8-bit convolutional and linear models on CPUs"),
 )
 

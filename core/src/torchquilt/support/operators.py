@@ -223,6 +223,14 @@ SIGMOID = Operator(
     (f"{_NN}.activation.Sigmoid",),
 )
 SILU = Operator("silu", _in_place_too("silu"), _UNARY, (f"{_F}.silu",), (f"{_NN}.activation.SiLU",))
+HARDSWISH = Operator(
+    "hardswish",
+    _in_place_too("hardswish"),
+    _UNARY,
+    (f"{_F}.hardswish",),
+    (f"{_NN}.activation.Hardswish",),
+)
+GELU = Operator("gelu", _in_place_too("gelu"), _UNARY, (f"{_F}.gelu",), (f"{_NN}.activation.GELU",))
 SOFTMAX = Operator(
     "softmax",
     ("aten.softmax.int", "aten._softmax.default"),
@@ -375,7 +383,8 @@ REPEAT = _moving("repeat", "repeat.default tile.default", "tile")
 OPERATORS: tuple[Operator, ...] = (
     LINEAR, ADDMM, MATMUL, CONV1D, CONV2D, CONV3D, CONV_TRANSPOSE1D, CONV_TRANSPOSE2D, EMBEDDING, ADD, SUB,
     RSUB, MUL, DIV, CAT, STACK, HSTACK, VSTACK, DSTACK, COLUMN_STACK, RELU, RELU6, HARDTANH, CLAMP,
-    LEAKY_RELU, SIGMOID, SILU, SOFTMAX, WHERE, MAX_POOL1D, MAX_POOL2D, MAX_POOL3D, AVG_POOL1D, AVG_POOL2D,
+    LEAKY_RELU, SIGMOID, SILU,
+    HARDSWISH, GELU, SOFTMAX, WHERE, MAX_POOL1D, MAX_POOL2D, MAX_POOL3D, AVG_POOL1D, AVG_POOL2D,
     AVG_POOL3D, ADAPTIVE_AVG_POOL2D, MEAN, VIEW, RESHAPE, VIEW_AS, FLATTEN, UNFLATTEN, CONTIGUOUS, DETACH,
     TO, PERMUTE, TRANSPOSE, T, SWAPAXES, MOVEDIM, MATRIX_TRANSPOSE, SLICE, NARROW, SELECT, SQUEEZE,
     UNSQUEEZE, ATLEAST, PAD, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE, CHANNEL_SHUFFLE, FLIP, ROLL, INDEX_SELECT,

@@ -466,6 +466,8 @@ _KNOWN: dict[str, tuple[Activations, Calls]] = {
     "aten.leaky_relu.default": (_anything, _activation(lambda x: F.leaky_relu(x, 0.2), F.leaky_relu_)),
     "aten.sigmoid.default": (_anything, _activation(torch.sigmoid, torch.sigmoid_)),
     "aten.silu.default": (_anything, _activation(F.silu, nn.SiLU(inplace=True))),
+    "aten.hardswish.default": (_anything, _activation(F.hardswish, nn.Hardswish(inplace=True))),
+    "aten.gelu.default": (_anything, _one(F.gelu, approximated=lambda x: F.gelu(x, approximate="tanh"))),
     "aten.softmax.int": (
         _anything,
         _one(lambda x: torch.softmax(x, -1), first_dimension=lambda x: torch.softmax(x, 0)),

@@ -1,0 +1,215 @@
+"""Rows, pairs and foreign graphs: what is claimed is computed by kernels of integers."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tests.plugins.inductor_x86.models import Of, Together, quantized
+from torch import nn
+from torch.nn import functional
+
+import torchquilt as tq
+from torchquilt_inductor_x86 import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+pytestmark = pytest.mark.long
+
+STATIC = get_default_x86_inductor_quantization_config()
+DYNAMIC = get_default_x86_inductor_quantization_config(is_dynamic=True)
+
+
+class Added(nn.Module):
+    """A convolution to which its input is added."""
+
+    def __init__(self, module: nn.Module, *, relu: bool, swapped: bool) -> None:
+        super().__init__()
+        self.module, self.relu, self.swapped = module, relu, swapped
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run it."""
+        made = self.module(x)
+        found = x + made if self.swapped else made + x
+        return torch.relu(found) if self.relu else found
+
+
+class Product(nn.Module):
+    """A product with a constant matrix."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(8, 6)),
+            nn.Parameter(torch.randn(6)) if bias else None,
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run it."""
+        return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
+
+
+def convolutions(layer: type[nn.Conv1d | nn.Conv2d]) -> Iterator[nn.Module]:
+    """A convolution in each way in which the table claims one."""
+    for function in (
+        torch.relu,
+        functional.relu6,
+        functional.hardswish,
+        functional.silu,
+        lambda x: functional.hardtanh(x, -0.5, 0.75),
+        lambda x: torch.clamp(x, -0.5, 0.5),
+    ):
+        yield Of(layer(4, 6, 3), function)
+    yield Of(layer(4, 6, 3, padding="same"), torch.sigmoid)
+    yield layer(4, 4, 3, stride=2, padding=1, bias=False)
+    yield layer(4, 4, 3, groups=4, dilation=2)
+    for relu, swapped in ((True, False), (False, True)):
+        yield Added(layer(4, 4, 3, padding=1), relu=relu, swapped=swapped)
+
+
+def linears() -> Iterator[nn.Module]:
+    """A linear layer in each way in which the table claims one."""
+    yield nn.Linear(8, 6)
+    yield nn.Linear(8, 6, bias=False)
+    yield Of(nn.Linear(8, 6), torch.relu)
+    yield Of(nn.Linear(8, 6), functional.gelu)
+    yield Of(nn.Linear(8, 6), lambda x: functional.gelu(x, approximate="tanh"))
+    yield Product(bias=False)
+    yield Product(bias=True)
+
+
+def fallen_back(program: tq.LoweredProgram) -> list[str]:
+    """The quantized operators that no kernel of integers computes."""
+    assert program.ledger is not None
+    return [
+        f"{row.node} ({row.pattern}): {row.lowered}"
+        for row in program.ledger.rows
+        if row.is_quantized and row.lowered is not None and row.lowered.code != "integer_kernel"
+    ]
+
+
+def agreement(program: tq.LoweredProgram) -> float:
+    """The smallest ratio of its outputs."""
+    assert program.verification
+    return program.verification.sqnr
+
+
+@pytest.fixture(scope="module")
+def program() -> tq.LoweredProgram:
+    """Every static row at once, and every dynamic one."""
+    torch.manual_seed(0)
+    images, signals, matrices = [*convolutions(nn.Conv2d)], [*convolutions(nn.Conv1d)], [*linears()]
+    at_run_time = [*linears()]
+    inputs = (
+        *(torch.randn(2, 4, 9, 9) for _ in images),
+        *(torch.randn(2, 4, 17) for _ in signals),
+        *(torch.randn(5, 8) for _ in (*matrices, *at_run_time)),
+    )
+    quantizer = X86InductorQuantizer().set_global(STATIC)
+    first = len(images) + len(signals) + len(matrices)
+    for number in range(first, first + len(at_run_time)):
+        quantizer.set_module_name(f"models.{number}", DYNAMIC)
+    model = Together([*images, *signals, *matrices, *at_run_time])
+    return tq.lower(quantized(model, inputs, quantizer), inputs, target="inductor_x86", verify=30)
+
+
+def test_each_row_is_computed_by_kernels_of_integers(program: tq.LoweredProgram) -> None:
+    """The table claims nothing else, and each row is there."""
+    assert fallen_back(program) == []
+    assert program.ledger is not None
+    seen = {row.pattern for row in program.ledger.rows if row.is_quantized}
+    claimed = {
+        row.pattern for row in X86InductorQuantizer.backend_capabilities().rows if row.mode != "weight_only"
+    }
+    assert seen == claimed
+
+
+def test_no_operator_of_a_product_is_computed_twice(program: tq.LoweredProgram) -> None:
+    """There is a kernel for each product, and no other."""
+    assert program.ledger is not None
+    products = [row for row in program.ledger.rows if row.macs and row.is_quantized]
+    kernels = [
+        one for one in program.kernels if one.arithmetic == "integer" and one.name.startswith("onednn")
+    ]
+    assert len(kernels) == len(products)
+    assert sum(".binary" in one.name for one in kernels) == 2
+
+
+def test_weights_of_integers_beside_bfloat16() -> None:
+    """The kernel of torch reads them, and the program agrees as far as bfloat16 goes."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32).bfloat16()
+    model = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 9, bias=False)).bfloat16()
+    made = quantized(model, (x,), X86InductorQuantizer.from_preset("weight_only_int8"))
+    program = tq.lower(made, (x,), target="inductor_x86", verify=30)
+    assert fallen_back(program) == []
+    assert any("_weight_int8pack_mm" in name for name in program.operators)
+
+
+def test_a_graph_of_xnnpack_is_refused_or_made_right() -> None:
+    """It names no such target; without its contribution its int8 activations become uint8, exactly."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+            self.up = nn.ConvTranspose2d(8, 8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = functional.max_pool2d(torch.relu(self.conv(x)), 2)
+            return self.linear(self.up(x).flatten(2).transpose(1, 2))
+
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 12, 12)
+    config = get_symmetric_quantization_config(is_per_channel=False)
+    made = quantized(Mixed(), (x,), XNNPACKQuantizer().set_global(config))
+    with pytest.raises(tq.LoweringError, match="does not say how it is lowered to 'inductor_x86'"):
+        tq.lower(made, (x,), target="inductor_x86")
+    program = tq.lower(made, (x,), target="inductor_x86", backends=[], verify=True)
+    assert program.ledger is not None
+    told = {row.node: row.lowered.code for row in program.ledger.rows if row.lowered is not None}
+    assert told["conv2d"] == told["linear"] == "integer_kernel"
+    assert told["conv_transpose2d"] == "fell_back_to_float"
+
+
+def test_what_inductor_refuses_is_left_to_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words of Inductor are in the ledger; the rest runs as integers; strict raises."""
+    from torch._inductor.lowering import lowerings
+
+    kernel = torch.ops.onednn.qlinear_pointwise.default
+    known = lowerings[kernel]
+
+    def refuses(x: object, *rest: object, **named: object) -> object:
+        if x.get_size()[-1] == 24:
+            raise NotImplementedError("no kernel for 24 features")
+        return known(x, *rest, **named)
+
+    monkeypatch.setitem(lowerings, kernel, refuses)
+    torch.manual_seed(0)
+    x = torch.randn(4, 16)
+    made = quantized(nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8), nn.ReLU()), (x,))
+    with pytest.raises(tq.LoweringError, match="refuses"):
+        tq.lower(made, (x,), target="inductor_x86", strict=True)
+    program = tq.lower(made, (x,), target="inductor_x86", verify=True)
+    assert program.ledger is not None
+    told = {row.node: row.lowered for row in program.ledger.rows if row.lowered is not None}
+    assert told["linear"].code == "integer_kernel"
+    assert told["linear_1"].code == "refused_by_delegate"
+    assert "no kernel for 24 features" in told["linear_1"].text
+
+
+def test_an_embedding_backend_is_refused_with_the_reason() -> None:
+    """Its kernels are ExecuTorch's: the error names it before anything is compiled."""
+    from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
+
+    tokens = torch.randint(0, 10, (2, 3))
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 4))
+    both = tq.ComposableQuantizer(
+        [ExecuTorchEmbeddingQuantizer(), X86InductorQuantizer.from_preset("dynamic_int8_per_channel")]
+    )
+    assert not both.quantization_capabilities().supports(
+        "embedding",
+        tq.quantizer("executorch_embedding", preset="byte_per_row").intent.rules[0].config,
+        target="inductor_x86",
+    )
+    made = quantized(model, (tokens,), both)
+    with pytest.raises(tq.LoweringError, match="'executorch_embedding' does not say how it is lowered"):
+        tq.lower(made, (tokens,), target="inductor_x86")
