@@ -21,16 +21,40 @@ def store_transposed(model: ir.Model) -> None:
     """Store the integers of transposed weights transposed."""
     for graph in graphs_of(model):
         for node in list(graph):
-            dequantize = dequantize_behind(node.inputs[0]) if node.op_type == "Transpose" else None
-            if dequantize is not None and not node.outputs[0].is_graph_output():
-                _store_transposed(model, node, dequantize)
+            if node.op_type == "Transpose" and not node.outputs[0].is_graph_output():
+                _without_transpose(model, node)
+            elif node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0:
+                _without_trans_b(model, node)
 
 
-def _store_transposed(model: ir.Model, transpose: ir.Node, dequantize: ir.Node) -> None:
+def _without_transpose(model: ir.Model, transpose: ir.Node) -> None:
+    dequantize = dequantize_behind(transpose.inputs[0])
+    if dequantize is None:
+        return
+    told = transpose.attributes.get_ints("perm")
+    made = _transposed(model, transpose, dequantize, None if told is None else list(told))
+    if made is not None:
+        transpose.outputs[0].replace_all_uses_with(made)
+        transpose.graph.remove(transpose, safe=True)  # type: ignore[union-attr]
+
+
+def _without_trans_b(model: ir.Model, gemm: ir.Node) -> None:
+    """The kernel that multiplies floats with stored integers takes a weight as MatMul does."""
+    data, weight = (dequantize_behind(value) for value in gemm.inputs[:2])
+    made = None if data is not None or weight is None else _transposed(model, gemm, weight, [1, 0])
+    if made is not None:
+        gemm.replace_input_with(1, made)
+        del gemm.attributes["transB"]
+
+
+def _transposed(
+    model: ir.Model, before: ir.Node, dequantize: ir.Node, order: list[int] | None
+) -> ir.Value | None:
+    """A weight that is dequantized in another order of dimensions (None: reversed); None if no constant."""
     integers, told = array_of(dequantize.inputs[0]), parameters_of(dequantize)
     if integers is None or told is None or told.zero_point.shape != told.scale.shape:
-        return
-    perm = transpose.attributes.get_ints("perm") or list(reversed(range(integers.ndim)))
+        return None
+    perm = list(reversed(range(integers.ndim))) if order is None else order
     made = list(dequantize.inputs)
     for position, value in enumerate(made):
         array = array_of(value)
@@ -41,14 +65,13 @@ def _store_transposed(model: ir.Model, transpose: ir.Node, dequantize: ir.Node) 
             )
     attributes: dict[str, Any] = {}
     if told.axis is not None:
-        attributes["axis"] = list(perm).index(told.axis % integers.ndim)
+        attributes["axis"] = perm.index(told.axis % integers.ndim)
     if told.block_size:
         attributes["block_size"] = told.block_size
-    one = insert(transpose, "DequantizeLinear", made, like=dequantize, attributes=attributes)
+    one = insert(before, "DequantizeLinear", made, like=dequantize, attributes=attributes)
     set_type(one.outputs[0], dequantize.outputs[0].dtype)
-    one.outputs[0].shape = transpose.outputs[0].shape
-    transpose.outputs[0].replace_all_uses_with(one.outputs[0])
-    transpose.graph.remove(transpose, safe=True)  # type: ignore[union-attr]
+    one.outputs[0].shape = ir.Shape([integers.shape[axis] for axis in perm])
+    return one.outputs[0]
 
 
 def write_gemm(model: ir.Model) -> None:
