@@ -322,7 +322,7 @@ def _layer_for(y: torch.Tensor) -> nn.Module:
 def static_config(table: SupportTable) -> QuantizationConfig | None:
     """A config of static integers that linears and convolutions take; None where the backend has none."""
     for row in table.rows:
-        if row.mode == "static" and row.pattern.operators == (ops.LINEAR,):
+        if row.mode == "static" and row.pattern.working == ops.LINEAR:
             return next(iter(configs_of(row)), None)
     return None
 

@@ -5,7 +5,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchquilt import PatternQuantizer
 from torchquilt.backend import is_split, rewrites
@@ -14,6 +14,17 @@ from torchquilt_onnxruntime.support import SUPPORT
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
+
+
+def _softmax_of_masked_scores() -> tuple[Any, tuple[Any, ...]]:
+    """A model for the conformance kit that breaks a constraint of softmax."""
+    import torch
+
+    class Masked(torch.nn.Module):
+        def forward(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(scores + mask, -1)
+
+    return Masked(), (torch.rand(2, 4, 4), torch.triu(torch.full((4, 4), -1e9), 1))
 
 
 class ONNXRuntimeQuantizer(PatternQuantizer):
@@ -30,6 +41,7 @@ class ONNXRuntimeQuantizer(PatternQuantizer):
 
     TABLE = SUPPORT
     PRESETS = PRESETS
+    conformance_examples: ClassVar = {"softmax": _softmax_of_masked_scores}
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Write as slices what is split, where something is asked: a part is then read as integers."""

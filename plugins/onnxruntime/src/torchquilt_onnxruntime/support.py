@@ -214,6 +214,21 @@ def _has_dims(match: Match) -> bool:
 
 MATRICES = Constraint("matrices", "both tensors have at least two dimensions", _has_dims)
 
+# Scores to which a mask was added end at the lowest number that there is, and no scale holds both.
+_MASKING = frozenset(
+    (*ops.ADD.overloads, *ops.SUB.overloads, *ops.WHERE.overloads, "aten.masked_fill.Scalar",
+     "aten.masked_fill.Tensor", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
+)  # fmt: skip
+
+
+def _reads_no_sum(match: Match) -> bool:
+    return not any(overload_name(node) in _MASKING for node in match.inputs("input_activation"))
+
+
+UNMASKED = Constraint(
+    "unmasked", "it does not read a sum or a choice, which may be masked scores of attention", _reads_no_sum
+)
+
 _ELEMENTWISE = (
     _row(ops.ADD, takes_activation=True, constraints=(when.NO_ALPHA, *_SAFE)),
     _row(ops.MUL, takes_activation=True, constraints=_SAFE),
@@ -227,7 +242,7 @@ _ELEMENTWISE = (
     _row(ops.SILU, constraints=_SAFE, rewrite=(write.as_product_with_sigmoid,)),
     _row(ops.LEAKY_RELU, constraints=_SAFE),
     _row(ops.WHERE, constraints=_SAFE),
-    _row(ops.SOFTMAX),
+    _row(ops.SOFTMAX, constraints=(UNMASKED,)),
     _row(_TWO_ACTIVATIONS, suffix="_of_activations", constraints=(ACTIVATIONS, MATRICES),
          profitable_alone=True),
 )  # fmt: skip
