@@ -1,6 +1,7 @@
 """Quantize a real text encoder with two plugins at once, and print what that costs and what it gives.
 
     python examples/text_encoder/demo.py [--model-dir DIR] [--text FILE] [--output DIR] [--json FILE]
+                                         [--targets all | NAME ...]
 
 Without options: all-MiniLM-L6-v2, calibrated on news documents, and judged by how well its similarities agree
 with those that people gave to the pairs of 50 other documents (Lee, Pincombe and Welsh, 2005).
@@ -76,6 +77,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep the saved models in this folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="run the model on these installed runtimes, too, side by side; 'all' means each of them",
+    )
     return parser.parse_args()
 
 
@@ -103,6 +111,7 @@ def run(arguments: argparse.Namespace) -> bool:
                 output=Path(output),
                 figures=arguments.json,
                 keeps_output=arguments.output is not None,
+                targets=tuple(arguments.targets),
             )
         )
 

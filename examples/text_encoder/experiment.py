@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+import torchquilt as tq
 from agreement import mean_cosine, neighbours_kept, pearson_with_ratings
 from encoder import Batch, LoadedEncoder, count_cut, dynamic_shapes, embed, load_encoder, tokenize
-from inputs import ModelFolder, Sentences
+from inputs import BadInput, ModelFolder, Sentences
 from lowering import lower, run_side_by_side
 from report import (
     MODEL_LEGEND,
@@ -23,6 +24,7 @@ from report import (
     check_programs,
     check_row,
     check_same_bits,
+    check_target,
     print_programs,
     print_table,
     write_json,
@@ -37,6 +39,8 @@ PLAN = (
 STARTED = time.monotonic()
 THREADS = 2
 SEED = 0
+TARGETS_PRESET = "static_int8_per_channel"
+"""The preset that each backend resolves for its own runtime."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Task:
     """JSON file for the figures."""
     keeps_output: bool = False
     """Whether the folder stays when the demo ends."""
+    targets: tuple[str, ...] = ()
+    """Runtimes to run the model on side by side; ``("all",)`` means each that is installed."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +114,13 @@ def run(task: Task) -> bool:
     print()
     print_programs(programs)
     print(f"{PROGRAM_LEGEND}\n")
+    on_targets = compare_on_targets(experiment) if task.targets else ()
     checks = (
         *check_row(composed.row, measured["float"].row),
         *check_programs(*programs),
         check_float_untouched(experiment),
         check_fresh_process(experiment, composed),
+        *on_targets,
     )
     for check in checks:
         print(check)
@@ -221,6 +229,25 @@ def lower_and_run(experiment: Experiment, model: fx.GraphModule) -> tuple[Progra
         for name, found in run_side_by_side(programs, experiment.evaluation).items()
     )
     return float_one, composed
+
+
+def compare_on_targets(experiment: Experiment) -> tuple[Check, ...]:
+    """Quantize for each runtime, run all of them in turns, and print the table."""
+    say(f"quantize for {', '.join(experiment.task.targets)} ({TARGETS_PRESET}), and run there, in turns")
+    found = tq.targets_with(TARGETS_PRESET)
+    wanted = tuple(found) if experiment.task.targets == ("all",) else experiment.task.targets
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise BadInput(f"not installed, or without {TARGETS_PRESET}: {', '.join(missing)}")
+    table = tq.compare_targets(
+        experiment.exported,
+        {name: found[name] for name in wanted},
+        experiment.calibration,
+        experiment.evaluation[0],
+        progress=False,
+    )
+    print(f"\n{table}\n")
+    return tuple(check_target(row.target, row.failed, row.sqnr_to_quantized) for row in table.rows)
 
 
 def check_float_untouched(experiment: Experiment) -> Check:

@@ -21,6 +21,8 @@ import importlib_metadata
 import pytest
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = {
     "core": ROOT / "core",

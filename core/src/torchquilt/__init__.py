@@ -34,7 +34,10 @@ _PUBLIC = {
         "summary",
     ),
     "accuracy.target_values": ("TargetComparison",),
-    "accuracy.targets": ("compare_targets",),
+    "accuracy.targets": (
+        "compare_targets",
+        "targets_with",
+    ),
     "artifact": (
         "load",
         "save",
@@ -156,6 +159,7 @@ if TYPE_CHECKING:
     from torchquilt.accuracy.summary import summary as summary
     from torchquilt.accuracy.target_values import TargetComparison as TargetComparison
     from torchquilt.accuracy.targets import compare_targets as compare_targets
+    from torchquilt.accuracy.targets import targets_with as targets_with
     from torchquilt.artifact import load as load
     from torchquilt.artifact import save as save
     from torchquilt.errors import AccuracyError as AccuracyError

@@ -104,7 +104,7 @@ def test_a_backend_that_does_not_say_what_was_asked_cannot_be_written(install: C
 def test_what_is_no_quantizer_is_refused_as_everywhere() -> None:
     """``of`` takes what a composition takes."""
     with pytest.raises(tq.IntentError, match="not a quantizer"):
-        tq.Recipe.of("xnnpack")
+        tq.Recipe.of(7)
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:

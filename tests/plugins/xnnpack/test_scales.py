@@ -16,6 +16,8 @@ from torchquilt import QuantizationConfig
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from torchquilt_xnnpack.specs import SMALLEST_ACTIVATION_SCALE, SMALLEST_WEIGHT_SCALE
 
+pytestmark = pytest.mark.long
+
 STATIC = get_symmetric_quantization_config(is_per_channel=True)
 X, Y = normal(4, 16), normal(4, 16, seed=1)
 

@@ -14,6 +14,8 @@ import torchquilt as tq
 from plugins.oracle import outputs_of
 from strategies import INT8, WEIGHT, ByFunction, Fn, export, normal, quantize, sqnr
 
+pytestmark = pytest.mark.long
+
 LEAST = 40.0
 #: Beside which the other operator's results are small: its bias is on a scale of its own.
 _LOUD = 300.0

@@ -148,7 +148,10 @@ def _named_in_torch(text: str) -> ObjectType | None:
     if isinstance(found, type):
         return _class_type(found)
     overloads = () if rest else _overloads_called(text)
-    return ObjectType("operator", text, overloads) if overloads else _of_function(found)
+    if overloads:
+        return ObjectType("operator", text, overloads)
+    # ``torch.Tensor.relu`` is the operator that the table has as ``torch.relu``, by name as by the function.
+    return object_type(found) if _of_function(found) is not None else None
 
 
 def _of_function(subject: object) -> ObjectType | None:
