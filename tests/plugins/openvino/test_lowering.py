@@ -173,3 +173,46 @@ def test_an_operator_without_a_translation_is_named() -> None:
         tq.lower(made, (uniform(2, 4),), target="openvino")
     assert "special_bessel_j0" in str(error.value.node)
     assert "models.py:" in str(error.value.node)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_other_precisions_are_refused(dtype: torch.dtype) -> None:
+    """The error names the dtype; nothing of such a model is quantized."""
+    model, inputs = nn.Linear(4, 4).to(dtype), (uniform(2, 4).to(dtype),)
+    exported = torch.export.export(model.eval(), inputs)
+    with pytest.warns(UserWarning, match="quantize"):
+        made = tq.prepare_pt2e(exported, tq.quantizer("openvino", preset="static_int8"), strict=False)
+    made = tq.convert_pt2e(tq.calibrate(made, [inputs]))
+    with pytest.raises(tq.LoweringError, match=str(dtype)):
+        tq.lower(made, inputs, target="openvino")
+
+
+def test_what_openvino_refuses_as_integers_is_left_in_float() -> None:
+    """Its snippets have no kernel of a mish that quantizes its output; its words are in the ledger."""
+    model = Calling(lambda one, other, x: other(nn.functional.mish(one(x))), nn.Linear(8, 8), nn.Linear(8, 4))
+    inputs = (uniform(4, 8),)
+    made = quantized(model, inputs)
+    lowered = tq.lower(made, inputs, target="openvino", verify=True)
+    found = statuses(lowered)
+    assert (found["linear"], found["linear_1"]) == ("integer_kernel", "refused_by_delegate")
+    assert lowered.ledger is not None
+    told = lowered.ledger["linear_1"].lowered
+    assert told is not None
+    assert "Mish" in told.text
+    with pytest.raises(tq.LoweringError, match="refuses operators"):
+        tq.lower(made, inputs, target="openvino", strict=True)
+
+
+def test_products_in_one_kernel_multiply_integers() -> None:
+    """OpenVINO makes one kernel of two linears and what is between them, which reads floats."""
+    model = Calling(lambda one, other, x: other(torch.sigmoid(one(x))), nn.Linear(8, 8), nn.Linear(8, 4))
+    lowered = program(model, (uniform(4, 8),))
+    assert set(statuses(lowered).values()) == {"integer_kernel"}
+
+
+def test_times_have_the_operators_of_the_model() -> None:
+    """Each kernel that takes time computes operators that the ledger knows."""
+    model, inputs = images(batch=8)
+    profile = program(model, inputs).profile(inputs)
+    assert profile.attributed >= 0.9
+    assert {"conv2d", "conv2d_1", "linear"} <= profile.by_node().keys()

@@ -44,7 +44,14 @@ _MOVING = frozenset(overload for one in OPERATORS if one.moves_data for overload
 #: integers, the graph has the precision of the weight; the name of the kernel ends in what is multiplied.
 _MULTIPLYING = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 #: Elementwise operators compute with integers in registers of floats, whatever a kernel reads.
-_ELEMENTWISE = frozenset((*ops.ADD.overloads, *ops.SUB.overloads, *ops.RELU.overloads))
+_ELEMENTWISE = frozenset(
+    overload
+    for one in (
+        *(ops.ADD, ops.SUB, ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP),
+        *(ops.LEAKY_RELU, ops.SIGMOID, ops.SILU),
+    )
+    for overload in one.overloads
+)
 #: Between the names of operators that one kernel computes, and in them behind the node of the program.
 _BETWEEN, _BEHIND_NODE = ",", "/"
 
@@ -168,6 +175,8 @@ class Execution:
         pairs = self._of_origin[name]
         if overload_name(self._before[name]) in _MOVING:
             pairs = [pair for pair in pairs if pair[0].kind not in _COMPUTING]
+        # Where a bias has a kernel of its own, the one that multiplies tells.
+        pairs = [pair for pair in pairs if pair[0].kind in _MULTIPLYING] or pairs
         own = [pair for pair in pairs if pair[0].reads in _INTEGERS | _FLOATS]
         return own or pairs[:1]
 
@@ -205,15 +214,23 @@ def _arithmetic(kernel: Executed, node: Node, elsewhere: Container[str]) -> tupl
         return "integer", runs
     if not _has_floats([node, *node.all_input_nodes]):
         return "integer", f"{runs}, and the operator has no floats"
-    if kernel.weight in _INTEGERS and any(map(_is_quantized_weight, node.all_input_nodes)):
+    if kernel.weight in _INTEGERS and _has_only_its_weight_quantized(node):
         return "integer", f"{named} multiplies floats with a weight that is stored as {kernel.weight}"
+    if _multiplies_before_it_dequantizes(kernel, node):
+        return "integer", f"{runs}, and multiplies integers within"
     if _quantizes_what_it_reads(kernel, node, elsewhere):
         return "integer", f"{runs}, and quantizes it before it computes"
     return "float", runs
 
 
+def _multiplies_before_it_dequantizes(kernel: Executed, node: Node) -> bool:
+    """Whether OpenVINO put the dequantize of a product behind it, within a kernel of several products."""
+    behind = [name for name in kernel.operators if name.partition(_BEHIND_NODE)[0] == node.name]
+    return kernel.kind == "Subgraph" and any(name.endswith("/DequantizationMultiply") for name in behind)
+
+
 def _quantizes_what_it_reads(kernel: Executed, node: Node, elsewhere: Container[str]) -> bool:
-    """Whether an elementwise operator and the quantizes of all that it reads are one kernel."""
+    """Whether an elementwise operator and what makes integers of all that it reads are one kernel."""
     if overload_name(node) not in _ELEMENTWISE:
         return False
     read = (one for one in node.all_input_nodes if one.op != "get_attr")
@@ -224,12 +241,15 @@ def _is_quantized_in(kernel: Executed, node: Node, elsewhere: Container[str]) ->
     told = dequantize_of(node)
     if told is not None:  # OpenVINO may give a quantize within a kernel a name of its own
         return told.input.op == "get_attr" or told.input.name not in elsewhere
-    return node.name in kernel.nodes and _quantizes_what_it_reads(kernel, node, elsewhere)
+    return node.name in kernel.nodes and (
+        _multiplies_before_it_dequantizes(kernel, node) or _quantizes_what_it_reads(kernel, node, elsewhere)
+    )
 
 
-def _is_quantized_weight(node: Node) -> bool:
-    told = dequantize_of(node)
-    return told is not None and told.input.op == "get_attr"
+def _has_only_its_weight_quantized(node: Node) -> bool:
+    told = [(one, dequantize_of(one)) for one in node.all_input_nodes]
+    stored = [one is not None and one.input.op == "get_attr" for _, one in told]
+    return any(stored) and all(one is None or one.input.op == "get_attr" for _, one in told)
 
 
 def _has_floats(nodes: Iterable[Node]) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+_REFUSED_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.complex64, torch.complex128})
 #: No dimension is larger.
 LARGEST = 2**31 - 1
 _WRITES = (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION)
@@ -41,10 +42,10 @@ def check_has_no_state(program: ExportedProgram) -> None:
 
 
 def check_is_taken(program: ExportedProgram) -> None:
-    """Refuse inputs that OpenVINO cannot take.
+    """Refuse what OpenVINO cannot take, or would compute in another precision than the model says.
 
     Raises:
-        LoweringError: one is a number that changes from call to call.
+        LoweringError: an input is a number that changes from call to call, or a tensor has another dtype.
     """
     for node in _inputs(program):
         value = node.meta.get("val")
@@ -56,6 +57,16 @@ def check_is_taken(program: ExportedProgram) -> None:
                 expected="inputs that are tensors, or constants",
                 got=f"{type(value).__name__} {value}",
                 remedy="pass it as a tensor of one element, or export the model with a fixed number",
+            )
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.dtype in _REFUSED_DTYPES:
+            raise LoweringError(
+                f"A program of OpenVINO takes no tensors of {value.dtype} here.",
+                node=node.name,
+                expected="inputs and weights of float32 and integers, in which its kernels compute",
+                got=str(value.dtype),
+                remedy="convert the model before it is exported: model.float()",
             )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import attrs
 
 from torchquilt import AllowedSpec, Constraint, OperatorPattern, Refusal, Sharing, SupportRow, SupportTable
-from torchquilt.backend import Match, Rewrite, argument
+from torchquilt.backend import Match, Rewrite, argument, rank
 from torchquilt.backend import constraints as when
 from torchquilt.backend import operators as ops
 from torchquilt.backend import rewrites as write
@@ -47,13 +47,11 @@ def _row(
     )
 
 
-# Activations that are computed in the kernel of the operator before them.
-_FUSED: tuple[tuple[ops.Operator, ...], ...] = (
-    *(
-        (one,)
-        for one in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.CLAMP, ops.LEAKY_RELU, ops.SIGMOID, ops.SILU)
-    ),
-    (),
+# Activations that are computed in the kernel of the operator before them, and their conditions.
+_FUSED: tuple[tuple[tuple[ops.Operator, ...], tuple[Constraint, ...]], ...] = (
+    *(((one,), ()) for one in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.LEAKY_RELU, ops.SIGMOID, ops.SILU)),
+    ((ops.CLAMP,), (when.TWO_BOUNDS,)),
+    ((), ()),
 )
 
 
@@ -62,23 +60,34 @@ def _weighted(
     *only: Constraint,
     channel_axis: int = 0,
     read: AllowedSpec = _ACTIVATION,
+    fused: tuple[Constraint, ...] = (),
     rewrite: tuple[Rewrite, ...] = (),
 ) -> tuple[SupportRow, ...]:
-    """Rows of an operator with a weight, one for each activation behind it."""
+    """Rows of an operator with a weight, one for each activation; ``fused`` is for those with one."""
     return tuple(
         _row(
             operator,
             *after,
             specs={**_STATIC, "input_activation": (read,), "weight": (_WEIGHT,)},
             channel_axis=channel_axis,
-            constraints=(when.CONSTANT_WEIGHT, *only),
+            constraints=(when.CONSTANT_WEIGHT, *only, *more, *(fused if after else ())),
             rewrite=rewrite,
         )
-        for after in _FUSED
+        for after, more in _FUSED
     )
 
 
 _VOLUME = when.input_rank(5)
+
+
+def _has_rows(match: Match) -> bool:
+    return (rank(match.inputs("input_activation")[0]) or 0) > 1
+
+
+# Of a vector OpenVINO makes a product that reads floats.
+ROWS = Constraint("rows", "the input has two dimensions or more", _has_rows)
+# Of more, OpenVINO adds the bias in a kernel of floats, with the activation behind it.
+_FEW = (when.input_rank(2, 3),)
 #: The kernel of integers moves on by so many pixels at most.
 _LARGEST_STRIDE = 3
 
@@ -90,9 +99,9 @@ def _has_small_stride(match: Match) -> bool:
 
 SMALL_STRIDE = Constraint("stride", f"the stride is at most {_LARGEST_STRIDE}", _has_small_stride)
 _WEIGHTED = (
-    *_weighted(ops.LINEAR, when.MATRIX, when.BIAS_OF_CHANNELS),
+    *_weighted(ops.LINEAR, ROWS, when.MATRIX, when.BIAS_OF_CHANNELS, fused=_FEW),
     *_weighted(ops.ADDMM, when.UNSCALED, when.BIAS_OF_CHANNELS, channel_axis=1, rewrite=(write.as_linear,)),
-    *_weighted(ops.MATMUL, when.MATRIX, channel_axis=1, rewrite=(write.as_linear,)),
+    *_weighted(ops.MATMUL, ROWS, when.MATRIX, channel_axis=1, fused=_FEW, rewrite=(write.as_linear,)),
     *_weighted(ops.CONV1D, when.SIGNAL),
     *_weighted(ops.CONV2D, when.IMAGE),
     *_weighted(ops.CONV3D, _VOLUME),
@@ -105,7 +114,7 @@ _WEIGHTED = (
 )
 
 _WEIGHTS_ALONE = (
-    _row(ops.LINEAR, specs={"weight": (_WEIGHT,)}, constraints=(when.CONSTANT_WEIGHT, when.MATRIX)),
+    _row(ops.LINEAR, specs={"weight": (_WEIGHT,)}, constraints=(when.CONSTANT_WEIGHT, ROWS, when.MATRIX)),
 )
 
 _SAFE = (when.NOT_A_MASK, when.NO_NORMALIZATION)
