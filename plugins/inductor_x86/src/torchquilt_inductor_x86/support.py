@@ -62,7 +62,8 @@ _LIKE_SHAPES = Constraint(
 def _is_last_to_read(match: Match) -> bool:
     """Whether all other readers of the tensor that is added are computed before the convolution."""
     skip = _skip_of(match)
-    others = {user for user in skip.users if user not in match.nodes}
+    # Export's check of the inputs reads them before all else.
+    others = {user for user in skip.users if user not in match.nodes and user.op != "call_module"}
     return others <= _before(match.anchor, skip)
 
 

@@ -26,11 +26,12 @@ class InductorTarget:
         for given in contributions.values():
             for transform in given.passes:
                 program = transform(program)
+        signature = stored_signature(program)  # Inductor's guesses of sizes narrow those of the program
         made = compile_program(program)
         joined = Joined(made.nodes, made.kernels, made.refused)
         operators = tuple(dict.fromkeys(one.kernel for one in made.kernels if one.is_called))
         return Lowered(
-            buffer=with_facts(made.buffer, {**stored_signature(program), "operators": operators}),
+            buffer=with_facts(made.buffer, {**signature, "operators": operators}),
             operations=joined.operations(),
             conversions=joined.conversions(),
             delegates=(),
