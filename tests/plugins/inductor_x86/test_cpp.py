@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.plugins.inductor_x86.models import Small, quantized
 
 import torchquilt as tq
-from tests.plugins.inductor_x86.models import Small, quantized
 
 pytestmark = pytest.mark.long
 
