@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -216,3 +217,16 @@ def test_times_have_the_operators_of_the_model() -> None:
     profile = program(model, inputs).profile(inputs)
     assert profile.attributed >= 0.9
     assert {"conv2d", "conv2d_1", "linear"} <= profile.by_node().keys()
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [lambda x: x.clamp(-0.25, 0.5), lambda x: nn.functional.hardtanh(x, -0.25, 0.5), nn.functional.relu6],
+)
+def test_values_that_are_clipped_in_float_are_those_of_the_model(clip: Callable[..., torch.Tensor]) -> None:
+    """OpenVINO would make one FakeQuantize of a quantize and a clamp, with steps of another size."""
+    model = Calling(lambda layer, x: clip(layer(x)), nn.Linear(2, 8))
+    inputs = (uniform(1, 8, 5, 2),)
+    made = quantized(model, inputs)
+    found = tq.lower(made, inputs, target="openvino", verify=False).run(*inputs)
+    torch.testing.assert_close(found, made(*inputs))

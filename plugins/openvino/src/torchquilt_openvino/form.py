@@ -7,7 +7,7 @@ subtracted from and multiplied. What changes nothing is in its way, and costs a 
   dequantize.
 - A weight that is quantized when the model runs is stored quantized.
 - A quantize whose integers are read by more than dequantizes (a program that returns integers) is written as
-  what it computes. So are those that OpenVINO refuses.
+  what it computes. So are those that OpenVINO refuses, and those that it would join with a clamp.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ _KEEPING = frozenset(
         "aten.amin.default",
     }
 )
+#: Operators that clip at bounds which are no steps of a scale.
+_CLIPPING = frozenset((*ops.CLAMP.overloads, *ops.HARDTANH.overloads, *ops.RELU6.overloads))
 
 
 def integer_form(program: ExportedProgram, in_floats: Collection[str] = ()) -> ExportedProgram:
@@ -76,7 +78,7 @@ def integer_form(program: ExportedProgram, in_floats: Collection[str] = ()) -> E
             _replace(quantize, _written_out(graph, quantize, told), signature)
         elif _has_steps_of(told.input, told.parameters):
             _replace_readers(quantize, told.input, signature)
-        elif node.name in in_floats:
+        elif node.name in in_floats or _is_clipped(quantize):
             _replace_readers(quantize, _written_in_floats(graph, quantize, told), signature)
     return with_graph(program, graph, signature)
 
@@ -92,6 +94,17 @@ def _has_steps_of(node: Node, parameters: tuple[Any, ...]) -> bool:
         return False
     read = [one for one in node.all_input_nodes if _is_float(one)]
     return bool(read) and all(_has_steps_of(one, parameters) for one in read)
+
+
+def _is_clipped(quantize: Node) -> bool:
+    """Whether the values of a quantize are clipped, and not quantized behind that.
+
+    OpenVINO makes one FakeQuantize of both, with as many steps between the bounds as there were in the whole
+    range: other values than the model has.
+    """
+    readers = (user for dequantize in quantize.users for user in dequantize.users)
+    clips = [one for one in readers if overload_name(one) in _CLIPPING]
+    return any(not one.users or not all(map(is_quantize, one.users)) for one in clips)
 
 
 def _adds_zeros_at_most(node: Node) -> bool:
