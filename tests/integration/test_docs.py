@@ -19,11 +19,13 @@ _SETUP = re.compile(r"<!-- test: setup\n(.*?)-->", re.DOTALL)
 _BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 #: Shows files of an example.
 _WALK = "writing-a-plugin.md"
+#: Runs in test_readme.py.
+_TOUR = "tour.md"
 #: Pages whose code runs from top to bottom.
 PAGES = sorted(
     page.name
     for page in _DOCS.glob("*.md")
-    if page.name != _WALK and _BLOCK.search(page.read_text(encoding="utf-8"))
+    if page.name not in (_WALK, _TOUR) and _BLOCK.search(page.read_text(encoding="utf-8"))
 )
 
 
