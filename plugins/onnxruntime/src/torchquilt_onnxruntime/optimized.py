@@ -31,7 +31,15 @@ from torchquilt_onnxruntime.stored import nodes_of, operator_name
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 #: Kernels that multiply or add integers.
 _INTEGER_KERNELS = frozenset(
-    {"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QAttention", "QGemm"}
+    {
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "NhwcMaxPool",
+        "QAttention",
+        "QGemm",
+    }
 )
 #: Kernels that read integers of a weight as they are stored.
 _READS_WEIGHTS = frozenset({"MatMulNBits", "GatherBlockQuantized", "MatMulBnb4"})
@@ -104,7 +112,7 @@ class _File:
 
     producers: Mapping[str, _Node]
     names: Mapping[str, _Node]
-    dtypes: Mapping[str, str]
+    dtypes: dict[str, str]
 
     @classmethod
     def of(cls, model: Any) -> _File:
@@ -220,6 +228,7 @@ class Optimized:
             for node in nodes_of(_optimized_by_runtime(buffer).graph)
         ]
         _join(kernels, file)
+        _tell_dtypes(kernels, file.dtypes)
         return cls(kernels, file)
 
     @property
@@ -301,6 +310,17 @@ class Optimized:
 
     def _is_float(self, values: Iterable[str]) -> bool:
         return any(self.file.dtypes.get(one, "") in _FLOATS for one in values)
+
+
+def _tell_dtypes(kernels: Sequence[_Kernel], dtypes: dict[str, str]) -> None:
+    """Add the dtypes of values that the runtime put in: a layout changes none."""
+    for kernel in kernels:
+        same = kernel.type in _LAYING_OUT - {"Cast", "Shape"} or kernel.type.startswith("Nhwc")
+        known = dtypes.get(kernel.reads[0], "") if same and kernel.reads else ""
+        if kernel.type.startswith("QLinear"):
+            known = "UINT8"
+        for value in kernel.returns:
+            dtypes.setdefault(value, known)
 
 
 def _join(kernels: Sequence[_Kernel], file: _File) -> None:
