@@ -17,6 +17,7 @@ from onnxscript import ir
 from torchquilt_onnxruntime.exporting import ALSO, OVERLOAD, SOURCE
 from torchquilt_onnxruntime.graphs import graphs_of, number_of, readers, set_type, store
 from torchquilt_onnxruntime.qdq import Parameters, is_dequantize, is_quantize, parameters_of
+from torchquilt_onnxruntime.withholding import is_withheld
 
 #: Operators that move elements of their first input, and have kernels for 8-bit integers.
 MOVING = frozenset(
@@ -61,7 +62,7 @@ def _moved(model: ir.Model, quantize: ir.Node) -> list[ir.Node]:
     if is_dequantize(producer):
         _cancel(quantize, producer, own)
         return []
-    if producer.graph is not quantize.graph or not _are_read_alike(producer, own):
+    if is_withheld(producer) or producer.graph is not quantize.graph or not _are_read_alike(producer, own):
         return []
     if producer.op_type in _CLAMPS:
         return _moved_before_clamp(model, quantize, producer, own)

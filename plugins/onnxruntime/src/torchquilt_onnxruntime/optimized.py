@@ -267,8 +267,12 @@ class Optimized:
             found[kernel.name] = kernel.name if is_step else own or behind or before or kernel.name
         return found
 
-    def operations(self) -> tuple[Operation, ...]:
-        """The operators of the exported program, each with the kernels that compute it."""
+    def operations(self, withheld: Mapping[str, str]) -> tuple[Operation, ...]:
+        """The operators of the exported program, each with the kernels that compute it.
+
+        Args:
+            withheld: nodes that are left in float → the runtime's words, why.
+        """
         makers: dict[str, str] = {}
         found = []
         for kernel in self.kernels:
@@ -283,7 +287,10 @@ class Optimized:
             for part in parts or ([] if kernel.parts else [_Part("", kernel.op)]):
                 name = kernel.name if part is (parts or [part])[0] else f"{kernel.name} for {part.source}"
                 told = (arithmetic, why, reads, self._is_float(kernel.returns))
-                found.append(Operation(name, part.overload, part.source, "", *told, step=kernel.name))
+                refused = withheld.get(part.source, "")
+                found.append(
+                    Operation(name, part.overload, part.source, "", *told, refused, step=kernel.name)
+                )
             makers.update(dict.fromkeys(kernel.returns, kernel.name))
         return tuple(found)
 

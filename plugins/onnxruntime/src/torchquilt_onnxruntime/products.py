@@ -15,6 +15,7 @@ from onnxscript import ir
 
 from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, readers, set_type, store
 from torchquilt_onnxruntime.qdq import dequantize_behind, is_quantize, parameters_of
+from torchquilt_onnxruntime.withholding import is_withheld
 
 
 def store_transposed(model: ir.Model) -> None:
@@ -78,7 +79,7 @@ def write_gemm(model: ir.Model) -> None:
     """Write products of integers with a weight as Gemm."""
     for graph in graphs_of(model):
         for node in list(graph):
-            if node.op_type == "MatMul" and not node.domain:
+            if node.op_type == "MatMul" and not node.domain and not is_withheld(node):
                 _write_gemm(model, node)
 
 
@@ -151,7 +152,7 @@ def write_global_pool(model: ir.Model) -> None:
                 continue
             is_whole = {int(axis) % 4 for axis in axes.reshape(-1)} == {2, 3}
             is_quantized = all(map(is_quantize, readers(node.outputs[0])))
-            if is_whole and is_quantized and dequantize_behind(value) is not None:
+            if is_whole and is_quantized and not is_withheld(node) and dequantize_behind(value) is not None:
                 _write_global_pool(model, node)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torchquilt.backend import Contribution, Lowered
+from torchquilt import LoweringError, ProgramError
+from torchquilt.backend import Contribution, Lowered, node_in_words, pytree
 from torchquilt_onnxruntime.packages import required
 
 if TYPE_CHECKING:
@@ -13,38 +14,37 @@ if TYPE_CHECKING:
 
     from torchquilt_onnxruntime.runner import ONNXRuntimeRunner
 
+#: Dtypes that the CPU provider has kernels for, or that stand for integers.
+_TAKEN = frozenset(
+    {"float32", "float16", "float64", "bool"}
+    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+)
+#: A message of ONNX has less than 2 GiB.
+_LARGEST_FILE = 2**31 - 1
+
 
 class ONNXRuntimeTarget:
     """Lowers to ONNX Runtime: a file of standard operators, and the ledger from its optimized form."""
 
     def lower(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
         """Make a program; see :class:`torchquilt.backend.Target`."""
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            required(name)
-        from onnxscript import ir
+        return _lowered(_after_passes(program, contributions), {})
 
-        from torchquilt_onnxruntime.exporting import exported
-        from torchquilt_onnxruntime.optimized import Optimized
-        from torchquilt_onnxruntime.signature import signature_of, with_signature
-        from torchquilt_onnxruntime.writing import write
+    def lower_what_runs(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
+        """Make a program that loads and runs here; see :class:`torchquilt.backend.TryingTarget`."""
+        from torchquilt_onnxruntime.refusals import refused
 
-        for given in contributions.values():
-            for transform in given.passes:
-                program = transform(program)
-        model = exported(program)
-        write(model)
-        with_signature(model, signature_of(program))
-        message = ir.to_proto(model)
-        buffer = message.SerializeToString()
-        optimized = Optimized.of(buffer, message)
-        return Lowered(
-            buffer=buffer,
-            operations=optimized.operations(),
-            conversions=optimized.conversions(),
-            delegates=(),
-            kernels=(),
-            operators=optimized.operators,
-        )
+        program = _after_passes(program, contributions)
+
+        def make(withheld: Mapping[str, str]) -> Lowered:
+            made = _lowered(program, withheld)
+            _run(made, program)
+            return made
+
+        try:
+            return make({})
+        except ProgramError as error:
+            return make(refused(make, _operators(program), error))
 
     def open(self, buffer: bytes, libraries: Sequence[str]) -> ONNXRuntimeRunner:
         """Read a stored program; see :class:`torchquilt.backend.Target`."""
@@ -52,3 +52,99 @@ class ONNXRuntimeTarget:
         from torchquilt_onnxruntime.runner import ONNXRuntimeRunner
 
         return ONNXRuntimeRunner(buffer)
+
+
+def _after_passes(program: ExportedProgram, contributions: Mapping[str, Contribution]) -> ExportedProgram:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        required(name)
+    for given in contributions.values():
+        for transform in given.passes:
+            program = transform(program)
+    _check_dtypes(program)
+    return program
+
+
+def _lowered(program: ExportedProgram, withheld: Mapping[str, str]) -> Lowered:
+    """A program in which some operators are left in float, each with the reason."""
+    from onnxscript import ir
+
+    from torchquilt_onnxruntime.exporting import exported
+    from torchquilt_onnxruntime.optimized import Optimized
+    from torchquilt_onnxruntime.signature import signature_of, with_signature
+    from torchquilt_onnxruntime.writing import write
+
+    signature = signature_of(program)
+    model = exported(program)
+    write(model, withheld)
+    with_signature(model, signature)
+    _check_size(model)
+    message = ir.to_proto(model)
+    buffer = message.SerializeToString()
+    optimized = Optimized.of(buffer, message)
+    return Lowered(
+        buffer=buffer,
+        operations=optimized.operations(withheld),
+        conversions=optimized.conversions(),
+        delegates=(),
+        kernels=(),
+        operators=optimized.operators,
+    )
+
+
+def _run(lowered: Lowered, program: ExportedProgram) -> None:
+    """Run a program on the inputs that the model was exported with, if there are some."""
+    from torchquilt_onnxruntime.runner import ONNXRuntimeRunner
+
+    if program.example_inputs is not None:
+        ONNXRuntimeRunner(lowered.buffer).run(pytree.tree_leaves(program.example_inputs))
+
+
+def _operators(program: ExportedProgram) -> list[str]:
+    """The operators that read or return what is quantized, in order."""
+    from torchquilt.backend import is_conversion, overload_name, regions
+
+    return [
+        region.name_of(node)
+        for region in regions(program.graph_module)
+        for node in region.module.graph.nodes
+        if overload_name(node)
+        and not is_conversion(node)
+        and any(map(is_conversion, (*node.all_input_nodes, *node.users)))
+    ]
+
+
+def _check_dtypes(program: ExportedProgram) -> None:
+    """Refuse a model that computes in a dtype for which the CPU provider has no kernels.
+
+    Raises:
+        LoweringError: it does; names the node and the dtype.
+    """
+    import torch
+
+    for node in program.graph.nodes:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            dtype = str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else "bool"
+            if dtype not in _TAKEN:
+                raise LoweringError(
+                    f"ONNX Runtime's CPU provider does not compute in {dtype}.",
+                    node=node_in_words(node),
+                    expected="float32, float16 or float64",
+                    got=dtype,
+                    remedy="export the model in float32: model.float()",
+                )
+
+
+def _check_size(model: Any) -> None:
+    """Refuse a model that is too large for one file.
+
+    Raises:
+        LoweringError: its constants have 2 GiB or more.
+    """
+    size = sum(one.const_value.nbytes for one in model.graph.initializers.values())
+    if size >= _LARGEST_FILE:
+        raise LoweringError(
+            "The model is too large for one ONNX file.",
+            expected=f"less than {_LARGEST_FILE:,} bytes",
+            got=f"{size:,} bytes of constants",
+            remedy="quantize more of its weights, or divide it into several programs",
+        )

@@ -20,16 +20,22 @@ from torchquilt_onnxruntime.movement import move_quantizes
 from torchquilt_onnxruntime.products import store_transposed, write_gemm, write_global_pool
 from torchquilt_onnxruntime.qdq import dequantize_behind
 from torchquilt_onnxruntime.unsigned import write_unsigned
+from torchquilt_onnxruntime.withholding import withhold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 #: The smallest and the largest integer of 4 bits, and their dtype.
 _FOUR_BITS = {ir.DataType.INT8: (-8, 7, ir.DataType.INT4), ir.DataType.UINT8: (0, 15, ir.DataType.UINT4)}
 
 
-def write(model: ir.Model) -> None:
-    """Bring a model that torch wrote into the form of the file."""
+def write(model: ir.Model, withheld: Collection[str] = ()) -> None:
+    """Bring a model that torch wrote into the form of the file.
+
+    Args:
+        model: it is changed.
+        withheld: nodes of the exported program that are left in float.
+    """
     from onnx_ir.passes import common
 
     common.InlinePass()(model)
@@ -38,6 +44,8 @@ def write(model: ir.Model) -> None:
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     fold_constants(model)
     common.RemoveUnusedNodesPass()(model)
+    if withheld:
+        withhold(model, withheld)
     look_up_integers(model)
     store_transposed(model)
     write_dynamic(model)
