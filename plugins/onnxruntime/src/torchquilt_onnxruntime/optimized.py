@@ -251,20 +251,22 @@ class Optimized:
     def steps(self) -> Mapping[str, str]:
         """Name of a kernel → the step that it belongs to, which is the name of a kernel that computes.
 
-        Kernels that lay out data for an operator, or that the runtime put in, belong to those beside them.
+        Kernels that lay out data for an operator belong to it. What converts, and what the runtime put in,
+        belongs to what reads it, or else to what it reads.
         """
-        readers: dict[str, str] = {}
-        makers = {value: kernel.name for kernel in self.kernels for value in kernel.returns}
-        for kernel in self.kernels:
-            readers.update(dict.fromkeys(kernel.reads, kernel.name))
         computing = {kernel.name for kernels in self._computing.values() for kernel in kernels}
         found: dict[str, str] = {}
         for kernel in self.kernels:
             own = next((self._computing[part][0].name for part in kernel.parts), "")
-            behind = next((readers[one] for one in kernel.returns if readers.get(one) in computing), "")
-            before = next((makers[one] for one in kernel.reads if makers.get(one) in computing), "")
-            is_step = kernel.name in computing
-            found[kernel.name] = kernel.name if is_step else own or behind or before or kernel.name
+            found[kernel.name] = kernel.name if kernel.name in computing else own
+        readers = {value: kernel.name for kernel in self.kernels for value in kernel.reads}
+        makers = {value: kernel.name for kernel in self.kernels for value in kernel.returns}
+        for kernel in reversed(self.kernels):
+            behind = (found[readers[value]] for value in kernel.returns if value in readers)
+            found[kernel.name] = found[kernel.name] or next(filter(None, behind), "")
+        for kernel in self.kernels:
+            before = (found[makers[value]] for value in kernel.reads if value in makers)
+            found[kernel.name] = found[kernel.name] or next(filter(None, before), kernel.name)
         return found
 
     def operations(self, withheld: Mapping[str, str]) -> tuple[Operation, ...]:

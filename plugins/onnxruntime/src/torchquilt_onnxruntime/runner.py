@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchquilt import ProgramError
-from torchquilt.backend import Slot
+from torchquilt.backend import RunTimes, Slot
 from torchquilt_onnxruntime.packages import required
 from torchquilt_onnxruntime.stored import StoredModel
 
@@ -97,33 +97,58 @@ class ONNXRuntimeRunner:
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the program; see :class:`torchquilt.backend.Runner`."""
         signature = self._stored.signature
-        given = {
-            leaf.name: _to_runtime(value)
-            for leaf, value in zip(signature.inputs, inputs, strict=True)
-            if not leaf.is_constant
-        }
         names = [leaf.name for leaf in signature.outputs if not leaf.is_constant]
         try:
-            found = dict(zip(names, self._loaded().run_with_ort_values(names, given), strict=True))
+            found = dict(
+                zip(names, self._loaded().run_with_ort_values(names, self._given(inputs)), strict=True)
+            )
         except ProgramError:
             raise
         except Exception as error:  # likewise
-            raise ProgramError(
-                "The program failed in ONNX Runtime.",
-                backend=PROVIDER,
-                got=words(error),
-                remedy="see what the runtime says",
-            ) from error
+            raise _failed(error) from error
+        found = dict(zip(names, values, strict=True))
         return [
             leaf.constant if leaf.is_constant else _from_runtime(found[leaf.name])
             for leaf in signature.outputs
         ]
+
+    def profile(self, inputs: Sequence[Any], runs: int) -> Sequence[RunTimes]:
+        """Tell how long each kernel takes; see :class:`torchquilt.backend.ProfilingRunner`."""
+        from torchquilt_onnxruntime.optimized import Optimized
+        from torchquilt_onnxruntime.profiling import profiled
+
+        buffer = self._stored.buffer
+        steps = Optimized.of(buffer, required("onnx").ModelProto.FromString(buffer)).steps()
+        names = [leaf.name for leaf in self._stored.signature.outputs if not leaf.is_constant]
+        try:
+            return profiled(buffer, names, self._given(inputs), runs, steps)
+        except ProgramError:
+            raise
+        except Exception as error:  # likewise
+            raise _failed(error) from error
+
+    def _given(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """The tensors of a call, by the names that they have in the file."""
+        return {
+            leaf.name: _to_runtime(value)
+            for leaf, value in zip(self._stored.signature.inputs, inputs, strict=True)
+            if not leaf.is_constant
+        }
 
     def _loaded(self) -> Any:
         with self._lock:
             if self._session is None:
                 self._session = session(self._stored.buffer)
             return self._session
+
+
+def _failed(error: Exception) -> ProgramError:
+    return ProgramError(
+        "The program failed in ONNX Runtime.",
+        backend=PROVIDER,
+        got=words(error),
+        remedy="see what the runtime says",
+    )
 
 
 def _to_runtime(value: Any) -> Any:
