@@ -99,9 +99,7 @@ class ONNXRuntimeRunner:
         signature = self._stored.signature
         names = [leaf.name for leaf in signature.outputs if not leaf.is_constant]
         try:
-            found = dict(
-                zip(names, self._loaded().run_with_ort_values(names, self._given(inputs)), strict=True)
-            )
+            values = self._loaded().run_with_ort_values(names, self._given(inputs))
         except ProgramError:
             raise
         except Exception as error:  # likewise
