@@ -84,6 +84,7 @@ _PUBLIC = {
         "is_dequantize",
         "is_quantize",
         "qdq_of",
+        "qdq_operators",
         "quantize_of",
     ),
     "graph.module_scope": ("module_path",),
@@ -180,6 +181,7 @@ if TYPE_CHECKING:
     from torchquilt.graph.qdq import is_dequantize as is_dequantize
     from torchquilt.graph.qdq import is_quantize as is_quantize
     from torchquilt.graph.qdq import qdq_of as qdq_of
+    from torchquilt.graph.qdq import qdq_operators as qdq_operators
     from torchquilt.graph.qdq import quantize_of as quantize_of
     from torchquilt.graph.subgraphs import Region as Region
     from torchquilt.graph.subgraphs import regions as regions

@@ -85,6 +85,7 @@ def test_a_dtype_without_kernels_is_named() -> None:
     assert caught.value.node is not None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_dtypes_with_kernels_are_taken(dtype: torch.dtype) -> None:
     """float16 and float64 run as they were exported."""
@@ -107,6 +108,7 @@ class Counter(nn.Module):
         return x + self.calls
 
 
+@pytest.mark.long
 def test_a_model_that_writes_to_its_state_is_refused() -> None:
     """An ONNX file keeps no state, so its second call would be wrong."""
     exported = torch.export.export(Counter(), (torch.ones(2),))
@@ -123,6 +125,7 @@ class Sorting(nn.Module):
         return torch.linalg.eigvalsh(x)
 
 
+@pytest.mark.long
 def test_an_operator_without_onnx_is_named() -> None:
     """The error says which node, and where it is in the code."""
     exported = torch.export.export(Sorting(), (torch.eye(3),))
@@ -131,6 +134,7 @@ def test_an_operator_without_onnx_is_named() -> None:
     assert "eig" in str(caught.value.node)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tells", [True, False], ids=["named", "searched"])
 def test_what_the_runtime_refuses_is_left_in_float(tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The refused operator is found, by its name in the message or by trying; the rest runs as integers."""

@@ -53,6 +53,7 @@ def test_inputs_may_lie_in_memory_as_they_like(program: tq.LoweredProgram) -> No
     assert torch.equal(program.run(IMAGE[0].transpose(2, 3).contiguous().transpose(2, 3)), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "preset"), [("network", "static_int8"), ("block", "static_int8"), ("block", "dynamic_int8")]
 )

@@ -26,6 +26,8 @@ from plugins.onnxruntime.programs import (
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer
 
+#: Writing a model as ONNX takes a second, most of it torch's.
+pytestmark = pytest.mark.long
 IMAGE = (normal(2, 3, 8, 8),)
 TOKENS = (normal(2, 6, 32),)
 BATCH = torch.export.Dim("batch")
@@ -45,7 +47,6 @@ def network(request: pytest.FixtureRequest) -> tq.LoweredProgram:
 def test_all_that_is_quantized_runs_as_integers(network: tq.LoweredProgram) -> None:
     """Clamps, pools and layouts between do not keep anything in float, and each row finds its kernel."""
     assert set(statuses(network).values()) == {"integer_kernel"}
-    assert sum(name.endswith("QLinearConv") for name in (one.op for one in network.operations)) == 0
     assert {"com.microsoft::QLinearConv", "com.microsoft::QGemm"} <= set(network.operators)
 
 
@@ -141,9 +142,8 @@ def test_integers_of_four_bits_are_packed(quantizer: Any, dtype: int) -> None:
     """Two are stored in a byte; beside activations of integers they are computed as 8 bits."""
     torch.manual_seed(0)
     program = lowered(nn.Linear(64, 32), (normal(3, 64),), quantizer)
-    (weight,) = (
-        one for one in model_of(program).graph.initializer if one.data_type == dtype and len(one.dims) == 2
-    )
+    packed = (one for one in model_of(program).graph.initializer if one.data_type == dtype)
+    weight = max(packed, key=lambda one: math.prod(one.dims))
     assert len(weight.raw_data) == 64 * 32 // 2
     assert statuses(program)["linear"] == "integer_kernel"
 

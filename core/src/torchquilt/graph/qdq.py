@@ -39,6 +39,10 @@ def operators() -> Any:
     return torch.ops.quantized_decomposed
 
 
+#: The name in the face for plugins, where ``operators`` are those of the table.
+qdq_operators = operators
+
+
 # --- Reading ------------------------------------------------------------------------------------------------
 
 

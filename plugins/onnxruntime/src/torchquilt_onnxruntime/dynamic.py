@@ -14,6 +14,7 @@ from onnxscript import ir
 
 from torchquilt.backend import arguments_of, chooses_qparams, qdq_of
 from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, readers, store
+from torchquilt_onnxruntime.products import is_plain
 from torchquilt_onnxruntime.qdq import dequantize_behind, is_dequantize, is_quantize, parameters_of
 
 _FULL = {"uint8": (0, 255), "int8": (-128, 127)}
@@ -80,7 +81,7 @@ def _write_product(model: ir.Model, node: ir.Node) -> None:
         return
     if not told.is_per_tensor and told.zero_point.any():
         return
-    if node.op_type == "Gemm" and not _is_plain(node):
+    if node.op_type == "Gemm" and not is_plain(node):
         return
     if not is_convolution and integers.ndim != 2:
         return
@@ -91,12 +92,6 @@ def _write_product(model: ir.Model, node: ir.Node) -> None:
             model.graph, name, np.ascontiguousarray(integers.T)
         )
     _write_on_integers(model, node, chosen, stored, told)
-
-
-def _is_plain(gemm: ir.Node) -> bool:
-    given = gemm.attributes
-    factors = (given.get_float("alpha", 1.0), given.get_float("beta", 1.0))
-    return factors == (1.0, 1.0) and not given.get_int("transA", 0)
 
 
 def _write_on_integers(model: ir.Model, node: ir.Node, chosen: ir.Node, stored: Any, told: Any) -> None:

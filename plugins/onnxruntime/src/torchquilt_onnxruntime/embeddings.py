@@ -39,6 +39,8 @@ class _Lookup:
     def __init__(self, model: ir.Model, gather: ir.Node) -> None:
         self._model = model
         self._gather = gather
+        table = gather.inputs[0]
+        self._dequantize = (table.producer() if table is not None else None) or gather
         self._indices = gather.inputs[1]
         shape = self._indices.shape if self._indices is not None else None
         self._rank = None if shape is None else len(shape)
@@ -118,7 +120,10 @@ class _Lookup:
         attributes: dict[str, Any],
         dtype: ir.DataType = ir.DataType.FLOAT,
     ) -> ir.Value:
-        made = insert(self._gather, op_type, inputs, like=self._gather, attributes=attributes)
+        # What computes floats of the rows is what dequantizes.
+        is_lookup = op_type == "Gather" and dtype.itemsize == 1
+        like = self._gather if is_lookup else self._dequantize
+        made = insert(self._gather, op_type, inputs, like=like, attributes=attributes)
         made.outputs[0].dtype = dtype
         return made.outputs[0]
 

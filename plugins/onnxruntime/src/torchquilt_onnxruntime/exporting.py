@@ -58,6 +58,7 @@ def exported(program: ExportedProgram) -> ir.Model:
     except Exception as error:  # torch raises ConversionError, DispatchError, ... and what decomposing raises
         raise _failed(program, error) from error
     assert made is not None
+    _check_is_stateless(made.exported_program)
     for node in _all_nodes(made.model):
         source = node.meta.get("node")
         if source is not None:
@@ -67,6 +68,25 @@ def exported(program: ExportedProgram) -> ir.Model:
             node.metadata_props[OVERLOAD] = overload_name(source)
     made.model.graph.metadata_props.clear()
     return made.model
+
+
+def _check_is_stateless(program: Any) -> None:
+    """Refuse a model that writes to its state, which shows when it is decomposed.
+
+    Raises:
+        LoweringError: it does.
+    """
+    from torch.export.graph_signature import OutputKind
+
+    for output in program.graph_signature.output_specs:
+        if output.kind is not OutputKind.USER_OUTPUT:
+            raise LoweringError(
+                "The model writes to its state, which an ONNX file does not keep.",
+                node=str(output.target or output.arg.name),
+                expected="a model that computes outputs of its inputs alone",
+                got=f"an output of kind {output.kind.name}",
+                remedy="pass the state as an input, and return its new value",
+            )
 
 
 def _all_nodes(model: ir.Model) -> Iterable[Any]:

@@ -12,6 +12,7 @@ behind it was computed by the kernel that it reads.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,6 +63,8 @@ _LAYING_OUT = frozenset(
         "Unsqueeze",
     }
 )
+#: What fusions add to the name of a node.
+_ADDED = re.compile(r"(/[^/]*/?|_token_\d+|_nchwc|_quant)$")
 _NARROW = frozenset({"INT4", "UINT4", "INT8", "UINT8", "INT16", "UINT16"})
 _FLOATS = frozenset({"", "FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
 
@@ -129,11 +132,12 @@ class _File:
         return cls(producers, names, dtypes)
 
     def named_like(self, name: str) -> _Node | None:
-        """The node that a kernel was made of, by its name: that, or one that it begins with."""
+        """The node that a kernel was made of, by its name: that, or one to which a fusion has added."""
         while name:
             if name in self.names:
                 return self.names[name]
-            name = name.rpartition("_")[0]
+            shorter = _ADDED.sub("", name)
+            name = shorter if shorter != name else ""
         return None
 
     def between(self, outputs: Iterable[str], known: frozenset[str], claimed: set[str]) -> Iterator[_Node]:
@@ -301,7 +305,8 @@ class Optimized:
         found: dict[str, Conversion] = {}
         for kernel in self.kernels:
             if kernel.converts:
-                part = kernel.nodes[-1].part if kernel.nodes else _Part("", kernel.op)
+                node = kernel.own or next(iter(kernel.nodes), None)
+                part = node.part if node is not None else _Part("", kernel.op)
                 found.setdefault(
                     part.source or kernel.name, Conversion(kernel.name, part.overload, part.source)
                 )

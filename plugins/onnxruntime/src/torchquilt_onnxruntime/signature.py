@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchquilt import LoweringError
 from torchquilt.backend import pytree
 from torchquilt_onnxruntime.stored import KEY, Leaf, Signature
 
@@ -14,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def signature_of(program: ExportedProgram) -> Signature:
-    """The inputs and outputs of a call of a program, with the names that they have in the file.
-
-    Raises:
-        LoweringError: it writes to its state, or takes a number that changes from call to call.
-    """
+    """The inputs and outputs of a call of a program, with the names that they have in the file."""
     from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
     inputs: list[Leaf] = []
@@ -29,13 +24,7 @@ def signature_of(program: ExportedProgram) -> Signature:
             inputs.append(Leaf("", _constant(spec.arg)) if is_constant else Leaf(spec.arg.name))
     for output in program.graph_signature.output_specs:
         if output.kind is not OutputKind.USER_OUTPUT:
-            raise LoweringError(
-                "The model writes to its state, which an ONNX file does not keep.",
-                node=str(output.target or output.arg.name),
-                expected="a model that computes outputs of its inputs alone",
-                got=f"an output of kind {output.kind.name}",
-                remedy="pass the state as an input, and return its new value",
-            )
+            continue  # refused when it is written
         is_constant = isinstance(output.arg, ConstantArgument)
         name = f"output_{len(outputs)}"
         outputs.append(Leaf("", _constant(output.arg)) if is_constant else Leaf(name))

@@ -14,6 +14,7 @@ import numpy as np
 from onnxscript import ir
 from onnxscript.onnx_opset import opset21
 
+from torchquilt.backend import qdq_operators
 from torchquilt_onnxruntime.attention import attention
 
 OPSET = 21
@@ -28,7 +29,7 @@ def table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Each operator with the function that writes it, as ``torch.onnx.export`` takes them."""
     import torch
 
-    ops = torch.ops.quantized_decomposed
+    ops = qdq_operators()
     return {
         torch.ops.aten.scaled_dot_product_attention.default: attention,
         ops.quantize_per_tensor.default: _quantize_per_tensor,
@@ -171,9 +172,9 @@ def _dequantize_per_group(
     group_size: int = 128,
     output_dtype: int = _FLOAT,
 ) -> Any:
-    scales, size = _as_scale(scales), _group_size(tensor, group_size)
+    (rows, groups), size = (int(one) for one in scales.shape), _group_size(tensor, group_size)
+    scales = _as_scale(scales)
     if _is_float(zero_points):
-        rows, groups = (int(one) for one in scales.shape)
         grouped = _as_float(op.Reshape(tensor, op.Constant(value_ints=[rows, groups, size])))
         axes = op.Constant(value_ints=[2])
         offsets = op.Unsqueeze(_as_float(zero_points), axes)
