@@ -75,37 +75,11 @@ def _transposed(
     return one.outputs[0]
 
 
-def write_matmul(model: ir.Model) -> None:
-    """Write products of floats with integers of a weight as MatMul, which the runtime fuses with them."""
-    for graph in graphs_of(model):
-        for node in list(graph):
-            if node.op_type != "Gemm" or node.domain or is_withheld(node) or not is_plain(node):
-                continue
-            data, weight = (dequantize_behind(value) for value in node.inputs[:2])
-            if data is None and weight is not None and array_of(weight.inputs[0]) is not None:
-                _write_matmul(node)
-
-
 def is_plain(gemm: ir.Node) -> bool:
     """Whether a Gemm only multiplies, and adds a bias."""
     given = gemm.attributes
     factors = (given.get_float("alpha", 1.0), given.get_float("beta", 1.0))
     return factors == (1.0, 1.0) and not given.get_int("transA", 0)
-
-
-def _write_matmul(gemm: ir.Node) -> None:
-    data, weight, *bias = gemm.inputs
-    if gemm.attributes.get_int("transB", 0):
-        turned = insert(gemm, "Transpose", [weight], like=gemm, attributes={"perm": [1, 0]})
-        turned.outputs[0].dtype, weight = ir.DataType.FLOAT, turned.outputs[0]
-    made = insert(gemm, "MatMul", [data, weight], like=gemm)
-    if bias and bias[0] is not None:
-        made.outputs[0].dtype = ir.DataType.FLOAT
-        made = insert(gemm, "Add", [made.outputs[0], bias[0]], like=gemm)
-    result = made.outputs[0]
-    result.dtype, result.shape, result.name = ir.DataType.FLOAT, gemm.outputs[0].shape, gemm.outputs[0].name
-    gemm.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
-    gemm.graph.remove(gemm, safe=True)  # type: ignore[union-attr]
 
 
 def write_gemm(model: ir.Model) -> None:

@@ -14,6 +14,8 @@ from torchquilt_onnxruntime.stored import StoredModel
 PROVIDER = "CPUExecutionProvider"
 #: Errors alone: what the runtime warns of is said by the ledger.
 _SEVERITY = 3
+#: Products of floats with stored integers round the floats to 8 bits otherwise, as no converted model does.
+_NOT_ROUNDED = ("session.qdq_matmulnbits_accuracy_level", "1")
 
 
 def options() -> Any:
@@ -22,6 +24,7 @@ def options() -> Any:
     made = runtime.SessionOptions()
     made.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     made.log_severity_level = _SEVERITY
+    made.add_session_config_entry(*_NOT_ROUNDED)
     return made
 
 

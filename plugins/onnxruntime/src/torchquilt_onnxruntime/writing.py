@@ -17,7 +17,7 @@ from torchquilt_onnxruntime.embeddings import look_up_integers
 from torchquilt_onnxruntime.exporting import KIND, SOURCE
 from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, readers, store
 from torchquilt_onnxruntime.movement import move_quantizes
-from torchquilt_onnxruntime.products import store_transposed, write_gemm, write_global_pool, write_matmul
+from torchquilt_onnxruntime.products import store_transposed, write_gemm, write_global_pool
 from torchquilt_onnxruntime.qdq import dequantize_behind
 from torchquilt_onnxruntime.unsigned import write_unsigned
 from torchquilt_onnxruntime.withholding import withhold
@@ -47,7 +47,6 @@ def write(model: ir.Model, withheld: Collection[str] = ()) -> None:
     if withheld:
         withhold(model, withheld)
     look_up_integers(model)
-    write_matmul(model)
     store_transposed(model)
     write_dynamic(model)
     write_global_pool(model)
