@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from torchquilt.support.operators import Operator
+from torchquilt.support.parts import Part
+from torchquilt.support.pattern import OperatorPattern
 from torchquilt.support.table import SupportTable
 from torchquilt.testing.operators import Call, Sizes, activations_of, calls_of
 
@@ -264,11 +266,22 @@ class Graphs(nn.Module):
 
 
 def patterns_of(table: SupportTable) -> dict[str, tuple[Operator, ...]]:
-    """Name → operators, for each chain that a table has rows for, once."""
+    """Name → operators, for each chain of a table, once; of a row with an optional part both chains."""
     found: dict[tuple[Operator, ...], str] = {}
     for row in table.rows:
-        found.setdefault(row.pattern.operators, row.pattern.name)
+        chains = tuple(_chains_of(row.pattern))
+        for operators in chains:
+            joined = "_".join(operator.name for operator in operators)
+            name = row.pattern.name if len(chains) == 1 else joined
+            found.setdefault(operators, joined if name in found.values() else name)
     return {name: operators for operators, name in found.items()}
+
+
+def _chains_of(pattern: OperatorPattern) -> Iterator[tuple[Operator, ...]]:
+    """The operators of a pattern with and without its optional parts; of alternatives the first."""
+    for root in pattern.root.variants():
+        if isinstance(root, Part):
+            yield tuple(each.alternatives[0] for each in root.all_parts())
 
 
 def _chain(operators: tuple[Operator, ...], x: torch.Tensor, way: int) -> Iterator[Call]:
