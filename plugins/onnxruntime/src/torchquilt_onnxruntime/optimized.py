@@ -204,23 +204,26 @@ class Optimized:
     Args:
         kernels: the nodes of it, in order.
         file: the nodes of the file.
+        model: as a message of ONNX.
     """
 
     kernels: Sequence[_Kernel]
     file: _File
+    model: Any
 
     @classmethod
-    def of(cls, buffer: bytes, model: Any) -> Optimized:
+    def of(cls, buffer: bytes, model: Any, *, keeps_layouts: bool = False) -> Optimized:
         """Have the runtime optimize a file.
 
         Args:
             buffer: the file.
             model: the same, as a message of ONNX.
+            keeps_layouts: leave out what only changes how values lie in memory.
 
         Raises:
             ProgramError: the runtime cannot load it.
         """
-        file = _File.of(model)
+        file, optimized = _File.of(model), _optimized_by_runtime(buffer, keeps_layouts=keeps_layouts)
         kernels = [
             _Kernel(
                 operator_name(node),
@@ -229,11 +232,11 @@ class Optimized:
                 tuple(filter(None, node.output)),
                 file.named_like(node.name),
             )
-            for node in nodes_of(_optimized_by_runtime(buffer).graph)
+            for node in nodes_of(optimized.graph)
         ]
         _join(kernels, file)
         _tell_dtypes(kernels, file.dtypes)
-        return cls(kernels, file)
+        return cls(kernels, file, optimized)
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -294,11 +297,36 @@ class Optimized:
                 name = kernel.name if part is (parts or [part])[0] else f"{kernel.name} for {part.source}"
                 told = (arithmetic, why, reads, self._is_float(kernel.returns))
                 refused = withheld.get(part.source, "")
+                number = kernel.parts.index(part) if part in kernel.parts else None
                 found.append(
-                    Operation(name, part.overload, part.source, "", *told, refused, step=kernel.name)
+                    Operation(name, part.overload, part.source, "", *told, refused, kernel.name, number)
                 )
             makers.update(dict.fromkeys(kernel.returns, kernel.name))
         return tuple(found)
+
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Node of the exported program → its step, and its number among those that the step computes."""
+        return {
+            part.source: (kernel.name, kernel.parts.index(part))
+            for part, (kernel, *_) in self._computing.items()
+        }
+
+    def values(self) -> dict[str, str]:
+        """Values that are those of the file: name → the node of the exported program that returns it."""
+        found = {}
+        for kernel in self.kernels:
+            part = None if kernel.converts else self._returned_by(kernel)
+            if part is not None:
+                found[kernel.returns[0]] = part.source
+        return found
+
+    def _returned_by(self, kernel: _Kernel) -> _Part | None:
+        """The operator whose value a kernel returns; None where the file has no such value."""
+        value = kernel.returns[0] if kernel.returns else ""
+        node = self.file.producers.get(value)
+        while node is not None and node.is_conversion and not node.also:
+            node = self.file.producers.get(node.reads[0])
+        return None if node is None else (*node.also, node.part)[0 if node.is_conversion else -1]
 
     def conversions(self) -> tuple[Conversion, ...]:
         """The quantize and dequantize operators that no kernel took."""
@@ -370,12 +398,14 @@ def _join_the_rest(kernels: Sequence[_Kernel], file: _File) -> None:
             computed[node.name] = kernel
 
 
-def _optimized_by_runtime(buffer: bytes) -> Any:
+def _optimized_by_runtime(buffer: bytes, *, keeps_layouts: bool) -> Any:
     """The optimized model, as the runtime writes it."""
-    onnx = required("onnx")
+    onnx, runtime = required("onnx"), required("onnxruntime")
     with tempfile.TemporaryDirectory(prefix="torchquilt-") as folder:
         path = Path(folder) / "optimized.onnx"
         chosen = options()
         chosen.optimized_model_filepath = str(path)
+        if keeps_layouts:
+            chosen.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         session(buffer, chosen)
         return onnx.ModelProto.FromString(path.read_bytes())

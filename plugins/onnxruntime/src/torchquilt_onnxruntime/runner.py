@@ -128,6 +128,17 @@ class ONNXRuntimeRunner:
         except Exception as error:  # likewise
             raise _failed(error) from error
 
+    def values(self, inputs: Sequence[Any]) -> dict[tuple[str, int], Any]:
+        """Tell what kernels return; see :class:`torchquilt.backend.ObservableRunner`."""
+        from torchquilt_onnxruntime.values import values_between
+
+        try:
+            return values_between(self._stored.buffer, self._given(inputs))
+        except ProgramError:
+            raise
+        except Exception as error:  # likewise
+            raise _failed(error) from error
+
     def _given(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """The tensors of a call, by the names that they have in the file."""
         return {
