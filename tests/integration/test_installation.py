@@ -29,6 +29,7 @@ PROJECTS = {
     "xnnpack": ROOT / "plugins/xnnpack",
     "embedding": ROOT / "plugins/executorch_embedding",
     "executorch": ROOT / "plugins/executorch",
+    "openvino": ROOT / "plugins/openvino",
 }
 
 LIST = """
@@ -318,3 +319,27 @@ def test_quantizers_are_made_from_what_the_wheels_declare(
         "dynamic_int8_weight_int4_group32 XNNPACKQuantizer",
     }
     assert {line.split()[1] for line in made} == {"ExecuTorchEmbeddingQuantizer", "XNNPACKQuantizer"}
+
+
+def test_openvino_needs_no_other_runtime(environment: Environment, wheels: dict[str, Path]) -> None:
+    """Its wheel, with OpenVINO and nothing of ExecuTorch, quantizes, lowers and runs; without, it says so."""
+    environment.install(wheels["openvino"])
+    environment.link_needs_of_core(without=set())
+    code = """
+        import importlib.util
+        import torch
+        import torchquilt as tq
+        model, inputs = torch.nn.Linear(4, 4).eval(), (torch.ones(1, 4),)
+        quantizer = tq.quantizer("openvino", preset="static_int8")
+        prepared = tq.prepare_pt2e(torch.export.export(model, inputs), quantizer)
+        quantized = tq.convert_pt2e(tq.calibrate(prepared, [inputs]))
+        try:
+            program = tq.lower(quantized, inputs, verify=True)
+            print(program.target, program.operations[0].arithmetic, importlib.util.find_spec("executorch"))
+        except tq.LoweringError as error:
+            print(error.remedy)
+    """
+    assert environment.run(code) == ["pip install 'openvino>=2026.4'"]
+    for name in ("openvino", "numpy"):
+        environment.link(importlib_metadata.distribution(name))
+    assert environment.run(code) == ["openvino integer None"]
