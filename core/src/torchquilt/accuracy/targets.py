@@ -46,7 +46,8 @@ def compare_targets(
     Each target gets the model as its own quantizer quantizes it, calibrated on the same batches, and the same
     float model for comparison. All programs run in turns in this process, so that what disturbs one disturbs
     all. A target on which something fails, or whose program computes something else than its quantized model
-    (as :func:`torchquilt.lower` finds with ``verify="auto"``), has a row that says so; the others are measured.
+    (as :func:`torchquilt.lower` finds with ``verify="auto"``), has a row that says so; the others are
+    measured.
 
     Args:
         exported: the float model; it stays as it was.
