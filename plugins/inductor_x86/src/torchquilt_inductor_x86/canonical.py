@@ -46,11 +46,13 @@ _CONVOLUTIONS = ("aten.conv1d.default", "aten.conv1d.padding", "aten.conv2d.defa
 _OF_SIGNALS = ("aten.conv1d.default", "aten.conv1d.padding")
 _BEHIND_SIGNALS = ("aten.relu.default", "aten.relu_.default")
 _TAKES_INTEGERS = (*_LINEAR, *_CONVOLUTIONS)
+#: Operators that move data, and that were not seen to run on integers.
+_FLOATS_ALONE = ("dropout", "max_pool1d", "max_pool3d")
 #: Operators whose result has elements of their input alone, and that Inductor has for integers, too.
 _MOVES = frozenset(
     overload
     for operator in OPERATORS
-    if operator.moves_data and not operator.operands[0].is_list and operator.name != "dropout"
+    if operator.moves_data and not operator.operands[0].is_list and operator.name not in _FLOATS_ALONE
     for overload in operator.overloads
 )
 
