@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import LoweringError
-from torchquilt.backend import Origins, is_conversion, node_in_words
+from torchquilt.backend import Origins, arguments_of, is_conversion, node_in_words, overload_name
 from torchquilt_onnxruntime.translations import OPSET, table
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ def exported(program: ExportedProgram) -> ir.Model:
     """
     import torch
 
-    from torchquilt.backend import overload_name
-
     origins = Origins.of_program(program)
+    _check_divisors(program)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operators that torch lists beside ours
@@ -68,6 +67,24 @@ def exported(program: ExportedProgram) -> ir.Model:
             node.metadata_props[OVERLOAD] = overload_name(source)
     made.model.graph.metadata_props.clear()
     return made.model
+
+
+def _check_divisors(program: ExportedProgram) -> None:
+    """Refuse pooling with a divisor of its own, which torch's translation leaves out without a word.
+
+    Raises:
+        LoweringError: there is some.
+    """
+    for node in program.graph.nodes:
+        is_pooling = overload_name(node).startswith("aten.avg_pool")
+        if is_pooling and arguments_of(node).get("divisor_override") is not None:
+            raise LoweringError(
+                "ONNX has no average pooling with a divisor of its own.",
+                node=node_in_words(node),
+                expected="divisor_override=None",
+                got=f"divisor_override={arguments_of(node)['divisor_override']}",
+                remedy="leave it out, and multiply the result",
+            )
 
 
 def _check_is_stateless(program: Any) -> None:

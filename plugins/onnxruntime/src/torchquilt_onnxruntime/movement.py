@@ -94,7 +94,15 @@ def _cancel(quantize: ir.Node, dequantize: ir.Node, own: Parameters) -> None:
     assert integers is not None
     if own.is_same(parameters_of(dequantize)) and not quantize.outputs[0].is_graph_output():
         quantize.outputs[0].replace_all_uses_with(integers)
+        _tell_clamps(quantize, integers.producer())
         _remove(quantize)
+
+
+def _tell_clamps(quantize: ir.Node, producer: ir.Node | None) -> None:
+    """Let the node that makes the integers say which clamps were left out behind it."""
+    if producer is not None and ALSO in quantize.metadata_props:
+        told = (producer.metadata_props.get(ALSO), quantize.metadata_props[ALSO])
+        producer.metadata_props[ALSO] = "\n".join(filter(None, told))
 
 
 def _remove(node: ir.Node) -> None:
