@@ -247,7 +247,9 @@ def compare_on_targets(experiment: Experiment) -> tuple[Check, ...]:
         progress=False,
     )
     print(f"\n{table}\n")
-    return tuple(check_target(row.target, row.failed, row.sqnr_to_quantized) for row in table.rows)
+    return tuple(
+        check_target(row.target, row.failed or row.caution, row.sqnr_to_quantized) for row in table.rows
+    )
 
 
 def check_float_untouched(experiment: Experiment) -> Check:

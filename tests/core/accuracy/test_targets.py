@@ -122,6 +122,25 @@ def test_a_target_that_runs_no_float_model_is_measured_alone(
     assert row.ms > 0
 
 
+def test_a_program_that_computes_something_else_has_a_caution(
+    exported: torch.export.ExportedProgram, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its figures, for those who look for the reason."""
+    given = targets_module.lower
+
+    def lower(model: Any, *args: Any, **kwargs: Any) -> tq.LoweredProgram:
+        if "verify" not in kwargs:
+            raise tq.VerificationError("It computes something else.", got="output_0: 3.0 dB")
+        return given(model, *args, **kwargs)
+
+    monkeypatch.setattr(targets_module, "lower", lower)
+    found = tq.compare_targets(exported, {"executorch": STATIC}, [(x,)], (x,), runs=1)
+    row = found["executorch"]
+    assert row.integer_share == 1.0
+    assert row.caution == "It computes something else. output_0: 3.0 dB"
+    assert str(found).splitlines()[-1] == f"executorch: {row.caution}"
+
+
 @pytest.mark.parametrize(
     ("targets", "runs", "error"),
     [({}, 1, AccuracyError), ({"executorch": STATIC}, 0, AccuracyError)],

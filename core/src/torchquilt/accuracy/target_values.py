@@ -40,6 +40,8 @@ class TargetFigures:
         float_ms: likewise, of the float program; None where the runtime does not take the float model.
         integer_kernels: number of operators that compute with integers.
         failed: why there are no figures, empty where there are.
+        caution: how the program differs from its quantized model by more than roundings; empty where it does
+            not.
     """
 
     target: str
@@ -54,6 +56,7 @@ class TargetFigures:
     float_ms: float | None = None
     integer_kernels: int = 0
     failed: str = ""
+    caution: str = ""
 
     @property
     def speed(self) -> float | None:
@@ -117,8 +120,9 @@ class TargetComparison:
     def printed(self) -> Printed:
         """A table with a line for each target, and why there are no figures for one."""
         rows = [_cells(row) for row in self.rows if not row.failed]
-        failed = [str(row) for row in self.rows if row.failed]
-        return Printed((), [_HEADER, *rows] if rows else (), failed)
+        told = [str(row) for row in self.rows if row.failed]
+        told += [f"{row.target}: {row.caution}" for row in self.rows if row.caution]
+        return Printed((), [_HEADER, *rows] if rows else (), told)
 
     def __str__(self) -> str:
         return str(self.printed())
@@ -129,7 +133,9 @@ class TargetComparison:
     def _repr_html_(self) -> str:
         """The same for a notebook."""
         table = self.printed()
-        return "\n".join([html_table(_HEADER, table.rows[1:]), html_list("No figures:", [*table.after])])
+        return "\n".join(
+            [html_table(_HEADER, table.rows[1:]), html_list("Failures and cautions:", [*table.after])]
+        )
 
 
 _HEADER = (

@@ -15,7 +15,7 @@ from torchquilt._internal.terminal import progress_if
 from torchquilt.accuracy.error_statistics import ErrorStatistics
 from torchquilt.accuracy.running import Runnable, float_copy, quantized_copy
 from torchquilt.accuracy.target_values import TargetComparison, TargetFigures
-from torchquilt.errors import AccuracyError, TorchquiltError, did_you_mean
+from torchquilt.errors import AccuracyError, TorchquiltError, VerificationError, did_you_mean
 from torchquilt.graph.signature import call_arguments
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.lowering import LoweredProgram, lower
@@ -45,9 +45,8 @@ def compare_targets(
 
     Each target gets the model as its own quantizer quantizes it, calibrated on the same batches, and the same
     float model for comparison. All programs run in turns in this process, so that what disturbs one disturbs
-    all. A target on which something fails, or whose program computes something else than its quantized model
-    (as :func:`torchquilt.lower` finds with ``verify="auto"``), has a row that says so; the others are
-    measured.
+    all. A target on which something fails has a row that says what; the others are measured. A program that
+    computes something else than its quantized model, as :func:`torchquilt.lower` finds, has a caution.
 
     Args:
         exported: the float model; it stays as it was.
@@ -186,7 +185,7 @@ class _Work:
     def _made(self, batches: Iterable[Any], example_inputs: object, expected: Sequence[Any]) -> _OnTarget:
         prepared = prepare_pt2e(self.exported, self.quantizer, activation_observer=self.activation_observer)
         quantized = convert_pt2e(calibrate(prepared, batches, progress=False))
-        program = lower(quantized, example_inputs, target=self.target)
+        program, caution = self._lowered(quantized, example_inputs)
         in_float = self._float_program(program.backends, example_inputs)
         args, kwargs = call_arguments(quantized, example_inputs)
         found = _leaves(program.run(*args, **kwargs))
@@ -201,8 +200,17 @@ class _Work:
             nbytes=program.size,
             float_nbytes=in_float.size if in_float else None,
             integer_kernels=len(program.integer_operations),
+            caution=caution,
         )
         return _OnTarget(figures, program, in_float)
+
+    def _lowered(self, quantized: Any, example_inputs: object) -> tuple[LoweredProgram, str]:
+        """The program, and how it differs from the quantized model by more than roundings; mostly not."""
+        try:
+            return lower(quantized, example_inputs, target=self.target), ""
+        except VerificationError as error:
+            program = lower(quantized, example_inputs, target=self.target, verify=False)
+            return program, f"{error.problem} {error.got}"
 
     def _float_program(self, backends: tuple[str, ...], example_inputs: object) -> LoweredProgram | None:
         """The float model on the same target, None where the target does not take or run it."""

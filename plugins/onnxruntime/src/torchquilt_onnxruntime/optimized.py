@@ -304,7 +304,7 @@ class Optimized:
             makers.update(dict.fromkeys(kernel.returns, kernel.name))
         return tuple(found)
 
-    def places(self) -> dict[str, tuple[str, int]]:
+    def positions(self) -> dict[str, tuple[str, int]]:
         """Node of the exported program → its step, and its number among those that the step computes."""
         return {
             part.source: (kernel.name, kernel.parts.index(part))

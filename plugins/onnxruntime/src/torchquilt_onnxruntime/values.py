@@ -27,7 +27,7 @@ def values_between(buffer: bytes, inputs: Mapping[str, Any]) -> dict[tuple[str, 
     """
     onnx = required("onnx")
     model = onnx.ModelProto.FromString(buffer)
-    places = Optimized.of(buffer, model).places()
+    positions = Optimized.of(buffer, model).positions()
     optimized = Optimized.of(buffer, model, keeps_layouts=True)
     names, runs = optimized.values(), optimized.model
     there = {one.name for one in runs.graph.output}
@@ -38,8 +38,8 @@ def values_between(buffer: bytes, inputs: Mapping[str, Any]) -> dict[tuple[str, 
     found = {}
     for (name, source), value in zip(names.items(), returned, strict=True):
         real = _real(value.numpy(), scales.get(name))
-        if real is not None and source in places:
-            found[places[source]] = real
+        if real is not None and source in positions:
+            found[positions[source]] = real
     return found
 
 
