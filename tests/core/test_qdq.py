@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = sorted([*(ROOT / "core/src").rglob("*.py"), *ROOT.glob("plugins/*/src/*/*.py")])
 #: Modules that name the operators for another reason than to read a node.
 OTHERS = {
+    "canonical.py": "writes the operators in the one form that Inductor's own patterns know",
+    "conversion.py": "translates the operators for OpenVINO, one by one",
+    "translations.py": "translates the operators to ONNX, one by one",
     "annotate.py": "tells that a model is quantized already, by any operator of the namespace",
     "kernels.py": "calls ExecuTorch's embedding kernels, which are of the namespace, too",
     "rules.py": "declares an operator, by its overload",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnxscript import ir
 
-from torchquilt.backend import arguments_of, chooses_qparams, qdq_of
+from torchquilt.backend import arguments_of, chooses_qparams, qdq_of, qdq_operators
 from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, readers, store
 from torchquilt_onnxruntime.products import is_plain
 from torchquilt_onnxruntime.qdq import dequantize_behind, is_dequantize, is_quantize, parameters_of
@@ -38,7 +38,7 @@ def _is_chosen(node: ir.Node) -> bool:
     chosen = None if told is None or not hasattr(told.scale, "args") else told.scale.args[0]
     if told is None or chosen is None or not hasattr(chosen, "op") or not chooses_qparams(chosen):
         return False
-    is_affine = str(chosen.target) == "quantized_decomposed.choose_qparams.tensor"
+    is_affine = chosen.target is qdq_operators().choose_qparams.tensor
     limits = _FULL.get(str(told.dtype).removeprefix("torch."))
     value = node.inputs[0]
     return (
