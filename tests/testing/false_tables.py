@@ -235,16 +235,14 @@ class NotPickled(tq.PatternQuantizer):
 class Supplied(tq.PatternQuantizer):
     """Has an operator that the kit cannot call."""
 
-    SIGMOID = ops.Operator(
-        "sigmoid", ("aten.sigmoid.default",), (ops.Operand("input_activation", 0, "self"),)
-    )
-    TABLE = tq.SupportTable("supplied", (row(SIGMOID, specs=STATIC, constraints=(FLOAT32,)),))
+    TANH = ops.Operator("tanh", ("aten.tanh.default",), (ops.Operand("input_activation", 0, "self"),))
+    TABLE = tq.SupportTable("supplied", (row(TANH, specs=STATIC, constraints=(FLOAT32,)),))
 
 
 class WithExample(Supplied):
     """The same, and says how it is called."""
 
-    conformance_examples = {"sigmoid": lambda: (torch.nn.Sigmoid(), (torch.linspace(-1, 1, 20),))}  # noqa: RUF012
+    conformance_examples = {"tanh": lambda: (torch.nn.Tanh(), (torch.linspace(-1, 1, 20),))}  # noqa: RUF012
 
 
 class NoTable(tq.Quantizer):
