@@ -385,13 +385,16 @@ def _where(x: torch.Tensor, _: Sizes) -> list[Call]:
     ]
 
 
+# Of pooling the last way has dynamic shapes as well (examples_of), on which its ceil mode depends.
+
+
 def _max_pool(function: Callable[..., Any]) -> Calls:
     return _one(
         lambda x: function(x, 2),
         overlapping=lambda x: function(x, 3, 2, 1),
         skipping_pixels=lambda x: function(x, 1, 2),
-        ceil_mode=lambda x: function(x, 3, 2, 1, ceil_mode=True),
         dilated=lambda x: function(x, 2, 1, 0, dilation=2),
+        ceil_mode=lambda x: function(x, 3, 2, 1, ceil_mode=True),
     )
 
 
@@ -400,14 +403,15 @@ def _avg_pool(function: Callable[..., Any]) -> Calls:
         lambda x: function(x, 2),
         padded=lambda x: function(x, 3, 2, 1),
         padding_not_counted=lambda x: function(x, 3, 2, 1, count_include_pad=False),
-        ceil_mode=lambda x: function(x, 3, 2, 1, ceil_mode=True),
         skipping_pixels=lambda x: function(x, 1, 2),
+        ceil_mode=lambda x: function(x, 3, 2, 1, ceil_mode=True),
     )
 
 
 def _avg_pool_of_image(x: torch.Tensor, sizes: Sizes) -> list[Call]:
     another = Call("another divisor", lambda x: F.avg_pool2d(x, 2, divisor_override=3))
-    return [*_avg_pool(F.avg_pool2d)(x, sizes), another]
+    *first, last = _avg_pool(F.avg_pool2d)(x, sizes)
+    return [*first, another, last]
 
 
 def _squeeze(x: torch.Tensor, _: Sizes) -> list[Call]:
