@@ -60,7 +60,7 @@ test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 $(TEST_ARGS) $$(cat tests/fast.txt)
 
 test-long: $(VENV)/.installed-test
-	tests/install_chromium.sh
+	tests/install_debian.sh
 	$(BIN)/python -m pytest -n 2 -m "long and not exhaustive" $(TEST_ARGS)
 
 test-exhaustive: $(VENV)/.installed-test
