@@ -32,7 +32,7 @@ def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert path is not None, "no browser: tests/install_chromium.sh installs one, as root"
+    assert path is not None, "no browser: tests/install_debian.sh installs one, as root"
     with sync_playwright() as playwright:
         # As root, as in a container, chromium refuses to start with its sandbox.
         found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
