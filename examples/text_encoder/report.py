@@ -36,7 +36,7 @@ MODEL_LEGEND = """\
   neighbours kept  how often the text that is nearest in float is still nearest
   … s              seconds that the step took"""
 PROGRAM_LEGEND = """\
-  integer operators  operators that a delegate runs as integers
+  integer operators  operators that are computed with integers
   ms a batch         median over turns in which both programs run; it depends on the machine
   times as fast      as the float program"""
 
@@ -71,7 +71,7 @@ class ProgramRow:
         name: of the model.
         megabytes: of the file, 10**6 bytes.
         mean_cosine: of its embeddings with those of the float model.
-        integers: how many operators the delegates run as integers.
+        integers: how many operators are computed with integers.
         milliseconds: for a batch.
     """
 
