@@ -154,11 +154,12 @@ def test_a_quantizer_that_is_no_plugin_names_no_target(site: Site) -> None:
 
 
 def test_a_program_is_opened_by_the_target_of_its_report(devices: Site, tmp_path: Path) -> None:
-    """``target`` says otherwise, and is needed without a report where not just one can read it."""
+    """``target`` says otherwise. Without a report each target is asked, and told where none can read it."""
     path = tmp_path / "model.bin"
     path.write_bytes(b"program")
-    with pytest.raises(tq.LoweringError, match="several installed targets"):
+    with pytest.raises(tq.ProgramError, match="No installed target can read this file") as caught:
         load(path)
+    assert caught.value.got == "chip: chip opens; phone: phone opens; watch: watch opens"
     LoweredProgram("watch", (), b"program", Ports((), ()), (), ()).save(path)
     with pytest.raises(NotImplementedError, match="watch opens"):
         load(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -210,7 +209,7 @@ def load(path: str | os.PathLike[str], target: str | None = None) -> LoweredProg
             report beside it names, or the installed one that can read it.
 
     Raises:
-        LoweringError: no target is named, there is no report, and not just one installed target can read it.
+        LoweringError: no target is named, there is no report, and several installed targets can read it.
         ProgramError: the file is damaged, cut off, or something else. Nothing of it has been run then.
         ModelError: the report beside it is about another program, or is damaged.
         PluginNotFoundError, PluginLoadError: the target is not installed, or does not load.
@@ -221,8 +220,9 @@ def load(path: str | os.PathLike[str], target: str | None = None) -> LoweredProg
     file = report_path(path)
     report = ProgramReport.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
     if target is None:
-        target = report.target if report else _reader_of(buffer)
+        target = report.target if report else None
     try:
+        target = target or _reader_of(buffer)
         runner = _opened(buffer, target)
     except ProgramError as error:
         error.path = os.fspath(path)
@@ -249,14 +249,29 @@ def _reader_of(buffer: bytes) -> str:
     """Name of the one installed target that can read a stored program.
 
     Raises:
-        LoweringError: none can, or several.
+        LoweringError: no target is installed, or several can read it.
+        ProgramError: none of several can.
     """
-    installed, able = installed_targets(), []
-    for target in installed if len(installed) > 1 else ():
-        with contextlib.suppress(Exception):  # of another runtime, whose reader raises what it likes
-            _opened(buffer, target)
-            able.append(target)
+    installed = installed_targets()
+    tried = {target: _refusal(buffer, target) for target in installed} if len(installed) > 1 else {}
+    able = [target for target, refusal in tried.items() if not refusal]
+    if tried and not able:
+        raise ProgramError(
+            "No installed target can read this file.",
+            expected=f"a program of one of: {', '.join(installed)}",
+            got="; ".join(f"{target}: {refusal}" for target, refusal in tried.items()),
+            remedy="get the file again from where it was saved, or install the target that it was made for",
+        )
     return able[0] if len(able) == 1 else target_of(())
+
+
+def _refusal(buffer: bytes, target: str) -> str:
+    """Why a target cannot read a stored program, empty where it can."""
+    try:
+        _opened(buffer, target)
+    except Exception as error:  # a reader of another runtime raises what it likes
+        return str(getattr(error, "problem", None) or error or type(error).__name__)
+    return ""
 
 
 def _warn_of_sizes(dimensions: list[str], reasons: tuple[str, ...]) -> None:
