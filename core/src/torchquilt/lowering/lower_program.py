@@ -266,7 +266,7 @@ def _reader_of(buffer: bytes) -> str:
 
 
 def _refusal(buffer: bytes, target: str) -> str:
-    """Why a target cannot read a stored program, empty where it can."""
+    """Reason of a target that cannot read a stored program, empty where it can."""
     try:
         _opened(buffer, target)
     except Exception as error:  # a reader of another runtime raises what it likes
