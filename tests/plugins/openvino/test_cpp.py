@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,7 +17,6 @@ pytestmark = pytest.mark.long
 _PAGE = Path(__file__).parents[3] / "docs/openvino.md"
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 def test_the_program_of_the_docs_runs_the_file(tmp_path: Path) -> None:
     """It returns what the program returns in Python."""
     model, (image,) = images(batch=1)

@@ -16,6 +16,7 @@ from torchquilt.cli.options import (
     json_option,
     limit_option,
     telling_where,
+    top_option,
 )
 from torchquilt.cli.output import write, write_error, write_printed
 
@@ -34,14 +35,7 @@ def _check_is_number(_: click.Context, __: click.Parameter, value: float | None)
 @click.argument("quantized", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @data_option
 @limit_option
-@click.option(
-    "--top",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=20,
-    show_default=True,
-    help="Print the N operators with the worst error of their own. The JSON has all of them.",
-)
+@top_option("operators with the worst error of their own")
 @click.option(
     "--fail-below",
     type=float,

@@ -14,6 +14,7 @@ from torchquilt.cli.options import (
     json_option,
     limit_option,
     observer_option,
+    runs_option,
     telling_where,
 )
 from torchquilt.cli.output import write, write_printed
@@ -54,14 +55,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     help="Each installed target, with an installed backend that has this preset and runs there.",
 )
 @observer_option
-@click.option(
-    "--runs",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=20,
-    show_default=True,
-    help="Run each program N times, in turns; the times are medians.",
-)
+@runs_option("Run each program N times, in turns")
 @json_option
 def compare_targets(
     model: Path,

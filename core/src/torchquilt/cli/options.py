@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,3 +163,35 @@ def check_is_writable(option: str, path: Path, others: list[Path]) -> None:
         raise click.BadParameter(f"{error.strerror}: {path}", param_hint=hint) from error
     if path.resolve() in [other.resolve() for other in others]:
         raise click.BadParameter("Another option names the same file.", param_hint=hint)
+
+
+def top_option(what: str) -> Callable[[Any], Any]:
+    """The option ``--top``: so many lines of a table.
+
+    Args:
+        what: the lines, as the help names them.
+    """
+    return click.option(
+        "--top",
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=20,
+        show_default=True,
+        help=f"Print the N {what}. The JSON has all of them.",
+    )
+
+
+def runs_option(what: str) -> Callable[[Any], Any]:
+    """The option ``--runs``: of so many runs a time is the median.
+
+    Args:
+        what: the beginning of the help, with N for the number.
+    """
+    return click.option(
+        "--runs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=20,
+        show_default=True,
+        help=f"{what}; the times are medians.",
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from torchquilt.cli.exits import OK
-from torchquilt.cli.options import Command, json_option, model_argument
+from torchquilt.cli.options import Command, json_option, model_argument, runs_option, top_option
 from torchquilt.cli.output import write, write_printed
 
 
@@ -20,22 +20,8 @@ from torchquilt.cli.output import write, write_printed
     metavar="DIR|FILE",
     help="Data as for `quantize`, whose first batch is run. By default the example inputs in the model.",
 )
-@click.option(
-    "--runs",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=20,
-    show_default=True,
-    help="Run it N times; the times are medians.",
-)
-@click.option(
-    "--top",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=20,
-    show_default=True,
-    help="Print the N kernels that take longest. The JSON has all of them.",
-)
+@runs_option("Run it N times")
+@top_option("kernels that take longest")
 @json_option
 def profile(program: Path, model: Path, data: Path | None, runs: int, top: int, as_json: bool) -> int:
     """Say how long each kernel of PROGRAM takes, and which operators of the model it computes.
