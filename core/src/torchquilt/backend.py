@@ -12,8 +12,8 @@ else of the core: these stay as they are within a minor version, whatever moves 
 - Quantize and dequantize operators: ``qdq_of`` reads one; ``is_quantize``, ``is_dequantize``, ….
 - Rewriting: ``write_as``, ``call_before``, ``call_behind``, ``read_tensor``, ``erase_unused``, …
 - Lowering: ``Contribution`` and ``Kernel`` for a backend; ``Target``, ``Lowered``, ``Operation``,
-  ``Conversion``, ``Runner`` and ``Slot`` for a target; ``ProfilingRunner`` and ``ObservableRunner`` for one
-  that tells times and values.
+  ``Conversion``, ``Runner`` and ``Slot`` for a target; ``StoredRunner`` as the base of its runner;
+  ``ProfilingRunner`` and ``ObservableRunner`` for one that tells times and values.
 
 A name is imported when it is first used, so a manifest can be read without torch.
 """
@@ -125,6 +125,7 @@ _PUBLIC = {
         "Target",
         "TryingTarget",
     ),
+    "lowering.stored_runner": ("StoredFacts", "StoredRunner"),
     "lowering.float_marks": ("stays_in_float",),
     "lowering.ledger_join": ("node_in_words",),
     # Private API of torch, by way of one module of the core.
@@ -188,6 +189,8 @@ if TYPE_CHECKING:
     from torchquilt.intent.intent import Intent as Intent
     from torchquilt.lowering.float_marks import stays_in_float as stays_in_float
     from torchquilt.lowering.ledger_join import node_in_words as node_in_words
+    from torchquilt.lowering.stored_runner import StoredFacts as StoredFacts
+    from torchquilt.lowering.stored_runner import StoredRunner as StoredRunner
     from torchquilt.lowering.target import Arithmetic as Arithmetic
     from torchquilt.lowering.target import Constant as Constant
     from torchquilt.lowering.target import Contribution as Contribution

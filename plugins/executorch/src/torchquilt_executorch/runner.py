@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torchquilt import MissingRuntimeError, ProgramError
-from torchquilt.backend import RunTimes, Slot
+from torchquilt.backend import RunTimes, Slot, StoredFacts, StoredRunner
 from torchquilt_executorch.known_noise import without_known_lines, without_known_records
 from torchquilt_executorch.stored import METHOD, StoredProgram
 from torchquilt_executorch.tracing import Trace, traced
@@ -47,10 +47,8 @@ _ERRORS = {
 }
 
 
-class ExecuTorchRunner:
+class ExecuTorchRunner(StoredRunner):
     """A stored program and, once it runs, what the runtime made of it. Threads may share it.
-
-    A copy, or one that was pickled, is the same program in its first state.
 
     Args:
         buffer: the program.
@@ -64,36 +62,12 @@ class ExecuTorchRunner:
         # The runtime reads from this memory for as long as it has the program, and does not keep it itself.
         self._buffer = buffer
         self._libraries = tuple(libraries)
-        self._stored = StoredProgram.of(buffer)
+        self._stored = stored = StoredProgram.of(buffer)
         self._method: Any = None
-
-    def __reduce__(self) -> tuple[type[ExecuTorchRunner], tuple[bytes, tuple[str, ...]]]:
-        return type(self), (self._buffer, self._libraries)
-
-    @property
-    def inputs(self) -> tuple[Slot, ...]:
-        """Inputs, in order."""
-        return self._stored.inputs
-
-    @property
-    def outputs(self) -> tuple[Slot, ...]:
-        """Outputs, in order."""
-        return self._stored.outputs
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        """The kernels of the runtime that it calls."""
-        return self._stored.operators
-
-    @property
-    def delegates(self) -> tuple[str, ...]:
-        """The ids of the delegates that it calls, in order."""
-        return self._stored.delegates
-
-    @property
-    def structure(self) -> tuple[str, str]:
-        """The structures of inputs and outputs as pytree writes them."""
-        return self._stored.structure
+        facts = StoredFacts(
+            stored.inputs, stored.outputs, stored.operators, stored.delegates, stored.structure
+        )
+        super().__init__(facts, buffer, self._libraries)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the program; see :class:`torchquilt.backend.Runner`."""

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 
 from torchquilt import ProgramError
-from torchquilt.backend import Slot
+from torchquilt.backend import StoredFacts, StoredRunner
 from torchquilt_inductor_x86.packages import StoredPackage
 
 
-class InductorRunner:
+class InductorRunner(StoredRunner):
     """A stored package and, once it runs, its loaded code. Threads may share it.
-
-    A copy, or one that was pickled, is the same program in its first state.
 
     Args:
         buffer: the package.
@@ -27,37 +25,11 @@ class InductorRunner:
 
     def __init__(self, buffer: bytes) -> None:
         self._buffer = buffer
-        self._stored = StoredPackage.of(buffer)
+        stored = StoredPackage.of(buffer)
         self._loader: Any = None
         self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type[InductorRunner], tuple[bytes]]:
-        return type(self), (self._buffer,)
-
-    @property
-    def inputs(self) -> tuple[Slot, ...]:
-        """Inputs, in order."""
-        return self._stored.inputs
-
-    @property
-    def outputs(self) -> tuple[Slot, ...]:
-        """Outputs, in order."""
-        return self._stored.outputs
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        """The kernels that it calls."""
-        return self._stored.operators
-
-    @property
-    def delegates(self) -> tuple[str, ...]:
-        """None: a package has no delegates."""
-        return ()
-
-    @property
-    def structure(self) -> tuple[str, str]:
-        """The structures of inputs and outputs as pytree writes them."""
-        return self._stored.structure
+        facts = StoredFacts(stored.inputs, stored.outputs, stored.operators, structure=stored.structure)
+        super().__init__(facts, buffer)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the program; see :class:`torchquilt.backend.Runner`."""

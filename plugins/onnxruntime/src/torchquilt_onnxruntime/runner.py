@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchquilt import ProgramError
-from torchquilt.backend import RunTimes, Slot
+from torchquilt.backend import RunTimes, StoredFacts, StoredRunner
 from torchquilt_onnxruntime.packages import required
 from torchquilt_onnxruntime.stored import StoredModel
 
@@ -52,10 +52,8 @@ def words(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-class ONNXRuntimeRunner:
+class ONNXRuntimeRunner(StoredRunner):
     """A stored program and, once it runs, the session of it. Threads may share it, and run at once.
-
-    A copy, or one that was pickled, is the same program with a session of its own.
 
     Args:
         buffer: the file.
@@ -65,37 +63,12 @@ class ONNXRuntimeRunner:
     """
 
     def __init__(self, buffer: bytes) -> None:
-        self._stored = StoredModel.of(buffer)
+        self._stored = stored = StoredModel.of(buffer)
         self._session: Any = None
         self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type[ONNXRuntimeRunner], tuple[bytes]]:
-        return type(self), (self._stored.buffer,)
-
-    @property
-    def inputs(self) -> tuple[Slot, ...]:
-        """Inputs, in order."""
-        return self._stored.inputs
-
-    @property
-    def outputs(self) -> tuple[Slot, ...]:
-        """Outputs, in order."""
-        return self._stored.outputs
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        """The operators of the file."""
-        return self._stored.operators
-
-    @property
-    def delegates(self) -> tuple[str, ...]:
-        """None: the runtime runs all of it by itself."""
-        return ()
-
-    @property
-    def structure(self) -> tuple[str, str]:
-        """The structures of inputs and outputs as pytree writes them."""
-        return self._stored.signature.structure
+        structure = stored.signature.structure
+        facts = StoredFacts(stored.inputs, stored.outputs, stored.operators, structure=structure)
+        super().__init__(facts, buffer)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the program; see :class:`torchquilt.backend.Runner`."""

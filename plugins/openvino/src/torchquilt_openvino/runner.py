@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from torchquilt import ProgramError
-from torchquilt.backend import KernelTime, RunTimes, Slot
+from torchquilt.backend import KernelTime, RunTimes, Slot, StoredFacts, StoredRunner
 from torchquilt_openvino.compiling import compiled
 from torchquilt_openvino.executed import Executed, executed_by
 from torchquilt_openvino.loading import openvino
@@ -24,10 +23,8 @@ _LAYER = re.compile(rb'<layer id="\d+" name="[^"]*" type="(\w+)" version="(\w+)"
 _NO_KERNELS = frozenset({"Parameter", "Result", "Const"})
 
 
-class OpenVINORunner:
+class OpenVINORunner(StoredRunner):
     """A stored program and, once it runs, what OpenVINO made of it. Threads may share it.
-
-    A copy, or one that was pickled, is the same program, not compiled yet.
 
     Args:
         buffer: the program.
@@ -39,39 +36,11 @@ class OpenVINORunner:
     def __init__(self, buffer: bytes) -> None:
         self._buffer = buffer
         self._stored = StoredProgram.of(buffer)
-        self._facts = _facts_of(self._stored)
+        self._told = _facts_of(self._stored)
         self._lock = threading.Lock()
         self._compiled: Any = None
         self._waiting: list[Any] = []
-
-    def __reduce__(self) -> tuple[type[OpenVINORunner], tuple[bytes]]:
-        return type(self), (self._buffer,)
-
-    @property
-    def inputs(self) -> tuple[Slot, ...]:
-        """Inputs, in order."""
-        return tuple(map(_slot, self._facts.inputs))
-
-    @property
-    def outputs(self) -> tuple[Slot, ...]:
-        """Outputs, in order."""
-        return tuple(map(_slot, self._facts.outputs))
-
-    @cached_property
-    def operators(self) -> tuple[str, ...]:
-        """The operators of OpenVINO that it has (``opset1.Convolution``)."""
-        found = ((one[1].decode(), one[2].decode()) for one in _LAYER.finditer(self._stored.xml))
-        return tuple(dict.fromkeys(f"{version}.{kind}" for kind, version in found if kind not in _NO_KERNELS))
-
-    @property
-    def delegates(self) -> tuple[str, ...]:
-        """None: OpenVINO's own kernels run all of it."""
-        return ()
-
-    @property
-    def structure(self) -> tuple[str, str]:
-        """The structures of inputs and outputs as pytree writes them."""
-        return self._facts.structure
+        super().__init__(_as_stored(self._stored, self._told), buffer)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the program; see :class:`torchquilt.backend.Runner`."""
@@ -111,7 +80,7 @@ class OpenVINORunner:
             raise _failed("OpenVINO cannot load the program.", error) from error
 
     def _given(self, inputs: Sequence[Any]) -> list[Any]:
-        pairs = zip(self._facts.inputs, inputs, strict=True)
+        pairs = zip(self._told.inputs, inputs, strict=True)
         return [_as_ov(value) for told, value in pairs if not told.is_constant]
 
     def _outputs(self, request: Any, given: list[Any]) -> list[Any]:
@@ -123,7 +92,7 @@ class OpenVINORunner:
             raise _failed("The program failed in OpenVINO.", error) from error
         return [
             told.constant if told.is_constant else _as_torch(request.get_output_tensor(told.number), told)
-            for told in self._facts.outputs
+            for told in self._told.outputs
         ]
 
 
@@ -145,6 +114,14 @@ def _facts_of(stored: StoredProgram) -> Facts:
             got=f"{type(error).__name__}: {error}",
             remedy="lower it again with what is installed here",
         ) from error
+
+
+def _as_stored(stored: StoredProgram, told: Facts) -> StoredFacts:
+    """The same for the core, with the operators of OpenVINO (``opset1.Convolution``)."""
+    layers = ((one[1].decode(), one[2].decode()) for one in _LAYER.finditer(stored.xml))
+    operators = dict.fromkeys(f"{version}.{kind}" for kind, version in layers if kind not in _NO_KERNELS)
+    inputs, outputs = (tuple(map(_slot, leaves)) for leaves in (told.inputs, told.outputs))
+    return StoredFacts(inputs, outputs, tuple(operators), structure=told.structure)
 
 
 def _slot(told: Tensor) -> Slot:
