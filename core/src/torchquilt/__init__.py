@@ -103,6 +103,7 @@ _PUBLIC = {
         "move_exported_model_to_train",
     ),
     "pt2e.qat.prepare": ("prepare_qat_pt2e",),
+    "pt2e.quantize": ("quantize",),
     "quantizers.base": ("Quantizer",),
     "quantizers.composable": ("ComposableQuantizer",),
     "quantizers.pattern_quantizer": ("PatternQuantizer",),
@@ -209,6 +210,7 @@ if TYPE_CHECKING:
     from torchquilt.pt2e.qat.exported import move_exported_model_to_eval as move_exported_model_to_eval
     from torchquilt.pt2e.qat.exported import move_exported_model_to_train as move_exported_model_to_train
     from torchquilt.pt2e.qat.prepare import prepare_qat_pt2e as prepare_qat_pt2e
+    from torchquilt.pt2e.quantize import quantize as quantize
     from torchquilt.quantizers.base import Quantizer as Quantizer
     from torchquilt.quantizers.composable import ComposableQuantizer as ComposableQuantizer
     from torchquilt.quantizers.pattern_quantizer import PatternQuantizer as PatternQuantizer

@@ -122,3 +122,32 @@ def progress_if(
         return
     with progress(what, total, unit) as show:
         yield show
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on standard error, if that is a terminal, what is being done, for as long as the block runs.
+
+    For a step of which nothing can be counted.
+    """
+    if not is_terminal(sys.stderr):
+        yield
+    elif importlib.util.find_spec("rich") is not None:
+        with console(sys.stderr).status(what):
+            yield
+    else:
+        _write(f"\r{what} …\x1b[K")
+        try:
+            yield
+        finally:
+            _write("\r\x1b[K")
+
+
+@contextlib.contextmanager
+def working_if(wanted: bool, what: str) -> Iterator[None]:
+    """As :func:`working` where that is wanted; otherwise nothing is shown."""
+    if not wanted:
+        yield
+        return
+    with working(what):
+        yield

@@ -17,6 +17,7 @@ from torchquilt.cli.compare_targets import compare_targets
 from torchquilt.cli.diff import diff
 from torchquilt.cli.exits import EPILOG, ERROR, INTERRUPTED, OK, UNEXPECTED, USAGE
 from torchquilt.cli.explain import explain
+from torchquilt.cli.first_steps import show_first_steps
 from torchquilt.cli.inspect import inspect
 from torchquilt.cli.lower import lower
 from torchquilt.cli.options import Group, Settings
@@ -24,6 +25,7 @@ from torchquilt.cli.output import write, write_error
 from torchquilt.cli.plugins import plugins
 from torchquilt.cli.profile import profile
 from torchquilt.cli.quantize import quantize
+from torchquilt.cli.recipe import recipe
 from torchquilt.cli.report import report
 from torchquilt.cli.search import search
 from torchquilt.cli.sensitivity import sensitivity
@@ -41,7 +43,12 @@ def _show_version(context: click.Context, _: click.Parameter, value: bool) -> No
         context.exit()
 
 
-@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Group,
+    epilog=EPILOG,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -50,13 +57,20 @@ def _show_version(context: click.Context, _: click.Parameter, value: bool) -> No
     callback=_show_version,
     help="Print the version.",
 )
-def application() -> None:
-    """Quantize PyTorch 2 exported models with quantizers from several backends at once."""
+@click.pass_context
+def application(context: click.Context) -> None:
+    """Quantize PyTorch 2 exported models with quantizers from several backends at once.
+
+    Without a command: what is installed, and what to do next.
+    """
+    if context.invoked_subcommand is None:
+        show_first_steps()
 
 
 for command in (
     plugins,
     capabilities,
+    recipe,
     explain,
     quantize,
     compare,

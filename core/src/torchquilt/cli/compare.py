@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from torchquilt.cli.exits import NO, OK
+from torchquilt.cli.float_models import FloatModel, float_argument
 from torchquilt.cli.options import (
     Command,
     data_option,
-    float_argument,
     json_option,
     limit_option,
     telling_where,
@@ -45,7 +45,7 @@ def _check_is_number(_: click.Context, __: click.Parameter, value: float | None)
 )
 @json_option
 def compare(
-    model: Path,
+    model: FloatModel,
     quantized: Path,
     data: Path,
     limit: int | None,
@@ -55,17 +55,16 @@ def compare(
 ) -> int:
     """Say how far QUANTIZED is from FLOAT: each operator by itself, and with the errors of all before it.
 
-    FLOAT is a model as torch.export.save wrote it, QUANTIZED what `quantize` or torchquilt.save made of it,
+    FLOAT is a float model as `quantize` takes it, QUANTIZED what `quantize` or torchquilt.save made of it,
     or a program that `lower` wrote, whose outputs are compared, and the values between its steps that its
     runtime tells. Nothing in the files is executed.
 
     The JSON is what torchquilt.Comparison.from_json reads.
     """
     from torchquilt.accuracy.comparison import compare as compare_models
-    from torchquilt.artifact import load_program
     from torchquilt.data import open_batches
 
-    program = load_program(model)
+    program = model.load(data)
     batches = open_batches(data, program, limit=limit)
     with telling_where(batches):
         comparison = compare_models(program, _loaded(quantized), batches)

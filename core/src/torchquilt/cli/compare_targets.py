@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from torchquilt.cli.exits import NO, OK
+from torchquilt.cli.float_models import FloatModel, float_argument
 from torchquilt.cli.options import (
     Command,
     data_option,
-    float_argument,
     json_option,
     limit_option,
     observer_option,
@@ -58,7 +58,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
 @runs_option("Run each program N times, in turns")
 @json_option
 def compare_targets(
-    model: Path,
+    model: FloatModel,
     data: Path,
     limit: int | None,
     targets: dict[str, str],
@@ -69,7 +69,7 @@ def compare_targets(
 ) -> int:
     """Quantize FLOAT for several runtimes, and run it there: what is in integers, how close, size, time.
 
-    FLOAT is a model as torch.export.save wrote it. The programs are run and compared on the first batch of
+    FLOAT is a float model as `quantize` takes it. The programs are run and compared on the first batch of
     the data, which all of it calibrates. The float model runs beside each on the same runtime.
 
     Exits with 1 if something fails on a target; the table says what.
@@ -79,10 +79,9 @@ def compare_targets(
     if bool(targets) == (preset is not None):
         raise click.UsageError("Give either --target, once or more, or --preset.")
     from torchquilt.accuracy.targets import compare_targets as compare_on
-    from torchquilt.artifact import load_program
     from torchquilt.data import open_batches
 
-    program = load_program(model)
+    program = model.load(data)
     example = next(iter(open_batches(data, program, limit=1)))
     batches = open_batches(data, program, limit=limit)
     with telling_where(batches):

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from torchquilt.cli.exits import OK
+from torchquilt.cli.float_models import FloatModel, model_argument
 from torchquilt.cli.ledgers import show_ledger
-from torchquilt.cli.options import Command, json_option, model_argument, recipe_option, strict_option
+from torchquilt.cli.options import Command, json_option, recipe_option, strict_option
 from torchquilt.cli.output import write
 
 
@@ -18,19 +19,18 @@ from torchquilt.cli.output import write
 @recipe_option
 @strict_option
 @json_option
-def explain(model: Path, recipe: Path, strict: bool, as_json: bool) -> int:
+def explain(model: FloatModel, recipe: Path, strict: bool, as_json: bool) -> int:
     """Say what `quantize` would do with MODEL, and why the rest stays in float.
 
-    MODEL is a float model as torch.export.save wrote it. Nothing in the file is executed, and nothing is
-    changed. The JSON is what torchquilt.Ledger.from_json reads, and what `torchquilt diff` compares.
+    MODEL is a float model as `quantize` takes it, and is not changed. The JSON is what
+    torchquilt.Ledger.from_json reads, and what `torchquilt diff` compares.
     """
     from torchquilt.recipe import Recipe
 
     asked = Recipe.load(recipe)  # before torch is loaded: most mistakes show here
-    from torchquilt.artifact import load_program
     from torchquilt.pt2e.annotate import explain as explain_model
 
-    quantizer, program = asked.quantizer(), load_program(model)
+    quantizer, program = asked.quantizer(), model.load()
     with warnings.catch_warnings():
         if not strict:
             warnings.simplefilter("ignore", UserWarning)  # the ledger says them, too

@@ -1,4 +1,4 @@
-"""A function that is named on the command line as ``module:function``, and judges models."""
+"""A function that is named on the command line as ``module:function``: it judges models, or makes one."""
 
 from __future__ import annotations
 
@@ -13,25 +13,32 @@ from typing import Any
 
 import click
 
-from torchquilt.errors import AccuracyError, did_you_mean
+from torchquilt.errors import AccuracyError, ModelError, TorchquiltError, did_you_mean
 
-_HINT = "'--evaluate'"
+_EVALUATE = "'--evaluate'"
+_MODEL = "'MODEL'"
 
 
 def _check_form(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    """Refuse what is of another form, before anything is imported.
+    if value is not None:
+        check_is_function(value, "metrics:accuracy")
+    return value
+
+
+def check_is_function(value: str, example: str) -> None:
+    """Refuse what is not of the form ``module:function``, before anything is imported.
 
     The function may be one of a class: ``metrics:Scores.accuracy``.
+
+    Raises:
+        click.BadParameter: it is of another form.
     """
-    if value is None:
-        return None
     module, _colon, path = value.partition(":")
     if module.endswith(".py") and path:
         stem = module.removesuffix(".py").replace("/", ".")
         raise click.BadParameter(f"{value!r} names a file, and not a module: write {stem}:{path}.")
     if not all(part.isidentifier() for part in (*module.split("."), *path.split("."))):
-        raise click.BadParameter(f"{value!r} is not module:function, such as metrics:accuracy.")
-    return value
+        raise click.BadParameter(f"{value!r} is not module:function, such as {example}.")
 
 
 def evaluate_option(*, required: bool) -> Callable[[Any], Any]:
@@ -66,8 +73,8 @@ def evaluate_function(name: str) -> Iterator[Callable[[Any], float]]:
     """
     with _importing_from_here():
         with contextlib.redirect_stdout(sys.stderr):
-            function = _found(name)
-        _check_takes_a_model(function, name)
+            function = _found(name, _EVALUATE, _judges_no_model)
+        _check_takes(1, function, name, _EVALUATE, "with a model")
 
         @functools.wraps(function, updated=())
         def judged(model: Any) -> Any:
@@ -90,9 +97,39 @@ def _importing_from_here() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def _found(name: str) -> Any:
+def made_by_function(name: str) -> Any:
+    """What a function returns that is called without arguments.
+
+    Otherwise as :func:`evaluate_function`.
+
+    Raises:
+        click.BadParameter: there is no such module or function, or it needs arguments.
+        ModelError: the module failed as it was imported, or the function as it was called.
+    """
+    with _importing_from_here(), contextlib.redirect_stdout(sys.stderr):
+        function = _found(name, _MODEL, _makes_no_model)
+        _check_takes(0, function, name, _MODEL, "without arguments")
+        try:
+            return function()
+        except Exception as error:  # the user's own code
+            raise ModelError(
+                f"The function {name} fails as it is called.",
+                expected="a model, made without arguments",
+                got=f"{type(error).__name__}: {error}",
+                remedy="mend it; --debug shows where it fails",
+            ) from error
+
+
+def _found(name: str, hint: str, failed: Callable[[str, BaseException], TorchquiltError]) -> Any:
+    """The object of this name.
+
+    Args:
+        name: ``module:function``.
+        hint: the parameter, for errors.
+        failed: module and its exception → the error to raise.
+    """
     wanted, _, path = name.partition(":")
-    found: Any = _imported(wanted)
+    found: Any = _imported(wanted, hint, failed)
     for number, part in enumerate(path.split(".")):
         if not hasattr(found, part):
             owner = ":".join(filter(None, (wanted, ".".join(path.split(".")[:number]))))
@@ -100,42 +137,56 @@ def _found(name: str) -> Any:
             origin = getattr(sys.modules[wanted], "__file__", None)
             raise click.BadParameter(
                 f"{owner} has no {part!r} ({origin or 'no file'})" + (f": {near}" if near else "."),
-                param_hint=_HINT,
+                param_hint=hint,
             )
         found = getattr(found, part)
     if not callable(found):
         raise click.BadParameter(
-            f"{name} is no function: it is of type {type(found).__name__}.", param_hint=_HINT
+            f"{name} is no function: it is of type {type(found).__name__}.", param_hint=hint
         )
     return found
 
 
-def _imported(name: str) -> Any:
+def _imported(name: str, hint: str, failed: Callable[[str, BaseException], TorchquiltError]) -> Any:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and (name == missing or name.startswith(f"{missing}.")):
             raise click.BadParameter(
-                f"There is no module {missing!r} in {Path.cwd()}, and none is installed.", param_hint=_HINT
+                f"There is no module {missing!r} in {Path.cwd()}, and none is installed.", param_hint=hint
             ) from error
-        raise AccuracyError(
-            f"The module {name} fails as it is imported.",
-            expected="a module with the function that judges models",
-            got=f"{type(error).__name__}: {error}",
-            remedy=f"mend it: python -c 'import {name}' in this folder shows where it fails",
-        ) from error
+        raise failed(name, error) from error
 
 
-def _check_takes_a_model(function: Any, name: str) -> None:
-    """Refuse what cannot be called with one argument, before data is read and a model calibrated."""
+def _judges_no_model(module: str, error: BaseException) -> TorchquiltError:
+    return _failed_import(AccuracyError, module, error, "a module with the function that judges models")
+
+
+def _makes_no_model(module: str, error: BaseException) -> TorchquiltError:
+    return _failed_import(ModelError, module, error, "a module with the function that makes the model")
+
+
+def _failed_import(
+    kind: type[AccuracyError] | type[ModelError], module: str, error: BaseException, expected: str
+) -> TorchquiltError:
+    return kind(
+        f"The module {module} fails as it is imported.",
+        expected=expected,
+        got=f"{type(error).__name__}: {error}",
+        remedy=f"mend it: python -c 'import {module}' in this folder shows where it fails",
+    )
+
+
+def _check_takes(number: int, function: Any, name: str, hint: str, how: str) -> None:
+    """Refuse what cannot be called with so many arguments, before data is read and a model calibrated."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a function of C does not say it
         return
     try:
-        signature.bind(object())
+        signature.bind(*(object() for _ in range(number)))
     except TypeError as error:
         raise click.BadParameter(
-            f"{name}{signature} cannot be called with a model: {error}.", param_hint=_HINT
+            f"{name}{signature} cannot be called {how}: {error}.", param_hint=hint
         ) from error

@@ -101,9 +101,6 @@ strict_option = click.option(
     help="Refuse rules that cannot take effect, or only report them.",
 )
 model_argument = click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-float_argument = click.argument(
-    "model", metavar="FLOAT", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
 data_option = click.option(
     "--data",
     required=True,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from torchquilt._internal.terminal import progress
+from torchquilt._internal.terminal import progress, working
 from torchquilt.cli.exits import OK
+from torchquilt.cli.float_models import FloatModel, model_argument
 from torchquilt.cli.ledgers import share_of, show_shares
 from torchquilt.cli.options import (
     JSON_SCHEMA,
@@ -18,7 +19,6 @@ from torchquilt.cli.options import (
     check_is_writable,
     json_option,
     limit_option,
-    model_argument,
     observer_option,
     recipe_option,
     strict_option,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Request:
     """Request of a command line, checked as far as possible without loading anything."""
 
-    model: Path
+    model: FloatModel
     recipe: Path
     output: Path
     data: Path | None
@@ -60,7 +60,7 @@ class Request:
             raise click.UsageError("--merge replaces --data; only one of them can be given.")
         if self.qat_state is not None and (self.data is not None or self.merge):
             raise click.UsageError("--qat-state has the ranges: neither --data nor --merge goes with it.")
-        paths = (self.model, self.recipe, self.data, *self.merge, self.qat_state)
+        paths = (self.recipe, self.data, *self.merge, self.qat_state, *self.model.read)
         read = [path for path in paths if path is not None]
         check_is_writable("output", self.output, read)
         if self.checkpoint is not None:
@@ -129,7 +129,10 @@ An array has the name of its input, or input_0, input_1 … by position.
 def quantize(**options: Any) -> int:
     """Quantize MODEL as a recipe says, and save it with its lock.
 
-    MODEL is a float model as torch.export.save wrote it. Nothing in the file is executed.
+    MODEL is a float model: a file as torch.export.save wrote it, in which nothing is executed; the folder of
+    a Hugging Face model; or module:function, a function of a module in the current folder or installed, that
+    is called without arguments and returns (model, example_inputs), with dynamic shapes behind them or
+    without, or an exported model.
 
     A run with --checkpoint that was cut short goes on when the same command is given again, and ends in the
     same result. Runs over parts of the data, each with a --checkpoint of its own, become one with --merge.
@@ -138,17 +141,19 @@ def quantize(**options: Any) -> int:
     from torchquilt.recipe import Recipe
 
     recipe = Recipe.load(request.recipe)  # before torch is loaded: most mistakes show here
-    from torchquilt.artifact import load_program, save
+    from torchquilt.artifact import save
     from torchquilt.pt2e.convert import convert_pt2e
 
-    quantizer, program = recipe.quantizer(), load_program(request.model)
+    quantizer, program = recipe.quantizer(), request.model.load(request.data)
     with warnings.catch_warnings():
         if not request.strict:
             warnings.simplefilter("ignore", UserWarning)  # the ledger has them, too
-        prepared = _prepared(program, quantizer, request)
+        with working("preparing"):
+            prepared = _prepared(program, quantizer, request)
     batches = 0 if request.qat_state is not None else _calibrate(prepared, program, request)
-    quantized = convert_pt2e(prepared, unseen=request.unseen)
-    lock = save(quantized, request.output, _example(program, request))
+    with working("converting and saving"):
+        quantized = convert_pt2e(prepared, unseen=request.unseen)
+        lock = save(quantized, request.output, _example(program, request))
     _report(request, lock, batches)
     return OK
 
@@ -243,7 +248,8 @@ def _report(request: Request, lock: Lock, batches: int) -> None:
             }
         )
         return
-    write(f"{request.output}: {size:,} bytes (float: {request.model.stat().st_size:,}), {batches} batches")
+    of_float = "" if request.model.nbytes is None else f" (float: {request.model.nbytes:,})"
+    write(f"{request.output}: {size:,} bytes{of_float}, {batches} batches")
     write(f"lock: sha256 {lock.sha256}")
     show_shares(ledger)
     for problem in ledger.problems:

@@ -10,12 +10,12 @@ import attrs
 import click
 
 from torchquilt.cli.exits import NO, OK
+from torchquilt.cli.float_models import FloatModel, float_argument
 from torchquilt.cli.functions import evaluate_function, evaluate_option, minimize_option
 from torchquilt.cli.options import (
     Command,
     check_is_writable,
     data_option,
-    float_argument,
     json_option,
     limit_option,
     observer_option,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class Request:
     """Request of a command line, checked as far as possible without loading anything."""
 
-    model: Path
+    model: FloatModel
     recipe: Path
     data: Path
     evaluate: str
@@ -59,7 +59,7 @@ class Request:
     def __attrs_post_init__(self) -> None:
         if (self.max_latency_ms is None) != (self.target is None):
             raise click.UsageError("--max-latency-ms and --target go together; only one of them is given.")
-        read = [self.model, self.recipe, self.data]
+        read = [self.recipe, self.data, *self.model.read]
         if self.state is not None:
             check_is_writable("state", self.state, read)
             read.append(self.state)
@@ -150,7 +150,7 @@ def _drop(_: click.Context, __: click.Parameter, value: str | None) -> float | s
 def search(**options: Any) -> int:
     """Search for a recipe with which FLOAT is within the limits, and costs the least.
 
-    FLOAT is a model as torch.export.save wrote it. The search begins with what the recipe says, and tries
+    FLOAT is a float model as `quantize` takes it. The search begins with what the recipe says, and tries
     what the backends in it can do with each module. With --max-drop it looks for the fewest multiply-adds in
     float; without, for the best metric within the other limits. Exits with 1 when no variant is within all
     limits; the best one is told and written nevertheless.
@@ -162,9 +162,7 @@ def search(**options: Any) -> int:
 
     asked = Recipe.load(request.recipe)  # before torch is loaded: most mistakes show here
     with evaluate_function(request.evaluate) as function, telling_state(request.state):
-        from torchquilt.artifact import load_program
-
-        program = load_program(request.model)
+        program = request.model.load(request.data)
         result = _searched(request, asked, program, function)
         _report(request, result)
         if result.is_interrupted:

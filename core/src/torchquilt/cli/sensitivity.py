@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 
 from torchquilt.cli.exits import OK
+from torchquilt.cli.float_models import FloatModel, float_argument
 from torchquilt.cli.functions import evaluate_function, evaluate_option, minimize_option
 from torchquilt.cli.options import (
     Command,
     check_is_writable,
     data_option,
-    float_argument,
     json_option,
     limit_option,
     observer_option,
@@ -36,7 +36,7 @@ from torchquilt.cli.output import write, write_printed
 @observer_option
 @json_option
 def sensitivity(
-    model: Path,
+    model: FloatModel,
     recipe: Path,
     data: Path,
     evaluate: str | None,
@@ -48,7 +48,7 @@ def sensitivity(
 ) -> int:
     """Say what quantizing each module of FLOAT as a recipe says costs, the most costly first.
 
-    FLOAT is a model as torch.export.save wrote it. Without --evaluate the noise that each module adds to the
+    FLOAT is a float model as `quantize` takes it. Without --evaluate the noise that each module adds to the
     outputs is estimated; with it the metric is measured as well, with each module quantized alone and with
     each left in float. A run with --state that was cut short goes on when the same command is given again.
 
@@ -58,16 +58,15 @@ def sensitivity(
         option = "minimize" if minimize else "state"
         raise click.UsageError(f"--{option} is about --evaluate, which is not given.")
     if state is not None:
-        check_is_writable("state", state, [model, recipe, data])
+        check_is_writable("state", state, [recipe, data, *model.read])
     from torchquilt.recipe import Recipe
 
     asked = Recipe.load(recipe)  # before torch is loaded: most mistakes show here
     with contextlib.nullcontext() if evaluate is None else evaluate_function(evaluate) as function:
         from torchquilt.accuracy.sensitivity import sensitivity as sensitivity_of
-        from torchquilt.artifact import load_program
         from torchquilt.data import open_batches
 
-        quantizer, program = asked.quantizer(), load_program(model)
+        quantizer, program = asked.quantizer(), model.load(data)
         batches = open_batches(data, program, limit=limit)
         with telling_where(batches), telling_state(state):
             found = sensitivity_of(

@@ -4,7 +4,7 @@ The files, in the order of their imports: ``arrays`` (what stands in a ``.npz`` 
 ``inputs`` (what an exported program takes), ``batches`` (which array is which input, checked and read).
 """
 
-from torchquilt.data.batches import FileBatches, open_batches
+from torchquilt.data.batches import FileBatches, first_arrays, open_batches
 from torchquilt.data.inputs import ModelInput, ModelInputs
 
-__all__ = ["FileBatches", "ModelInput", "ModelInputs", "open_batches"]
+__all__ = ["FileBatches", "ModelInput", "ModelInputs", "first_arrays", "open_batches"]

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch.export import ExportedProgram
 
 from torchquilt.data.arrays import SUFFIXES, StoredArray, stored_arrays
@@ -74,6 +75,32 @@ def open_batches(
             if file.is_file():
                 _match(file, inputs.data, is_stacked=False)
         return FileBatches(inputs, [(file, None) for file in files])
+    _check_suffix(source)
+    arrays = _match(source, inputs.data, is_stacked=True)
+    return FileBatches(inputs, [(source, row) for row in range(_samples(source, arrays))][:limit])
+
+
+def first_arrays(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The first batch of a file or folder by the names of its arrays, whatever the model is.
+
+    Args:
+        path: as for :func:`open_batches`.
+
+    Raises:
+        CalibrationError: there is none.
+        OSError: a file cannot be opened.
+    """
+    source = Path(path)
+    file = _files_in(source)[0] if source.is_dir() else source
+    _check_suffix(file)
+    arrays = stored_arrays(file)
+    if source.is_dir():
+        return {name: array.read(None) for name, array in arrays.items()}
+    _samples(file, arrays)
+    return {name: array.read(0) for name, array in arrays.items()}
+
+
+def _check_suffix(source: Path) -> None:
     if source.suffix not in SUFFIXES:
         raise CalibrationError(
             f"{source} is no file of calibration data.",
@@ -81,8 +108,6 @@ def open_batches(
             got=repr(source.name),
             remedy="write the arrays with numpy.savez or safetensors.torch.save_file",
         )
-    arrays = _match(source, inputs.data, is_stacked=True)
-    return FileBatches(inputs, [(source, row) for row in range(_samples(source, arrays))][:limit])
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -103,7 +128,7 @@ def _samples(path: Path, arrays: Mapping[str, StoredArray]) -> int:
     """Number of batches in a file."""
     if not arrays:
         raise CalibrationError(f"{path} has no batches for this model, which takes no data.")
-    sizes = {name: array.shape[0] for name, array in arrays.items()}
+    sizes = {name: next(iter(array.shape), 0) for name, array in arrays.items()}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         raise CalibrationError(
             f"{path} does not hold as many samples of one input as of another."

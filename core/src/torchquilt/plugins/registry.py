@@ -38,7 +38,7 @@ from torchquilt.plugins.discovery import (
     warn_of_strangers,
 )
 from torchquilt.plugins.listing import KNOWN, Backend, Backends, Kind
-from torchquilt.plugins.manifest import Manifest
+from torchquilt.plugins.manifest import Manifest, PresetInfo
 from torchquilt.plugins.validation import (
     PLUGIN_FAILURES,
     examine,
@@ -60,6 +60,7 @@ __all__ = [
     "backends",
     "contribution",
     "installed",
+    "presets_of",
     "quantizer",
     "quantizer_class",
     "target",
@@ -135,6 +136,19 @@ def quantizer(name: str, preset: str | None = None, *, distribution: str | None 
         )
     made: Quantizer = cls() if preset is None else cls.from_preset(preset)
     return made
+
+
+def presets_of(name: str) -> tuple[PresetInfo, ...]:
+    """The presets of a backend, whose class is not loaded.
+
+    Args:
+        name: of the backend, as for :func:`quantizer`.
+
+    Raises:
+        As :func:`quantizer`, where the preset plays no part.
+    """
+    _, manifest, _ = _find_plugin(name, None, "backend")
+    return manifest.presets
 
 
 def quantizer_class(name: str, *, distribution: str | None = None) -> Any:
