@@ -6,6 +6,7 @@
 #   make test-long      run those that take long: rows and models on the runtime, the demo, the benchmarks, the kit
 #   make test-exhaustive  run 2,000 random graphs and all pairs of rows on the runtime: an hour
 #   make check          ruff, ruff format --check, mypy --strict, import-linter, the words
+#   make docs           build the site: docs/_build/html
 #   make bench          what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
 #   make cost           what prepare and convert cost for each node             (COST_ARGS=...)
 #   make presets        size, agreement and time of each preset, on ExecuTorch  (PRESETS_ARGS=...)
@@ -43,7 +44,7 @@ ACCURACY_ARGS ?=
 TARGETS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-exhaustive check bench cost presets qat-bench runtime-bench recovery-bench accuracy-bench targets-bench clean
+.PHONY: help demo test test-fast test-long test-exhaustive check docs bench cost presets qat-bench runtime-bench recovery-bench accuracy-bench targets-bench clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -72,6 +73,10 @@ check: $(VENV)/.installed-check
 	$(BIN)/mypy --strict $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/python checks/words.py
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -W --keep-going -q -j 2 -b html docs docs/_build/html
+	@echo "the site is docs/_build/html/index.html"
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/flow.py $(BENCH_ARGS)

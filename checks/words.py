@@ -25,6 +25,8 @@ LOOKED_AT = (
     "CHANGELOG.md",
 )
 SUFFIXES = {".py", ".md", ".toml"}
+#: Beginnings of names of folders that tools write: caches, and the site.
+MADE_BY_TOOLS = (".", "__pycache__", "_build", "_downloads")
 
 
 def table(name: str) -> list[list[str]]:
@@ -37,7 +39,7 @@ def paths() -> Iterator[Path]:
     """The files that are looked at."""
     for name in LOOKED_AT:
         for path in [ROOT / name] if (ROOT / name).is_file() else sorted((ROOT / name).rglob("*")):
-            hidden = any(part.startswith((".", "__pycache__")) for part in path.relative_to(ROOT).parts)
+            hidden = any(part.startswith(MADE_BY_TOOLS) for part in path.relative_to(ROOT).parts)
             if path.suffix in SUFFIXES and not hidden:
                 yield path
 

@@ -22,14 +22,6 @@ def listed(page: str) -> dict[str, list[str]]:
     return {code: cells.split(" | ") for code, cells in rows}
 
 
-def test_the_docs_list_each_reason_with_its_meaning_and_remedy() -> None:
-    """The table of reason codes on the page about capabilities and intent is that of the module."""
-    told = listed("capabilities-and-intent.md")
-    assert {code: told.get(code) for code in (reason.label for reason in REASONS)} == {
-        reason.label: [reason.meaning.replace("``", "`"), reason.remedy] for reason in REASONS
-    }
-
-
 def test_the_docs_list_each_lowering_status() -> None:
     """The page about lowering has each status with its meaning."""
     told = listed("lowering.md")

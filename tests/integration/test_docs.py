@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,44 +12,88 @@ import pytest
 import torch
 
 import torchquilt as tq
+from generated_tables import MARKER
+from page_blocks import blocks_of, is_printed, notebook_of, pages_with_code, run, script_of
 from strategies import export, normal, outputs_of
 from torchquilt.graph.passes import watching
 
 _DOCS = Path(__file__).parents[2] / "docs"
-_SETUP = re.compile(r"<!-- test: setup\n(.*?)-->", re.DOTALL)
-_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-#: Shows files of an example.
-_WALK = "writing-a-plugin.md"
 #: Runs in test_readme.py.
 _TOUR = "tour.md"
 #: Pages whose code runs from top to bottom.
-PAGES = sorted(
-    page.name
-    for page in _DOCS.glob("*.md")
-    if page.name not in (_WALK, _TOUR) and _BLOCK.search(page.read_text(encoding="utf-8"))
-)
+PAGES = sorted(page.relative_to(_DOCS).as_posix() for page in pages_with_code(_DOCS) if page.name != _TOUR)
+#: Pages that work on whole models, or compile C++.
+_LONG = ("tutorial-", "tutorials/", "inductor.md")
+#: Pages that read examples of a clone.
+_IN_A_CLONE = ("tutorial-accuracy.md",)
 
 
 def test_there_are_pages_with_code_that_runs() -> None:
     """The pages are found, so that the test below has something to run."""
-    assert "the-flow.md" in PAGES
+    assert {"the-flow.md", "index.md", "tutorials/first-model.md"} <= set(PAGES)
 
 
 def _marked(page: str) -> Any:
-    """A page as a parameter. Tutorials work on whole models, and compiling C++ takes long."""
-    takes_long = page.startswith("tutorial-") or page == "inductor.md"
-    return pytest.param(page, marks=pytest.mark.long) if takes_long else page
+    """A page as a parameter."""
+    return pytest.param(page, marks=pytest.mark.long) if page.startswith(_LONG) else page
 
 
-@pytest.mark.parametrize("page", map(_marked, PAGES))
-def test_every_block_of_a_page_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code of a page runs from top to bottom in a clone, its assertions among it."""
-    monkeypatch.chdir(_DOCS.parent)
+@pytest.mark.parametrize("page", [_marked(page) for page in PAGES])
+def test_every_block_of_a_page_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The code of a page runs from top to bottom, and prints what the page says that it prints."""
+    monkeypatch.chdir(_DOCS.parent if page in _IN_A_CLONE else tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for block, printed in run((_DOCS / page).read_text(encoding="utf-8"), page):
+        if block.output is not None:
+            assert is_printed(block.output, printed), f"{block.code}\nprinted:\n{printed}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, _TOUR])
+def test_nothing_that_a_page_needs_is_hidden(page: str) -> None:
+    """A comment of HTML names text that is generated, and has no code that a reader does not see."""
     text = (_DOCS / page).read_text(encoding="utf-8")
-    found: dict[str, object] = {}
-    for number, block in enumerate([*_SETUP.findall(text), *_BLOCK.findall(text)]):
-        exec(compile(block, f"{page}, block {number}", "exec"), found)
+    assert set(re.findall(r"<!--.*?-->", text, re.DOTALL)) <= {found[0] for found in MARKER.finditer(text)}
+
+
+@pytest.mark.parametrize("page", [*PAGES, _TOUR])
+def test_the_notebook_and_the_script_of_a_page_have_its_code(page: str) -> None:
+    """Both have each block as it stands, in order; the notebook is valid and shows what the page shows."""
+    text = (_DOCS / page).read_text(encoding="utf-8")
+    blocks = blocks_of(text)
+    cells = [cell for cell in json.loads(notebook_of(text))["cells"] if cell["cell_type"] == "code"]
+    assert ["".join(cell["source"]) for cell in cells] == [block.code.rstrip() for block in blocks]
+    assert ["".join(out["text"]) for cell in cells for out in cell["outputs"]] == [
+        block.output for block in blocks if block.output
+    ]
+    script = script_of(text)
+    compile(script, page, "exec")
+    positions = [script.find(block.code.rstrip()) for block in blocks]
+    assert -1 not in positions
+    assert positions == sorted(positions)
+
+
+def test_another_output_than_that_of_the_page_is_seen() -> None:
+    """The output of a block is compared with that of its page; three dots stand for anything."""
+    page = "```python\nprint(1 + 1)\n```\n\n```output\n{}\n```\n"
+    for told, is_right in (("2", True), ("3", False), ("...", True), ("2.1", False)):
+        ((block, printed),) = run(page.format(told), "a page")
+        assert is_printed(str(block.output), printed) == is_right
+
+
+@pytest.mark.parametrize(
+    ("told", "printed", "is_right"),
+    [
+        ("34.3 dB", "33.9 dB", True),
+        ("34.3 dB", "12.0 dB", False),
+        ("34.3 dB", "34.3 steps", False),
+        ("7 images", "8 images", False),
+        ("0.5, 0.25", "0.5, 0.26", True),
+        ("0.5, 0.25", "0.5, 0.5", False),
+    ],
+)
+def test_decimals_may_differ_by_a_tenth(told: str, printed: str, is_right: bool) -> None:
+    """Another processor rounds otherwise; words and whole numbers are the same everywhere."""
+    assert is_printed(told, printed) == is_right
 
 
 def _listed_passes() -> tuple[list[str], list[str]]:

@@ -55,7 +55,12 @@ class ModelSummary:
 
 @attrs.frozen(repr=False)
 class Summary:
-    """A float model beside the model that was quantized of it. Made by :func:`torchquilt.summary`."""
+    """A float model beside the model that was quantized of it. Made by :func:`torchquilt.summary`.
+
+    Args:
+        float_model: figures of the float model.
+        quantized: figures of the quantized model.
+    """
 
     float_model: ModelSummary
     quantized: ModelSummary

@@ -144,7 +144,13 @@ def _has_attribute(model: GraphModule, name: str) -> bool:
 
 
 def store_tensor(model: GraphModule, name: str, value: torch.Tensor) -> None:
-    """Store a tensor under a dotted name in place of what is there; parameters stay parameters."""
+    """Store a tensor under a dotted name in place of what is there; parameters stay parameters.
+
+    Args:
+        model: the graph module that is edited.
+        name: dotted name.
+        value: the tensor.
+    """
     path, _, last = name.rpartition(".")
     holder = _submodule(model, path)
     if isinstance(value, torch.nn.Parameter):
@@ -189,14 +195,26 @@ def fake_of(value: torch.Tensor, mode: FakeTensorMode, dtype: torch.dtype | None
 
 
 def take_origin(new: Node, served: Node) -> None:
-    """Let a new node say where it comes from: the module and source line of the node it serves."""
+    """Let a new node say where it comes from: the module and source line of the node it serves.
+
+    Args:
+        new: the new node.
+        served: the node that it serves.
+    """
     for key in _ORIGIN_KEYS:
         if key in served.meta:
             new.meta[key] = copy.copy(served.meta[key])
 
 
 def read_tensor(model: GraphModule, name: str, value: torch.Tensor, before: Node) -> Node:
-    """Store a tensor and return a new ``get_attr`` node that reads it, right before another node."""
+    """Store a tensor and return a new ``get_attr`` node that reads it, right before another node.
+
+    Args:
+        model: the graph module that is edited.
+        name: name of the tensor in the model.
+        value: the tensor.
+        before: the node before which it is read.
+    """
     store_tensor(model, name, value)
     with model.graph.inserting_before(before):
         node = model.graph.get_attr(name)
@@ -220,19 +238,39 @@ def lift_scalar(
 
 
 def write_as(node: Node, target: Any, *args: Any) -> None:
-    """Let a node call another operator that returns the same; rules stay about the one that was there."""
+    """Let a node call another operator that returns the same; rules stay about the one that was there.
+
+    Args:
+        node: the node.
+        target: the overload to call.
+        *args: arguments of the call.
+    """
     node.meta.setdefault(WRITTEN_FOR, overload_name(node))
     node.target, node.args, node.kwargs = target, args, {}
 
 
 def call_before(model: GraphModule, node: Node, target: Any, *args: Any) -> Node:
-    """A new node that calls an operator right before another node, in its service."""
+    """A new node that calls an operator right before another node, in its service.
+
+    Args:
+        model: the graph module that is edited.
+        node: the node that is served; the new one takes its origin.
+        target: the overload to call, such as ``torch.ops.aten.relu.default``.
+        *args: arguments of the call.
+    """
     with model.graph.inserting_before(node):
         return _call_for(model, node, target, args)
 
 
 def call_behind(model: GraphModule, node: Node, target: Any, *args: Any) -> Node:
-    """A new node that calls an operator right behind another node, in its service; its readers read this."""
+    """A new node that calls an operator right behind another node, in its service; its readers read this.
+
+    Args:
+        model: the graph module that is edited.
+        node: the node that is served; the new one takes its origin.
+        target: the overload to call.
+        *args: arguments of the call behind the first, which is ``node``.
+    """
     readers = list(node.users)
     with model.graph.inserting_after(node):
         new = _call_for(model, node, target, (node, *args))
@@ -251,7 +289,7 @@ def _call_for(model: GraphModule, served: Node, target: Any, args: tuple[Any, ..
 
 
 def write_as_another_shape(node: Node, target: Any, *args: Any) -> None:
-    """As :func:`write_as`, for an operator that returns a tensor of another shape."""
+    """Let a node call an operator that returns a tensor of another shape; else see :func:`write_as`."""
     write_as(node, target, *args)
     node.meta["val"] = value_of_call(target, args)
 

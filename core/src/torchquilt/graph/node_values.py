@@ -163,7 +163,12 @@ def rank(node: Node) -> int | None:
 
 
 def attribute(model: torch.nn.Module, target: str) -> Any:
-    """The attribute that a ``get_attr`` node names by its dotted path."""
+    """The attribute that a ``get_attr`` node names by its dotted path.
+
+    Args:
+        model: the module that has it.
+        target: the dotted path.
+    """
     found: Any = model
     for name in target.split("."):
         found = getattr(found, name)

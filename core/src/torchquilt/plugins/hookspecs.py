@@ -10,6 +10,7 @@ from torchquilt.plugins.manifest import Manifest
 PROJECT = "torchquilt"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
+#: Marks the function of a plugin that returns its manifest, ``torchquilt_manifest()``.
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 

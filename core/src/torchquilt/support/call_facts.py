@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 
 def argument(match: Match, position: int, keyword: str, default: Any = None) -> Any:
-    """An argument of the anchor, passed by position or by keyword."""
+    """An argument of the anchor, passed by position or by keyword.
+
+    Args:
+        match: the match.
+        position: index among the positional arguments.
+        keyword: name in the schema.
+        default: the value where it is not passed.
+    """
     node = match.anchor
     if position < len(node.args):
         return node.args[position]

@@ -74,7 +74,7 @@ def unfreeze_batch_norm(model: torch.nn.Module, module_name: str | None = None) 
 
 
 def learned_scales(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
-    """The scales that are learned, for a parameter group with a learning rate of its own."""
+    """The scales of a model that are learned, for a parameter group with a learning rate of their own."""
     for point in _points(model, None):
         if isinstance(point, LearnedPoint):
             yield point.scale

@@ -9,7 +9,14 @@ from torchquilt.support.table import Constraint
 
 
 def keyword_is(keyword: str, value: object, code: str, text: str) -> Constraint:
-    """Require a value of a keyword-only argument of the anchor, passed or by default."""
+    """Require a value of a keyword-only argument of the anchor, passed or by default.
+
+    Args:
+        keyword: name of the argument.
+        value: the value that is required.
+        code: code of the constraint.
+        text: the constraint in words.
+    """
     return Constraint(
         code,
         text,

@@ -51,7 +51,11 @@ FLOAT32_OR_16 = one_dtype("float32", "float16")
 
 
 def input_rank(*ranks: int) -> Constraint:
-    """Require one of these numbers of dimensions for the first activation."""
+    """Require one of these numbers of dimensions for the first activation.
+
+    Args:
+        *ranks: the numbers.
+    """
     text = f"the input has {' or '.join(map(str, ranks))} dimensions"
 
     def found(match: Match) -> int | None:
