@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from projects import core_bounds, version
 from torchquilt.lowering import Contribution
 from torchquilt.plugins import API, Manifest, registry
 from torchquilt.spec.config import QuantizationConfig
@@ -105,9 +106,8 @@ def test_the_names_of_a_plugin_agree(folder: Path, project: dict[str, Any], mani
 
 
 def test_a_plugin_is_made_for_this_core(project: dict[str, Any], manifest: Manifest) -> None:
-    """It depends on a core of its own minor version, whose plugin interface it speaks."""
-    major, minor, _ = project["version"].split(".")
-    assert f"torchquilt>={major}.{minor},<{major}.{int(minor) + 1}" in project["dependencies"]
+    """It depends on a core of its own version, whose plugin interface it speaks."""
+    assert f"torchquilt{core_bounds(version())}" in project["dependencies"]
     assert manifest.api == API
 
 

@@ -21,6 +21,8 @@ import importlib_metadata
 import pytest
 from packaging.requirements import Requirement
 
+from projects import version
+
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,8 +43,9 @@ LIST = """
 BARE = {
     name: value for name, value in os.environ.items() if not name.startswith(("TORCHQUILT", "PYTHONPATH"))
 }
-XNNPACK = "xnnpack torchquilt-xnnpack 0.1.0 ok"
-EMBEDDING = "executorch_embedding torchquilt-executorch-embedding 0.1.0 ok"
+VERSION = version()
+XNNPACK = f"xnnpack torchquilt-xnnpack {VERSION} ok"
+EMBEDDING = f"executorch_embedding torchquilt-executorch-embedding {VERSION} ok"
 BROKEN = "acme acme-quilt 2.0 broken"
 
 
@@ -184,7 +187,7 @@ def test_the_core_alone_has_no_backends(environment: Environment) -> None:
         import torchquilt as tq
         print(importlib.util.find_spec("torch"), len(tq.backends()), tq.__version__)
     """
-    assert environment.run(code) == ["None 0 0.1.0"]
+    assert environment.run(code) == [f"None 0 {VERSION}"]
 
 
 def test_the_core_alone_answers_with_the_pip_line(environment: Environment) -> None:
@@ -249,7 +252,7 @@ def test_the_command_comes_with_the_extra(environment: Environment, wheels: dict
     environment.link_needs_of_core(without={"torch"}, extra="cli")
     (row,) = json.loads(run(command, "plugins", "list", "--json", env=BARE))["backends"]
     assert f"{row['name']} {row['distribution']} {row['version']} {row['status']}" == XNNPACK
-    assert run(environment.python, "-I", "-m", "torchquilt", "--version", env=BARE) == "torchquilt 0.1.0"
+    assert run(environment.python, "-I", "-m", "torchquilt", "--version", env=BARE) == f"torchquilt {VERSION}"
 
 
 def test_a_lowering_target_is_listed_apart(environment: Environment, wheels: dict[str, Path]) -> None:

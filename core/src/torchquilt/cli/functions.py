@@ -87,7 +87,7 @@ def evaluate_function(name: str) -> Iterator[Callable[[Any], float]]:
 @contextlib.contextmanager
 def _importing_from_here() -> Iterator[None]:
     here = str(Path.cwd())
-    if sys.flags.safe_path or here in sys.path or "" in sys.path:
+    if getattr(sys.flags, "safe_path", False) or here in sys.path or "" in sys.path:
         yield
         return
     sys.path.insert(0, here)
@@ -98,7 +98,7 @@ def _importing_from_here() -> Iterator[None]:
 
 
 def made_by_function(name: str) -> Any:
-    """What a function returns that is called without arguments.
+    """Result of a function that is called without arguments.
 
     Otherwise as :func:`evaluate_function`.
 
