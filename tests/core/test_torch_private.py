@@ -106,6 +106,13 @@ def test_the_stack_of_function_transforms_is_counted() -> None:
     assert depths == [before + 1]
 
 
+def test_the_fields_of_a_saved_program() -> None:
+    """Those of the schema that this torch writes."""
+    assert isinstance(private.export_schema.SCHEMA_VERSION, tuple)
+    assert {"graph_module", "schema_version", "as_tensor", "use_pickle"} <= private.schema_fields()
+    assert "no_such_field" not in private.schema_fields()
+
+
 def test_copies_of_graph_modules() -> None:
     """The class that a graph module is copied as, and the key of what its copy keeps."""
     assert issubclass(private.CodeOnlyModule, nn.Module)

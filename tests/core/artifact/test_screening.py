@@ -18,13 +18,14 @@ from torch.export import Dim
 from torch.fx import GraphModule
 
 import torchquilt as tq
-from artifacts import PROGRAM, Bomb, forge, in_program, pickled
+from artifacts import PROGRAM, Bomb, X, forge, in_program, pickled
 from strategies import (
     Nothing,
     export,
     normal,
 )
-from torchquilt.artifact import load_program, screening
+from torchquilt._internal import torch_private
+from torchquilt.artifact import known_schemas, load_program, screening
 
 # ----------------------------------------------------------------------------------------------------------
 # Files that attack
@@ -318,9 +319,61 @@ def test_a_key_that_is_a_name_hides_nothing(name: str) -> None:
 
 def test_a_text_in_the_place_of_a_number_is_refused() -> None:
     """Torch does not look at the types of what it reads."""
-    for field in ("as_int", "hint", "min_val", "some_new_field"):
+    for field in ("as_int", "hint", "min_val"):
         with pytest.raises(tq.ArtifactError, match="a text"):
             screening.check_program(json.dumps({"graph": {field: "exec(1)"}}).encode())
+
+
+def _of_the_future(mark: Path) -> Callable[[dict[str, Any]], None]:
+    """A change of a program that gives each object of it a field that no torch of today reads."""
+
+    def add(value: Any, is_object: bool) -> None:
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            add(item, True)
+        # Of a union torch takes the only key.
+        if isinstance(value, dict) and is_object and len(value) > 1 and "name" in value:
+            value["future"] = {"expr_str": code_for(mark), "target": [code_for(mark)], "n": 1}
+
+    def change(program: dict[str, Any]) -> None:
+        add(program, False)
+        program["future"] = code_for(mark)
+        program["schema_version"]["minor"] += 5
+
+    return change
+
+
+def test_a_newer_torch_may_add_fields(saved: Path, tmp_path: Path) -> None:
+    """The installed torch does not read them: the file loads, computes the same, and nothing is executed."""
+    mark = tmp_path / "executed"
+    forged = forge(saved, in_program(_of_the_future(mark)))
+    assert "future" in forged.read_bytes().decode("latin-1")
+    loaded = tq.load(forged).module()
+    assert torch.equal(loaded(X), tq.load(saved).module()(X))
+    assert not mark.exists()
+
+
+def test_a_field_that_torch_reads_and_we_do_not_know_is_refused(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says which schemas are known, and which torch is installed."""
+    known = torch_private.schema_fields()
+    monkeypatch.setattr(torch_private, "schema_fields", lambda: known | {"future"})
+    with pytest.raises(tq.ArtifactError, match="not known here") as caught:
+        tq.load(forge(saved, in_program(_of_the_future(tmp_path / "executed"))))
+    assert "8.20 (torch 2.13)" in str(caught.value.expected)
+    assert torch.__version__ in str(caught.value.got)
+
+
+def test_a_program_of_another_schema_is_refused_with_the_versions(saved: Path) -> None:
+    """A new major version may mean anything by its fields."""
+
+    def change(program: dict[str, Any]) -> None:
+        program["schema_version"] = {"major": 9, "minor": 1}
+
+    with pytest.raises(tq.ArtifactError, match="a schema that is not known") as caught:
+        tq.load(forge(saved, in_program(change)))
+    assert caught.value.got == "schema 9.1"
+    assert "8.20 (torch 2.13)" in str(caught.value.expected)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +436,7 @@ def test_the_screening_knows_every_text_of_torchs_schema() -> None:
     """A new torch that writes new texts, or new tables by name, fails here and not at a user's."""
     from torch._export.serde import schema
 
-    texts, tables = set(), set()
+    texts, tables, fields = set(), set(), set()
     seen: set[type] = set()
 
     def visit(kind: type) -> None:
@@ -392,6 +445,7 @@ def test_the_screening_knows_every_text_of_torchs_schema() -> None:
         seen.add(kind)
         for field, hint in typing.get_type_hints(kind, globalns=vars(schema)).items():
             parts = list(_parts(hint))
+            fields.update({field} - {"_type"})  # which of a union it is, and not in the file
             if any(typing.get_origin(part) is dict for part in parts):
                 tables.add(field)
             elif str in parts:
@@ -403,6 +457,9 @@ def test_the_screening_knows_every_text_of_torchs_schema() -> None:
     visit(schema.ExportedProgram)
     visit(schema.PayloadConfig)
     assert tables - {"metadata"} == screening.NAMED
+    assert fields <= torch_private.schema_fields()
+    assert fields <= known_schemas.FIELDS
+    assert schema.SCHEMA_VERSION in known_schemas.VERSIONS
     assert texts <= set(screening._RULES) | screening._REFUSED
     assert {"expr_str", "guards_code", "target"} <= texts
 

@@ -30,6 +30,8 @@ _HOME = {
     "bound_sympy": ("torch.utils._sympy.value_ranges", "bound_sympy"),
     # The stack of function transforms.
     "functorch": ("torch._C._functorch", ""),
+    # The fields of a saved program.
+    "export_schema": ("torch._export.serde.schema", ""),
     # Nested inputs and outputs as flat lists.
     "pytree": ("torch.utils._pytree", ""),
     # Importing it registers the operators of ``quantized_decomposed``.
@@ -47,14 +49,17 @@ __all__ = [
     "USER_PRESERVED_ATTRIBUTES_KEY",
     "active_ddp",
     "bound_sympy",
+    "export_schema",
     "functorch",
     "is_in_backward",
     "pytree",
     "qdq_registration",
+    "schema_fields",
 ]
 
 if TYPE_CHECKING:
     from torch._C import _functorch as functorch
+    from torch._export.serde import schema as export_schema
     from torch._ops import HigherOrderOperator as HigherOrderOperator
     from torch._ops import OpOverload as OpOverload
     from torch._subclasses import FakeTensor as FakeTensor
@@ -95,3 +100,15 @@ def active_ddp() -> Any:
     from torch.nn.parallel import DistributedDataParallel
 
     return DistributedDataParallel._active_ddp_module
+
+
+def schema_fields() -> frozenset[str]:
+    """Names of all fields that this torch reads from a saved program. It ignores those of other names."""
+    schema = import_module("torch._export.serde.schema")
+    kinds = [kind for kind in vars(schema).values() if isinstance(kind, type)]
+    return frozenset(
+        name
+        for kind in kinds
+        if kind.__module__ == schema.__name__
+        for name in getattr(kind, "__annotations__", {})
+    )
