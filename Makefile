@@ -5,7 +5,7 @@
 #   make test-fast      run those of the inner loop, less than a minute: tests/fast.txt
 #   make test-long      run those that take long: rows and models on the runtime, the demo, the benchmarks, the kit
 #   make test-exhaustive  run 2,000 random graphs and all pairs of rows on the runtime: an hour
-#   make check          ruff, ruff format --check, vermin for Python 3.10, mypy --strict, import-linter, the words
+#   make check          ruff, ruff format --check, vermin for Python 3.10, mypy, pyright, import-linter, the words
 #   make docs           build the site: docs/_build/html
 #   make bench          what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
 #   make cost           what prepare and convert cost for each node             (COST_ARGS=...)
@@ -76,7 +76,8 @@ check: $(VENV)/.installed-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/vermin --target=3.10- --no-tips --violations --eval-annotations --exclude long $(SOURCES)
-	$(BIN)/mypy --strict $(SOURCES)
+	$(BIN)/mypy --strict $(SOURCES) checks/typical_use.py
+	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python checks/words.py
 

@@ -165,11 +165,12 @@ def test_bits_are_those_of_a_range(question: dict[str, Any], count: int) -> None
     assert len(NARROW_TABLE.capabilities().filter(**question)) == count
 
 
-def test_a_role_that_does_not_exist_is_no_question() -> None:
-    """The error lists the roles."""
-    with pytest.raises(tq.IntentError) as caught:
-        BOTH.filter(role="kernel")
-    assert "weight" in str(caught.value.expected)
+@pytest.mark.parametrize(("name", "known"), [("role", "weight"), ("mode", "weight_only")])
+def test_a_role_or_mode_that_does_not_exist_is_no_question(name: str, known: str) -> None:
+    """The error lists those that there are; nothing would be found, which is no answer."""
+    with pytest.raises(tq.IntentError, match=f"no such {name}") as caught:
+        BOTH.filter(**{name: "kernel"})  # type: ignore[arg-type]
+    assert known in str(caught.value.expected)
 
 
 @pytest.mark.parametrize("quantizer", [XNNPACKQuantizer, ExecuTorchEmbeddingQuantizer], ids=name_of)

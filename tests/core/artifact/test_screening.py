@@ -360,7 +360,7 @@ def test_a_field_that_torch_reads_and_we_do_not_know_is_refused(
     monkeypatch.setattr(torch_private, "schema_fields", lambda: known | {"future"})
     with pytest.raises(tq.ArtifactError, match="not known here") as caught:
         tq.load(forge(saved, in_program(_of_the_future(tmp_path / "executed"))))
-    assert "8.20 (torch 2.13)" in str(caught.value.expected)
+    assert "8.20 (torch 2.13 and 2.14)" in str(caught.value.expected)
     assert torch.__version__ in str(caught.value.got)
 
 
@@ -373,7 +373,7 @@ def test_a_program_of_another_schema_is_refused_with_the_versions(saved: Path) -
     with pytest.raises(tq.ArtifactError, match="a schema that is not known") as caught:
         tq.load(forge(saved, in_program(change)))
     assert caught.value.got == "schema 9.1"
-    assert "8.20 (torch 2.13)" in str(caught.value.expected)
+    assert "8.20 (torch 2.13 and 2.14)" in str(caught.value.expected)
 
 
 @pytest.mark.parametrize(

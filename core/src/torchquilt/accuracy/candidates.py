@@ -64,7 +64,7 @@ class Space:
 
 
 def find_candidates(
-    variants: Variants, batches: Iterable[Any] | None, limit: int, *, fewer_bits: bool
+    variants: Variants, batches: Iterable[object] | None, limit: int, *, fewer_bits: bool
 ) -> Space:
     """Ask the capabilities of the composition what each unit could be, and estimate what that costs.
 

@@ -57,7 +57,7 @@ _MARGIN = 3.0
 def compare(
     float_model: ExportedProgram | GraphModule,
     quantized: GraphModule | ExportedProgram | Artifact | LoweredProgram,
-    batches: Iterable[Any],
+    batches: Iterable[object],
     *,
     limit: int | None = None,
     progress: bool = True,
@@ -104,7 +104,7 @@ def _quantized(model: Any) -> GraphModule:
 
 
 def _compare_models(
-    expected: GraphModule, found: GraphModule, batches: Iterable[Any], show: Any
+    expected: GraphModule, found: GraphModule, batches: Iterable[object], show: Any
 ) -> Comparison:
     _check_outputs(expected, found)
     pairing = pair_operators(expected, found)
@@ -135,7 +135,7 @@ def _compare_models(
 
 
 def _compare_program(
-    expected: GraphModule, program: LoweredProgram, batches: Iterable[Any], show: Any
+    expected: GraphModule, program: LoweredProgram, batches: Iterable[object], show: Any
 ) -> Comparison:
     from torchquilt._internal.torch_private import pytree
     from torchquilt.graph.signature import call_arguments

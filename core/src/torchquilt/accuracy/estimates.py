@@ -61,7 +61,7 @@ class Noise:
 def estimated_noise(
     prepared: GraphModule,
     decided: Decided,
-    batches: Iterable[Any],
+    batches: Iterable[object],
     limit: int,
     *,
     progress: bool = False,

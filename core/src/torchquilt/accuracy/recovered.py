@@ -36,7 +36,7 @@ class Recovered:
         self,
         exported: ExportedProgram | GraphModule,
         quantizer: object,
-        calibration: Iterable[Any] | Calibration,
+        calibration: Iterable[object] | Calibration,
         activation_observer: str | ObserverFactory,
         names: Sequence[str],
     ) -> None:
@@ -131,7 +131,7 @@ def _passes() -> tuple[dict[str, _Pass], dict[str, _Pass]]:
 def recovered_model(
     exported: ExportedProgram | GraphModule,
     quantizer: object,
-    calibration: Iterable[Any] | Calibration,
+    calibration: Iterable[object] | Calibration,
     names: Sequence[str],
     activation_observer: str | ObserverFactory = "histogram",
 ) -> GraphModule:

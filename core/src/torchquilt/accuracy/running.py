@@ -182,7 +182,7 @@ def checked_batches(batches: object, model: GraphModule) -> Iterable[Any]:
     return batches
 
 
-def numbered(batches: Iterable[Any], least: int = 1) -> Iterator[tuple[int, Any]]:
+def numbered(batches: Iterable[object], least: int = 1) -> Iterator[tuple[int, Any]]:
     """Batches with their numbers.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 from torch.export import ExportedProgram
@@ -43,7 +43,7 @@ _ESTIMATED_BATCHES = 2
 def search(
     exported: ExportedProgram | GraphModule,
     quantizer: object,
-    calibration: Iterable[Any] | Calibration,
+    calibration: Iterable[object] | Calibration,
     evaluate: Evaluate,
     *,
     minimize: bool = False,

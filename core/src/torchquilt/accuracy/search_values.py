@@ -97,7 +97,7 @@ class SearchResult:
         return Recipe.of(self.quantizer)
 
     def convert(
-        self, exported: ExportedProgram | GraphModule, calibration: Iterable[Any] | Calibration
+        self, exported: ExportedProgram | GraphModule, calibration: Iterable[object] | Calibration
     ) -> GraphModule:
         """Prepare, calibrate and convert a model as the best variant, its recovery passes included.
 

@@ -33,11 +33,11 @@ ESTIMATED_BATCHES = 4
 def sensitivity(
     exported: ExportedProgram | GraphModule,
     quantizer: object,
-    calibration: Iterable[Any] | Calibration,
+    calibration: Iterable[object] | Calibration,
     evaluate: Evaluate | None = None,
     *,
     minimize: bool = False,
-    data: Iterable[Any] | None = None,
+    data: Iterable[object] | None = None,
     activation_observer: str | ObserverFactory = "histogram",
     limit: int = ESTIMATED_BATCHES,
     state: str | os.PathLike[str] | None = None,
@@ -105,7 +105,7 @@ def _rows(decided: Decided, unit: str) -> list[Any]:
 def _noise(
     prepared: GraphModule,
     decided: Decided,
-    batches: Iterable[Any] | None,
+    batches: Iterable[object] | None,
     limit: int,
     *,
     progress: bool,

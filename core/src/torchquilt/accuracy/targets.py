@@ -34,7 +34,7 @@ _WARM_UP = 3
 def compare_targets(
     exported: ExportedProgram,
     targets: Mapping[str, object] | str,
-    calibration: Iterable[Any],
+    calibration: Iterable[object],
     example_inputs: object,
     *,
     activation_observer: Any = "histogram",
@@ -139,7 +139,7 @@ def _check(targets: Mapping[str, object], runs: int) -> None:
         )
 
 
-def _is_read_again(batches: Iterable[Any]) -> bool:
+def _is_read_again(batches: Iterable[object]) -> bool:
     """Whether batches can be read several times, as those of a list or a DataLoader."""
     return iter(batches) is not batches
 
@@ -174,7 +174,7 @@ class _Work:
     activation_observer: Any
 
     def done(
-        self, batches: Iterable[Any], example_inputs: object, expected: Sequence[Any]
+        self, batches: Iterable[object], example_inputs: object, expected: Sequence[Any]
     ) -> _OnTarget | TargetFigures:
         """The programs with their figures, or a row that says what failed."""
         try:
@@ -182,7 +182,7 @@ class _Work:
         except TorchquiltError as error:
             return TargetFigures(self.target, self.quantizer_text, failed=" ".join(str(error).split()))
 
-    def _made(self, batches: Iterable[Any], example_inputs: object, expected: Sequence[Any]) -> _OnTarget:
+    def _made(self, batches: Iterable[object], example_inputs: object, expected: Sequence[Any]) -> _OnTarget:
         prepared = prepare_pt2e(self.exported, self.quantizer, activation_observer=self.activation_observer)
         quantized = convert_pt2e(calibrate(prepared, batches, progress=False))
         program, caution = self._lowered(quantized, example_inputs)

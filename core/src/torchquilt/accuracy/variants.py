@@ -106,7 +106,7 @@ class Variants:
         self,
         exported: ExportedProgram | GraphModule,
         quantizer: object,
-        calibration: Iterable[Any] | Calibration,
+        calibration: Iterable[object] | Calibration,
         activation_observer: str | ObserverFactory,
     ) -> None:
         self.model = exported.module() if isinstance(exported, ExportedProgram) else exported
@@ -114,7 +114,7 @@ class Variants:
         self.composition = Composition(quantizer, self.model)
         self._seen = ObservedTensors()
         #: calibration data, which can be read again; None where only its statistics are known
-        self.batches: Iterable[Any] | None = None
+        self.batches: Iterable[object] | None = None
         if isinstance(calibration, Calibration):
             prepared = self._prepared(self.decided({}))
             calibration.add_to(prepared)

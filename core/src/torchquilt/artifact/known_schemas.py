@@ -7,7 +7,7 @@ that field. A test compares the fields with those of the installed torch.
 from __future__ import annotations
 
 #: Schema version of a program, as torch writes it into the file → the torch that writes it.
-VERSIONS: dict[tuple[int, int], str] = {(8, 20): "2.13"}
+VERSIONS: dict[tuple[int, int], str] = {(8, 20): "2.13 and 2.14"}
 
 #: Fields of these schemas.
 FIELDS = frozenset(

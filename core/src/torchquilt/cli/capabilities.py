@@ -14,6 +14,7 @@ from torchquilt.cli.options import Command, json_option
 from torchquilt.cli.output import write, write_error, write_table
 
 if TYPE_CHECKING:
+    from torchquilt.spec.config import Mode
     from torchquilt.support.capabilities import Capabilities
 
 
@@ -31,7 +32,7 @@ def capabilities(
     op: str | None,
     dtype: str | None,
     bits: int | None,
-    mode: str | None,
+    mode: Mode | None,
     preset: str | None,
     target: str | None,
     as_json: bool,

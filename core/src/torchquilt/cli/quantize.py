@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import click
@@ -48,7 +48,7 @@ class Request:
     observer: str
     checkpoint: Path | None
     strict: bool
-    unseen: str
+    unseen: Literal["error", "float"]
     as_json: bool
 
     def __attrs_post_init__(self) -> None:
@@ -168,7 +168,7 @@ def _prepared(program: ExportedProgram, quantizer: Quantizer, request: Request) 
     from torchquilt.pt2e.qat.state_file import is_learned, load_state, read_state
 
     state = read_state(request.qat_state)
-    choice = "learned" if is_learned(state) else "moving_average"
+    choice: Literal["learned", "moving_average"] = "learned" if is_learned(state) else "moving_average"
     trained = prepare_qat_pt2e(program, quantizer, fake_quantize=choice, strict=request.strict)
     load_state(trained, state, request.qat_state)
     return trained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from typing import Literal
 
 from torch.fx import GraphModule
 
@@ -39,7 +40,7 @@ def convert_pt2e(
     use_reference_representation: bool = False,
     fold_quantize: bool = True,
     *,
-    unseen: str = "error",
+    unseen: Literal["error", "float"] = "error",
 ) -> GraphModule:
     """Replace each point of a calibrated or trained model by quantize and dequantize operators.
 

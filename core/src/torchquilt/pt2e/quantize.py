@@ -28,7 +28,7 @@ def quantize(
     model: torch.nn.Module | ExportedProgram,
     example_inputs: object,
     quantizer: object,
-    calibration: Iterable[Any] | Calibration | None = None,
+    calibration: Iterable[object] | Calibration | None = None,
     *,
     dynamic_shapes: Any = None,
     activation_observer: str | ObserverFactory = "histogram",
@@ -87,7 +87,7 @@ def _as_one_quantizer(quantizer: object) -> Quantizer:
     return as_quantizer(quantizer)
 
 
-def _data(calibration: Iterable[Any] | Calibration | None, prepared: GraphModule) -> Any:
+def _data(calibration: Iterable[object] | Calibration | None, prepared: GraphModule) -> Any:
     if calibration is not None:
         return calibration
     points = observed_points(prepared)

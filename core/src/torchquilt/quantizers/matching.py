@@ -28,7 +28,7 @@ from torchquilt.quantizers.profitability import not_profitable
 from torchquilt.reasons import reason_of
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of
 from torchquilt.spec.arithmetic_limits import Arithmetic
-from torchquilt.spec.config import QuantizationConfig
+from torchquilt.spec.config import QuantizationConfig, Role
 from torchquilt.spec.qspec import (
     AnySpec,
     FixedQParamsQuantizationSpec,
@@ -120,7 +120,7 @@ class Claim:
         edges = ((source, user) for source, user, role in self.match.operands if role == "input_activation")
         return next(edges)
 
-    def _spec(self, role: str) -> QuantizationSpec | None:
+    def _spec(self, role: Role) -> QuantizationSpec | None:
         """The config's spec of a role, with the weight axis and the tokens that the row means."""
         spec = self.config.spec(role)
         if role == "weight" and spec is not None and spec.granularity is Granularity.PER_AXIS:

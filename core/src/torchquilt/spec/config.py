@@ -5,13 +5,22 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias, get_args
+
 import attrs
 
 from torchquilt.errors import SpecError
 from torchquilt.spec.qspec import QuantizationSpec
 
-#: The roles that a tensor can have at an operator, in the order in which tables show them.
-ROLES = ("input_activation", "output_activation", "weight", "bias")
+#: What a tensor is to an operator.
+Role: TypeAlias = Literal["input_activation", "output_activation", "weight", "bias"]
+#: When the parameters of the activations are found: before, at run time, or never.
+Mode: TypeAlias = Literal["static", "dynamic", "weight_only"]
+
+#: All roles, in the order in which tables show them.
+ROLES: tuple[Role, ...] = get_args(Role)
+#: All modes.
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @attrs.frozen(cache_hash=True)
@@ -68,13 +77,13 @@ class QuantizationConfig:
                     remedy=f"set {role}=None",
                 )
 
-    def spec(self, role: str) -> QuantizationSpec | None:
+    def spec(self, role: Role) -> QuantizationSpec | None:
         """The spec of one of :data:`ROLES`."""
         found: QuantizationSpec | None = getattr(self, role)
         return found
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         """``static``, ``dynamic`` or ``weight_only``: when the parameters of the activations are found."""
         if self.input_activation is None and self.output_activation is None:
             return "weight_only"

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import attrs
 
-from torchquilt.spec.config import QuantizationConfig
+from torchquilt.spec.config import QuantizationConfig, Role
 from torchquilt.spec.dtypes import INTEGER_RANGES, dtype_name
 from torchquilt.spec.qspec import QuantizationSpec
 
@@ -111,13 +111,13 @@ class AllowedSpec:
 
 
 #: For each quantized role, in the order of roles, the specs that are taken.
-SpecsByRole: TypeAlias = tuple[tuple[str, tuple[AllowedSpec, ...]], ...]
+SpecsByRole: TypeAlias = tuple[tuple[Role, tuple[AllowedSpec, ...]], ...]
 
 
 @lru_cache(maxsize=4096)  # asked again at every node for a few rows and configs
 def differences_of(
     specs: SpecsByRole,
-    roles: tuple[str, ...],
+    roles: tuple[Role, ...],
     is_qat: bool,
     config: QuantizationConfig,
 ) -> tuple[str, ...]:

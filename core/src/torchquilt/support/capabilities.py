@@ -18,7 +18,7 @@ import attrs
 from torchquilt._internal.json_values import from_document, parsed, to_plain
 from torchquilt._internal.text_tables import Listing, aligned, counted, html_list, html_table
 from torchquilt.errors import IntentError, PatternError
-from torchquilt.spec.config import ROLES, QuantizationConfig
+from torchquilt.spec.config import MODES, ROLES, Mode, QuantizationConfig, Role
 from torchquilt.spec.dtypes import dtype_name
 from torchquilt.support.capability_row import NONE, Capability, Contest, Support, capability_from, in_words
 from torchquilt.support.object_type import object_type
@@ -90,8 +90,8 @@ class Capabilities:
         op: object = None,
         *,
         backend: str | None = None,
-        mode: str | None = None,
-        role: str | None = None,
+        mode: Mode | None = None,
+        role: Role | None = None,
         dtype: object = None,
         bits: int | None = None,
         preset: str | None = None,
@@ -114,10 +114,11 @@ class Capabilities:
             is_qat: whether the row can be trained.
 
         Raises:
-            IntentError: ``op`` is nothing that a row can be about, or there is no such role.
+            IntentError: ``op`` is nothing that a row can be about, or there is no such role or mode.
         """
-        if role not in (None, *ROLES):
-            raise IntentError("There is no such role.", expected=" | ".join(ROLES), got=repr(role))
+        for name, value, known in (("role", role, ROLES), ("mode", mode, MODES)):
+            if value is not None and value not in known:
+                raise IntentError(f"There is no such {name}.", expected=" | ".join(known), got=repr(value))
         subject = None if op is None else object_type(op)
         wanted = None if dtype is None else dtype_name(dtype)
 

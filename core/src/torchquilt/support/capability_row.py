@@ -11,7 +11,7 @@ import attrs
 
 from torchquilt._internal.json_values import from_plain, with_new_names
 from torchquilt.spec.arithmetic_limits import IN_WORDS
-from torchquilt.spec.config import QuantizationConfig
+from torchquilt.spec.config import Mode, QuantizationConfig, Role
 from torchquilt.support.allowed_spec import SpecsByRole, differences_of
 from torchquilt.support.object_type import ObjectType
 
@@ -49,8 +49,8 @@ class Capability:
     overloads: tuple[str, ...]
     functionals: tuple[str, ...]
     modules: tuple[str, ...]
-    roles: tuple[str, ...]
-    mode: str
+    roles: tuple[Role, ...]
+    mode: Mode
     specs: SpecsByRole
     sharing: str = "none"
     constraints: tuple[tuple[str, str], ...] = ()
@@ -76,7 +76,7 @@ class Capability:
         """List the parts of ``config`` that this row does not take; empty where it takes all of it."""
         return differences_of(self.specs, self.roles, self.is_qat, config)
 
-    def quantizes(self, role: str | None, dtype: str | None, bits: int | None) -> bool:
+    def quantizes(self, role: Role | None, dtype: str | None, bits: int | None) -> bool:
         """Whether one of its specs has all that is given: a role, the name of a dtype, a number of bits."""
         if role is None and dtype is None and bits is None:
             return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import attrs
 
 from torchquilt.errors import PatternError
+from torchquilt.spec.config import Role
 
 
 @attrs.frozen
@@ -23,7 +24,7 @@ class Operand:
         is_list: the argument is a list of tensors, each of which has the role (``cat``).
     """
 
-    role: str
+    role: Role
     position: int
     keyword: str
     is_list: bool = False
@@ -60,7 +61,7 @@ class Operator:
                 )
 
     @property
-    def roles(self) -> tuple[str, ...]:
+    def roles(self) -> tuple[Role, ...]:
         """The roles of the operands, each once, and the output's."""
         return tuple(dict.fromkeys([*(operand.role for operand in self.operands), "output_activation"]))
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
 from torchquilt.graph.node_values import overload_name
+from torchquilt.spec.config import Role
 from torchquilt.support.operators import Operand, Operator
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Value:
         name: tells values of one role apart.
     """
 
-    role: str = "input_activation"
+    role: Role | Literal[""] = "input_activation"
     name: str = ""
 
 

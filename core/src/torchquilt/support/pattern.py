@@ -18,6 +18,7 @@ import attrs
 from torchquilt.errors import PatternError
 from torchquilt.graph.node_values import is_constant, overload_name
 from torchquilt.reasons import rank_of
+from torchquilt.spec.config import Role
 from torchquilt.support.operators import Operator
 from torchquilt.support.parts import Part, Value, part
 
@@ -64,7 +65,7 @@ class Match:
 
     pattern: OperatorPattern
     nodes: tuple[Node, ...]
-    operands: tuple[tuple[Node, Node, str], ...]
+    operands: tuple[tuple[Node, Node, Role], ...]
     scalars: tuple[tuple[Node, int, int | float | complex], ...] = ()
     _constants: Container[Node] | None = attrs.field(default=None, eq=False, repr=False)
     _anchor: Node | None = attrs.field(default=None, eq=False, repr=False)
@@ -79,7 +80,7 @@ class Match:
         """The last node, whose value leaves the match."""
         return self.nodes[-1]
 
-    def inputs(self, role: str) -> tuple[Node, ...]:
+    def inputs(self, role: Role) -> tuple[Node, ...]:
         """The nodes that enter the match in this role."""
         return tuple(node for node, _, found in self.operands if found == role)
 
@@ -183,9 +184,9 @@ class OperatorPattern:
         return tuple(dict.fromkeys(name for operator in starts for name in operator.overloads))
 
     @cached_property
-    def roles(self) -> tuple[str, ...]:
+    def roles(self) -> tuple[Role, ...]:
         """Roles of the tensors that enter and leave the pattern, that of the output last."""
-        found: list[str] = []
+        found: list[Role] = []
         for each in self.root.all_parts():
             found += (value.role for value in each.inputs if isinstance(value, Value) and value.role)
             for operator in each.alternatives:
@@ -257,7 +258,7 @@ class _PartialMatch:
     """A partial match: the nodes, tensors and numbers that a tree has matched so far."""
 
     nodes: tuple[Node, ...] = ()
-    operands: tuple[tuple[Node, Node, str], ...] = ()
+    operands: tuple[tuple[Node, Node, Role], ...] = ()
     scalars: tuple[tuple[Node, int, int | float | complex], ...] = ()
     values: tuple[tuple[Value, Any], ...] = ()
     anchor: Node | None = None
@@ -283,7 +284,7 @@ class _PartialMatch:
             return None
         return found.with_operand(node, position, value.role, given)
 
-    def with_operand(self, node: Node, position: int, role: str, value: Any) -> _PartialMatch:
+    def with_operand(self, node: Node, position: int, role: Role, value: Any) -> _PartialMatch:
         """This match with a tensor or number that a node reads in a role."""
         if not role or value is None:
             return self

@@ -17,7 +17,7 @@ import attrs
 
 from torchquilt.errors import PatternError
 from torchquilt.spec.arithmetic_limits import ArithmeticLimits
-from torchquilt.spec.config import ROLES, QuantizationConfig
+from torchquilt.spec.config import ROLES, Mode, QuantizationConfig
 from torchquilt.support.allowed_spec import AllowedSpec, SpecsByRole, differences_of
 from torchquilt.support.capabilities import Capabilities
 from torchquilt.support.capability_row import Capability
@@ -124,7 +124,7 @@ class SupportRow:
     is_qat: bool = True
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         """``static``, ``dynamic`` or ``weight_only``."""
         allowed = dict(self.specs)
         if "input_activation" not in allowed and "output_activation" not in allowed:

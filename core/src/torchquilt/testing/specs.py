@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.fx import Node
 
 from torchquilt.spec.annotation import annotation_of
+from torchquilt.spec.config import Role
 from torchquilt.spec.dtypes import dtype_name
 from torchquilt.spec.qspec import AnySpec, EdgeOrNode, OwnSpec, QuantizationSpec, SharedQuantizationSpec
 from torchquilt.support.table import SupportRow
@@ -34,7 +35,7 @@ def _annotated_at(edge_or_node: EdgeOrNode) -> AnySpec | None:
     )
 
 
-def takes(row: SupportRow, role: str, spec: OwnSpec | None) -> bool:
+def takes(row: SupportRow, role: Role, spec: OwnSpec | None) -> bool:
     """Whether a row says that a role has this spec; None where the row leaves the role in float."""
     allowed = dict(row.specs).get(role)
     if allowed is None or spec is None:

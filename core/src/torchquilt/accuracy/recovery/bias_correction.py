@@ -48,7 +48,7 @@ _STANDARD_ERRORS = 2
 _MEASURE = "error with that of the operators before it, relative to the output (MSE)"
 
 
-def correct_biases(prepared: GraphModule, batches: Iterable[Any]) -> GraphModule:
+def correct_biases(prepared: GraphModule, batches: Iterable[object]) -> GraphModule:
     """Subtract the mean error of each output channel from the bias of each quantized operator with a weight.
 
     An operator without a bias is given one. All batches go through the float and the quantized model in step,

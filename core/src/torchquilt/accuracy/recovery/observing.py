@@ -32,7 +32,7 @@ class _Shown(torch.nn.Module):
 def observe(
     model: GraphModule,
     visitors: Mapping[Node, tuple[tuple[Node, ...], Callable[..., None]]],
-    batches: Iterable[Any],
+    batches: Iterable[object],
     *,
     kept: Iterable[object] = (),
 ) -> int:

@@ -36,7 +36,7 @@ _QUANTILES = (0.9999, 0.999, 0.99)
 _LEAST_GAIN = 0.02
 
 
-def choose_ranges(prepared: GraphModule, batches: Iterable[Any]) -> GraphModule:
+def choose_ranges(prepared: GraphModule, batches: Iterable[object]) -> GraphModule:
     """Choose the range of each activation by the error that it makes in the outputs of what reads it.
 
     Calibration chooses the range of least error of the tensor itself. A few large values may matter more to

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import attrs
 import torch
@@ -41,7 +40,7 @@ _MEASURE = "noise of 8 bits in the smallest part, relative to it (MSE)"
 
 
 def split_ranges(
-    model: ExportedProgram | GraphModule, batches: Iterable[Any], *, least: float = 20.0
+    model: ExportedProgram | GraphModule, batches: Iterable[object], *, least: float = 20.0
 ) -> GraphModule:
     """Keep concatenations in float in which a part is lost beside another one.
 
@@ -73,7 +72,7 @@ def split_ranges(
     return marked
 
 
-def _split(model: GraphModule, batches: Iterable[Any], least: float) -> GraphModule:
+def _split(model: GraphModule, batches: Iterable[object], least: float) -> GraphModule:
     joins = [node for node in model.graph.nodes if _is_join(node)]
     parts = {node: _Parts(join, node) for join in joins for node in (join, *_behind(join))}
     if joins:

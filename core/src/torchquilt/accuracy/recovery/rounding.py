@@ -68,7 +68,7 @@ class _Method:
 
 def round_weights(
     prepared: GraphModule,
-    batches: Iterable[Any],
+    batches: Iterable[object],
     *,
     method: str = "gptq",
     choose_scales: bool = True,

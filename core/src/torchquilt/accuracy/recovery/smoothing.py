@@ -46,7 +46,7 @@ _SUMS = frozenset(("aten.add.Tensor",))
 
 
 def smooth(
-    model: ExportedProgram | GraphModule, batches: Iterable[Any], *, alpha: float | None = None
+    model: ExportedProgram | GraphModule, batches: Iterable[object], *, alpha: float | None = None
 ) -> GraphModule:
     """Divide the channels that linears read by scales, and multiply their weights, computing the same.
 
@@ -81,7 +81,7 @@ def smooth(
     return smoothed
 
 
-def _smooth(model: GraphModule, batches: Iterable[Any], alpha: float | None) -> GraphModule:
+def _smooth(model: GraphModule, batches: Iterable[object], alpha: float | None) -> GraphModule:
     channels = Channels(model)
     groups, left = _groups(channels)
     inputs = (argument_of(reader.node, "input") for group in groups for reader in group.readers)

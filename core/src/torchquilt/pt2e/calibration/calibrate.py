@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import GraphModule
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def calibrate(
     prepared: GraphModule,
-    batches: Iterable[Any] | Calibration,
+    batches: Iterable[object] | Calibration,
     *,
     limit: int | None = None,
     progress: bool = True,
@@ -90,7 +90,7 @@ def calibrate(
 
 def calibrate_in_steps(
     prepared: GraphModule,
-    batches: Iterable[Any],
+    batches: Iterable[object],
     *,
     limit: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -107,7 +107,7 @@ def calibrate_in_steps(
 
 def _steps(
     prepared: GraphModule,
-    batches: Iterable[Any],
+    batches: Iterable[object],
     limit: int | None,
     checkpoint: str | os.PathLike[str] | None,
     *,
@@ -159,7 +159,7 @@ def _updates(prepared: GraphModule) -> list[tuple[int, int]]:
     return [(int(observer.count), int(observer.ignored)) for observer in observers]
 
 
-def number_of(batches: Iterable[Any], limit: int | None) -> int | None:
+def number_of(batches: Iterable[object], limit: int | None) -> int | None:
     """Number of batches to come, where that is known."""
     try:
         number = len(batches)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.export import ExportedProgram
@@ -63,7 +63,7 @@ def prepare_qat_pt2e(
     model: ExportedProgram | GraphModule,
     quantizer: object,
     *,
-    fake_quantize: str = "moving_average",
+    fake_quantize: Literal["moving_average", "learned"] = "moving_average",
     ranges_from: GraphModule | Calibration | None = None,
     strict: bool = True,
 ) -> GraphModule:

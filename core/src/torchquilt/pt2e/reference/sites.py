@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from torchquilt.graph.node_values import arguments_of, overload_name
 from torchquilt.pt2e.reference.tensors import ActivationQParams, PerTensor, Quantized, dequantized, qparams_of
+from torchquilt.spec.config import Role
 from torchquilt.support import operators as ops
 from torchquilt.support.pattern import Match, Reject
 
@@ -47,7 +48,7 @@ class Site:
         """Its arguments by name, in the order of its schema."""
         return arguments_of(self.anchor)
 
-    def read(self, role: str) -> tuple[Quantized | None, ...]:
+    def read(self, role: Role) -> tuple[Quantized | None, ...]:
         """The operands of a role; None for each that is not quantized."""
         return tuple(dequantized(node) for node in self.match.inputs(role))
 
