@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -284,7 +284,7 @@ class _PartialMatch:
             return None
         return found.with_operand(node, position, value.role, given)
 
-    def with_operand(self, node: Node, position: int, role: Role, value: Any) -> _PartialMatch:
+    def with_operand(self, node: Node, position: int, role: Role | Literal[""], value: Any) -> _PartialMatch:
         """This match with a tensor or number that a node reads in a role."""
         if not role or value is None:
             return self
