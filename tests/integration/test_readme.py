@@ -10,6 +10,7 @@ import torch
 
 _ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+_IN_REPOSITORY = "https://github.com/torchquilt/torchquilt/blob/main/"
 #: As many lines are read before one goes on.
 _LONGEST = 150
 
@@ -41,6 +42,22 @@ def test_the_readme_runs_as_it_stands_and_prints_what_it_says(capsys: pytest.Cap
     assert [line for line in shares if line not in printed] == []
     assert program.verification  # type: ignore[attr-defined]
     assert len(text.splitlines()) <= _LONGEST
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("folder", ["core", *sorted(path.name for path in (_ROOT / "plugins").iterdir())])
+def test_the_readme_of_each_distribution_runs_as_it_stands(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the page of the package index: nothing is left out, and its links lead out of there."""
+    page = "core/README.md" if folder == "core" else f"plugins/{folder}/README.md"
+    monkeypatch.chdir(tmp_path)
+    assert _run(page)
+    text = (_ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)|^\[[^\]]+\]: (\S+)$", text, re.MULTILINE)
+    assert [link for pair in links for link in pair if link and not link.startswith("https://")] == []
+    local = [link for _, link in links if link.startswith(_IN_REPOSITORY)]
+    assert [link for link in local if not (_ROOT / link.removeprefix(_IN_REPOSITORY)).exists()] == []
 
 
 def _targets(model: torch.fx.GraphModule) -> list[str]:
