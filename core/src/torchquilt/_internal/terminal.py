@@ -34,7 +34,8 @@ def console(stream: Any) -> Any:
 def progress(what: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Show progress on standard error, if that is a terminal, for as long as the block runs.
 
-    With rich installed it is a bar, without a line of text.
+    With rich installed it is a bar, without a line of text. Within a step that shows its progress, that of a
+    part of it is not shown: a terminal has room for one.
 
     Args:
         what: what is being done.
@@ -44,14 +45,32 @@ def progress(what: str, total: int | None, unit: str = "") -> Iterator[Callable[
     Yields:
         A function to be called with how much of the total is done.
     """
-    if not is_terminal(sys.stderr):
-        yield lambda done: None
-    elif importlib.util.find_spec("rich") is not None:
-        with _bar(what, total, unit) as show:
-            yield show
-    else:
-        with _line(what, total, unit) as show:
-            yield show
+    with _alone() as is_shown:
+        if not is_shown:
+            yield lambda done: None
+        elif importlib.util.find_spec("rich") is not None:
+            with _bar(what, total, unit) as show:
+                yield show
+        else:
+            with _line(what, total, unit) as show:
+                yield show
+
+
+_is_taken = False
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether this block may show something: on a terminal, and within no other such block."""
+    global _is_taken
+    if _is_taken or not is_terminal(sys.stderr):
+        yield False
+        return
+    _is_taken = True
+    try:
+        yield True
+    finally:
+        _is_taken = False
 
 
 @contextlib.contextmanager
@@ -130,17 +149,18 @@ def working(what: str) -> Iterator[None]:
 
     For a step of which nothing can be counted.
     """
-    if not is_terminal(sys.stderr):
-        yield
-    elif importlib.util.find_spec("rich") is not None:
-        with console(sys.stderr).status(what):
+    with _alone() as is_shown:
+        if not is_shown:
             yield
-    else:
-        _write(f"\r{what} …\x1b[K")
-        try:
-            yield
-        finally:
-            _write("\r\x1b[K")
+        elif importlib.util.find_spec("rich") is not None:
+            with console(sys.stderr).status(what):
+                yield
+        else:
+            _write(f"\r{what} …\x1b[K")
+            try:
+                yield
+            finally:
+                _write("\r\x1b[K")
 
 
 @contextlib.contextmanager

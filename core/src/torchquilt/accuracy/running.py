@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from torchquilt._internal.terminal import progress_if
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt._internal.torch_private import pytree
 from torchquilt.errors import AccuracyError, ModelError
@@ -19,6 +20,7 @@ from torchquilt.graph.qdq import is_conversion
 from torchquilt.graph.signature import call_arguments
 from torchquilt.graph.subgraphs import nodes_of, regions
 from torchquilt.graph.training_mode import is_random, moves_statistics
+from torchquilt.pt2e.calibration.calibrate import number_of
 from torchquilt.pt2e.calibration.single_rows import batches_of_rows, is_dataset
 from torchquilt.pt2e.model_record import stage_in_words, stage_of
 from torchquilt.pt2e.qat.exported import move_exported_model_to_eval
@@ -182,15 +184,22 @@ def checked_batches(batches: object, model: GraphModule) -> Iterable[Any]:
     return batches
 
 
-def numbered(batches: Iterable[object], least: int = 1) -> Iterator[tuple[int, Any]]:
+def numbered(batches: Iterable[object], least: int = 1, *, doing: str = "") -> Iterator[tuple[int, Any]]:
     """Batches with their numbers.
+
+    Args:
+        batches: they are gone through once.
+        least: as many are needed.
+        doing: words for a progress bar, if there is to be one.
 
     Raises:
         AccuracyError: there are too few.
     """
     number = -1
-    for number, batch in enumerate(batches):
-        yield number, batch
+    with progress_if(bool(doing), doing, number_of(batches, None), "batches") as show:
+        for number, batch in enumerate(batches):
+            yield number, batch
+            show(number + 1)
     if number + 1 < least:
         raise AccuracyError(
             "There was no batch to run.",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from torchquilt._internal.terminal import working
 from torchquilt.cli.exits import OK
 from torchquilt.cli.float_models import FloatModel, model_argument
 from torchquilt.cli.ledgers import show_ledger
@@ -34,7 +35,8 @@ def explain(model: FloatModel, recipe: Path, strict: bool, as_json: bool) -> int
     with warnings.catch_warnings():
         if not strict:
             warnings.simplefilter("ignore", UserWarning)  # the ledger says them, too
-        ledger = explain_model(program, quantizer, strict=strict)
+        with working("deciding"):
+            ledger = explain_model(program, quantizer, strict=strict)
     if as_json:
         write(ledger.to_json())
     else:

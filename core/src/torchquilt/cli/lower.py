@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from torchquilt._internal.terminal import working
 from torchquilt.cli.exits import OK
 from torchquilt.cli.options import Command, check_is_writable, json_option, model_argument
 from torchquilt.cli.output import write_json
@@ -105,15 +106,16 @@ def lower(**options: Any) -> int:
     from torchquilt.lowering.lower_program import lower as lowered_by
 
     model = load(request.model)
-    program = lowered_by(
-        model,
-        _example(model, request),
-        target=request.target,
-        backends=request.backends or None,
-        io_dtype=_dtype(request.io_dtype),
-        verify=_verify_value(request),
-        strict=request.strict,
-    )
+    with working("lowering"):
+        program = lowered_by(
+            model,
+            _example(model, request),
+            target=request.target,
+            backends=request.backends or None,
+            io_dtype=_dtype(request.io_dtype),
+            verify=_verify_value(request),
+            strict=request.strict,
+        )
     program.save(request.output)
     if request.as_json:
         write_json({"file": str(request.output), **program.to_plain()})

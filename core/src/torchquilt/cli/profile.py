@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from torchquilt._internal.terminal import working
 from torchquilt.cli.exits import OK
 from torchquilt.cli.options import Command, json_option, model_argument, runs_option, top_option
 from torchquilt.cli.output import write, write_printed
@@ -40,7 +41,8 @@ def profile(program: Path, model: Path, data: Path | None, runs: int, top: int, 
         inputs = ModelInputs(quantized.program).example()
     else:
         inputs = next(iter(open_batches(data, quantized.program, limit=1)))
-    found = lowered.profile(inputs, runs=runs)
+    with working("profiling"):
+        found = lowered.profile(inputs, runs=runs)
     if as_json:
         write(found.to_json())
     else:

@@ -20,6 +20,7 @@ import attrs
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from torchquilt._internal.terminal import progress
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt._internal.torch_private import pytree
 from torchquilt.accuracy.recovery.channel_groups import set_argument
@@ -120,12 +121,14 @@ def _correct(model: GraphModule, quantized: GraphModule, batches: list[Any]) -> 
     ]
     gains: list[Gain] = []
     reads = Counter(str(node.target) for node in model.graph.find_nodes(op="get_attr"))
-    for name, shift, gain in _shifts(model, quantized, batches, meant):
-        if not bool(shift.any()):
-            left.append((name, "its mean error is no larger than chance makes it"))
-            continue
-        gains.append(gain)
-        _shift_bias(model, meant[name], shift, points, reads)
+    with progress("correcting biases", len(meant), "operators") as show:
+        for done, (name, shift, gain) in enumerate(_shifts(model, quantized, batches, meant)):
+            show(done + 1)
+            if not bool(shift.any()):
+                left.append((name, "its mean error is no larger than chance makes it"))
+                continue
+            gains.append(gain)
+            _shift_bias(model, meant[name], shift, points, reads)
     note_step(model, RecoveryStep("correct_biases", [gain.node for gain in gains], left, gains))
     if gains:
         outdate(model)

@@ -58,7 +58,9 @@ def observe(
     outdate(watched)
     generate_code(watched)
     return sum(
-        1 for number, batch in numbered(checked_batches(batches, watched)) if _run(watched, batch, number)
+        1
+        for number, batch in numbered(checked_batches(batches, watched), doing="observing")
+        if _run(watched, batch, number)
     )
 
 

@@ -69,7 +69,7 @@ def choose_ranges(prepared: GraphModule, batches: Iterable[object]) -> GraphModu
         generate_code(model)
         tried, left = _look(model, running := float_copy_of(model))
         runnable = Runnable(finished(running), "prepared model")
-        for number, batch in numbered(checked_batches(batches, prepared)):
+        for number, batch in numbered(checked_batches(batches, prepared), doing="choosing ranges"):
             runnable(batch, number)
         gains: list[Gain] = []
         for each in tried:

@@ -315,7 +315,7 @@ def _collect(runnable: Runnable, batches: list[Any], weights: list[_Weight]) -> 
     for weight in weights:
         for one in weight.moments:
             one.is_on = True
-    for number, batch in numbered(batches):
+    for number, batch in numbered(batches, doing="collecting inputs of weights"):
         runnable(batch, number)
 
 
