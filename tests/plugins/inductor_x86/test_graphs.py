@@ -1,20 +1,21 @@
-"""Random graphs of all rows, several in one program since C++ is compiled for each."""
+"""Random graphs of all rows, and pairs of rows, several in one program since C++ is compiled for each."""
 
 from collections.abc import Iterator
+from functools import cache
+from random import Random
 
 import pytest
 
 from torchquilt.testing.drawing import batches, failures
+from torchquilt.testing.graphs import Plan
+from torchquilt.testing.pairs import kinds_of, pairs_of
 from torchquilt.testing.process import Process
 from torchquilt.testing.subject import Subject, installed
 
 PRESETS = ("static_int8", "static_int8_per_channel", "dynamic_int8_per_channel")
-
-
-@pytest.fixture(scope="module")
-def subject() -> Subject:
-    """The backend, as it is installed."""
-    return installed("inductor_x86")
+STATIC, DYNAMIC = "static_int8_per_channel", "dynamic_int8_per_channel"
+#: So many graphs are one program.
+BATCH = 8
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +26,50 @@ def process() -> Iterator[Process]:
     made.end()
 
 
-def check(subject: Subject, process: Process, seed: int, count: int) -> None:
-    """Draw graphs, lower and run them, and list those that fail."""
-    drawn = batches(subject, PRESETS, seed, count)
-    found = [failure for plans in drawn for failure in failures(plans, subject, process, {})]
+@cache
+def subject() -> Subject:
+    """The backend, as it is installed."""
+    return installed("inductor_x86")
+
+
+@cache
+def pairs(mode: str, preset: str) -> tuple[Plan, ...]:
+    """All pairs of rows of a mode, in both orders and on one tensor."""
+    kinds = kinds_of(subject().table, mode)
+    return tuple(pairs_of(subject().table, preset, kinds, kinds))
+
+
+def programs() -> Iterator[tuple[Plan, ...]]:
+    """All pairs, in groups that are one program."""
+    for plans in (pairs("static", STATIC), pairs("dynamic", DYNAMIC)):
+        for first in range(0, len(plans), BATCH):
+            yield plans[first : first + BATCH]
+
+
+def check(plans: list[Plan], process: Process) -> None:
+    """Lower and run graphs as one program, and list those that fail."""
+    found = failures(plans, subject(), process, {})
     assert not found, "\n\n".join(found)
 
 
 @pytest.mark.long
-def test_a_sample_of_random_graphs(subject: Subject, process: Process) -> None:
+def test_a_sample_of_graphs_and_pairs(process: Process) -> None:
     """They compute what they were converted to, and their products are kernels of integers."""
-    check(subject, process, seed=0, count=4)
+    (drawn,) = batches(subject(), [STATIC], seed=0, count=4)
+    check([*drawn, *Random(0).sample(pairs("static", STATIC), 4)], process)
 
 
 @pytest.mark.exhaustive
-def test_random_graphs(subject: Subject, process: Process) -> None:
+def test_random_graphs(process: Process) -> None:
     """The same of more."""
-    check(subject, process, seed=1, count=30)
+    for plans in batches(subject(), PRESETS, seed=1, count=30):
+        check(plans, process)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("number", range(7))
+def test_all_pairs(process: Process, number: int) -> None:
+    """The same of all pairs."""
+    found = [*programs()]
+    assert len(found) == 7
+    check([*found[number]], process)

@@ -1,8 +1,10 @@
 """Packages: what runs where, and that they run where torchquilt is not."""
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,27 @@ def test_a_package_that_is_cut_off_is_an_error(program: tq.LoweredProgram, kept:
     """It is not loaded."""
     with pytest.raises(tq.ProgramError, match="no AOTInductor package"):
         target.InductorTarget().open(program.buffer[:kept], ())
+
+
+def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
+    """A package that torch made without us says how to load it; another archive is no package."""
+    foreign = tmp_path / "foreign.pt2"
+    with zipfile.ZipFile(foreign, "w") as archive:
+        archive.writestr("archive/data/weights/model.pt", b"1")
+    with pytest.raises(tq.ProgramError, match="says nothing of its inputs") as caught:
+        load(foreign, target="inductor_x86")
+    assert "aoti_load_package" in str(caught.value.remedy)
+    foreign.write_bytes(b"ET12 and no archive")
+    with pytest.raises(tq.ProgramError, match="no AOTInductor package"):
+        load(foreign, target="inductor_x86")
+
+
+def test_a_package_has_no_lines_of_the_model(program: tq.LoweredProgram) -> None:
+    """Kernels tell their times with code in which Inductor quotes the lines that they come from."""
+    with zipfile.ZipFile(io.BytesIO(program.buffer)) as archive:
+        code = [archive.read(name) for name in archive.namelist() if name.endswith((".cpp", ".so"))]
+    assert code
+    assert not any(b"tests/plugins/inductor_x86/models.py" in one for one in code)
 
 
 def test_a_package_that_is_damaged_is_an_error(program: tq.LoweredProgram) -> None:

@@ -40,7 +40,7 @@ def test_the_range_is_in_the_record_of_the_model() -> None:
 def test_what_is_claimed_of_a_small_network() -> None:
     """Products are claimed with what kernels fuse; pooling stays as it is."""
     explained = tq.explain(
-        exported(Small(), torch.randn(1, 3, 16, 16)),
+        exported(Small(), torch.randn(2, 3, 16, 16)),
         X86InductorQuantizer.from_preset("static_int8_per_channel"),
     )
     patterns = {row.node: row.pattern for row in explained.rows if row.is_quantized}
@@ -98,6 +98,31 @@ def test_a_sum_that_is_needed_later_is_not_added_in_place() -> None:
         X86InductorQuantizer.from_preset("static_int8_per_channel"),
     )
     assert {row.node for row in explained.rows if row.is_quantized} == {"conv2d"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "rows", "is_quantized"),
+    [
+        (17, 2, 1, True),
+        (2, 17, 1, True),
+        (16, 16, 2, True),
+        (16, 16, 1, False),
+        (17, 1, 1, False),
+        (1, 17, 4, False),
+    ],
+)
+def test_products_that_torch_unrolls_are_left_in_float(
+    inputs: int, outputs: int, rows: int, is_quantized: bool
+) -> None:
+    """No kernel of integers would compute them: they become loops."""
+    explained = tq.explain(
+        exported(nn.Linear(inputs, outputs), torch.randn(rows, inputs)),
+        X86InductorQuantizer.from_preset("static_int8_per_channel"),
+        strict=False,
+    )
+    (row,) = explained.rows
+    assert row.is_quantized == is_quantized
+    assert is_quantized or "not_unrolled" in row.reasons[0].code
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -4,11 +4,14 @@ Each pass is exact: the program computes what it computed before, bit for bit.
 
 1. Activations are unsigned: ``q`` of int8 is written as ``q + 128`` of uint8.
 2. Weights have a scale for each channel: one scale is repeated.
-3. Convolutions of signals with more than relu behind them are written for images: torch fuses all that it
-   fuses for images, and its kernel for signals then refuses to run.
+3. Convolutions of signals are written as those of images: torch takes the kernel of a packed weight for that
+   of a signal, so it expects another length than the kernel for signals returns, and it fuses with that
+   kernel what the kernel then refuses to run.
 4. Data-movement operators move integers: a dequantize is put behind them, a quantize before them.
-5. A linear layer whose weight alone is of integers calls the kernel that torch has for it.
-6. Weights that no kernel of integers reads are dequantized once, and not in each run.
+5. Linear layers read rows that lie one behind another: torch writes other linear layers as batched products,
+   and finds few of those.
+6. A linear layer whose weight alone is of integers calls the kernel that torch has for it.
+7. Weights that no kernel of integers reads are dequantized once, and not in each run.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ from torchquilt.backend import (
     write_as,
     write_as_another_shape,
 )
+from torchquilt.backend import operators as ops
+from torchquilt_inductor_x86 import torch_private as inductor
 
 _SHIFT = 128
 #: Inductor writes constants of so many elements into loops, and its kernel takes no scales from a loop.
@@ -44,7 +49,12 @@ _INLINED = 8
 _LINEAR = ("aten.linear.default",)
 _CONVOLUTIONS = ("aten.conv1d.default", "aten.conv1d.padding", "aten.conv2d.default", "aten.conv2d.padding")
 _OF_SIGNALS = ("aten.conv1d.default", "aten.conv1d.padding")
-_BEHIND_SIGNALS = ("aten.relu.default", "aten.relu_.default")
+#: Activations that the kernel for images computes.
+_FUSED = frozenset(
+    overload
+    for operator in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.HARDSWISH, ops.SILU)
+    for overload in operator.overloads
+)
 _TAKES_INTEGERS = (*_LINEAR, *_CONVOLUTIONS)
 #: Operators that move data, and that were not seen to run on integers.
 _FLOATS_ALONE = ("dropout", "max_pool1d", "max_pool3d")
@@ -70,6 +80,7 @@ def canonicalize(model: GraphModule, in_float: frozenset[str] = frozenset()) -> 
         _signals_as_images,
         _moving_integers,
         _quantized_before_it_is_moved,
+        lambda given: _with_contiguous_rows(given, in_float),
         lambda given: _with_weights_of_integers(given, in_float),
         lambda given: _with_float_weights(given, in_float),
     )
@@ -267,7 +278,7 @@ def _signals_as_images(model: GraphModule) -> None:
     for node in _calls(model):
         weight = node.args[1] if overload_name(node) in _OF_SIGNALS else None
         found = dequantize_of(weight) if isinstance(weight, Node) else None
-        if found is None or not _is_stored(found.input) or all(map(_runs_behind_signals, node.users)):
+        if found is None or not _is_stored(found.input):
             continue
         assert isinstance(weight, Node)
         data, _, bias, *sizes = _all_arguments(node)
@@ -281,7 +292,7 @@ def _signals_as_images(model: GraphModule) -> None:
         target = aten.conv2d.padding if isinstance(padding, str) else aten.conv2d.default
         padded = padding if isinstance(padding, str) else [0, *padding]
         write_as_another_shape(node, target, image, wide, bias, [1, *stride], padded, [1, *dilation], groups)
-        call_behind(model, node, aten.squeeze.dim, 2)
+        call_behind(model, _last_fused(node), aten.squeeze.dim, 2)
         erase_unused(weight)
 
 
@@ -289,9 +300,13 @@ def _all_arguments(node: Node) -> list[Any]:
     return [*arguments_of(node).values()]
 
 
-def _runs_behind_signals(reader: Node) -> bool:
-    """Whether the kernel for signals computes what reads it, or leaves it alone."""
-    return is_quantize(reader) or reader.op == "output" or overload_name(reader) in _BEHIND_SIGNALS
+def _last_fused(convolution: Node) -> Node:
+    """The activation that follows a convolution alone, if there is one, as one of images."""
+    reader = next(iter(convolution.users), convolution)
+    if len(convolution.users) != 1 or overload_name(reader) not in _FUSED:
+        return convolution
+    reader.meta["val"] = reader.meta["val"].unsqueeze(2)
+    return reader
 
 
 # --- Data movement ------------------------------------------------------------------------------------------
@@ -347,6 +362,29 @@ def _lift(model: GraphModule, quantize: Node) -> bool:
     quantize.meta["val"] = data.meta["val"].to(dtype)
     moved.meta["val"] = moved.meta["val"].to(dtype)
     return True
+
+
+def _with_contiguous_rows(model: GraphModule, in_float: frozenset[str]) -> None:
+    """Copy the integers that a linear layer reads, where their rows do not lie one behind another."""
+    for node in _calls(model):
+        data = node.args[0] if overload_name(node) in _LINEAR else None
+        found = dequantize_of(data) if isinstance(data, Node) else None
+        if found is None or node.name in in_float:
+            continue
+        assert isinstance(data, Node)
+        if not _lies_otherwise(data):
+            continue
+        rows = call_before(model, node, torch.ops.aten.clone.default, found.input)
+        rows.kwargs = {"memory_format": torch.contiguous_format}
+        rows.meta["val"] = found.input.meta["val"].contiguous()
+        arguments: Any = (rows, *data.args[1:])
+        node.replace_input_with(data, call_before(model, node, data.target, *arguments))
+        erase_unused(data)
+
+
+def _lies_otherwise(data: Node) -> bool:
+    value = data.meta["val"]
+    return value.dim() > 2 and not inductor.is_contiguous(value)
 
 
 def _moved(node: Node) -> Node | None:

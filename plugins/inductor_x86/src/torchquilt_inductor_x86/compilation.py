@@ -11,7 +11,7 @@ from torchquilt import LoweringError
 from torchquilt.backend import is_conversion, node_in_words, overload_name
 from torchquilt_inductor_x86 import torch_private as inductor
 from torchquilt_inductor_x86.canonical import canonicalize
-from torchquilt_inductor_x86.generated import Generated, read
+from torchquilt_inductor_x86.generated import Generated, in_steps, read
 from torchquilt_inductor_x86.operations import is_product
 from torchquilt_inductor_x86.signature import example_arguments
 
@@ -40,23 +40,24 @@ class Compilation:
     refused: Mapping[str, str]
 
 
-def compile_program(program: ExportedProgram) -> Compilation:
+def compile_program(program: ExportedProgram, left: Mapping[str, str]) -> Compilation:
     """Compile a program; an operator on integers that Inductor refuses is left to float.
 
     Args:
         program: it is not changed.
+        left: name of an operator that is known to be refused → the words of the runtime.
 
     Raises:
         LoweringError: Inductor refuses an operator in float, or all of the program.
     """
-    refused: dict[str, str] = {}
+    refused = dict(left)
     while True:
         model: Any = program.module(check_guards=False)
         names = {node: inductor.source_name(node) or node.name for node in model.graph.nodes}
         canonicalize(model, frozenset(refused))
         nodes = _by_name(model, names)
         try:
-            buffer, kernels = inductor.compile_package(model, example_arguments(program), OPTIONS, read)
+            made = inductor.compile_package(model, example_arguments(program), OPTIONS, read)
         except LoweringError:
             raise
         except Exception as error:  # Inductor raises what it likes
@@ -64,9 +65,10 @@ def compile_program(program: ExportedProgram) -> Compilation:
             product = _product_of(nodes, name)
             if not product or product in refused:
                 raise _failed(program, name, error) from error
-            refused[product] = _words(error)
+            refused[product] = words(error)
             continue
-        return Compilation(buffer, nodes, kernels, refused)
+        buffer, kernels, calls = made
+        return Compilation(buffer, nodes, in_steps(kernels, calls), refused)
 
 
 def _by_name(model: GraphModule, names: Mapping[Node, str]) -> dict[str, Node]:
@@ -94,7 +96,8 @@ def _product_of(nodes: Mapping[str, Node], name: str) -> str:
     return ""
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
+    """An error of torch in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else error!r}"
 
@@ -105,7 +108,7 @@ def _failed(program: ExportedProgram, name: str, error: BaseException) -> Loweri
         "Inductor cannot compile the program.",
         node=None if node is None else node_in_words(node),
         expected="operators that Inductor generates code for",
-        got=_words(error),
+        got=words(error),
         remedy="write the model without the operator"
         if node is not None and overload_name(node)
         else "see the cause above",
@@ -124,6 +127,6 @@ def check_compiler() -> None:
         raise LoweringError(
             "Inductor compiles C++, and there is no C++ compiler.",
             expected="g++ or clang++",
-            got=_words(error),
+            got=words(error),
             remedy="apt-get install g++, or name a compiler in the environment variable CXX",
         ) from error

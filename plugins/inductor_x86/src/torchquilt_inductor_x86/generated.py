@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -28,6 +29,7 @@ class Generated:
         sink: the node of the program whose value it returns, empty where that is not known.
         sources: the nodes of the program that are computed in it, inlined ones as well.
         reads, writes: dtypes.
+        buffers: what Inductor calls the tensors that it returns.
     """
 
     step: str
@@ -36,6 +38,7 @@ class Generated:
     sources: frozenset[str]
     reads: tuple[str, ...]
     writes: str
+    buffers: frozenset[str] = frozenset()
 
     @property
     def is_called(self) -> bool:
@@ -66,14 +69,26 @@ LOOP = "cpp_fused"
 
 def read(kernels: Sequence[Any]) -> list[Generated]:
     """The kernels that Inductor scheduled for a graph."""
-    found = []
+    found: list[Generated] = []
     for step, operations in inductor.steps_of(kernels):
         for scheduled in operations:
             operation = inductor.operation_of(scheduled)
-            if operation is None or inductor.is_output_of_kernel(operation):
+            if operation is None:
                 continue
-            found.append(_read_one(step, scheduled, operation))
+            if inductor.is_output_of_kernel(operation):
+                found = _with_output(found, inductor.kernel_that_makes(operation), scheduled)
+            else:
+                found.append(_read_one(step, scheduled, operation))
     return found
+
+
+def _with_output(found: Sequence[Generated], kernel: str, output: Any) -> list[Generated]:
+    """The kernels, where one of them has an output more."""
+    buffers = inductor.buffers_of(output)
+    return [
+        attrs.evolve(one, buffers=one.buffers.union(buffers)) if kernel in one.buffers else one
+        for one in found
+    ]
 
 
 def _read_one(step: str, scheduled: Any, operation: Any) -> Generated:
@@ -85,7 +100,35 @@ def _read_one(step: str, scheduled: Any, operation: Any) -> Generated:
         frozenset(filter(None, names)),
         tuple(map(_name, inductor.read_dtypes(scheduled))),
         _name(inductor.written_dtype(operation)),
+        frozenset(inductor.buffers_of(scheduled)),
     )
+
+
+def in_steps(
+    kernels: Sequence[Generated], calls: Iterable[tuple[str, Sequence[str]]]
+) -> tuple[Generated, ...]:
+    """Kernels with the calls that they became as their steps: several loops may be one call.
+
+    Args:
+        kernels: what was scheduled.
+        calls: in order, each with the buffers that it writes.
+    """
+    called, written = zip(*calls, strict=True) if (calls := tuple(calls)) else ((), ())
+    owner = {buffer: one.step for one in kernels for buffer in one.buffers}
+    step_of: dict[str, str] = {}
+    for step, buffers in zip(numbered(called), written, strict=True):
+        for buffer in buffers:
+            if buffer in owner:
+                step_of.setdefault(owner[buffer], step)
+    return tuple(attrs.evolve(one, step=step_of.get(one.step, one.step)) for one in kernels)
+
+
+def numbered(calls: Iterable[str]) -> Iterator[str]:
+    """Names of the calls of kernels in order; the second call of one has a 2 behind it."""
+    seen: Counter[str] = Counter()
+    for name in calls:
+        seen[name] += 1
+        yield name if seen[name] == 1 else f"{name} {seen[name]}"
 
 
 def _name(dtype: torch.dtype | None) -> str:

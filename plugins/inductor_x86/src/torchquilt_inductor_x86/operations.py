@@ -19,7 +19,7 @@ from torchquilt.backend import (
 from torchquilt_inductor_x86.generated import WEIGHT_ONLY, Generated
 
 #: Operators of which a kernel of integers does the work.
-_PRODUCTS = (
+PRODUCTS = (
     "aten.linear.default",
     "aten.conv1d",
     "aten.conv2d",
@@ -69,6 +69,27 @@ class Joined:
             and name not in self._absorbed
             and name in self._loops
         )
+
+    def served(self) -> dict[str, str]:
+        """The steps that do nothing but quantize and dequantize → the step that reads what they return."""
+        done = {self._operation(name, node).step for name, node in self._nodes.items() if _is_operator(node)}
+        found: dict[str, str] = {}
+        for name, node in self._nodes.items():
+            kernel = self._loops.get(name) or self._sinks.get(name)
+            if kernel is not None and is_conversion(node) and kernel.step not in done:
+                step = self._step_that_reads(node)
+                found.update({kernel.step: step} if step else {})
+        return found
+
+    def _step_that_reads(self, conversion: Node) -> str:
+        waiting = [conversion]
+        for node in waiting:  # grows while it is walked
+            for reader in node.users:
+                step = self._operation(self._names[reader], reader).step if reader in self._names else ""
+                if step and _is_operator(reader):
+                    return step
+                waiting.append(reader)
+        return ""
 
     def _take(self, sink: str, kernel: Generated) -> None:
         """Note the operators that a kernel of integers computes: its product, and what is fused behind it."""
@@ -146,7 +167,7 @@ def _is_operator(node: Node) -> bool:
 
 def is_product(node: Node) -> bool:
     """Whether an operator is one that kernels of integers compute: a convolution or a linear layer."""
-    return overload_name(node).startswith(_PRODUCTS)
+    return overload_name(node).startswith(PRODUCTS)
 
 
 def _dtypes(nodes: Sequence[Node]) -> Iterator[torch.dtype]:

@@ -35,12 +35,14 @@ class StoredPackage:
         inputs, outputs: in order.
         structure: of inputs and outputs, as pytree writes them.
         operators: the kernels that it calls.
+        served: a step that only quantizes and dequantizes → the step that reads what it returns.
     """
 
     inputs: tuple[Slot, ...]
     outputs: tuple[Slot, ...]
     structure: tuple[str, str]
     operators: tuple[str, ...]
+    served: Mapping[str, str]
 
     @classmethod
     def of(cls, buffer: bytes) -> StoredPackage:
@@ -67,6 +69,7 @@ class StoredPackage:
             slots_from(facts["outputs"]),
             (inputs, outputs),
             tuple(facts["operators"]),
+            facts.get("served", {}),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from torchquilt import LoweringError
 from torchquilt.backend import Slot, pytree
+from torchquilt_inductor_x86 import torch_private as inductor
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -30,12 +32,18 @@ def example_arguments(program: ExportedProgram) -> tuple[Any, Any]:
     return args, kwargs
 
 
+def example_leaves(program: ExportedProgram) -> list[Any]:
+    """The inputs that a program was exported with, one by one, or of any values where they are not known."""
+    given = program.example_inputs
+    return pytree.tree_leaves(example_arguments(program) if given is None else given)
+
+
 def _example(node: Node) -> Any:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
-        sizes = [_hint(size) for size in value.shape]
-        strides = [_hint(stride) for stride in value.stride()]
-        return torch.empty_strided(sizes, strides, dtype=value.dtype).zero_()
+        return laid_out(
+            torch.zeros([_hint(size) for size in value.shape], dtype=value.dtype), order_of(value)
+        )
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise LoweringError(
             f"The input {node.name!r} is a number that changes from call to call, which an AOTInductor "
@@ -46,6 +54,23 @@ def _example(node: Node) -> Any:
             remedy="pass it as a tensor of one element, or export the model with a fixed number",
         )
     return value
+
+
+def order_of(value: torch.Tensor) -> tuple[int, ...]:
+    """The order of the dimensions of a tensor in memory, as :class:`torchquilt.backend.Slot` has it.
+
+    A tensor with gaps, or whose elements share memory, has the order that a copy of it has.
+    """
+    if not inductor.is_dense(value):
+        return tuple(range(value.dim()))
+    strides = [_hint(stride) for stride in value.stride()]
+    return tuple(sorted(range(value.dim()), key=lambda dimension: (-strides[dimension], dimension)))
+
+
+def laid_out(value: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    """A tensor in memory with its dimensions in this order; it is copied if it lies otherwise."""
+    back = sorted(range(len(order)), key=lambda position: order[position])
+    return value.permute(*order).contiguous().permute(*back) if order else value.contiguous()
 
 
 def _hint(size: Any) -> int:
@@ -83,6 +108,7 @@ def _slot(argument: Any, node: Any) -> dict[str, Any]:
         "dtype": str(value.dtype).removeprefix("torch."),
         "shape": [_largest(size) for size in value.shape],
         "is_dynamic": any(not isinstance(size, int) for size in value.shape),
+        "dim_order": order_of(value),
     }
 
 
@@ -102,6 +128,7 @@ def slots_from(stored: list[dict[str, Any]]) -> tuple[Slot, ...]:
             one["dtype"],
             tuple(one.get("shape", ())),
             one.get("is_dynamic", False),
+            tuple(one.get("dim_order", ())),
             is_constant=one.get("is_constant", False),
             constant=one.get("constant"),
         )

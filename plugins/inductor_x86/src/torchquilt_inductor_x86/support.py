@@ -6,6 +6,7 @@ seen to compute with integers. Importing this module does not import torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,28 @@ def _has_many_channels(match: Match) -> bool:
 # Inductor writes constants of eight elements into loops, and its kernel takes no scales from a loop.
 _MANY_CHANNELS = Constraint("channels", "there are nine or more output channels", _has_many_channels)
 
+#: torch writes one row times a weight of so many inputs and outputs as a loop, and calls no kernel.
+_UNROLLED = 16
+
+
+def _is_left_to_a_kernel(match: Match) -> bool:
+    """Whether torch calls a kernel for a product: see mm and addmm in ``_inductor/decomposition.py``."""
+    sizes = match.inputs("weight")[0].meta["val"].shape
+    shape = match.inputs("input_activation")[0].meta["val"].shape
+    if not len(shape) or 0 in sizes or shape[-1] == 1:
+        return False
+    *rows, inputs = shape
+    outputs = math.prod(sizes) // inputs
+    is_one_row = all(isinstance(size, int) and size == 1 for size in rows)
+    return not is_one_row or (outputs > 1 and max(inputs, outputs) > _UNROLLED)
+
+
+_TO_A_KERNEL = Constraint(
+    "not_unrolled",
+    "there are two or more inputs, and two rows, or two outputs and 17 inputs or outputs",
+    _is_left_to_a_kernel,
+)
+
 _IMAGE = (when.CONSTANT_WEIGHT, when.IMAGE, when.EVEN_PADDING)
 _SIGNAL = (when.CONSTANT_WEIGHT, when.SIGNAL, when.EVEN_PADDING)
 _MATRIX = (when.CONSTANT_WEIGHT, when.MATRIX)
@@ -137,20 +160,15 @@ def _with_addition(operator: Operator, only: tuple[Constraint, ...]) -> Iterator
         yield _row(OperatorPattern.tree(root), _STATIC, *only, _LIKE_SHAPES, _LAST_READER)
 
 
-def _signals() -> Iterator[SupportRow]:
-    """Rows of convolutions of signals, whose kernel computes nothing but relu behind them."""
-    for after in ((ops.RELU,), ()):
-        yield _row(OperatorPattern.of(ops.CONV1D, *after), _STATIC, *_SIGNAL)
-
-
 def _linears() -> Iterator[SupportRow]:
-    for specs, rows in ((_STATIC, _ROWS), (_DYNAMIC, _ROWS)):
+    product = (*_MATRIX, _ROWS, _TO_A_KERNEL)
+    for specs in (_STATIC, _DYNAMIC):
         for after in ((ops.RELU,), (ops.GELU,), ()):
-            yield _row(OperatorPattern.of(ops.LINEAR, *after), specs, *_MATRIX, rows, when.BIAS_OF_CHANNELS,
+            yield _row(OperatorPattern.of(ops.LINEAR, *after), specs, *product, when.BIAS_OF_CHANNELS,
                        rewrite=(write.with_stored_bias,))  # fmt: skip
-        yield _row(OperatorPattern.of(ops.ADDMM), specs, *_MATRIX, rows, when.BIAS_OF_CHANNELS, when.UNSCALED,
+        yield _row(OperatorPattern.of(ops.ADDMM), specs, *product, when.BIAS_OF_CHANNELS, when.UNSCALED,
                    channel_axis=1, rewrite=(write.as_linear, write.with_stored_bias))  # fmt: skip
-        yield _row(OperatorPattern.of(ops.MATMUL), specs, *_MATRIX, rows, channel_axis=1,
+        yield _row(OperatorPattern.of(ops.MATMUL), specs, *product, channel_axis=1,
                    rewrite=(write.as_linear,))  # fmt: skip
     yield _row(OperatorPattern.of(ops.LINEAR), _WEIGHT_ONLY, *_MATRIX, _FLOAT_ROWS, _MANY_CHANNELS,
                when.ONE_UNKNOWN,
@@ -174,7 +192,7 @@ SUPPORT = SupportTable(
     (
         *_with_addition(ops.CONV2D, _IMAGE),
         *_convolutions(ops.CONV2D, _IMAGE),
-        *_signals(),
+        *_convolutions(ops.CONV1D, _SIGNAL),
         *_linears(),
     ),
     _REFUSALS,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torchquilt.backend import Contribution, Kernel, Lowered
+from torchquilt.backend import Contribution, Kernel, Lowered, Operation
 from torchquilt_inductor_x86.compilation import check_compiler, compile_program
-from torchquilt_inductor_x86.generated import LOOP, Generated
-from torchquilt_inductor_x86.operations import Joined
+from torchquilt_inductor_x86.generated import Generated
+from torchquilt_inductor_x86.operations import PRODUCTS, Joined
 from torchquilt_inductor_x86.packages import with_facts
 from torchquilt_inductor_x86.runner import InductorRunner
-from torchquilt_inductor_x86.signature import stored_signature
+from torchquilt_inductor_x86.signature import example_leaves, stored_signature
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -22,29 +22,58 @@ class InductorTarget:
 
     def lower(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
         """Make a package; see :class:`torchquilt.backend.Target`."""
-        check_compiler()
-        for given in contributions.values():
-            for transform in given.passes:
-                program = transform(program)
-        signature = stored_signature(program)  # Inductor's guesses of sizes narrow those of the program
-        made = compile_program(program)
-        joined = Joined(made.nodes, made.kernels, made.refused)
-        operators = tuple(dict.fromkeys(one.kernel for one in made.kernels if one.is_called))
-        return Lowered(
-            buffer=with_facts(made.buffer, {**signature, "operators": operators}),
-            operations=joined.operations(),
-            conversions=joined.conversions(),
-            delegates=(),
-            kernels=tuple(map(_kernel, made.kernels)),
-            operators=operators,
-        )
+        return _lowered(_after_passes(program, contributions), {})
+
+    def lower_what_runs(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
+        """Make a package that runs here; see :class:`torchquilt.backend.TryingTarget`."""
+        program = _after_passes(program, contributions)
+        refused: dict[str, str] = {}
+        while True:
+            lowered = _lowered(program, refused)
+            failure = InductorRunner(lowered.buffer).failure(example_leaves(program))
+            if failure is None:
+                return lowered
+            found = [
+                one.source for one in lowered.operations if one.step == failure.step and _is_product(one)
+            ]
+            if not found:
+                raise failure.error
+            refused.update(dict.fromkeys(found, str(failure.error.got)))
 
     def open(self, buffer: bytes, libraries: Sequence[str]) -> InductorRunner:
         """Read a stored package; see :class:`torchquilt.backend.Target`."""
         return InductorRunner(buffer)
 
 
+def _after_passes(program: ExportedProgram, contributions: Mapping[str, Contribution]) -> ExportedProgram:
+    check_compiler()
+    for given in contributions.values():
+        for transform in given.passes:
+            program = transform(program)
+    return program
+
+
+def _lowered(program: ExportedProgram, refused: Mapping[str, str]) -> Lowered:
+    """A package in which some operators are left to float, each for a reason."""
+    signature = stored_signature(program)  # Inductor's guesses of sizes narrow those of the program
+    made = compile_program(program, refused)
+    joined = Joined(made.nodes, made.kernels, made.refused)
+    operators = tuple(dict.fromkeys(one.kernel for one in made.kernels if one.is_called))
+    facts = {**signature, "operators": operators, "served": joined.served()}
+    return Lowered(
+        buffer=with_facts(made.buffer, facts),
+        operations=joined.operations(),
+        conversions=joined.conversions(),
+        delegates=(),
+        # A kernel that computes in float is the runtime's own, as if the model had never been quantized.
+        kernels=tuple(_kernel(one) for one in made.kernels if one.is_integer),
+        operators=operators,
+    )
+
+
+def _is_product(operation: Operation) -> bool:
+    return operation.arithmetic == "integer" and operation.op.startswith(PRODUCTS)
+
+
 def _kernel(one: Generated) -> Kernel:
-    arithmetic: Any = "integer" if one.is_integer else "float"
-    name = one.kernel if one.is_called else f"{LOOP} ({one.step})"
-    return Kernel(name, one.reads, (one.writes,), arithmetic)
+    return Kernel(one.kernel, one.reads, (one.writes,), "integer")

@@ -8,15 +8,28 @@ set for one compilation, so nothing of torch is changed for others.
 from __future__ import annotations
 
 import io
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch.fx import GraphModule, Node
 
 T = TypeVar("T")
+
+#: A call of a kernel in the generated program: its name, and the lines up to the end of its block.
+_CALL = re.compile(r'KernelContextGuard _ctx\("(\w+)".*?\)"\);\n(.*?)\n *\}', re.DOTALL)
+#: What it writes: a tensor that it makes, memory that a loop is given, the first argument.
+_WRITTEN = (
+    re.compile(r"&(\w+)_handle\b"),
+    re.compile(r"\((?!const )[\w:]+\*\)\((\w+)\.data_ptr"),
+    re.compile(r"CHECK\(\w+\((\w+)"),
+)
+#: Before the name of a generated loop stands the number of its graph, where times are told.
+_OF_GRAPH = re.compile(r"^graph_\d+_")
 
 #: The pass that notes of which node of an exported program a node was made.
 _UNLIFTED = "ExportedProgram.module()"
@@ -27,17 +40,18 @@ def compile_package(
     arguments: tuple[Any, Any],
     options: Mapping[str, Any],
     read: Callable[[Sequence[Any]], Iterable[T]],
-) -> tuple[bytes, tuple[T, ...]]:
-    """Compile a model into an AOTInductor package.
+) -> tuple[bytes, tuple[T, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
+    """Compile a model into an AOTInductor package whose kernels tell their times to torch's profiler.
 
     Args:
-        model: as ``ExportedProgram.module()`` makes it.
+        model: as ``ExportedProgram.module()`` makes it. Its nodes forget the lines of code that they are of,
+            which would be part of the package.
         arguments: of a call, those by position and those by name.
         options: settings of Inductor.
         read: makes facts of the kernels of a graph, once they are fused.
 
     Returns:
-        The package, and the facts.
+        The package, the facts, and the calls of kernels in order, each with the buffers that it writes.
     """
     from torch._inductor import aot_compile
     from torch.export.pt2_archive._package import package_pt2
@@ -48,13 +62,43 @@ def compile_package(
         facts.extend(read(kernels))
         return kernels
 
-    patches = {**options, "aot_inductor.package": True, "_post_fusion_custom_pass": seen}
+    for node in model.graph.nodes:
+        node.meta.pop("stack_trace", None)
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, torch.Tensor) and not is_dense(value):
+            node.meta["val"] = value.contiguous()
+    own = {"aot_inductor.package": True, "cpp.enable_kernel_profile": True, "_post_fusion_custom_pass": seen}
     args, kwargs = arguments
     with torch.no_grad():
-        files: Any = aot_compile(model, args, kwargs, options=patches)
+        files: Any = aot_compile(model, args, kwargs, options={**options, **own})
     stored = io.BytesIO()
     package_pt2(stored, aoti_files=files)
-    return stored.getvalue(), tuple(facts)
+    calls = [
+        call
+        for file in files
+        if str(file).endswith(".wrapper.cpp")
+        for call in calls_in(Path(file).read_text(encoding="utf-8"))
+    ]
+    return stored.getvalue(), tuple(facts), tuple(calls)
+
+
+def is_dense(value: torch.Tensor) -> bool:
+    """Whether a tensor, whose sizes may be unknown, is known to lie without gaps and overlaps."""
+    from torch._prims_common import is_non_overlapping_and_dense_or_false
+
+    return bool(is_non_overlapping_and_dense_or_false(value))
+
+
+def calls_in(code: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The calls of kernels in a generated program, in order: name, and the buffers that it writes."""
+    for name, block in _CALL.findall(code):
+        found = (pattern.findall(block) for pattern in _WRITTEN)
+        yield name, tuple(next((names for names in found if names), ()))
+
+
+def kernel_of_event(name: str) -> str:
+    """The kernel that an event of torch's profiler is about, as :func:`calls_in` names it."""
+    return _OF_GRAPH.sub("", name)
 
 
 def settings(options: Mapping[str, Any]) -> AbstractContextManager[None]:
@@ -81,6 +125,13 @@ def check_compiler() -> str:
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     return str(get_cpp_compiler())
+
+
+def is_contiguous(value: torch.Tensor) -> bool:
+    """Whether a tensor, whose sizes may be unknown, is known to lie row by row."""
+    from torch._prims_common import is_contiguous_or_false
+
+    return bool(is_contiguous_or_false(value))
 
 
 def source_name(node: Node) -> str:
@@ -141,6 +192,16 @@ def is_output_of_kernel(operation: Any) -> bool:
 def origins_of(operation: Any) -> list[Node]:
     """The nodes of the graph that an operation computes: first its own, then those that are inlined."""
     return list(operation.origins or ())
+
+
+def buffers_of(scheduled: Any) -> tuple[str, ...]:
+    """The names of the buffers that a scheduled node writes."""
+    return tuple(scheduled.get_buffer_names())
+
+
+def kernel_that_makes(operation: Any) -> str:
+    """The name of the operation whose outputs one of :func:`is_output_of_kernel` is among."""
+    return str(operation.inputs[0].get_name())
 
 
 def read_dtypes(scheduled: Any) -> tuple[torch.dtype, ...]:
