@@ -72,7 +72,7 @@ def ours(exported: Any, target: str, batches: list[Any], example: Any) -> tuple[
     """Our program, and the figures that it tells of itself."""
     import torchquilt as tq
 
-    prepared = tq.prepare_pt2e(exported, TARGETS[target])
+    prepared = tq.prepare_pt2e(exported, quantizer_of(target))
     quantized = tq.convert_pt2e(tq.calibrate(prepared, batches, progress=False))
     program = tq.lower(quantized, example, target=target, verify=False)
     ledger = program.ledger
@@ -90,6 +90,16 @@ def ours(exported: Any, target: str, batches: list[Any], example: Any) -> tuple[
         "to_qdq": _sqnr(_leaves(quantized(*example)), _leaves(program.run(*example))),
     }
     return lambda inputs: program.run(*inputs), facts
+
+
+def quantizer_of(target: str) -> Any:
+    """Our quantizer, with the settings of the other: torchao's uses the whole range of activations."""
+    if target != "inductor_x86":
+        return TARGETS[target]
+    from torchquilt_inductor_x86 import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+
+    config = get_default_x86_inductor_quantization_config(reduce_range=False)
+    return X86InductorQuantizer().set_global(config)
 
 
 def in_float(exported: Any, target: str, example: Any) -> Call:
