@@ -72,7 +72,7 @@ def test_a_call_that_comes_again_is_another_step() -> None:
 
 
 def test_several_loops_of_one_call_are_one_step() -> None:
-    """What was scheduled is joined with the calls by the buffers that are written."""
+    """Scheduled operations are joined with the calls by the buffers that are written."""
     loop = Generated("op0", "cpp_fused", "", frozenset(), (), "", frozenset({"buf0"}))
     kernel = Generated("op1", "onednn.qlinear_pointwise.tensor", "", frozenset(), (), "", frozenset({"buf1"}))
     other = Generated("op2", "cpp_fused", "", frozenset(), (), "", frozenset({"buf2"}))
