@@ -120,7 +120,9 @@ def with_outputs(text: str, name: str) -> str:
     """A page with the outputs that its blocks print now, where it shows outputs that differ."""
     parts, at = [], 0
     for block, printed in run(text, name):
-        is_kept = block.output is None or (block.output.strip() and is_printed(block.output, printed))
+        is_kept = block.output is None or (
+            block.output.strip() and _CHECKER.check_output(block.output, printed, _FLAGS)
+        )
         shown = "" if is_kept else f"```python\n{block.code}```\n\n```output\n{printed.rstrip()}\n```"
         parts += [text[at : block.start], shown or text[block.start : block.end]]
         at = block.end
