@@ -5,15 +5,23 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import click
 
-from api_reference import described, members_of
+from api_reference import described, first_sentence, members_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER = re.compile(r"^<!-- generated: ([a-z-]+)((?: [\w.-]+)*) -->$", re.MULTILINE)
@@ -198,6 +206,62 @@ def file(name: str) -> str:
     return re.sub(r"\A# .*\n", "", text)
 
 
+def parity() -> str:
+    """For each preset of two or more backends: the operators, and what each backend does with them."""
+    import torchquilt as tq
+    from torchquilt.plugins.registry import quantizer_class
+
+    rows = {
+        backend.name: tuple(quantizer_class(backend.name).backend_capabilities()) for backend in tq.backends()
+    }
+    names = sorted({name for found in rows.values() for row in found for name in row.presets})
+    sections = []
+    for preset in names:
+        having = [backend for backend, found in rows.items() if any(preset in row.presets for row in found)]
+        if len(having) > 1:
+            taken = {name: [row for row in rows[name] if preset in row.presets] for name in having}
+            sections.append(f"### {preset}\n\n{_parity_table(taken)}")
+    return "\n\n".join(sections)
+
+
+def _parity_table(taken: Mapping[str, list[Any]]) -> str:
+    """Operators × backends: ``yes``, ``fused`` where only as a part of patterns of others, or nothing."""
+
+    def cell(found: list[Any], operator: str) -> str:
+        if any(row.working == operator for row in found):
+            return "yes"
+        return "fused" if any(operator in row.operators for row in found) else ""
+
+    operators = sorted({name for found in taken.values() for row in found for name in row.operators})
+    return table(
+        ("operator", *taken),
+        [(f"`{operator}`", *(cell(found, operator) for found in taken.values())) for operator in operators],
+    )
+
+
+def house() -> str:
+    """The rooms of the core as floors, from the contract of imports: none knows of those above it."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (contract,) = [one for one in settings["contracts"] if one["id"] == "core-layers"]
+    rooms = [layer.strip("()") for layer in contract["layers"]]
+    floors = [_floor(name) for name in rooms if not name.startswith("__")]
+    plugins = "".join(
+        f"<li><code>{path.parent.name}</code></li>" for path in sorted(ROOT.glob("plugins/*/pyproject.toml"))
+    )
+    return (
+        f'```{{raw}} html\n<figure class="house"><ul class="plugins">{plugins}</ul>'
+        f"<ol>{''.join(floors)}</ol><figcaption>The house: plugins stand on the public names of the core. "
+        "A room imports only from rooms below it.</figcaption></figure>\n```"
+    )
+
+
+def _floor(name: str) -> str:
+    folder = ROOT / "core/src/torchquilt" / name
+    source = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    text = first_sentence(ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "")
+    return f"<li><code>{name}</code> <span>{escape(text.replace('``', ''))}</span></li>"
+
+
 def support_matrix() -> str:
     """The support matrix, as a table that the page filters."""
     from support_matrix import as_html
@@ -212,8 +276,10 @@ GENERATED: Mapping[str, Callable[..., str]] = {
     "constraints": constraints,
     "exit-codes": exit_codes,
     "file": file,
+    "house": house,
     "lowering-statuses": lowering_statuses,
     "operators": operators,
+    "parity": parity,
     "presets": presets,
     "reason-codes": reason_codes,
     "support-matrix": support_matrix,

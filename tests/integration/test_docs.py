@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import torchquilt as tq
+from documented import check_blocks
 from generated_tables import MARKER
 from page_blocks import blocks_of, is_printed, notebook_of, pages_with_code, run, script_of
 from strategies import export, normal, outputs_of
@@ -23,7 +24,7 @@ _TOUR = "tour.md"
 #: Pages whose code runs from top to bottom.
 PAGES = sorted(page.relative_to(_DOCS).as_posix() for page in pages_with_code(_DOCS) if page.name != _TOUR)
 #: Pages that work on whole models, or compile C++.
-_LONG = ("tutorial-", "tutorials/", "inductor.md")
+_LONG = ("tutorial-", "inductor.md")
 #: Pages that read examples of a clone.
 _IN_A_CLONE = ("tutorial-accuracy.md",)
 
@@ -38,14 +39,12 @@ def _marked(page: str) -> Any:
     return pytest.param(page, marks=pytest.mark.long) if page.startswith(_LONG) else page
 
 
-@pytest.mark.parametrize("page", [_marked(page) for page in PAGES])
+@pytest.mark.parametrize("page", [_marked(page) for page in PAGES if not page.startswith("tutorials/")])
 def test_every_block_of_a_page_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The code of a page runs from top to bottom, and prints what the page says that it prints."""
     monkeypatch.chdir(_DOCS.parent if page in _IN_A_CLONE else tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for block, printed in run((_DOCS / page).read_text(encoding="utf-8"), page):
-        if block.output is not None:
-            assert is_printed(block.output, printed), f"{block.code}\nprinted:\n{printed}"
+    check_blocks(_DOCS / page)
 
 
 @pytest.mark.parametrize("page", [*PAGES, _TOUR])

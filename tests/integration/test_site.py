@@ -226,3 +226,29 @@ def test_the_matrix_has_each_row_of_each_table() -> None:
     linear = [row for row in rows if (row.backend, row.pattern, row.mode) == ("xnnpack", "linear", "dynamic")]
     assert {row.bits for row in linear} >= {("a8", "w4"), ("a8", "w8")}
     assert all(isinstance(row, MatrixRow) and "executorch" in row.targets for row in linear)
+
+
+def test_the_parity_table_says_what_the_tables_say() -> None:
+    """An operator that does the work of a row is a yes, one that is only fused is told so."""
+    preset = "static_int8_per_channel"
+    section = filled(PAGES["reference/parity.md"]).split(f"### {preset}\n")[1].partition("###")[0]
+    head, _, *lines = [line.strip("| ").split(" | ") for line in section.strip().splitlines()]
+    cells = {
+        line[0].strip("`"): dict(zip(head[1:], (*line[1:], *[""] * len(head)), strict=False))
+        for line in lines
+    }
+    for backend in head[1:]:
+        rows = quantizer_class(backend).backend_capabilities().filter(preset=preset).rows
+        works = {row.working for row in rows}
+        together = {name for row in rows for name in row.operators} - works
+        found = {name: row[backend].strip() for name, row in cells.items()}
+        assert {name for name, cell in found.items() if cell == "yes"} == works
+        assert {name for name, cell in found.items() if cell == "fused"} == together
+
+
+def test_the_house_has_each_room() -> None:
+    """The picture has a floor for each folder of the core, and each plugin."""
+    picture = filled(PAGES["architecture.md"])
+    rooms = [path.parent.name for path in ROOT.glob("core/src/torchquilt/[a-z]*/__init__.py")]
+    plugins = [path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml")]
+    assert [name for name in (*rooms, *plugins) if f"<li><code>{name}</code>" not in picture] == []
