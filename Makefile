@@ -33,7 +33,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-PLUGINS := plugins/xnnpack plugins/executorch_embedding plugins/executorch plugins/onnxruntime plugins/openvino plugins/inductor_x86
+PLUGINS := plugins/xnnpack plugins/executorch_embedding plugins/executorch plugins/onnxruntime plugins/openvino plugins/inductor_x86 plugins/torchao
 PACKAGES := core $(PLUGINS)
 SOURCES := core/src $(addsuffix /src,$(PLUGINS)) examples/acme_npu/src
 MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES)) constraints.txt VERSION

@@ -113,7 +113,7 @@ def test_a_plugin_is_made_for_this_core(project: dict[str, Any], manifest: Manif
 
 def test_a_published_plugin_is_known_before_it_is_installed(folder: Path, project: dict[str, Any]) -> None:
     """The core can answer a request for it with the pip line."""
-    kind = "target" if folder in TARGETS else "backend"
+    kind = "target" if folder in TARGETS else "backend" if folder in BACKENDS else "bridge"
     known = {(known.name, known.distribution, known.kind) for known in registry.KNOWN}
     assert (folder.name, project["name"], kind) in known
 

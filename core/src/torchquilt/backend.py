@@ -59,7 +59,7 @@ _PUBLIC = {
     ),
     "support.capabilities": ("Capabilities",),
     # The quantizer, and what users asked of it.
-    "quantizers.base": ("Quantizer",),
+    "quantizers.base": ("Quantizer", "as_quantizer"),
     "quantizers.pattern_quantizer": ("PatternQuantizer",),
     "quantizers.matching": ("Claim",),
     "intent.intent": ("Intent",),
@@ -86,8 +86,13 @@ _PUBLIC = {
         "qdq_of",
         "qdq_operators",
         "quantize_of",
+        "choosing_call",
+        "operators_of",
     ),
     "graph.module_scope": ("module_path",),
+    # All that is decided about a model, for a flow other than this one.
+    "pt2e.annotate": ("Annotated", "annotate_copy"),
+    "pt2e.integer_constants": ("integers_of",),
     "graph.subgraphs": ("Region", "regions"),
     # The node of the exported program that a node of a later program comes from.
     "graph.origins": ("Origins", "chain", "subgraph_names"),
@@ -177,10 +182,12 @@ if TYPE_CHECKING:
     from torchquilt.graph.origins import subgraph_names as subgraph_names
     from torchquilt.graph.qdq import QDQ as QDQ
     from torchquilt.graph.qdq import chooses_qparams as chooses_qparams
+    from torchquilt.graph.qdq import choosing_call as choosing_call
     from torchquilt.graph.qdq import dequantize_of as dequantize_of
     from torchquilt.graph.qdq import is_conversion as is_conversion
     from torchquilt.graph.qdq import is_dequantize as is_dequantize
     from torchquilt.graph.qdq import is_quantize as is_quantize
+    from torchquilt.graph.qdq import operators_of as operators_of
     from torchquilt.graph.qdq import qdq_of as qdq_of
     from torchquilt.graph.qdq import qdq_operators as qdq_operators
     from torchquilt.graph.qdq import quantize_of as quantize_of
@@ -209,7 +216,11 @@ if TYPE_CHECKING:
     from torchquilt.plugins.hookspecs import hookimpl as hookimpl
     from torchquilt.plugins.manifest import Manifest as Manifest
     from torchquilt.plugins.manifest import PresetInfo as PresetInfo
+    from torchquilt.pt2e.annotate import Annotated as Annotated
+    from torchquilt.pt2e.annotate import annotate_copy as annotate_copy
+    from torchquilt.pt2e.integer_constants import integers_of as integers_of
     from torchquilt.quantizers.base import Quantizer as Quantizer
+    from torchquilt.quantizers.base import as_quantizer as as_quantizer
     from torchquilt.quantizers.matching import Claim as Claim
     from torchquilt.quantizers.pattern_quantizer import PatternQuantizer as PatternQuantizer
     from torchquilt.spec.annotation import QuantizationAnnotation as QuantizationAnnotation

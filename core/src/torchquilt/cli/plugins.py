@@ -102,7 +102,7 @@ def _kind(plugin: Backend) -> str:
     """Kind of a plugin, as far as that is known."""
     if plugin.manifest is None:
         return ""
-    kinds = (("backend", plugin.is_backend), ("target", plugin.is_target))
+    kinds = (("backend", plugin.is_backend), ("target", plugin.is_target), ("bridge", plugin.is_bridge))
     return " and ".join(kind for kind, is_one in kinds if is_one)
 
 

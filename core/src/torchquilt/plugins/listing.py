@@ -13,7 +13,7 @@ from torchquilt.plugins.manifest import Manifest
 
 Status = Literal["ok", "broken", "incompatible", "duplicate", "disabled"]
 Stage = Literal["metadata", "import", "hook", "manifest", "api"]
-Kind = Literal["backend", "target"]
+Kind = Literal["backend", "target", "bridge"]
 
 
 @attrs.frozen
@@ -23,13 +23,16 @@ class KnownPlugin:
     Args:
         name, distribution: of its entry point, and of the package that has it.
         summary: what it is for, in a few words.
-        kind: ``backend`` (it has a quantizer) or ``target`` (models are lowered to it).
+        kind: ``backend`` (it has a quantizer), ``target`` (models are lowered to it), or ``bridge`` (it makes
+            quantizers of those of another package).
+        wraps: that package, of a bridge.
     """
 
     name: str
     distribution: str
     summary: str
     kind: Kind = "backend"
+    wraps: str = ""
 
 
 KNOWN = (
@@ -38,6 +41,7 @@ KNOWN = (
     KnownPlugin("onnxruntime", "torchquilt-onnxruntime", "programs for ONNX Runtime", "target"),
     KnownPlugin("openvino", "torchquilt-openvino", "8-bit models on CPUs, and OpenVINO's runtime", "target"),
     KnownPlugin("inductor_x86", "torchquilt-inductor-x86", "8-bit models as AOTInductor packages", "target"),
+    KnownPlugin("torchao", "torchquilt-torchao", "quantizers written for torchao", "bridge", "torchao"),
     KnownPlugin("xnnpack", "torchquilt-xnnpack", "8-bit convolutional and linear models on CPUs"),
 )
 
@@ -77,6 +81,11 @@ class Backend:
     def is_target(self) -> bool:
         """Whether models can be lowered to it."""
         return self.manifest is not None and self.manifest.target is not None
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether it makes quantizers of those of another package."""
+        return self.manifest is not None and bool(self.manifest.wraps)
 
     @property
     def remark(self) -> str:

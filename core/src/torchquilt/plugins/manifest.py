@@ -119,6 +119,19 @@ def _check_contributions(
             )
 
 
+def _check_wraps(
+    instance: object, attribute: attrs.Attribute[Mapping[str, str]], value: Mapping[str, str]
+) -> None:
+    for package, reference in value.items():
+        if not isinstance(package, str) or not package.isidentifier() or not is_reference(reference):
+            raise PluginError(
+                "The wraps of a Manifest do not say whose quantizers are wrapped by what.",
+                expected="{'torchao': 'package.module:function'}",
+                got=repr({package: reference}),
+                remedy="name the package of their base class, and as text the function that wraps one",
+            )
+
+
 def _tuple_of(values: Iterable[_T]) -> tuple[_T, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         # A text is a sequence of letters to Python: ("executorch") without its comma would be ten targets.
@@ -143,7 +156,7 @@ def _targets(values: Iterable[str]) -> tuple[str, ...]:
 def _mapping(values: Mapping[str, str]) -> Mapping[str, str]:
     if not isinstance(values, Mapping):
         raise PluginError(
-            "The contributions of a Manifest are no mapping.",
+            "The contributions or the wraps of a Manifest are no mapping.",
             expected="{'executorch': 'package.module:CONTRIBUTION'}",
             got=repr(values),
             remedy="name the target, and where the contribution to it is, as text",
@@ -171,7 +184,8 @@ class PresetInfo:
 class Manifest:
     """Manifest of a plugin: the answer to the hook ``torchquilt_manifest``.
 
-    A plugin is a backend (it has a quantizer), a lowering target, or both.
+    A plugin is a backend (it has a quantizer), a lowering target, or both; or a bridge, which makes
+    quantizers of objects that the core does not know.
 
     Args:
         name: what users call it, the same as its entry point: a lower-case identifier.
@@ -186,9 +200,11 @@ class Manifest:
             what it has.
         contributions: name of a target → where the :class:`torchquilt.backend.Contribution` is that the
             target needs to lower what this backend quantizes.
+        wraps: top-level package whose class ``Quantizer`` is the base of foreign quantizers → where the
+            function is that makes a :class:`torchquilt.Quantizer` of one, as text.
 
     Raises:
-        PluginError: a field is not of that form, two presets share a name, or it is neither of the two.
+        PluginError: a field is not of that form, two presets share a name, or it is none of the three.
     """
 
     name: str = attrs.field(validator=_check_name)
@@ -201,9 +217,12 @@ class Manifest:
     contributions: Mapping[str, str] = attrs.field(
         factory=dict, converter=_mapping, validator=_check_contributions, hash=False
     )
+    wraps: Mapping[str, str] = attrs.field(
+        factory=dict, converter=_mapping, validator=_check_wraps, hash=False
+    )
 
     def __attrs_post_init__(self) -> None:
-        if self.quantizer is None and self.target is None:
+        if self.quantizer is None and self.target is None and not self.wraps:
             raise PluginError(
                 "A Manifest does not say what the plugin is.",
                 plugin=self.name,

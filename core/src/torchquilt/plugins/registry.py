@@ -37,7 +37,7 @@ from torchquilt.plugins.discovery import (
     normal,
     warn_of_strangers,
 )
-from torchquilt.plugins.listing import KNOWN, Backend, Backends, Kind
+from torchquilt.plugins.listing import KNOWN, Backend, Backends, Kind, KnownPlugin
 from torchquilt.plugins.manifest import Manifest, PresetInfo
 from torchquilt.plugins.validation import (
     PLUGIN_FAILURES,
@@ -58,6 +58,7 @@ __all__ = [
     "Backend",
     "Backends",
     "backends",
+    "bridge_to",
     "contribution",
     "installed",
     "presets_of",
@@ -66,6 +67,7 @@ __all__ = [
     "target",
     "targets",
     "targets_of",
+    "wrapper_for",
 ]
 
 
@@ -209,7 +211,28 @@ def contribution(name: str, target: str) -> Any:
     return _load(backend, reference, f"What the backend {backend.name!r} gives to {target!r}")
 
 
-_KINDS: dict[Kind, str] = {"backend": "backend", "target": "lowering target"}
+def wrapper_for(package: str) -> Any:
+    """The function of an installed bridge that makes quantizers of those of a package; None where none does.
+
+    Args:
+        package: the package that defines the base class of the foreign quantizers.
+
+    Raises:
+        PluginLoadError: there is one, and it does not load.
+    """
+    for record in installed():
+        manifest = record.manifest
+        if record.status == "ok" and manifest is not None and package in manifest.wraps:
+            return _load(record, manifest.wraps[package], f"What wraps the quantizers of {package}")
+    return None
+
+
+def bridge_to(package: str) -> KnownPlugin | None:
+    """The published bridge to the quantizers of a package; None where there is none."""
+    return next((known for known in KNOWN if known.wraps == package), None)
+
+
+_KINDS: dict[Kind, str] = {"backend": "backend", "target": "lowering target", "bridge": "bridge"}
 
 
 # --- Choosing and loading one -------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torchquilt.errors import IntentError, TorchquiltError
@@ -111,9 +111,11 @@ def inherits(quantizer: Quantizer, method: Callable[..., Any]) -> bool:
 def as_quantizer(subject: object) -> Quantizer:
     """A :class:`Quantizer`, or any object that has ``annotate``, or ``"backend:preset"``, seen as one.
 
+    A quantizer of another library is wrapped by the installed plugin that is a bridge to it.
+
     Raises:
-        IntentError: the object has no ``annotate``, is a quantizer of another library, or a text without a
-            preset.
+        IntentError: the object has no ``annotate``, is a quantizer of another library to which no bridge is
+            installed, or a text without a preset.
         PluginNotFoundError, PluginConflictError, PluginLoadError, UnsupportedConfigError: a text names what
             is not installed, or does not load.
     """
@@ -121,14 +123,8 @@ def as_quantizer(subject: object) -> Quantizer:
         return subject
     if isinstance(subject, str):
         return _spelled(subject)
-    for base in type(subject).__mro__:
-        if base.__module__.split(".")[0] in ("torchao", "executorch") and base.__name__ == "Quantizer":
-            raise IntentError(
-                f"{type(subject).__name__} is a quantizer of {base.__module__.split('.')[0]}.",
-                expected="a torchquilt.Quantizer, or an object with annotate(model)",
-                got=f"{type(subject).__module__}.{type(subject).__qualname__}",
-                remedy="use the torchquilt plugin of that backend; torchquilt.backends() lists what is there",
-            )
+    for package in _foreign_bases(subject):
+        return _wrapped(subject, package)
     if callable(getattr(subject, "annotate", None)) and not isinstance(subject, type):
         return _Adapted(subject)
     raise IntentError(
@@ -136,6 +132,36 @@ def as_quantizer(subject: object) -> Quantizer:
         expected="a torchquilt.Quantizer, or an object with annotate(model)",
         got=repr(subject),
         remedy="make an instance of it first" if isinstance(subject, type) else None,
+    )
+
+
+def _foreign_bases(subject: object) -> Iterator[str]:
+    """Packages of the classes called ``Quantizer`` above an object's own, to which a bridge is known."""
+    from torchquilt.plugins import registry
+
+    for base in type(subject).__mro__[1:]:
+        package = base.__module__.partition(".")[0]
+        is_foreign = base.__name__ == "Quantizer" and package != "torchquilt"
+        if is_foreign and (registry.wrapper_for(package) or registry.bridge_to(package)):
+            yield package
+
+
+def _wrapped(subject: object, package: str) -> Quantizer:
+    """The quantizer that an installed bridge makes of one of another library."""
+    from torchquilt.plugins import registry
+
+    wrap = registry.wrapper_for(package)
+    if wrap is not None:
+        made = wrap(subject)
+        assert isinstance(made, Quantizer), f"the bridge to {package} returned {made!r}"
+        return made
+    known = registry.bridge_to(package)
+    assert known is not None
+    raise IntentError(
+        f"{type(subject).__name__} is a quantizer of {package}, and the bridge to it is not installed.",
+        expected=f"the plugin {known.name!r}, which makes torchquilt quantizers of those of {package}",
+        got=f"{type(subject).__module__}.{type(subject).__qualname__}",
+        remedy=f"pip install {known.distribution}",
     )
 
 

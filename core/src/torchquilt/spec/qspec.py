@@ -131,8 +131,8 @@ class QuantizationSpec:
         is_dynamic: the parameters are computed from each input when the model runs.
         ch_axis: the axis of ``per_axis``; must be None for every other granularity.
         group_size: elements of a group for ``per_group``; must be None for every other granularity.
-        zero_point: only for symmetric specs, and there only the value that symmetry implies;
-            None fills it in.
+        zero_point: only for symmetric specs, and there only the value that symmetry implies; None fills it
+            in. An unsigned range with two integers in the middle may have either: 128 (if None) or 127.
         zero_point_domain: see :class:`ZeroPointDomain`.
         eps: smallest scale that may be chosen, > 0 (in units of the float tensor). Where each token has its
             own, torch's operator chooses none below 2**-23, whatever this says.
@@ -286,6 +286,8 @@ class QuantizationSpec:
                 )
             return
         implied = self._symmetric_zero_point()
+        if implied and self.zero_point == self.quant_min + self.quant_max - implied:
+            implied = self.zero_point  # of two integers in the middle, either one
         if self.zero_point not in (None, implied):
             raise SpecError(
                 f"A symmetric {dtype_name(self.dtype)} spec cannot have another zero point.",
@@ -328,6 +330,8 @@ class QuantizationSpec:
             words.append("float zero point")
         if self.is_dynamic:
             words.append("dynamic")
+        if self.symmetric and self.zero_point != self._symmetric_zero_point():
+            words.append(f"around {self.zero_point}")
         if (self.quant_min, self.quant_max) != INTEGER_RANGES[dtype_name(self.dtype)]:
             words.append(f"[{self.quant_min}, {self.quant_max}]")
         return " ".join(words)

@@ -1,0 +1,146 @@
+"""Foreign quantizers, written for torchao, as quantizers of torchquilt."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import quantizer as theirs
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+import torchquilt as tq
+from torchquilt.backend import QuantizationAnnotation
+from torchquilt.errors import IntentError
+from torchquilt_torchao.outgoing import torchao_annotation
+from torchquilt_torchao.torchao_quantizer import TorchaoQuantizer
+from torchquilt_torchao.translation import translate_annotations
+
+
+def foreign(quantizer: Any) -> tq.Quantizer:
+    """Make a quantizer of torchquilt of one that was written for torchao.
+
+    What :func:`torchquilt_torchao.as_torchao` made becomes again what it was.
+
+    Args:
+        quantizer: an instance of ``torchao.quantization.pt2e.quantizer.Quantizer``, configured as its vendor
+            says. It is called and never changed.
+
+    Raises:
+        IntentError: it is none.
+    """
+    if isinstance(quantizer, TorchaoQuantizer):
+        return quantizer.quantizer
+    if isinstance(quantizer, theirs.Quantizer):
+        return ForeignQuantizer(quantizer)
+    raise IntentError(
+        "This is not a quantizer of torchao.",
+        expected="an instance of torchao.quantization.pt2e.quantizer.Quantizer",
+        got=repr(quantizer),
+        remedy="make an instance of it first" if isinstance(quantizer, type) else None,
+    )
+
+
+class ForeignQuantizer(tq.Quantizer):
+    """A quantizer of torchao's protocol, whose annotations are read and translated.
+
+    While it annotates it sees the nodes that others have annotated as torchao's protocol shows them: marked
+    as annotated, with specs of torchao. If it edits one of them, composing it is an error.
+
+    Args:
+        subject: the foreign quantizer.
+    """
+
+    def __init__(self, subject: Any) -> None:
+        self.subject = subject
+
+    @property
+    def name(self) -> str:
+        """The name of the foreign class."""
+        return type(self.subject).__name__
+
+    def __repr__(self) -> str:
+        return f"foreign({self.name})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ForeignQuantizer) and bool(self.subject == other.subject)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Let the foreign quantizer rewrite the model."""
+        made: GraphModule = self.subject.transform_for_annotation(model)
+        return made
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Let the foreign quantizer annotate, and translate what it wrote."""
+        with _shown_to_torchao(model):
+            self.subject.annotate(model)
+        translate_annotations(model.graph, self.name)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Let the foreign quantizer check the annotated model."""
+        with _shown_to_torchao(model):
+            self.subject.validate(model)
+
+    def prepare_obs_or_fq_callback(
+        self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]
+    ) -> None:
+        """Refuse a foreign callback, which would expect torchao's observers.
+
+        Raises:
+            IntentError: the foreign quantizer has one.
+        """
+        if type(self.subject).prepare_obs_or_fq_callback is not theirs.Quantizer.prepare_obs_or_fq_callback:
+            raise IntentError(
+                f"{self.name} replaces observers of torchao, and torchquilt has its own.",
+                quantizer=self.name,
+                expected="a quantizer without prepare_obs_or_fq_callback",
+                got=f"{self.name}.prepare_obs_or_fq_callback",
+                remedy="set the observers with activation_observer=, or use torchao's own flow",
+            )
+
+
+@attrs.frozen(eq=False)
+class _Shown:
+    """An annotation of torchquilt, and the one of torchao that stands for it meanwhile."""
+
+    ours: QuantizationAnnotation
+    theirs: Any
+    before: tuple[dict[Node, Any], Any, bool, bool]
+
+    @classmethod
+    def of(cls, node: Node, ours: QuantizationAnnotation) -> _Shown:
+        shown = torchao_annotation(node, ours)
+        return cls(ours, shown, _content(shown))
+
+
+@contextlib.contextmanager
+def _shown_to_torchao(model: GraphModule) -> Iterator[None]:
+    """Show the annotations of a graph in torchao's form; those that are left as they are come back."""
+    shown: dict[Node, _Shown] = {}
+    for node in model.graph.nodes:
+        ours = node.meta.get(Q_ANNOTATION_KEY)
+        if isinstance(ours, QuantizationAnnotation):
+            shown[node] = _Shown.of(node, ours)
+            node.meta[Q_ANNOTATION_KEY] = shown[node].theirs
+    try:
+        yield
+    finally:
+        for node, each in shown.items():
+            found = node.meta.get(Q_ANNOTATION_KEY)
+            if found is each.theirs and _content(found) == each.before:
+                node.meta[Q_ANNOTATION_KEY] = each.ours
+
+
+def _content(annotation: Any) -> tuple[dict[Node, Any], Any, bool, bool]:
+    """The decisions that an annotation of torchao holds, apart from the annotation, which may be edited."""
+    return (
+        dict(annotation.input_qspec_map),
+        annotation.output_qspec,
+        annotation.allow_implicit_sharing,
+        annotation._annotated,
+    )

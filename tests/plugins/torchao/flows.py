@@ -1,0 +1,76 @@
+"""Foreign quantizers in torchao's own flow and, through the bridge, in ours."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch.fx import GraphModule
+from torchao.quantization.pt2e import quantize_pt2e as torchao_flow
+from torchao.quantization.pt2e import quantizer as theirs
+from torchao.quantization.pt2e.observer import (
+    FixedQParamsObserver,
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
+)
+
+import torchquilt as tq
+from plugins.oracle import Model
+from strategies import export
+
+
+class MinMax(theirs.Quantizer):  # type: ignore[misc]
+    """A quantizer of torchao whose static specs get min-max observers with the smallest scale they had."""
+
+    def __init__(self, quantizer: Any) -> None:
+        self.quantizer = quantizer
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Do what the quantizer does."""
+        made: GraphModule = self.quantizer.transform_for_annotation(model)
+        return made
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate, and replace observers."""
+        self.quantizer.annotate(model)
+        for node in model.graph.nodes:
+            found = node.meta.get("quantization_annotation")
+            if found is not None:
+                found.input_qspec_map = {key: _min_max(spec) for key, spec in found.input_qspec_map.items()}
+                found.output_qspec = _min_max(found.output_qspec)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Do what the quantizer does."""
+        self.quantizer.validate(model)
+
+
+def _min_max(spec: Any) -> Any:
+    """A spec with a min-max observer; one that is dynamic, in float or of no observer stays as it is."""
+    if not isinstance(spec, theirs.QuantizationSpec) or spec.is_dynamic or spec.dtype.is_floating_point:
+        return spec
+    made = spec.observer_or_fake_quant_ctr.with_args(dtype=spec.dtype, qscheme=spec.qscheme)()
+    if isinstance(made, FixedQParamsObserver) or type(made).__name__ == "ConcatObserver":
+        return spec  # says parameters, or which tensors have the same
+    eps = float(made.eps)
+    observer = PerChannelMinMaxObserver if "per_channel" in str(spec.qscheme) else MinMaxObserver
+    return dataclasses.replace(spec, observer_or_fake_quant_ctr=observer.with_args(eps=eps))
+
+
+def exported(model: Model, strict: bool = False) -> Any:
+    """A model as torch.export gives it."""
+    return export(model.module.eval().requires_grad_(False), *model.inputs, strict=strict)
+
+
+def by_torchao(model: Model, quantizer: Any, *, strict: bool = False) -> GraphModule:
+    """The model after torchao's flow, calibrated with its inputs."""
+    prepared = torchao_flow.prepare_pt2e(exported(model, strict).module(), quantizer)
+    prepared(*model.inputs)
+    converted: GraphModule = torchao_flow.convert_pt2e(prepared)
+    return converted
+
+
+def by_torchquilt(model: Model, quantizer: Any, *, strict: bool = False) -> GraphModule:
+    """The model after our flow with min-max observers, calibrated with its inputs."""
+    prepared = tq.prepare_pt2e(exported(model, strict), quantizer, activation_observer="minmax", strict=False)
+    return tq.convert_pt2e(tq.calibrate(prepared, [model.inputs]))

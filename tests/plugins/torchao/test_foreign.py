@@ -1,0 +1,126 @@
+"""Quantizers of torchao and ExecuTorch in our flow, beside torchao's own flow with the same quantizer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pytest
+from torch.fx import GraphModule
+
+import torchquilt as tq
+from plugins.oracle import describe, outputs_of
+from plugins.torchao.differences import ANNOTATES_NUMBER, DIFFERENCES, NNCF_FAILS, ROUNDS_FLOAT_ZERO
+from plugins.torchao.flows import MinMax, by_torchao, by_torchquilt
+from plugins.torchao.models import MODELS, model_of
+from plugins.torchao.vendors import VENDORS
+from strategies import sqnr
+from torchquilt_torchao import ForeignQuantizer, foreign
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the vendors' own
+
+#: Vendors whose patterns are found by the modules that only a strict export records.
+STRICT = {"example"}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_downloaded(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep Qualcomm's package from looking for its SDK in the home folder, and vendors from logging."""
+    monkeypatch.setenv("QNN_STAGING_DIR", str(tmp_path))
+    monkeypatch.setattr(logging.root, "disabled", True)
+
+
+def both(vendor: str, name: str) -> tuple[GraphModule, GraphModule]:
+    """A model as torchao's flow quantizes it, and as ours does, with one vendor's quantizer."""
+    strict = vendor in STRICT
+    ours = by_torchquilt(model_of(name), VENDORS[vendor](), strict=strict)
+    theirs = by_torchao(model_of(name), MinMax(VENDORS[vendor]()), strict=strict)
+    return theirs, ours
+
+
+def agreement(name: str, theirs: GraphModule, ours: GraphModule) -> float:
+    """Decibels of the outputs of ours beside theirs, the worst of them."""
+    inputs = model_of(name).inputs
+    pairs = zip(outputs_of(theirs, inputs), outputs_of(ours, inputs), strict=True)
+    return min(sqnr(expected, found) for expected, found in pairs)
+
+
+def check(vendor: str, name: str) -> None:
+    """One vendor and one model: the same program, or the difference that is named for it."""
+    reason = DIFFERENCES.get((vendor, name))
+    if reason is None:
+        theirs, ours = both(vendor, name)
+        assert describe(ours) == describe(theirs)
+        assert agreement(name, theirs, ours) >= 100
+    elif reason == ROUNDS_FLOAT_ZERO:
+        theirs, ours = both(vendor, name)
+        exact = model_of(name)
+        expected = outputs_of(exact.module.eval(), exact.inputs)[0]
+        found = [sqnr(expected, outputs_of(each, exact.inputs)[0]) for each in (theirs, ours)]
+        assert found[1] > found[0] + 3, "ours is nearer to the float model"
+    elif reason == ANNOTATES_NUMBER:
+        with pytest.raises(Exception, match="Expected input_edge"):
+            by_torchao(model_of(name), MinMax(VENDORS[vendor]()), strict=vendor in STRICT)
+        assert by_torchquilt(model_of(name), VENDORS[vendor](), strict=vendor in STRICT) is not None
+    elif reason == NNCF_FAILS:
+        with pytest.raises(IndexError):
+            by_torchao(model_of(name), MinMax(VENDORS[vendor]()))
+        with pytest.raises(tq.QuantizerError, match="OpenVINOQuantizer failed"):
+            by_torchquilt(model_of(name), VENDORS[vendor]())
+    else:
+        with pytest.raises(tq.SharingError, match="dynamic"):
+            both(vendor, name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_foreign_quantizer_does_what_it_does_in_torchaos_flow(vendor: str, name: str) -> None:
+    """Q/DQ nodes, dtypes, ranges, sharing and outputs are the same, or the difference is named."""
+    check(vendor, name)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "name"),
+    [
+        ("xnnpack per channel", "residual"),
+        ("x86_inductor", "branches"),
+        ("vulkan", "attention"),
+        ("cadence", "conv1d"),
+    ],
+)
+def test_a_sample_of_foreign_quantizers(vendor: str, name: str) -> None:
+    """The same for a few that take no time."""
+    check(vendor, name)
+
+
+def test_the_ledger_says_who_took_each_operator() -> None:
+    """A foreign quantizer is named for what it takes, and for what it leaves."""
+    from plugins.torchao.flows import exported
+
+    ledger = tq.explain(exported(model_of("attention")), VENDORS["xnnpack per channel"]())
+    takers = {row.op: row.quantizer for row in ledger.rows}
+    assert takers["aten.linear.default"] == "XNNPACKQuantizer"
+    assert takers["aten.softmax.int"] is None
+    (reason,) = next(row for row in ledger.rows if row.op == "aten.softmax.int").reasons
+    assert "XNNPACKQuantizer did not annotate it" in reason.text
+
+
+def test_foreign_wraps_and_unwraps() -> None:
+    """A composition wraps by itself; an object that is no quantizer of torchao is refused."""
+    subject = VENDORS["xnnpack per channel"]()
+    (made,) = tq.ComposableQuantizer([subject]).quantizers
+    assert isinstance(made, ForeignQuantizer)
+    assert made.subject is subject
+    assert made.name == "XNNPACKQuantizer"
+    with pytest.raises(tq.IntentError, match="not a quantizer of torchao"):
+        foreign(object())
+
+
+def test_agreement_is_measured() -> None:
+    """Two programs of different quantizers are told apart."""
+    first = by_torchquilt(model_of("conv"), VENDORS["xnnpack per channel"]())
+    second = by_torchquilt(model_of("conv"), VENDORS["xnnpack per tensor"]())
+    assert describe(first) != describe(second)
+    assert 20 < agreement("conv", first, second) < math.inf
