@@ -246,7 +246,8 @@ def _moved(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     moved = []
     for value in inputs:
         signs = 1 - 2 * (torch.arange(value.numel()) % 2).reshape(value.shape)
-        step = (value.max() - value.min()) / 510 if value.is_floating_point() else 0
+        moves = value.is_floating_point() and value.numel() > 0
+        step = (value.max() - value.min()) / 510 if moves else 0
         moved.append(value + (signs * step).to(value.dtype))
     return moved
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from onnxscript import ir
 
-from torchquilt_onnxruntime.graphs import array_of, graphs_of, readers, store
+from torchquilt_onnxruntime.graphs import array_of, graphs_of, present, readers, store
 from torchquilt_onnxruntime.qdq import dequantize_behind, is_quantize, parameters_of
 
 _LIMITS = np.iinfo(np.int32)
@@ -53,12 +53,12 @@ def _quantize_bias(model: ir.Model, node: ir.Node, axis: int) -> None:
     stored = scale.astype(np.float32)
     if not np.isfinite(integers).all() or np.abs(integers).max(initial=0) > _LIMITS.max or not stored.all():
         return
-    name = str(node.inputs[2].name)  # type: ignore[union-attr]
+    name = str(present(node.inputs[2]).name)
     values = store(model.graph, f"{name}_int32", integers.astype(np.int32))
     scales = store(model.graph, f"{name}_scale", stored if stored.size > 1 else stored.reshape(()))
     made = ir.Node("", "DequantizeLinear", [values, scales], metadata_props=dict(node.metadata_props))
     if stored.size > 1:
         made.attributes["axis"] = ir.AttrInt64("axis", 0)
     made.outputs[0].dtype, made.outputs[0].shape = ir.DataType.FLOAT, ir.Shape(bias.shape)
-    node.graph.insert_before(node, made)  # type: ignore[union-attr]
+    present(node.graph).insert_before(node, made)
     node.replace_input_with(2, made.outputs[0])

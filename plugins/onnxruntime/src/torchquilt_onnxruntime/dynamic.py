@@ -13,7 +13,7 @@ import numpy as np
 from onnxscript import ir
 
 from torchquilt.backend import arguments_of, chooses_qparams, qdq_of, qdq_operators
-from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, readers, store
+from torchquilt_onnxruntime.graphs import array_of, erase, graphs_of, insert, present, readers, store
 from torchquilt_onnxruntime.products import is_plain
 from torchquilt_onnxruntime.qdq import dequantize_behind, is_dequantize, is_quantize, parameters_of
 
@@ -61,13 +61,13 @@ def _write_quantize(quantize: ir.Node) -> None:
     for dequantize in readers(quantize.outputs[0]):
         for position, value in enumerate(made.outputs):
             dequantize.replace_input_with(position, value)
-    quantize.graph.remove(quantize, safe=True)  # type: ignore[union-attr]
+    erase(quantize)
 
 
 def _write_product(model: ir.Model, node: ir.Node) -> None:
     """Write a product of dynamic integers with a stored weight on the integers."""
     data, weight = (dequantize_behind(value) for value in node.inputs[:2])
-    chosen = None if data is None else data.inputs[0].producer()  # type: ignore[union-attr]
+    chosen = None if data is None else present(data.inputs[0]).producer()
     told = parameters_of(weight)
     if data is None or weight is None or chosen is None or chosen.op_type != "DynamicQuantizeLinear":
         return
@@ -87,7 +87,7 @@ def _write_product(model: ir.Model, node: ir.Node) -> None:
         return
     stored = weight.inputs[0]
     if transposed:
-        name = f"{stored.name}_transposed"  # type: ignore[union-attr]
+        name = f"{present(stored).name}_transposed"
         stored = model.graph.initializers.get(name) or store(
             model.graph, name, np.ascontiguousarray(integers.T)
         )
@@ -125,4 +125,4 @@ def _write_on_integers(model: ir.Model, node: ir.Node, chosen: ir.Node, stored: 
         one.outputs[0].shape = shape
     result.outputs[0].name = base
     node.outputs[0].replace_all_uses_with(result.outputs[0], replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+    erase(node)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnxscript import ir
 
-from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, store
+from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, present, store
 from torchquilt_onnxruntime.qdq import Parameters, is_dequantize, parameters_of
 
 _ELEMENTWISE = frozenset({"Cast", "Mul", "Sub"})
@@ -73,7 +73,7 @@ class _Lookup:
         if node.op_type == "Reshape":
             sizes = array_of(node.inputs[1])
             assert sizes is not None
-            return self._reshaped(self.of(node.inputs[0]), [int(size) for size in sizes[1:]])  # type: ignore[arg-type]
+            return self._reshaped(self.of(present(node.inputs[0])), [int(size) for size in sizes[1:]])
         inputs = [self.of(one) for one in node.inputs if one is not None]
         return self._written(node.op_type, inputs, dict(node.attributes))
 
@@ -82,7 +82,7 @@ class _Lookup:
         assert array is not None
         if not array.ndim:
             return value
-        return self._written("Gather", [value, self._indices], {"axis": 0}, ir.DataType(value.dtype))  # type: ignore[arg-type]
+        return self._written("Gather", [value, self._indices], {"axis": 0}, ir.DataType(present(value.dtype)))
 
     def _reshaped(self, value: ir.Value, sizes: list[int]) -> ir.Value:
         shape = store(self._model.graph, "row_shape", np.array([0] * (self._rank or 0) + sizes, np.int64))

@@ -6,13 +6,22 @@ that, and the runtime's fusions keep these names or those of the values.
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from torchquilt import LoweringError
-from torchquilt.backend import Origins, arguments_of, is_conversion, node_in_words, overload_name
+from torchquilt.backend import (
+    Origins,
+    arguments_of,
+    copied_graph,
+    is_conversion,
+    node_in_words,
+    overload_name,
+    with_graph,
+)
 from torchquilt_onnxruntime.translations import OPSET, table
 
 if TYPE_CHECKING:
@@ -47,7 +56,7 @@ def exported(program: ExportedProgram) -> ir.Model:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operators that torch lists beside ours
             made = torch.onnx.export(
-                program,
+                _without_numbers(program),
                 dynamo=True,
                 optimize=False,
                 opset_version=OPSET,
@@ -67,6 +76,24 @@ def exported(program: ExportedProgram) -> ir.Model:
             node.metadata_props[OVERLOAD] = overload_name(source)
     made.model.graph.metadata_props.clear()
     return made.model
+
+
+def _without_numbers(program: ExportedProgram) -> ExportedProgram:
+    """The program with None for each output that is a number or a text; torch writes no such outputs."""
+    from torch.export.graph_signature import ConstantArgument
+    from torch.fx import Node
+
+    if not any(isinstance(one.arg, ConstantArgument) for one in program.graph_signature.output_specs):
+        return program
+    graph, _ = copied_graph(program.graph)
+    output = graph.output_node()
+    returned: Any = output.args[0]
+    output.args = (tuple(one if isinstance(one, Node) else None for one in returned),)
+    signature = copy.deepcopy(program.graph_signature)
+    for spec in signature.output_specs:
+        if isinstance(spec.arg, ConstantArgument):
+            spec.arg = ConstantArgument(spec.arg.name, None)
+    return with_graph(program, graph, signature)
 
 
 def _check_divisors(program: ExportedProgram) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from onnxscript import ir
+
+_T = TypeVar("_T")
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
@@ -56,10 +58,15 @@ def store(
     return value
 
 
+def present(value: _T | None) -> _T:
+    """A value that every valid model has there, though its type says that it may be missing."""
+    assert value is not None
+    return value
+
+
 def erase(node: ir.Node) -> None:
     """Remove a node whose outputs are not read any more."""
-    assert node.graph is not None
-    node.graph.remove(node, safe=True)
+    present(node.graph).remove(node, safe=True)
 
 
 def readers(value: ir.Value) -> list[ir.Node]:
@@ -89,8 +96,7 @@ def insert(
     made = ir.node(op_type, inputs, attributes, num_outputs=outputs, metadata_props=dict(like.metadata_props))
     if "node" in like.meta:
         made.meta["node"] = like.meta["node"]
-    assert before.graph is not None
-    before.graph.insert_before(before, made)
+    present(before.graph).insert_before(before, made)
     return made
 
 

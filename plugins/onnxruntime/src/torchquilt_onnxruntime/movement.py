@@ -15,7 +15,7 @@ import numpy as np
 from onnxscript import ir
 
 from torchquilt_onnxruntime.exporting import ALSO, OVERLOAD, SOURCE
-from torchquilt_onnxruntime.graphs import graphs_of, number_of, readers, set_type, store
+from torchquilt_onnxruntime.graphs import erase, graphs_of, number_of, present, readers, set_type, store
 from torchquilt_onnxruntime.qdq import Parameters, is_dequantize, is_quantize, parameters_of
 from torchquilt_onnxruntime.withholding import is_withheld
 
@@ -95,7 +95,7 @@ def _cancel(quantize: ir.Node, dequantize: ir.Node, own: Parameters) -> None:
     if own.is_same(parameters_of(dequantize)) and not quantize.outputs[0].is_graph_output():
         quantize.outputs[0].replace_all_uses_with(integers)
         _tell_clamps(quantize, integers.producer())
-        _remove(quantize)
+        erase(quantize)
 
 
 def _tell_clamps(quantize: ir.Node, producer: ir.Node | None) -> None:
@@ -103,11 +103,6 @@ def _tell_clamps(quantize: ir.Node, producer: ir.Node | None) -> None:
     if producer is not None and ALSO in quantize.metadata_props:
         told = (producer.metadata_props.get(ALSO), quantize.metadata_props[ALSO])
         producer.metadata_props[ALSO] = "\n".join(filter(None, told))
-
-
-def _remove(node: ir.Node) -> None:
-    assert node.graph is not None
-    node.graph.remove(node, safe=True)
 
 
 def _copy_before(quantize: ir.Node, node: ir.Node, value: ir.Value | None) -> ir.Node:
@@ -122,7 +117,7 @@ def _copy_before(quantize: ir.Node, node: ir.Node, value: ir.Value | None) -> ir
     made.meta.update(quantize.meta)
     set_type(made.outputs[0], quantize.outputs[0].dtype)
     made.outputs[0].shape = value.shape if value is not None else None
-    node.graph.insert_before(node, made)  # type: ignore[union-attr]
+    present(node.graph).insert_before(node, made)
     return made
 
 
@@ -135,7 +130,7 @@ def _moved_before(quantize: ir.Node, node: ir.Node, positions: Any) -> list[ir.N
     for value in node.outputs:
         for reader in readers(value):
             reader.outputs[0].replace_all_uses_with(value)
-            _remove(reader)
+            erase(reader)
         set_type(value, made[0].outputs[0].dtype)
     return made
 
@@ -159,7 +154,7 @@ def _moved_before_clamp(model: ir.Model, quantize: ir.Node, clamp: ir.Node, own:
         clip = ir.Node("", "Clip", [result, *bounds], metadata_props=dict(clamp.metadata_props))
         clip.meta.update(clamp.meta)
         clip.outputs[0].dtype, clip.outputs[0].shape = own.dtype, result.shape
-        clamp.graph.insert_before(clamp, clip)  # type: ignore[union-attr]
+        present(clamp.graph).insert_before(clamp, clip)
         result = clip.outputs[0]
     else:
         told = clamp.metadata_props
@@ -167,8 +162,8 @@ def _moved_before_clamp(model: ir.Model, quantize: ir.Node, clamp: ir.Node, own:
         made.metadata_props[ALSO] = "\n".join(filter(None, (made.metadata_props.get(ALSO), also)))
     for reader in readers(clamp.outputs[0]):
         reader.outputs[0].replace_all_uses_with(result)
-        _remove(reader)
-    _remove(clamp)
+        erase(reader)
+    erase(clamp)
     return [made]
 
 

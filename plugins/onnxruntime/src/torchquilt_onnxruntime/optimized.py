@@ -44,6 +44,10 @@ _INTEGER_KERNELS = frozenset(
 )
 #: Kernels that read integers of a weight as they are stored.
 _READS_WEIGHTS = frozenset({"MatMulNBits", "GatherBlockQuantized", "MatMulBnb4"})
+#: Kernels whose sums are floats. A bias is added to them in any kernel that is there for something else.
+_RETURNS_SUMS = frozenset(
+    {"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", *_READS_WEIGHTS}
+)
 #: Kernels that lay out data; beside another kernel of the same operator they are no operators of their own.
 _LAYING_OUT = frozenset(
     {
@@ -245,15 +249,16 @@ class Optimized:
 
     @cached_property
     def _computing(self) -> Mapping[_Part, list[_Kernel]]:
-        """Operator → the kernels that compute it; those that lay out data where there are no others."""
+        """Operator → the kernels that compute it.
+
+        Those that scale the sums of a product and add its bias do not, and those that lay out data where
+        there are others do not either.
+        """
         found: dict[_Part, list[_Kernel]] = defaultdict(list)
         for kernel in self.kernels:
             for part in kernel.parts:
                 found[part].append(kernel)
-        return {
-            part: [one for one in kernels if one.type not in _LAYING_OUT] or kernels
-            for part, kernels in found.items()
-        }
+        return {part: _computing(kernels) for part, kernels in found.items()}
 
     def steps(self) -> Mapping[str, str]:
         """Name of a kernel → the step that it belongs to, which is the name of a kernel that computes.
@@ -352,6 +357,11 @@ class Optimized:
 
     def _is_float(self, values: Iterable[str]) -> bool:
         return any(self.file.dtypes.get(one, "") in _FLOATS for one in values)
+
+
+def _computing(kernels: list[_Kernel]) -> list[_Kernel]:
+    products = [one for one in kernels if one.type in _RETURNS_SUMS]
+    return products or [one for one in kernels if one.type not in _LAYING_OUT] or kernels
 
 
 def _tell_dtypes(kernels: Sequence[_Kernel], dtypes: dict[str, str]) -> None:

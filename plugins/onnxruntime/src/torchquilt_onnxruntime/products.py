@@ -3,6 +3,8 @@
 - A transposed weight is stored transposed, so that its DequantizeLinear is next to the product.
 - A product of more than two dimensions with a weight becomes a Gemm between two Reshapes of the integers:
   Gemm has a kernel that adds the bias and quantizes the sums by itself.
+- Products of floats that share a weight have a copy of its integers each: the runtime takes integers and
+  scales into the product's kernel only where nothing else reads them.
 - The mean over an image becomes a GlobalAveragePool.
 """
 
@@ -13,9 +15,20 @@ from typing import Any
 import numpy as np
 from onnxscript import ir
 
-from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, readers, set_type, store
+from torchquilt_onnxruntime.graphs import (
+    array_of,
+    erase,
+    graphs_of,
+    insert,
+    present,
+    readers,
+    set_type,
+    store,
+)
 from torchquilt_onnxruntime.qdq import dequantize_behind, is_quantize, parameters_of
 from torchquilt_onnxruntime.withholding import is_withheld
+
+_PRODUCTS = frozenset({"Gemm", "MatMul"})
 
 
 def store_transposed(model: ir.Model) -> None:
@@ -36,7 +49,7 @@ def _without_transpose(model: ir.Model, transpose: ir.Node) -> None:
     made = _transposed(model, transpose, dequantize, None if told is None else list(told))
     if made is not None:
         transpose.outputs[0].replace_all_uses_with(made)
-        transpose.graph.remove(transpose, safe=True)  # type: ignore[union-attr]
+        erase(transpose)
 
 
 def _without_trans_b(model: ir.Model, gemm: ir.Node) -> None:
@@ -60,7 +73,7 @@ def _transposed(
     for position, value in enumerate(made):
         array = array_of(value)
         if array is not None and array.ndim == integers.ndim:  # blocks have parameters of as many dimensions
-            name = f"{value.name}_transposed"  # type: ignore[union-attr]
+            name = f"{present(value).name}_transposed"
             made[position] = model.graph.initializers.get(name) or store(
                 model.graph, name, np.ascontiguousarray(array.transpose(perm))
             )
@@ -73,6 +86,35 @@ def _transposed(
     set_type(one.outputs[0], dequantize.outputs[0].dtype)
     one.outputs[0].shape = ir.Shape([integers.shape[axis] for axis in perm])
     return one.outputs[0]
+
+
+def separate_weights(model: ir.Model) -> None:
+    """Give products of floats that share a weight a copy of its integers each."""
+    for graph in graphs_of(model):
+        known: set[ir.Value] = set()
+        for product in [node for node in graph if node.op_type in _PRODUCTS and not node.domain]:
+            data, weight = (dequantize_behind(value) for value in product.inputs[:2])
+            integers = None if weight is None or data is not None else weight.inputs[0]
+            if weight is None or integers is None or array_of(integers) is None:
+                continue
+            if integers in known:
+                product.replace_input_with(1, _apart(model, product, weight))
+            known.add(integers)
+
+
+def _apart(model: ir.Model, before: ir.Node, dequantize: ir.Node) -> ir.Value:
+    """The same weight, dequantized of constants of its own."""
+    copies: list[ir.Value | None] = []
+    for value in dequantize.inputs:
+        array = array_of(value)
+        if value is not None and array is not None:
+            value = store(model.graph, f"{value.name}_copy", array, value.dtype)
+        copies.append(value)
+    made = insert(before, "DequantizeLinear", copies, like=dequantize)
+    made.attributes.update(dequantize.attributes)
+    set_type(made.outputs[0], dequantize.outputs[0].dtype)
+    made.outputs[0].shape = dequantize.outputs[0].shape
+    return made.outputs[0]
 
 
 def is_plain(gemm: ir.Node) -> bool:
@@ -94,7 +136,7 @@ def _write_gemm(model: ir.Model, product: ir.Node) -> None:
     data, weight = (dequantize_behind(value) for value in product.inputs)
     told = parameters_of(data)
     stored = None if weight is None else array_of(weight.inputs[0])
-    shape = None if data is None else data.inputs[0].shape  # type: ignore[union-attr]
+    shape = None if data is None else present(data.inputs[0]).shape
     if data is None or weight is None or told is None or not told.is_per_tensor:
         return
     own = parameters_of(weight)
@@ -117,7 +159,7 @@ def _write_gemm(model: ir.Model, product: ir.Node) -> None:
     result.outputs[0].name = last.outputs[0].name
     last.outputs[0].replace_all_uses_with(result.outputs[0], replace_graph_outputs=True)
     for node in dict.fromkeys((last, product)):
-        node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+        erase(node)
 
 
 def _with_bias(product: ir.Node) -> tuple[ir.Node, ir.Value | None]:
@@ -165,7 +207,7 @@ def write_global_pool(model: ir.Model) -> None:
 
 def _write_global_pool(model: ir.Model, mean: ir.Node) -> None:
     pool = insert(mean, "GlobalAveragePool", mean.inputs[:1], like=mean)
-    (batch, channels), result = mean.inputs[0].shape[:2], pool.outputs[0]  # type: ignore[union-attr,index]
+    (batch, channels), result = present(present(mean.inputs[0]).shape)[:2], pool.outputs[0]
     result.dtype, result.shape = ir.DataType.FLOAT, ir.Shape([batch, channels, 1, 1])
     if not mean.attributes.get_int("keepdims", 1):
         axes = store(model.graph, f"{mean.outputs[0].name}_axes", np.array([2, 3], np.int64))
@@ -173,4 +215,4 @@ def _write_global_pool(model: ir.Model, mean: ir.Node) -> None:
         result = squeeze.outputs[0]
         result.dtype, result.shape = ir.DataType.FLOAT, mean.outputs[0].shape
     mean.outputs[0].replace_all_uses_with(result)
-    mean.graph.remove(mean, safe=True)  # type: ignore[union-attr]
+    erase(mean)

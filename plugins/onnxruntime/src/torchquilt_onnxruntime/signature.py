@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
+#: Beginning of names that last until all have their own.
+_UNUSED = "torchquilt.unnamed."
+
+
 def signature_of(program: ExportedProgram) -> Signature:
     """The inputs and outputs of a call of a program, with the names that they have in the file."""
     from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
@@ -22,11 +26,14 @@ def signature_of(program: ExportedProgram) -> Signature:
         if spec.kind is InputKind.USER_INPUT:
             is_constant = isinstance(spec.arg, ConstantArgument)
             inputs.append(Leaf("", _constant(spec.arg)) if is_constant else Leaf(spec.arg.name))
+    taken = {leaf.name for leaf in inputs}
     for output in program.graph_signature.output_specs:
         if output.kind is not OutputKind.USER_OUTPUT:
             continue  # refused when it is written
         is_constant = isinstance(output.arg, ConstantArgument)
         name = f"output_{len(outputs)}"
+        while name in taken:
+            name += "_"
         outputs.append(Leaf("", _constant(output.arg)) if is_constant else Leaf(name))
     given, returned = program.call_spec.in_spec, program.call_spec.out_spec
     structure = tuple(pytree.treespec_dumps(one) if one is not None else "" for one in (given, returned))
@@ -41,10 +48,15 @@ def _constant(argument: Any) -> Any:
 def with_signature(model: ir.Model, signature: Signature) -> None:
     """Name the outputs of a model, and keep the signature in its metadata."""
     names = [leaf.name for leaf in signature.outputs if not leaf.is_constant]
-    taken = {value.name for node in model.graph.all_nodes() for value in node.outputs}
-    for value in model.graph.outputs:
-        taken.discard(value.name)
-    for value, name in zip(model.graph.outputs, names, strict=True):
-        assert name not in taken, name
+    given = [leaf.name for leaf in signature.inputs if not leaf.is_constant]
+    ends = [*model.graph.inputs, *model.graph.outputs]
+    for number, value in enumerate(ends):  # one may have the name that another gets
+        value.name = f"{_UNUSED}{number}"
+    taken = {*given, *names}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name in taken:
+                value.name = f"{value.name}_of_{node.name}"
+    for value, name in zip(ends, [*given, *names], strict=True):
         value.name = name
     model.metadata_props[KEY] = signature.to_text()

@@ -17,7 +17,12 @@ from torchquilt_onnxruntime.embeddings import look_up_integers
 from torchquilt_onnxruntime.exporting import KIND, SOURCE
 from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, readers, store
 from torchquilt_onnxruntime.movement import move_quantizes
-from torchquilt_onnxruntime.products import store_transposed, write_gemm, write_global_pool
+from torchquilt_onnxruntime.products import (
+    separate_weights,
+    store_transposed,
+    write_gemm,
+    write_global_pool,
+)
 from torchquilt_onnxruntime.qdq import dequantize_behind
 from torchquilt_onnxruntime.unsigned import write_unsigned
 from torchquilt_onnxruntime.withholding import withhold
@@ -55,6 +60,7 @@ def write(model: ir.Model, withheld: Collection[str] = ()) -> None:
     write_unsigned(model)
     quantize_biases(model)
     pack_four_bits(model)
+    separate_weights(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)

@@ -113,8 +113,39 @@ _WEIGHTED = (
     ),
 )
 
+#: What a weight of integers beside floats has at least, so that the kernel reads the integers.
+_FEWEST_INPUTS, _FEWEST_OUTPUTS = 4, 2
+
+
+def _is_large(outputs: int) -> Constraint:
+    """The constraint that a weight is large enough; ``outputs`` is the dimension of its outputs."""
+
+    def holds(match: Match) -> bool:
+        (weight,) = match.inputs("weight")
+        shape = weight.meta["val"].shape
+        return bool(shape[1 - outputs] >= _FEWEST_INPUTS and shape[outputs] >= _FEWEST_OUTPUTS)
+
+    text = f"the weight has {_FEWEST_INPUTS} inputs or more, and {_FEWEST_OUTPUTS} outputs or more"
+    return Constraint("large_weight", text, holds)
+
+
+def _alone(
+    operator: ops.Operator, *only: Constraint, channel_axis: int = 0, rewrite: tuple[Rewrite, ...] = ()
+) -> SupportRow:
+    """Row of a product with a weight of integers, of floats and to floats."""
+    return _row(
+        operator,
+        specs={"weight": (_WEIGHT,)},
+        channel_axis=channel_axis,
+        constraints=(when.CONSTANT_WEIGHT, *only, _is_large(channel_axis)),
+        rewrite=rewrite,
+    )
+
+
 _WEIGHTS_ALONE = (
-    _row(ops.LINEAR, specs={"weight": (_WEIGHT,)}, constraints=(when.CONSTANT_WEIGHT, ROWS, when.MATRIX)),
+    _alone(ops.LINEAR, ROWS, when.MATRIX),
+    _alone(ops.ADDMM, when.UNSCALED, when.BIAS_OF_CHANNELS, channel_axis=1, rewrite=(write.as_linear,)),
+    _alone(ops.MATMUL, ROWS, when.MATRIX, channel_axis=1, rewrite=(write.as_linear,)),
 )
 
 _SAFE = (when.NOT_A_MASK, when.NO_NORMALIZATION)
