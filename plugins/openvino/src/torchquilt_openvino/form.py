@@ -6,6 +6,8 @@ subtracted from and multiplied. What changes nothing is in its way, and costs a 
 - A quantize of values that are steps of its own scale already (behind a reshape, say) is dropped, with its
   dequantize.
 - A weight that is quantized when the model runs is stored quantized.
+- A mish that is quantized, and is not computed in the kernel of a convolution, is written as what it
+  computes: OpenVINO does not compile it.
 - A quantize whose integers are read by more than dequantizes (a program that returns integers) is written as
   what it computes. So are those that OpenVINO refuses, and those that it would join with a clamp.
 """
@@ -55,7 +57,7 @@ _KEEPING = frozenset(
         "aten.amax.default",
         "aten.amin.default",
     }
-)
+) - {*ops.ROLL.overloads, *ops.REPEAT.overloads}  # OpenVINO has no integers behind these
 #: Operators that clip at bounds which are no steps of a scale.
 _CLIPPING = frozenset((*ops.CLAMP.overloads, *ops.HARDTANH.overloads, *ops.RELU6.overloads))
 
@@ -80,7 +82,25 @@ def integer_form(program: ExportedProgram, in_floats: Collection[str] = ()) -> E
             _replace_readers(quantize, told.input, signature)
         elif node.name in in_floats or _is_clipped(quantize):
             _replace_readers(quantize, _written_in_floats(graph, quantize, told), signature)
+    _write_out_mish(graph)
     return with_graph(program, graph, signature)
+
+
+def _write_out_mish(graph: Graph) -> None:
+    aten = torch.ops.aten
+    for node in [one for one in graph.nodes if overload_name(one) == "aten.mish.default"]:
+        value = node.all_input_nodes[0]
+        if overload_name(value).startswith("aten.conv") or not any(map(is_quantize, node.users)):
+            continue
+        with graph.inserting_before(node):
+            grown = graph.call_function(aten.softplus.default, (value,))
+            bent = graph.call_function(aten.tanh.default, (grown,))
+            made = graph.call_function(aten.mul.Tensor, (value, bent))
+        for one in (grown, bent, made):
+            one.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
+        made.name = node.name  # by which its origin is known
 
 
 def _has_steps_of(node: Node, parameters: tuple[Any, ...]) -> bool:
@@ -90,7 +110,7 @@ def _has_steps_of(node: Node, parameters: tuple[Any, ...]) -> bool:
         return told.has_one_scale and told.parameters == parameters
     if node.target is operator.getitem:
         return _has_steps_of(node.all_input_nodes[0], parameters)
-    if overload_name(node) not in _KEEPING or not _adds_zeros_at_most(node):
+    if overload_name(node) not in _KEEPING or not _adds_zeros_at_most(node) or _has_ceil_mode(node):
         return False
     read = [one for one in node.all_input_nodes if _is_float(one)]
     return bool(read) and all(_has_steps_of(one, parameters) for one in read)
@@ -109,6 +129,11 @@ def _is_clipped(quantize: Node) -> bool:
 
 def _adds_zeros_at_most(node: Node) -> bool:
     return overload_name(node) not in ops.PAD.overloads or _pads_with_zeros(node)
+
+
+def _has_ceil_mode(node: Node) -> bool:
+    """Whether a node pools with windows that hang over the end, which OpenVINO does in floats."""
+    return bool(arguments_of(node).get("ceil_mode"))
 
 
 def _pads_with_zeros(node: Node) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import attrs
 
 from torchquilt import AllowedSpec, Constraint, OperatorPattern, Refusal, Sharing, SupportRow, SupportTable
-from torchquilt.backend import Match, Rewrite, argument, rank
+from torchquilt.backend import Match, Rewrite, argument, overload_name, rank
 from torchquilt.backend import constraints as when
 from torchquilt.backend import operators as ops
 from torchquilt.backend import rewrites as write
@@ -47,9 +47,26 @@ def _row(
     )
 
 
+_PRODUCTS = frozenset((*ops.LINEAR.overloads, *ops.ADDMM.overloads, *ops.MATMUL.overloads))
+
+
+def _is_in_no_chain(match: Match) -> bool:
+    (node,) = match.inputs("input_activation")
+    while (rank(node) or 0) == 2 and overload_name(node) not in _PRODUCTS:
+        tensors = [one for one in node.all_input_nodes if rank(one)]
+        if len(tensors) != 1:
+            return True
+        (node,) = tensors
+    return (rank(node) or 0) != 2
+
+
+# Of products of matrices one behind the other OpenVINO makes a single kernel, with some activations only.
+NO_CHAIN = Constraint("chain", "no other product of matrices is before it", _is_in_no_chain)
+
 # Activations that are computed in the kernel of the operator before them, and their conditions.
 _FUSED: tuple[tuple[tuple[ops.Operator, ...], tuple[Constraint, ...]], ...] = (
-    *(((one,), ()) for one in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.LEAKY_RELU, ops.SIGMOID, ops.SILU)),
+    *(((one,), ()) for one in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.SIGMOID)),
+    *(((one,), (NO_CHAIN,)) for one in (ops.LEAKY_RELU, ops.SILU)),
     ((ops.CLAMP,), (when.TWO_BOUNDS,)),
     ((), ()),
 )
@@ -155,18 +172,27 @@ _ELEMENTWISE = (
     _row(ops.SUB, constraints=(when.NO_ALPHA, *_SAFE)),
 )
 
+# OpenVINO pools in floats where a window hangs over the end.
+NO_CEIL_MODE = Constraint(
+    "ceil_mode",
+    "ceil_mode is False",
+    lambda match: not argument(match, 5, "ceil_mode", False),
+)
+
 _OTHERS = (
     _row(ops.CAT, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE,)),
     _row(ops.ADAPTIVE_AVG_POOL2D, constraints=(when.IMAGE, when.POOLS_TO_ONE_PIXEL)),
     _row(ops.AVG_POOL2D, constraints=(when.IMAGE,)),
     _row(ops.MEAN, constraints=(when.IMAGE, when.MEAN_OVER_IMAGE)),
-    _row(ops.MAX_POOL2D, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.IMAGE,)),
+    _row(ops.MAX_POOL2D, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.IMAGE, NO_CEIL_MODE)),
 )
 
 
-def _follows(operator: ops.Operator, *constraints: Constraint) -> SupportRow:
+def _follows(
+    operator: ops.Operator, *constraints: Constraint, rewrite: tuple[Rewrite, ...] = ()
+) -> SupportRow:
     """A data-movement operator: it keeps the parameters of its input."""
-    return _row(operator, sharing=Sharing.FOLLOWS_INPUT, constraints=constraints)
+    return _row(operator, sharing=Sharing.FOLLOWS_INPUT, constraints=constraints, rewrite=rewrite)
 
 
 _FOLLOWING = (
@@ -177,7 +203,7 @@ _FOLLOWING = (
          ops.FLATTEN, ops.UNFLATTEN, ops.SQUEEZE, ops.UNSQUEEZE, ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE,
          ops.CHANNEL_SHUFFLE, ops.FLIP),
     ),
-    _follows(ops.PAD, when.ZEROS),
+    _follows(ops.PAD, when.STATIC_SHAPE, when.ZEROS, rewrite=(write.as_cat_with_zeros,)),
 )  # fmt: skip
 
 _REFUSALS = (
