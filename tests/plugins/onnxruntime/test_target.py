@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx.reference
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import torchquilt as tq
 from plugins.onnxruntime.programs import (
@@ -238,3 +240,124 @@ def test_integers_of_inputs_and_outputs_stay() -> None:
         model, (normal(3, 8),), target="onnxruntime", backends=[], io_dtype=torch.int8, verify=True
     )
     assert [port.dtype for port in (*program.io.inputs, *program.io.outputs)] == ["int8", "int8"]
+
+
+class Returning(nn.Module):
+    """A function of an input and a linear, as a model."""
+
+    def __init__(self, function: Callable[[nn.Linear, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Run it."""
+        return self.function(self.linear, x)
+
+
+RETURNED: dict[str, Callable[[nn.Linear, torch.Tensor], Any]] = {
+    "input": lambda linear, x: (linear(x), x),
+    "input alone": lambda _, x: x,
+    "input twice": lambda linear, x: (x, x, linear(x)),
+    "view of the input": lambda linear, x: (x.view(-1), x, linear(x)),
+    "number and None": lambda linear, x: (linear(x), 3, None, x),
+    "one tensor twice": lambda linear, x: (lambda y: {"a": y, "b": (y, y)})(linear(x)),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+@pytest.mark.parametrize("preset", ["static_int8_per_channel", None], ids=["static", "float"])
+def test_outputs_are_what_the_model_returns(name: str, preset: str | None) -> None:
+    """Also inputs, numbers, and one tensor several times."""
+    torch.manual_seed(0)
+    inputs = (normal(4, 8),)
+    module = Returning(RETURNED[name]).eval()
+    model: Any = torch.export.export(module, inputs)
+    if preset is not None and name != "input alone":  # which has nothing to quantize
+        model = converted(module, inputs, preset)
+    program = tq.lower(model, inputs, target="onnxruntime", backends=[], verify=True)
+    expected, found = (pytree.tree_flatten(one) for one in (module(*inputs), program.run(*inputs)))
+    assert found[1] == expected[1]
+    onnx.checker.check_model(model_of(program), full_check=True)
+
+
+class Named(nn.Module):
+    """A linear whose argument has the name that outputs get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, output_0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run it."""
+        return self.linear(output_0), output_0
+
+
+def test_an_input_may_be_named_like_an_output() -> None:
+    """The input keeps its name, and the output gets another one."""
+    torch.manual_seed(0)
+    program = lowered(Named(), (normal(4, 8),))
+    names = [one.name for one in (*model_of(program).graph.input, *model_of(program).graph.output)]
+    assert names[0] == "output_0"
+    assert len(set(names)) == len(names) == 3
+
+
+class Shared(nn.Module):
+    """A linear that is called three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run it."""
+        return self.linear(torch.relu(self.linear(x))), self.linear(y)
+
+
+class Residual(nn.Module):
+    """A linear whose bias, sum with its input and norm ONNX Runtime makes one kernel of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(64, 64), nn.LayerNorm(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run it."""
+        found: torch.Tensor = self.norm(self.linear(x) + x)
+        return found
+
+
+class Clamps(nn.Module):
+    """Products that a clamp reads, with and without a bias, of vectors and of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.biased = nn.Linear(64, 64, bias=False), nn.Linear(64, 64)
+        self.last = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run it."""
+        x = torch.relu(self.biased(nn.functional.relu6(self.plain(x))))
+        x = torch.relu(x @ self.plain.weight.T + self.biased.bias)
+        found: torch.Tensor = self.last(torch.clamp(x, -1, 1))
+        return found
+
+
+@pytest.mark.parametrize("preset", ["weight_only_int8", "weight_only_int4", "dynamic_int8_per_channel"])
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        pytest.param(Shared, (normal(3, 64), normal(2, 64)), id="shared"),
+        pytest.param(Clamps, (normal(3, 64),), id="clamps"),
+        pytest.param(Clamps, (normal(2, 3, 64),), id="clamps-of-tokens"),
+        pytest.param(Residual, (normal(2, 5, 64),), id="residual"),
+    ],
+)
+def test_products_read_integers_wherever_their_weight_and_bias_go(
+    module: type[nn.Module], inputs: tuple[torch.Tensor, ...], preset: str
+) -> None:
+    """Those that share a weight, that a clamp reads, and whose bias another kernel adds."""
+    torch.manual_seed(0)
+    found = statuses(lowered(module(), inputs, preset))
+    linears = {node: code for node, code in found.items() if node.startswith("linear")}
+    assert set(linears.values()) == {"integer_kernel"}

@@ -230,3 +230,49 @@ def test_values_that_are_clipped_in_float_are_those_of_the_model(clip: Callable[
     made = quantized(model, inputs)
     found = tq.lower(made, inputs, target="openvino", verify=False).run(*inputs)
     torch.testing.assert_close(found, made(*inputs))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 2), (64, 64)])
+def test_weights_alone_are_integers_where_the_table_claims_them(inputs: int, outputs: int) -> None:
+    """From four inputs and two outputs on."""
+    model = nn.Sequential(nn.Linear(inputs, outputs)).eval()
+    found = program(model, (uniform(5, inputs),), preset="weight_only_int8")
+    assert set(statuses(found).values()) == {"integer_kernel"}
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 64), (64, 1), (1, 1)])
+def test_small_weights_alone_are_refused_beforehand(inputs: int, outputs: int) -> None:
+    """OpenVINO makes floats of them."""
+    model = nn.Sequential(nn.Linear(inputs, outputs)).eval()
+    with pytest.raises(tq.IntentError, match="constraint:large_weight"):
+        program(model, (uniform(5, inputs),), preset="weight_only_int8")
+
+
+class Products(nn.Module):
+    """A weight that is multiplied as GPT-2 does, with and without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(uniform(16, 8)), nn.Parameter(uniform(8))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run it."""
+        return torch.addmm(self.bias, x, self.weight), x @ self.weight
+
+
+def test_weights_alone_of_other_products_are_integers() -> None:
+    """They are written as linear."""
+    found = statuses(program(Products().eval(), (uniform(5, 16),), preset="weight_only_int8"))
+    assert found == {"addmm": "integer_kernel", "matmul": "integer_kernel"}
+
+
+@pytest.mark.parametrize("last", [torch.relu, torch.sigmoid, nn.functional.silu, nn.functional.leaky_relu])
+def test_an_activation_behind_a_chain_of_products_is_claimed_where_it_is_in_their_kernel(
+    last: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """OpenVINO makes one kernel of the products, and of some activations another one."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 8) for _ in range(2)]
+    model = Calling(lambda one, two, x: last(two(torch.relu(one(x)))), *layers)
+    found = program(model, (uniform(4, 8),))
+    assert set(statuses(found).values()) <= {"integer_kernel", "removed", "float_kernel"}

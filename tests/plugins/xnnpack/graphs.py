@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
 
-import pytest
-
-from torchquilt.testing.drawing import Outcome, batches, failures, tried
+from plugins import graphs
+from plugins.graphs import STATIC, process
+from torchquilt.testing.drawing import Outcome, tried
 from torchquilt.testing.graphs import Plan
 from torchquilt.testing.process import Process
-from torchquilt.testing.subject import Subject, installed
+from torchquilt.testing.subject import Subject
 
-STATIC = ("static_int8", "static_int8_per_channel")
+__all__ = ["DYNAMIC", "STATIC", "check_drawn", "check_plans", "outcome", "process", "subject"]
+
 DYNAMIC = ("dynamic_int8", "dynamic_int8_per_channel")
 
-#: How many plans are one program.
-BATCH = 8
 
-
-@cache
 def subject() -> Subject:
     """XNNPACK's backend, as it is installed."""
-    return installed("xnnpack")
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[Process]:
-    """A process for what may end it, for all tests of a file."""
-    made = Process()
-    yield made
-    made.end()
+    return graphs.subject("xnnpack")
 
 
 def check_drawn(
@@ -42,26 +30,13 @@ def check_drawn(
     mixed: bool = False,
     dtype: str = "float32",
 ) -> None:
-    """Draw graphs, and fail with the smallest ones that are not right.
-
-    Args:
-        process: where they are tried.
-        names: of the presets that are asked for.
-        seed: of the drawing; it is printed with what fails.
-        count: how many.
-        mixed: whether single steps are asked for otherwise, or left in float.
-        dtype: of the inputs and layers.
-    """
-    drawn = batches(subject(), names, seed, count, mixed=mixed, dtype=dtype)
-    found = [text for plans in drawn for text in failures(plans, subject(), process, {})]
-    assert not found, "\n\n".join([f"seed {seed}: {len(found)} of {count} graphs are not right", *found])
+    """Draw graphs, and fail with the smallest ones that are not right; see :func:`plugins.graphs`."""
+    graphs.check_drawn("xnnpack", process, names, seed, count, mixed=mixed, dtype=dtype)
 
 
 def check_plans(process: Process, plans: Sequence[Plan]) -> None:
     """Try plans as they are, many in one program, and fail with those that are not right."""
-    parts = [plans[begin : begin + BATCH] for begin in range(0, len(plans), BATCH)]
-    found = [text for part in parts for text in failures(part, subject(), process, {}, shrink=False)]
-    assert not found, "\n\n".join([f"{len(found)} of {len(plans)} graphs are not right", *found])
+    graphs.check_plans("xnnpack", process, plans)
 
 
 def outcome(process: Process, plan: Plan) -> Outcome:

@@ -5,9 +5,9 @@ and ``program`` are what a user gets, ``report`` writes that as JSON, ``calling`
 ``quantized_source`` finds the program, ledger and backends of a model, ``target_choice`` the target that
 these backends name, ``region_inlining`` writes regions into the graph around them, ``float_marks`` marks
 operators that stay in float, ``program_io`` takes quantize and dequantize off inputs and outputs,
-``stored_io`` reads these off the stored program, ``stored_runner`` is the base of what runs one,
-``ledger_join`` joins the ledger with where each operator runs, ``verification`` compares outputs, ``profile``
-joins times; ``lower_program`` runs these steps in order.
+``stored_io`` reads these off the stored program, ``stored_runner`` is the base of what runs one, ``claims``
+tells what no row promises for the target, ``ledger_join`` joins the ledger with where each operator runs,
+``verification`` compares outputs, ``profile`` joins times; ``lower_program`` runs these steps in order.
 Importing this package does not import torch.
 """
 

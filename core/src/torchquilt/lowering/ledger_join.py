@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
+#: Lowering statuses of what was quantized and computes in float.
+_NOT_AS_MEANT = frozenset({"fell_back_to_float", "refused_by_delegate", "delegated_as_float"})
+
+
 class Joint:
     """Rows of a ledger, and lines of code, that the nodes of an exported program stand for.
 
@@ -147,12 +151,24 @@ def _call_of(region: Region) -> str:
     return region.path.removesuffix(region.path.rpartition(".")[2]) + region.caller.name
 
 
-def joined(ledger: Ledger, joint: Joint, lowered: Lowered) -> Ledger:
-    """The ledger with the lowering status of each row."""
+def joined(ledger: Ledger, joint: Joint, lowered: Lowered, unclaimed: Mapping[str, str]) -> Ledger:
+    """The ledger with the lowering status of each row.
+
+    Args:
+        ledger: of the model.
+        joint: joins its rows with what is lowered.
+        lowered: result of the target.
+        unclaimed: operator that no row promises for this target → the sentence that says so.
+    """
     found: dict[str, list[Operation]] = defaultdict(list)
     for operation, row in joint.rows(lowered.operations):
         found[row.node].append(operation)
-    rows = (attrs.evolve(row, lowered=_lowering_status(row, found.get(row.node, []))) for row in ledger.rows)
+    rows = []
+    for row in ledger.rows:
+        status = _lowering_status(row, found.get(row.node, []))
+        if status.code in _NOT_AS_MEANT and row.node in unclaimed:
+            status = attrs.evolve(status, text=f"{status.text}; {unclaimed[row.node]}")
+        rows.append(attrs.evolve(row, lowered=status))
     return attrs.evolve(ledger, rows=tuple(rows))
 
 

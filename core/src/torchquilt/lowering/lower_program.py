@@ -18,6 +18,7 @@ from torchquilt.errors import (
     ProgramError,
     ProgramInputError,
 )
+from torchquilt.lowering.claims import unclaimed
 from torchquilt.lowering.program import LoweredProgram, with_report
 from torchquilt.lowering.program_facts import Ports, Verification
 from torchquilt.lowering.quantized_source import Source, source_of
@@ -75,7 +76,8 @@ def lower(
             :attr:`LoweredProgram.verification` what was done, or why not; an output with less than 40 dB may
             be as far off as the model is from itself where what it quantizes rounds otherwise. ``False``
             leaves it out.
-        strict: refuse what a delegate refuses, instead of leaving it to the kernels of the runtime.
+        strict: refuse what a delegate refuses, instead of leaving it to the kernels of the runtime; and what
+            was quantized for another target, where this one computes it in float.
 
     Returns:
         The program, with the ledger of the model joined with what runs where.
@@ -99,18 +101,17 @@ def lower(
     if target is None or runtime is None:
         target = target_of(names)
         runtime = registry.target(target)
-    contributions = {name: _contribution(name, target) for name in names}
+    foreign = unclaimed(source.ledger, [*(source.backends or ()), *names], target)
+    contributions = {name: _contribution(name, target, foreign) for name in names}
     flat = inlined(source.program)
     program, ports = with_integer_io(flat.program, io_dtype)
     joint = Joint(program.graph_module, source.ledger, flat.earlier)
     marked = with_decisions(program, joint.left_in_float())
-    making = _Making(target, runtime, contributions, source, joint, ports)
+    making = _Making(target, runtime, contributions, source, joint, ports, foreign)
 
     def made_by(lower_it: Callable[..., Lowered]) -> LoweredProgram:
         lowered = lower_it(marked, contributions)
-        if strict:
-            _check_is_taken(lowered, joint)
-        made = making.program(lowered)
+        made = making.program(lowered, strict=strict)
         # Verify another program, so that the returned one still has its initial state.
         tried = attrs.evolve(made, runner=making.open(lowered))
         return attrs.evolve(made, verification=_verification(tried, source.program, example_inputs, verify))
@@ -138,32 +139,42 @@ class _Making:
     source: Source
     joint: Joint
     ports: Ports
+    foreign: Mapping[str, str]
 
     def open(self, lowered: Lowered) -> Runner:
         """The program, ready to run."""
         return self.runtime.open(lowered.buffer, _libraries(self.contributions.values()))
 
-    def program(self, lowered: Lowered) -> LoweredProgram:
-        """The program with its facts, not verified yet."""
+    def program(self, lowered: Lowered, *, strict: bool) -> LoweredProgram:
+        """The program with its facts, not verified yet.
+
+        Raises:
+            LoweringError: with ``strict``, it is not what was meant.
+        """
         from torchquilt.lowering.ledger_join import float_islands, joined
 
+        if strict:
+            _check_is_taken(lowered, self.joint)
         runner, ledger = self.open(lowered), self.source.ledger
         stored = as_stored(self.ports, runner, lowered)
         _warn_of_sizes(narrowed(self.ports, stored), lowered.narrowed_by)
-        return LoweredProgram(
+        made = LoweredProgram(
             target=self.target,
             backends=tuple(self.contributions),
             buffer=lowered.buffer,
             io=stored,
             delegates=lowered.delegates,
             operators=lowered.operators,
-            ledger=None if ledger is None else joined(ledger, self.joint, lowered),
+            ledger=None if ledger is None else joined(ledger, self.joint, lowered, self.foreign),
             operations=tuple(map(self.joint.lowered_operation, lowered.operations)),
             kernels=lowered.kernels,
             leftovers=tuple(map(self.joint.leftover, lowered.conversions)),
             float_islands=float_islands(lowered.operations, self.joint),
             runner=runner,
         )
+        if strict:
+            _check_promises(made, self.foreign)
+        return made
 
 
 def _verification(
@@ -193,6 +204,29 @@ def _check_is_taken(lowered: Lowered, joint: Joint) -> None:
             expected="operators that the delegates of their backends take, with strict=True",
             got="; ".join(dict.fromkeys(one.refused for one in refused)),
             remedy="lower(..., strict=False) leaves them to the kernels of the runtime itself",
+        )
+
+
+def _check_promises(made: LoweredProgram, unclaimed: Mapping[str, str]) -> None:
+    """Refuse a program that computes in float what was quantized for another target.
+
+    Raises:
+        LoweringError: it does.
+    """
+    rows = made.ledger.rows if made.ledger is not None else ()
+    found = [
+        row
+        for row in rows
+        if row.node in unclaimed and row.lowered is not None and row.lowered.code == "fell_back_to_float"
+    ]
+    if found:
+        raise LoweringError(
+            f"{made.target} computes in float what was quantized for another target.",
+            node="; ".join(f"{row.node} ({row.op})" for row in found),
+            expected="operators that run as integers, with strict=True",
+            got="; ".join(dict.fromkeys(unclaimed[row.node] for row in found)),
+            remedy="ask beforehand: quantizer.quantization_capabilities().supports(..., "
+            f"target={made.target!r}); or lower(..., strict=False)",
         )
 
 
@@ -305,15 +339,19 @@ def _backends_of(source: Source, backends: Iterable[str] | None) -> tuple[str, .
     return tuple(dict.fromkeys(names))
 
 
-def _contribution(backend: str, target: str) -> Contribution:
+def _contribution(backend: str, target: str, unclaimed: Mapping[str, str]) -> Contribution:
     found = registry.contribution(backend, target)
     if found is None:
+        own = {node: text for node, text in unclaimed.items() if text.startswith(f"{backend} ")}
         raise LoweringError(
             f"The backend {backend!r} does not say how it is lowered to {target!r}.",
             backend=backend,
+            node=", ".join(own) or None,
             expected=f"a contribution to {target!r} in its manifest",
-            got="none",
-            remedy="lower to a target of its own, or leave it out: lower(..., backends=[...])",
+            got="; ".join(dict.fromkeys(own.values())) or "none",
+            remedy=f"lower to a target of its own; or use what {target!r} makes of it without promise: "
+            "lower(..., backends=[...]) without it; or ask beforehand, with "
+            f"quantizer.quantization_capabilities().supports(..., target={target!r})",
         )
     if not isinstance(found, Contribution):
         raise PluginLoadError(
@@ -332,7 +370,7 @@ def _installed_contributions(target: str) -> list[Contribution]:
     for backend in _listed():
         if backend.status == "ok" and backend.manifest and target in backend.manifest.contributions:
             try:
-                found.append(_contribution(backend.name, target))
+                found.append(_contribution(backend.name, target, {}))
             except PluginLoadError as error:
                 warnings.warn(f"{error.problem} ({error.got})", stacklevel=4)
     return found

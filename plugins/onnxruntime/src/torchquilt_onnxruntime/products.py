@@ -5,6 +5,8 @@
   Gemm has a kernel that adds the bias and quantizes the sums by itself.
 - Products of floats that share a weight have a copy of its integers each: the runtime takes integers and
   scales into the product's kernel only where nothing else reads them.
+- A product of floats with a weight of integers adds its bias, or zeros, in front of a Relu or Clip: the
+  runtime does not take the integers where one of these reads the product.
 - The mean over an image becomes a GlobalAveragePool.
 """
 
@@ -29,6 +31,7 @@ from torchquilt_onnxruntime.qdq import dequantize_behind, is_quantize, parameter
 from torchquilt_onnxruntime.withholding import is_withheld
 
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
+_CLAMPS = frozenset({"Clip", "Relu"})
 
 
 def store_transposed(model: ir.Model) -> None:
@@ -86,6 +89,34 @@ def _transposed(
     set_type(one.outputs[0], dequantize.outputs[0].dtype)
     one.outputs[0].shape = ir.Shape([integers.shape[axis] for axis in perm])
     return one.outputs[0]
+
+
+def add_apart(model: ir.Model) -> None:
+    """Let no Relu and no Clip read a product of floats with a weight of integers."""
+    for graph in graphs_of(model):
+        for product in [node for node in graph if node.op_type in _PRODUCTS and not node.domain]:
+            data, weight = (dequantize_behind(value) for value in product.inputs[:2])
+            integers = None if weight is None or data is not None else array_of(weight.inputs[0])
+            if integers is not None and integers.ndim == 2:
+                _add_apart(model, product, integers.shape[-1])
+
+
+def _add_apart(model: ir.Model, product: ir.Node, outputs: int) -> None:
+    result, shape = product.outputs[0], product.outputs[0].shape
+    if product.op_type == "MatMul" and shape is not None and len(shape) == 2:
+        product.op_type = "Gemm"  # to which the runtime adds no bias that another operator adds
+    if result.is_graph_output() or not any(one.op_type in _CLAMPS for one in readers(result)):
+        return
+    bias = product.inputs[2] if len(product.inputs) > 2 else None
+    if bias is None:
+        bias = store(model.graph, f"{result.name}_zeros", np.zeros(outputs, np.float32))
+    sums = insert(product, product.op_type, product.inputs[:2], like=product)
+    sums.attributes.update(product.attributes)
+    added = insert(product, "Add", [sums.outputs[0], bias], like=product)
+    for one in (sums, added):
+        one.outputs[0].type, one.outputs[0].shape = result.type, shape
+    result.replace_all_uses_with(added.outputs[0])
+    erase(product)
 
 
 def separate_weights(model: ir.Model) -> None:

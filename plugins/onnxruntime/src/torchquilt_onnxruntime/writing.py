@@ -18,6 +18,7 @@ from torchquilt_onnxruntime.exporting import KIND, SOURCE
 from torchquilt_onnxruntime.graphs import array_of, graphs_of, insert, readers, store
 from torchquilt_onnxruntime.movement import move_quantizes
 from torchquilt_onnxruntime.products import (
+    add_apart,
     separate_weights,
     store_transposed,
     write_gemm,
@@ -60,6 +61,7 @@ def write(model: ir.Model, withheld: Collection[str] = ()) -> None:
     write_unsigned(model)
     quantize_biases(model)
     pack_four_bits(model)
+    add_apart(model)
     separate_weights(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]

@@ -57,7 +57,7 @@ _KEEPING = frozenset(
         "aten.amax.default",
         "aten.amin.default",
     }
-) - {*ops.ROLL.overloads, *ops.REPEAT.overloads}  # OpenVINO has no integers behind these
+) - {*ops.ROLL.overloads, *ops.REPEAT.overloads, *ops.PAD.overloads}  # OpenVINO has no integers behind these
 #: Operators that clip at bounds which are no steps of a scale.
 _CLIPPING = frozenset((*ops.CLAMP.overloads, *ops.HARDTANH.overloads, *ops.RELU6.overloads))
 
@@ -110,7 +110,7 @@ def _has_steps_of(node: Node, parameters: tuple[Any, ...]) -> bool:
         return told.has_one_scale and told.parameters == parameters
     if node.target is operator.getitem:
         return _has_steps_of(node.all_input_nodes[0], parameters)
-    if overload_name(node) not in _KEEPING or not _adds_zeros_at_most(node) or _has_ceil_mode(node):
+    if overload_name(node) not in _KEEPING or _has_ceil_mode(node):
         return False
     read = [one for one in node.all_input_nodes if _is_float(one)]
     return bool(read) and all(_has_steps_of(one, parameters) for one in read)
@@ -127,18 +127,9 @@ def _is_clipped(quantize: Node) -> bool:
     return any(not one.users or not all(map(is_quantize, one.users)) for one in clips)
 
 
-def _adds_zeros_at_most(node: Node) -> bool:
-    return overload_name(node) not in ops.PAD.overloads or _pads_with_zeros(node)
-
-
 def _has_ceil_mode(node: Node) -> bool:
     """Whether a node pools with windows that hang over the end, which OpenVINO does in floats."""
     return bool(arguments_of(node).get("ceil_mode"))
-
-
-def _pads_with_zeros(node: Node) -> bool:
-    arguments = arguments_of(node)
-    return arguments.get("mode", "constant") != "constant" or not arguments.get("value")
 
 
 def _is_float(node: Node) -> bool:

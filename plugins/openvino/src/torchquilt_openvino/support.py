@@ -188,6 +188,16 @@ _OTHERS = (
 )
 
 
+def _pads_one_dimension(match: Match) -> bool:
+    padding = argument(match, 1, "pad", ())
+    pairs = zip(padding[::2], padding[1::2], strict=True)
+    return sum(any(pair) for pair in pairs) == 1
+
+
+# OpenVINO pads in floats, and joins zeros as integers once, not to what zeros were joined to.
+ONE_DIMENSION = Constraint("one_dimension", "it pads one dimension", _pads_one_dimension)
+
+
 def _follows(
     operator: ops.Operator, *constraints: Constraint, rewrite: tuple[Rewrite, ...] = ()
 ) -> SupportRow:
@@ -203,7 +213,9 @@ _FOLLOWING = (
          ops.FLATTEN, ops.UNFLATTEN, ops.SQUEEZE, ops.UNSQUEEZE, ops.PIXEL_SHUFFLE, ops.PIXEL_UNSHUFFLE,
          ops.CHANNEL_SHUFFLE, ops.FLIP),
     ),
-    _follows(ops.PAD, when.STATIC_SHAPE, when.ZEROS, rewrite=(write.as_cat_with_zeros,)),
+    _follows(
+        ops.PAD, when.STATIC_SHAPE, when.ZEROS, ONE_DIMENSION, rewrite=(write.as_cat_with_zeros,)
+    ),
 )  # fmt: skip
 
 _REFUSALS = (
