@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from plugins.oracle import describe, outputs_of
 from plugins.torchao.differences import ANNOTATES_NUMBER, DIFFERENCES, NNCF_FAILS, ROUNDS_FLOAT_ZERO
 from plugins.torchao.flows import MinMax, by_torchao, by_torchquilt
 from plugins.torchao.models import MODELS, model_of
-from plugins.torchao.vendors import VENDORS
+from plugins.torchao.vendors import OF_ARM, VENDORS
 from strategies import sqnr
 from torchquilt_torchao import ForeignQuantizer, foreign
 
@@ -124,3 +125,12 @@ def test_agreement_is_measured() -> None:
     second = by_torchquilt(model_of("conv"), VENDORS["xnnpack per tensor"]())
     assert describe(first) != describe(second)
     assert 20 < agreement("conv", first, second) < math.inf
+
+
+def test_the_table_of_the_page_has_each_quantizer() -> None:
+    """The page about migrating has a row for each quantizer, with the differences that are named."""
+    page = (Path(__file__).parents[3] / "docs/migrating.md").read_text(encoding="utf-8")
+    for vendor in (*VENDORS, *OF_ARM):
+        named = {name: reason for (whose, name), reason in DIFFERENCES.items() if whose == vendor}
+        otherwise = "; ".join(f"{name}: {reason}" for name, reason in named.items())
+        assert f"| {vendor} | {len(MODELS) - len(named)} | {otherwise} |\n" in page

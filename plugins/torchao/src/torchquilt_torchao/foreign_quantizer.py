@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from torch.fx import GraphModule, Node
@@ -14,12 +14,20 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 import torchquilt as tq
 from torchquilt.backend import QuantizationAnnotation
 from torchquilt.errors import IntentError
+from torchquilt.observers import make_observer
 from torchquilt_torchao.outgoing import torchao_annotation
 from torchquilt_torchao.torchao_quantizer import TorchaoQuantizer
 from torchquilt_torchao.translation import translate_annotations
 
+#: Observers of torchao for activations, by the observer of torchquilt that comes nearest.
+_NEAREST = {
+    "MinMaxObserver": "minmax",
+    "MovingAverageMinMaxObserver": "moving_average",
+    "HistogramObserver": "histogram",
+}
 
-def foreign(quantizer: Any) -> tq.Quantizer:
+
+def foreign(quantizer: Any, *, observers: Literal["ours", "alike"] = "ours") -> tq.Quantizer:
     """Make a quantizer of torchquilt of one that was written for torchao.
 
     What :func:`torchquilt_torchao.as_torchao` made becomes again what it was.
@@ -27,6 +35,9 @@ def foreign(quantizer: Any) -> tq.Quantizer:
     Args:
         quantizer: an instance of ``torchao.quantization.pt2e.quantizer.Quantizer``, configured as its vendor
             says. It is called and never changed.
+        observers: how ranges of activations are found: as ``prepare_pt2e`` is told (``"ours"``), or for each
+            tensor by the observer of torchquilt that comes nearest to the one that the foreign spec names
+            (``"alike"``): min-max, moving average, histogram.
 
     Raises:
         IntentError: it is none.
@@ -34,7 +45,7 @@ def foreign(quantizer: Any) -> tq.Quantizer:
     if isinstance(quantizer, TorchaoQuantizer):
         return quantizer.quantizer
     if isinstance(quantizer, theirs.Quantizer):
-        return ForeignQuantizer(quantizer)
+        return ForeignQuantizer(quantizer, observers=observers)
     raise IntentError(
         "This is not a quantizer of torchao.",
         expected="an instance of torchao.quantization.pt2e.quantizer.Quantizer",
@@ -51,10 +62,14 @@ class ForeignQuantizer(tq.Quantizer):
 
     Args:
         subject: the foreign quantizer.
+        observers: as for :func:`foreign`.
     """
 
-    def __init__(self, subject: Any) -> None:
+    def __init__(self, subject: Any, *, observers: Literal["ours", "alike"] = "ours") -> None:
         self.subject = subject
+        self.observers = observers
+        # Edge or node → what its observer is called in torchao, between annotate and the callback.
+        self._named: dict[Any, str] = {}
 
     @property
     def name(self) -> str:
@@ -78,7 +93,9 @@ class ForeignQuantizer(tq.Quantizer):
         """Let the foreign quantizer annotate, and translate what it wrote."""
         with _shown_to_torchao(model):
             self.subject.annotate(model)
-        translate_annotations(model.graph, self.name)
+        named = translate_annotations(model.graph, self.name)
+        if self.observers == "alike":
+            self._named.update(named)
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -89,7 +106,7 @@ class ForeignQuantizer(tq.Quantizer):
     def prepare_obs_or_fq_callback(
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]
     ) -> None:
-        """Refuse a foreign callback, which would expect torchao's observers.
+        """Choose observers as the foreign specs do; refuse a foreign callback, which expects torchao's.
 
         Raises:
             IntentError: the foreign quantizer has one.
@@ -102,6 +119,11 @@ class ForeignQuantizer(tq.Quantizer):
                 got=f"{self.name}.prepare_obs_or_fq_callback",
                 remedy="set the observers with activation_observer=, or use torchao's own flow",
             )
+        for edge_or_node, name in self._named.items():
+            point: Any = edge_or_node_to_obs_or_fq.get(edge_or_node)
+            if name in _NEAREST and hasattr(point, "observer"):
+                point.observer = make_observer(_NEAREST[name], point.spec)
+        self._named.clear()
 
 
 @attrs.frozen(eq=False)

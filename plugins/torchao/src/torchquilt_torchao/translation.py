@@ -30,7 +30,7 @@ _MISSING = object()
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
-def translate_annotations(graph: Graph, quantizer: str) -> None:
+def translate_annotations(graph: Graph, quantizer: str) -> dict[EdgeOrNode, str]:
     """Replace the annotations that a foreign quantizer wrote; those of torchquilt stay as they are.
 
     Which tensors share parameters is settled by torchao's rules, and written as explicit sharing. An input
@@ -41,18 +41,24 @@ def translate_annotations(graph: Graph, quantizer: str) -> None:
         graph: the graph, annotated.
         quantizer: name of the foreign quantizer.
 
+    Returns:
+        Edge or node → the name of the class that would observe it in torchao; one for each group.
+
     Raises:
         AnnotationError: a spec has no counterpart here.
     """
     found = {node: node.meta[Q_ANNOTATION_KEY] for node in graph.nodes if Q_ANNOTATION_KEY in node.meta}
     raw = {node: each for node, each in found.items() if not isinstance(each, QuantizationAnnotation)}
     specs: dict[EdgeOrNode, Any] = {}
+    named: dict[EdgeOrNode, str] = {}
     for members, source in groups_of(raw):
         real = [each for each in members if _has_observer(each)]
         spec = _spec_of_group(source, quantizer)
         specs.update(dict.fromkeys(real, spec))
         if spec is not None and not isinstance(spec, tq.SharedQuantizationSpec):
             specs.update({each: tq.SharedQuantizationSpec(real[0]) for each in real[1:]})
+        if real and isinstance(source[1], theirs.QuantizationSpec):
+            named[real[0]] = Observing.of(source[1].observer_or_fake_quant_ctr).name
     for node, each in raw.items():
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
             {
@@ -64,6 +70,7 @@ def translate_annotations(graph: Graph, quantizer: str) -> None:
             bool(getattr(each, "allow_implicit_sharing", True)),
             quantizer=quantizer,
         )
+    return named
 
 
 def _has_observer(edge_or_node: EdgeOrNode) -> bool:
