@@ -24,7 +24,11 @@ def _check(run: Run) -> None:
     assert "FAILED" not in table
 
 
-@pytest.mark.parametrize("backend", ["executorch_embedding", "xnnpack"])
+# Inductor compiles C++ for each row.
+_EXPENSIVE = pytest.param("inductor_x86", marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("backend", ["executorch_embedding", "xnnpack", _EXPENSIVE])
 def test_an_own_plugin_passes_the_kit(tmp_path: Path, backend: str) -> None:
     """All that the plugin claims is so, and the table shows each of its rows without a failure."""
     _check(run_kit(tmp_path, f"--torchquilt-backend={backend}", "--torchquilt-shapes=2", "-n=2"))

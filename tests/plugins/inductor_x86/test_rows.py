@@ -111,6 +111,19 @@ class Unbatched(nn.Module):
         return functional.conv2d(self.image(torch.relu(self.signal(x))), self.image.weight) + 1.0
 
 
+class Concatenated(nn.Module):
+    """Two convolutions whose results another one reads together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.last = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run it."""
+        left = functional.max_pool2d(torch.relu(self.left(x)), 2)
+        return self.last(torch.cat([left, functional.max_pool2d(self.right(x), 2)], 1))
+
+
 class Turned(nn.Module):
     """A linear layer that reads the columns of its input."""
 
@@ -135,6 +148,7 @@ def others() -> Iterator[tuple[nn.Module, torch.Tensor]]:
     yield nn.Linear(17, 2), torch.randn(1, 17)
     yield nn.Linear(2, 17, bias=False), torch.randn(1, 1, 2)
     yield nn.Linear(2, 1), torch.randn(2, 2)
+    yield Concatenated(), torch.randn(2, 4, 9, 9)
     yield Unbatched(), torch.randn(2, 4, 17)
 
 
@@ -188,6 +202,15 @@ def test_no_operator_of_a_product_is_computed_twice(program: tq.LoweredProgram) 
     ]
     assert len(kernels) == len(products)
     assert sum(".binary" in one.name for one in kernels) == 2
+
+
+def test_what_moves_data_between_products_moves_integers(program: tq.LoweredProgram) -> None:
+    """Pooling and concatenation read the integers that a convolution returns."""
+    assert program.ledger is not None
+    told = {row.node: row.lowered for row in program.ledger.rows if row.lowered is not None}
+    for node in ("max_pool2d", "max_pool2d_1"):
+        assert told[node].text.startswith("Inductor moves integers"), told[node]
+    assert "aten.cat.default(uint8, uint8)" in told["cat"].text
 
 
 def test_inputs_may_lie_in_any_way(program: tq.LoweredProgram, inputs: tuple[torch.Tensor, ...]) -> None:

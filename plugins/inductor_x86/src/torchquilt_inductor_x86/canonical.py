@@ -55,6 +55,7 @@ _FUSED = frozenset(
     for operator in (ops.RELU, ops.RELU6, ops.HARDTANH, ops.HARDSWISH, ops.SILU)
     for overload in operator.overloads
 )
+_CONCATENATION = "aten.cat.default"
 _TAKES_INTEGERS = (*_LINEAR, *_CONVOLUTIONS)
 #: Operators that move data, and that were not seen to run on integers.
 _FLOATS_ALONE = ("dropout", "max_pool1d", "max_pool3d")
@@ -339,9 +340,38 @@ def _dequantize_behind(model: GraphModule, moved: Node, like: Node, floats: Any)
 
 def _quantized_before_it_is_moved(model: GraphModule) -> None:
     """Put a quantize before the operators that move what it reads, where nothing else reads that."""
-    for node in reversed(_calls(model)):
-        while is_quantize(node) and _lift(model, node):
-            pass
+    waiting, made = [node for node in _calls(model) if is_quantize(node)], []
+    while waiting:
+        quantize = waiting.pop()
+        if before := _lift_over_concatenation(model, quantize):
+            waiting += before
+            made += before
+        elif _lift(model, quantize):
+            waiting.append(quantize)
+    for quantize in made:  # each stands for the operator that it now reads
+        take_origin(quantize, quantize.all_input_nodes[0])
+
+
+def _lift_over_concatenation(model: GraphModule, quantize: Node) -> list[Node]:
+    """Quantize what is concatenated instead of the whole; returns those quantize operators, if any."""
+    joined: Any = quantize.args[0]
+    if overload_name(joined) != _CONCATENATION or not _has_one_scale(quantize):
+        return []
+    parts: Any = joined.args[0]
+    is_read_alone = all(list(part.users) == [joined] and not _is_stored(part) for part in parts)
+    if list(joined.users) != [quantize] or not is_read_alone or len({*parts}) < len(parts):
+        return []
+    dtype, arguments = quantize.meta["val"].dtype, quantize.args[1:]
+    made = [call_before(model, joined, quantize.target, part, *arguments) for part in parts]
+    joined.args = (made, *joined.args[1:])
+    joined.meta["val"] = joined.meta["val"].to(dtype)
+    quantize.replace_all_uses_with(joined)
+    erase_unused(quantize)
+    return made
+
+
+def _has_one_scale(quantize: Node) -> bool:
+    return len(quantize.all_input_nodes) == 1 and "per_tensor" in overload_name(quantize)
 
 
 def _lift(model: GraphModule, quantize: Node) -> bool:
@@ -349,8 +379,7 @@ def _lift(model: GraphModule, quantize: Node) -> bool:
     moved = quantize.args[0]
     assert isinstance(moved, Node)
     data = _moved(moved)
-    has_one_scale = len(quantize.all_input_nodes) == 1 and "per_tensor" in overload_name(quantize)
-    if data is None or not has_one_scale or list(moved.users) != [quantize] or _is_stored(data):
+    if data is None or not _has_one_scale(quantize) or list(moved.users) != [quantize] or _is_stored(data):
         return False
     if len(data.users) != 1:
         return False

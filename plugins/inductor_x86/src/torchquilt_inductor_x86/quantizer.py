@@ -5,7 +5,9 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchquilt import PatternQuantizer
 from torchquilt_inductor_x86.specs import PRESETS
@@ -15,6 +17,40 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from torchquilt import QuantizationConfig
+
+
+def _linear_of_bfloat16() -> tuple[Any, tuple[Any, ...]]:
+    """A model for the conformance kit with as many channels as the row for weights alone takes."""
+    import torch
+
+    return torch.nn.Linear(16, 24).bfloat16(), (torch.randn(3, 16).bfloat16(),)
+
+
+def _addition(*, relu: bool, is_read_later: bool) -> tuple[Any, tuple[Any, ...]]:
+    """A model for the conformance kit whose addition the kernel cannot do in place.
+
+    Args:
+        relu: whether it is followed by relu.
+        is_read_later: whether what is added is read again, or else has another shape than the product.
+    """
+    import torch
+
+    class Added(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            found = self.layer(x) + y
+            found = torch.relu(found) if relu else found
+            return found * y if is_read_later else found
+
+    size = 4 if is_read_later else 1
+    return Added(), (torch.randn(1, 4, 6, 6), torch.randn(1, 4, size, size))
+
+
+def _additions(*, relu: bool) -> tuple[Callable[[], Any], ...]:
+    return tuple(partial(_addition, relu=relu, is_read_later=later) for later in (False, True))
 
 
 class X86InductorQuantizer(PatternQuantizer):
@@ -31,6 +67,11 @@ class X86InductorQuantizer(PatternQuantizer):
 
     TABLE = SUPPORT
     PRESETS = PRESETS
+    conformance_examples: ClassVar = {
+        "linear": _linear_of_bfloat16,
+        "conv2d_add": _additions(relu=False),
+        "conv2d_add_relu": _additions(relu=True),
+    }
 
     def set_module_name_qconfig(
         self, module_name: str, quantization_config: QuantizationConfig | None

@@ -133,7 +133,7 @@ def _row(
     return SupportRow(
         pattern,
         specs,
-        constraints=(dtypes, when.DIMENSIONS, *constraints),
+        constraints=(dtypes, *constraints),
         targets=_TARGETS,
         channel_axis=channel_axis,
         rewrite=rewrite,
