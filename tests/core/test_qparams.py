@@ -58,7 +58,7 @@ def test_rows_of_each_granularity() -> None:
         (1, 24),
         (),
     ]
-    for axis, size in ((0, 2), (1, 3), (-1, 4)):
+    for axis, size in ((0, 2), (1, 3), (-1, 4), (-3, 2)):
         spec = tq.QuantizationSpec("int8", granularity="per_axis", ch_axis=axis)
         rows, shape = as_rows(x, spec)
         assert (tuple(rows.shape), shape) == ((size, 24 // size), (size,))
