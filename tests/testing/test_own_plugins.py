@@ -24,11 +24,7 @@ def _check(run: Run) -> None:
     assert "FAILED" not in table
 
 
-# Inductor compiles C++ for each row.
-_EXPENSIVE = pytest.param("inductor_x86", marks=pytest.mark.exhaustive)
-
-
-@pytest.mark.parametrize("backend", ["executorch_embedding", "xnnpack", _EXPENSIVE])
+@pytest.mark.parametrize("backend", ["executorch_embedding", "xnnpack"])
 def test_an_own_plugin_passes_the_kit(tmp_path: Path, backend: str) -> None:
     """All that the plugin claims is so, and the table shows each of its rows without a failure."""
     _check(run_kit(tmp_path, f"--torchquilt-backend={backend}", "--torchquilt-shapes=2", "-n=2"))
@@ -46,7 +42,7 @@ def test_a_sample_of_rows_of_an_own_plugin_passes_the_kit(tmp_path: Path, backen
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("backend", LONG)
+@pytest.mark.parametrize("backend", [*LONG, "inductor_x86"])
 def test_a_large_own_plugin_passes_the_kit(tmp_path: Path, backend: str) -> None:
     """All that the plugin claims is so, in one complete run."""
     _check(run_kit(tmp_path, f"--torchquilt-backend={backend}", "--torchquilt-shapes=2", "-n=2"))
