@@ -22,7 +22,7 @@ _DOCS = ROOT / "docs"
 #: Files that the reader of a page can download.
 _DOWNLOADS = _DOCS / "_downloads"
 _LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./|docs/|\w)[^):#]*)(#[^)]*)?\)")
-_TITLE = re.compile(r"\A((?:---\n.*?^---\n)?# .*\n)", re.MULTILINE | re.DOTALL)
+_TITLE = re.compile(r"\A(# .*\n)")
 
 
 def repository() -> str:

@@ -171,7 +171,11 @@ def test_a_notebook_can_be_downloaded_and_a_block_copied(page: Page, address: st
         page.click("a:has-text('Jupyter notebook')")
     notebook = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
     assert any("tq.convert_pt2e" in "".join(cell["source"]) for cell in notebook["cells"])
-    assert page.locator("a:has-text('Python script')").count() == 1
+    link = page.locator("a:has-text('Python script')").bounding_box()
+    heading = page.locator("article h2").first.bounding_box()
+    assert link is not None
+    assert heading is not None
+    assert link["y"] < heading["y"]  # below the title, where a reader sees it
     blocks = page.locator("div.highlight-python").count()
     assert 0 < blocks <= page.locator("button.copybtn").count()
 
