@@ -88,8 +88,6 @@ def read_page(app: Sphinx, name: str, source: list[str]) -> None:
             f"{{download}}`Python script </_downloads/{download.stem}.py>`"
         )
         text = _TITLE.sub(lambda found: f"{found[1]}\n{links}\n", text, count=1)
-    if not (_DOCS / "migrating.md").exists():  # until the page lands
-        text = text.replace("migrating*\n", "")
     source[0] = text
 
 

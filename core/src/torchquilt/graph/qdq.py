@@ -241,7 +241,11 @@ def operators_of(spec: Any, qparams: Iterable[Any]) -> QDQOperators:
 
 
 def choosing_call(spec: QuantizationSpec) -> tuple[Any, tuple[Any, ...]]:
-    """The operator that finds scale and zero point of a tensor at run time, and what follows the tensor."""
+    """The operator that finds scale and zero point of a tensor at run time, and what follows the tensor.
+
+    Args:
+        spec: a dynamic spec.
+    """
     if spec.granularity is Granularity.PER_TOKEN:
         return operators().choose_qparams_per_token_asymmetric.default, (spec.dtype,)
     choose = operators().choose_qparams_symmetric if spec.symmetric else operators().choose_qparams

@@ -113,6 +113,9 @@ def as_quantizer(subject: object) -> Quantizer:
 
     A quantizer of another library is wrapped by the installed plugin that is a bridge to it.
 
+    Args:
+        subject: the object.
+
     Raises:
         IntentError: the object has no ``annotate``, is a quantizer of another library to which no bridge is
             installed, or a text without a preset.
