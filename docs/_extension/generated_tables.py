@@ -121,13 +121,27 @@ def all_commands(command: click.Command, name: str) -> Iterator[tuple[str, click
 
 def options_of(command: click.Command) -> list[click.Option]:
     """The options of a command, its help too."""
-    return [one for one in command.get_params(click.Context(command)) if isinstance(one, click.Option)]
+    params = command.get_params(_context(command, command.name or ""))
+    return [one for one in params if isinstance(one, click.Option)]
+
+
+def _context(command: click.Command, name: str) -> click.Context:
+    """The context of a command as the application makes it."""
+    from torchquilt.cli.application import application
+
+    return click.Context(command, info_name=name, **application.context_settings)
+
+
+def _paragraph(text: str) -> str:
+    """A paragraph of help; one that click is told not to wrap stays as it is."""
+    return f"```text\n{text.removeprefix(chr(8)).strip()}\n```" if text.startswith("\b") else text
 
 
 def _command(command: click.Command, name: str) -> str:
-    context = click.Context(command, info_name=name)
+    context = _context(command, name)
     usage = command.get_usage(context).removeprefix("Usage: ")
-    text = (command.help or "").partition("\f")[0].replace("\b\n", "").strip()
+    paragraphs = inspect.cleandoc((command.help or "").partition("\f")[0]).split("\n\n")
+    text = "\n\n".join(map(_paragraph, paragraphs))
     rows = [
         (
             ", ".join(f"`{word}`" for word in (*one.opts, *one.secondary_opts))

@@ -143,6 +143,7 @@ def test_a_name_without_a_text_is_an_error() -> None:
 def test_each_command_and_option_has_help() -> None:
     """A command has a text, and each of its options and that text stand in the page of commands."""
     page = filled(PAGES["reference/commands.md"])
+    assert re.findall(r"^[ \t]+\S.*", page, re.M) == []  # Markdown would show it as code
     for name, command in all_commands(application, "torchquilt"):
         assert command.help, name
         assert f"\n### {name}\n" in page
