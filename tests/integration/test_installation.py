@@ -32,6 +32,7 @@ PROJECTS = {
     "embedding": ROOT / "plugins/executorch_embedding",
     "executorch": ROOT / "plugins/executorch",
     "openvino": ROOT / "plugins/openvino",
+    "torchao": ROOT / "plugins/torchao",
 }
 
 LIST = """
@@ -346,3 +347,31 @@ def test_openvino_needs_no_other_runtime(environment: Environment, wheels: dict[
     for name in ("openvino", "numpy"):
         environment.link(importlib_metadata.distribution(name))
     assert environment.run(code) == ["openvino integer None"]
+
+
+def test_the_bridge_needs_torchao_and_no_runtime(environment: Environment, wheels: dict[str, Path]) -> None:
+    """Its wheel, with torchao and nothing of ExecuTorch, runs a quantizer of torchao; without, it says so."""
+    environment.install(wheels["torchao"])
+    environment.link_needs_of_core(without=set())
+    code = """
+        import importlib.util
+        import torch
+        import torchquilt as tq
+        import torchquilt_torchao
+        print([record.name for record in tq.backends()], importlib.util.find_spec("executorch"))
+        try:
+            torchquilt_torchao.foreign
+        except tq.PluginLoadError as error:
+            print(error.remedy)
+        else:
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as inductor
+            quantizer = inductor.X86InductorQuantizer()
+            quantizer.set_global(inductor.get_default_x86_inductor_quantization_config())
+            model, inputs = torch.nn.Linear(4, 4).eval(), (torch.ones(1, 4),)
+            prepared = tq.prepare_pt2e(torch.export.export(model, inputs), quantizer)
+            quantized = tq.convert_pt2e(tq.calibrate(prepared, [inputs]))
+            print([row.quantizer for row in tq.ledger_of(quantized).rows])
+    """
+    assert environment.run(code) == ["[] None", "pip install torchao"]
+    environment.link(importlib_metadata.distribution("torchao"))
+    assert environment.run(code) == ["[] None", "['X86InductorQuantizer']"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchquilt.backend import lazy_names
+from torchquilt.errors import PluginLoadError
 
 # The imports below say the same to type checkers, and a test holds the two equal.
 _MODULE_OF = {
@@ -30,4 +31,18 @@ if TYPE_CHECKING:
     from torchquilt_torchao.torchao_quantizer import TorchaoQuantizer as TorchaoQuantizer
     from torchquilt_torchao.torchao_quantizer import as_torchao as as_torchao
 else:
-    __getattr__, __dir__ = lazy_names(globals(), _MODULE_OF)
+    _found, __dir__ = lazy_names(globals(), _MODULE_OF)
+
+    def __getattr__(name: str) -> object:
+        try:
+            return _found(name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "torchao":
+                raise
+            raise PluginLoadError(
+                f"{name} needs torchao, which is not installed.",
+                plugin="torchao",
+                expected="the package torchao",
+                got=str(error),
+                remedy="pip install torchao",
+            ) from error

@@ -1,0 +1,74 @@
+"""Run what Arm's quantizers quantized in our flow: on the TOSA reference model, and compiled by Vela.
+
+Prints JSON: for each model its name, the number of delegates, the operators outside of them, the largest
+difference in steps, and the bytes that Vela made.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from typing import Any
+
+import torch
+import tosa_reference_model
+from executorch.backends.arm.ethosu import EthosUCompileSpec, EthosUPartitioner
+from executorch.backends.arm.tosa.compile_spec import TosaCompileSpec
+from executorch.backends.arm.tosa.partitioner import TOSAPartitioner
+from executorch.backends.arm.tosa.specification import TosaSpecification
+from executorch.exir import to_edge_transform_and_lower
+
+from plugins.torchao.flows import by_torchquilt
+from plugins.torchao.models import model_of
+from plugins.torchao.vendors import OF_ARM
+
+MODELS = ("residual", "pooled head", "perceptron")
+
+
+def lowered(program: Any, partitioner: Any) -> tuple[list[Any], list[torch.fx.Node]]:
+    """The delegates of a program, and the operators that stay outside, in order."""
+    edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
+    module = edge.exported_program().graph_module
+    delegates = [getattr(module, str(node.target)) for node in module.graph.nodes if node.op == "get_attr"]
+    outside = [node for node in module.graph.nodes if node.op == "call_function"]
+    return delegates, outside
+
+
+def difference(outside: list[torch.fx.Node], delegate: Any, inputs: Any, expected: torch.Tensor) -> float:
+    """Largest difference between the reference model and the Q/DQ model, in steps of the output."""
+    quantize, dequantize = outside[0], outside[-1]
+    scale, zero_point, low, high, dtype = quantize.args[1:6]
+    operators = torch.ops.quantized_decomposed
+    integers = operators.quantize_per_tensor(inputs[0], scale, zero_point, low, high, dtype)
+    found, status = tosa_reference_model.run(delegate.processed_bytes, [integers.numpy()], verbosity="LOW")
+    assert status == tosa_reference_model.GraphStatus.TOSA_VALID
+    scale, zero_point = dequantize.args[1:3]
+    result = (torch.from_numpy(found[0]).float() - zero_point) * scale
+    return float((result - expected).abs().max() / scale)
+
+
+def main() -> None:
+    """Lower, run and compile each model."""
+    warnings.simplefilter("ignore")
+    found = []
+    for name in MODELS:
+        model = model_of(name)
+        tosa = by_torchquilt(model, OF_ARM["arm_tosa"]())
+        spec = TosaCompileSpec(TosaSpecification.create_from_string("TOSA-1.0+INT"))
+        delegates, outside = lowered(torch.export.export(tosa, model.inputs), TOSAPartitioner(spec))
+        others = [node.name for node in outside if "quantize_per_tensor" not in str(node.target)]
+        with torch.no_grad():
+            steps = difference(outside, delegates[0], model.inputs, tosa(*model.inputs))
+        npu = by_torchquilt(model, OF_ARM["arm_ethosu"]())
+        compiled, _ = lowered(
+            torch.export.export(npu, model.inputs), EthosUPartitioner(EthosUCompileSpec("ethos-u55-128"))
+        )
+        found.append(
+            (name, len(delegates), others, steps, sum(len(each.processed_bytes) for each in compiled))
+        )
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
