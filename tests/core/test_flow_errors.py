@@ -27,6 +27,7 @@ from strategies import (
     quantize,
     weights_of,
 )
+from torchquilt.plugins import registry
 from torchquilt.spec.annotation import ANNOTATION_KEY
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from unharmed import unharmed
@@ -242,13 +243,14 @@ def test_what_is_no_quantizer_is_refused(subject: Any, program: ExportedProgram)
     [Torchao, executorch.XNNPACKQuantizer, lambda: torchao.ComposableQuantizer([])],
     ids=["derived", "executorch", "composable"],
 )
-def test_a_quantizer_of_another_library_is_refused(
-    make: Callable[[], object], program: ExportedProgram
+def test_a_quantizer_of_another_library_is_refused_without_the_bridge(
+    make: Callable[[], object], program: ExportedProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told by its base class; the error names the library, and points to the plugin of the backend."""
+    """It is told by its base class; the error names the library, and the plugin that takes its quantizers."""
+    monkeypatch.setenv(registry.BLOCK_VARIABLE, "torchao")
     with unharmed(program), pytest.raises(tq.IntentError, match="torchao") as caught:
         tq.prepare_pt2e(program, make())
-    assert "plugin" in str(caught.value.remedy)
+    assert caught.value.remedy == "pip install torchquilt-torchao"
     with pytest.raises(tq.IntentError, match="torchao"):
         tq.ComposableQuantizer([xnnpack(), make()])
 
