@@ -19,6 +19,8 @@ from torchquilt.backend import rewrites as write
 _TARGETS = ("openvino",)
 
 _ACTIVATION = AllowedSpec("uint8", 0, 255, ("per_tensor",))
+# Zeros are joined as integers to what has a zero point of its own, and as floats to what has the middle one.
+_AFFINE = AllowedSpec("uint8", 0, 255, ("per_tensor",), symmetric=False)
 # The kernel of a transposed convolution adds no zero points: 128 of uint8 is 0 of int8.
 _SYMMETRIC = AllowedSpec("uint8", 0, 255, ("per_tensor",), symmetric=True, exact_range=True)
 _WEIGHT = AllowedSpec("int8", -128, 127, ("per_tensor", "per_axis"), symmetric=True, ch_axis=0)
@@ -140,6 +142,8 @@ def _is_large(outputs: int) -> Constraint:
     def holds(match: Match) -> bool:
         (weight,) = match.inputs("weight")
         shape = weight.meta["val"].shape
+        if len(shape) != 2:
+            return False
         return bool(shape[1 - outputs] >= _FEWEST_INPUTS and shape[outputs] >= _FEWEST_OUTPUTS)
 
     text = f"the weight has {_FEWEST_INPUTS} inputs or more, and {_FEWEST_OUTPUTS} outputs or more"
@@ -199,10 +203,19 @@ ONE_DIMENSION = Constraint("one_dimension", "it pads one dimension", _pads_one_d
 
 
 def _follows(
-    operator: ops.Operator, *constraints: Constraint, rewrite: tuple[Rewrite, ...] = ()
+    operator: ops.Operator,
+    *constraints: Constraint,
+    read: AllowedSpec = _ACTIVATION,
+    rewrite: tuple[Rewrite, ...] = (),
 ) -> SupportRow:
     """A data-movement operator: it keeps the parameters of its input."""
-    return _row(operator, sharing=Sharing.FOLLOWS_INPUT, constraints=constraints, rewrite=rewrite)
+    return _row(
+        operator,
+        specs={"input_activation": (read,), "output_activation": (read,)},
+        sharing=Sharing.FOLLOWS_INPUT,
+        constraints=constraints,
+        rewrite=rewrite,
+    )
 
 
 _FOLLOWING = (
@@ -214,7 +227,12 @@ _FOLLOWING = (
          ops.CHANNEL_SHUFFLE, ops.FLIP),
     ),
     _follows(
-        ops.PAD, when.STATIC_SHAPE, when.ZEROS, ONE_DIMENSION, rewrite=(write.as_cat_with_zeros,)
+        ops.PAD,
+        when.STATIC_SHAPE,
+        when.ZEROS,
+        ONE_DIMENSION,
+        read=_AFFINE,
+        rewrite=(write.as_cat_with_zeros,),
     ),
 )  # fmt: skip
 
