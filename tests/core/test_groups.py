@@ -46,6 +46,18 @@ def names(groups: tuple[Group, ...]) -> list[set[str]]:
     return [{edge_name(edge) for edge in group.members} for group in groups]
 
 
+def test_an_input_without_a_spec_is_in_no_group() -> None:
+    """None leaves an edge in float, beside others of the same tensor; nothing can be shared with it."""
+    model, (a, b, c) = chain_of(3)
+    b.meta[ANNOTATION_KEY] = Annotation({a: None}, INT8)
+    c.meta[ANNOTATION_KEY] = Annotation({b: INT8}, None)
+    assert names(find_groups(model.graph)) == [{b.name, f"{b.name} → {c.name}"}]
+    c.meta[ANNOTATION_KEY] = Annotation({b: INT8}, Shared((a, b)))
+    with pytest.raises(tq.SharingError, match="has no spec") as caught:
+        find_groups(model.graph)
+    assert caught.value.got == f"{a.name} → {b.name}"
+
+
 def test_an_output_and_its_edges_with_one_spec_are_one_group() -> None:
     """A tensor that its producer and all its users ask for in the same way has one set of parameters."""
     model, (a, b, c) = chain_of(3)

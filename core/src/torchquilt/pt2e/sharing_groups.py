@@ -205,4 +205,5 @@ def _root_spec(members: tuple[EdgeOrNode, ...], specs: dict[EdgeOrNode, AnySpec]
 
 def _owner(edge_or_node: EdgeOrNode) -> str:
     annotation = annotation_of(edge_or_node[1] if isinstance(edge_or_node, tuple) else edge_or_node)
-    return (annotation.quantizer if annotation else "") or "unnamed"
+    assert annotation is not None  # the spec stands in it
+    return annotation.quantizer or "unnamed"
