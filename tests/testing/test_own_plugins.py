@@ -12,7 +12,7 @@ from torchquilt.testing.subject import installed, row_id
 
 pytestmark = pytest.mark.long
 
-#: Their kits take an hour each; OpenVINO's does not pass yet (see ``make test-exhaustive``).
+#: Their kits take an hour each: ``make test-exhaustive`` runs them whole.
 LONG = ("onnxruntime", "openvino")
 _SEED, _ROWS = 0, 1
 
@@ -30,7 +30,7 @@ def test_an_own_plugin_passes_the_kit(tmp_path: Path, backend: str) -> None:
     _check(run_kit(tmp_path, f"--torchquilt-backend={backend}", "--torchquilt-shapes=2", "-n=2"))
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime"])
+@pytest.mark.parametrize("backend", LONG)
 def test_a_sample_of_rows_of_an_own_plugin_passes_the_kit(tmp_path: Path, backend: str) -> None:
     """The same of a row in each long run, chosen by a seed, of a plugin whose kit takes long."""
     rows = sorted({row_id(row) for row in installed(backend).rows})
