@@ -22,7 +22,7 @@ from pathlib import Path
 
 from projects import ROOT, projects
 
-_BLOCK = re.compile(r"```(?:\{code-cell\} *)?(?:python|ipython3)\n(?:---\n.*?\n---\n)?(.*?)```", re.DOTALL)
+_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 _PIP_LINE = re.compile(r"^pip install (.+)$", re.MULTILINE)
 #: Without what shows the clone.
 _ENVIRONMENT = {

@@ -40,3 +40,26 @@ def test_nothing_is_shown_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     exec(CODE.format(outer=OUTER["a step"], hide=""), {})
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("done\n", "")
+
+
+ABANDONED = """
+from torchquilt._internal.terminal import working
+from torchquilt.accuracy.running import run_on_each
+
+def fails(batch, number):
+    raise ValueError("batch")
+
+try:
+    run_on_each([1, 2], fails, "first")
+except ValueError as error:
+    kept = error
+with working("second"):
+    pass
+"""
+
+
+def test_progress_ends_with_the_error_that_ends_its_step() -> None:
+    """What comes later is shown again, also while somebody, such as a notebook, keeps the error."""
+    terminal = Terminal.run(sys.executable, "-c", ABANDONED)
+    assert terminal.finish() == 0, terminal.text
+    assert "second" in terminal.words

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from browsers import started_browser
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.long
 
 DOCS = Path(__file__).parents[2] / "docs"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PHONE = {"width": 390, "height": 844}
 
 
@@ -61,15 +61,9 @@ def address(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser that was installed with the system; none is downloaded."""
-    from playwright.sync_api import sync_playwright
-
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert path is not None, "no browser: tests/install_debian.sh installs one, as root"
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    """One for all tests."""
+    with started_browser() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture

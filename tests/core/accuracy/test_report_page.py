@@ -5,7 +5,6 @@ How long a page takes to open is not tested, since it depends on the machine.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import attrs
 import pytest
 
 import torchquilt as tq
+from browsers import started_browser
 from reported import Quantized, Residual, comparison, search, sensitivity
 
 if TYPE_CHECKING:
@@ -21,23 +21,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.long
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PHONE = {"width": 390, "height": 844}
 HOSTILE = ("</script><script>broken=1</script>", "<img src=x onerror=broken=1>")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser that was installed with the system; none is downloaded."""
-    from playwright.sync_api import sync_playwright
-
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert path is not None, "no browser: tests/install_debian.sh installs one, as root"
-    with sync_playwright() as playwright:
-        # As root, as in a container, chromium refuses to start with its sandbox.
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    """One for all tests."""
+    with started_browser() as found:
         yield found
-        found.close()
 
 
 @attrs.frozen(eq=False)

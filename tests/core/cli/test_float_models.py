@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import torchquilt as tq
 from commands import Files, Run
@@ -119,7 +120,6 @@ def test_what_is_no_model_is_told(
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny text encoder, as save_pretrained writes it."""
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
@@ -141,8 +141,6 @@ def test_a_folder_is_exported_with_the_first_batch(
     batch = {"input_ids": torch.tensor(ids[0]), "attention_mask": torch.ones(2, 6, dtype=torch.int64)}
     (scores,) = tq.load(output).module()(**batch)
     assert scores.shape == (2, 2)
-    import transformers
-
     model = transformers.BertForSequenceClassification.from_pretrained(encoder).eval()
     assert torch.allclose(scores, model(**batch).logits, atol=0.05)
 
@@ -151,7 +149,6 @@ def test_a_folder_without_data_is_exported_with_made_up_inputs(
     run: Run, files: Files, encoder: Path, tmp_path: Path
 ) -> None:
     """It needs no data to explain; of images, the size stands in the configuration."""
-    transformers = pytest.importorskip("transformers")
     assert run("explain", encoder, "--recipe", files.recipe).code == 0
     config = transformers.ViTConfig(
         hidden_size=16,

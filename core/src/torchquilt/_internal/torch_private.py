@@ -30,8 +30,6 @@ _HOME = {
     "bound_sympy": ("torch.utils._sympy.value_ranges", "bound_sympy"),
     # The stack of function transforms.
     "functorch": ("torch._C._functorch", ""),
-    # The fields of a saved program.
-    "export_schema": ("torch._export.serde.schema", ""),
     # Nested inputs and outputs as flat lists.
     "pytree": ("torch.utils._pytree", ""),
     # Importing it registers the operators of ``quantized_decomposed``.
@@ -49,7 +47,6 @@ __all__ = [
     "USER_PRESERVED_ATTRIBUTES_KEY",
     "active_ddp",
     "bound_sympy",
-    "export_schema",
     "functorch",
     "is_in_backward",
     "pytree",
@@ -59,7 +56,6 @@ __all__ = [
 
 if TYPE_CHECKING:
     from torch._C import _functorch as functorch
-    from torch._export.serde import schema as export_schema
     from torch._ops import HigherOrderOperator as HigherOrderOperator
     from torch._ops import OpOverload as OpOverload
     from torch._subclasses import FakeTensor as FakeTensor

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from torchquilt._internal.terminal import progress_if
+from torchquilt._internal.terminal import progress
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt._internal.torch_private import pytree
 from torchquilt.errors import AccuracyError, ModelError
@@ -184,22 +184,35 @@ def checked_batches(batches: object, model: GraphModule) -> Iterable[Any]:
     return batches
 
 
-def numbered(batches: Iterable[object], least: int = 1, *, doing: str = "") -> Iterator[tuple[int, Any]]:
-    """Batches with their numbers.
+def run_on_each(batches: Iterable[object], run: Callable[[Any, int], object], doing: str) -> int:
+    """Run something on each batch, with progress; return the number of batches.
 
     Args:
         batches: they are gone through once.
-        least: as many are needed.
-        doing: words for a progress bar, if there is to be one.
+        run: takes a batch and its number.
+        doing: words for the progress.
+
+    Raises:
+        AccuracyError: there is no batch.
+    """
+    done = 0
+    with progress(doing, number_of(batches, None), "batches") as show:
+        for number, batch in numbered(batches):
+            run(batch, number)
+            done = number + 1
+            show(done)
+    return done
+
+
+def numbered(batches: Iterable[object], least: int = 1) -> Iterator[tuple[int, Any]]:
+    """Batches with their numbers.
 
     Raises:
         AccuracyError: there are too few.
     """
     number = -1
-    with progress_if(bool(doing), doing, number_of(batches, None), "batches") as show:
-        for number, batch in enumerate(batches):
-            yield number, batch
-            show(number + 1)
+    for number, batch in enumerate(batches):
+        yield number, batch
     if number + 1 < least:
         raise AccuracyError(
             "There was no batch to run.",

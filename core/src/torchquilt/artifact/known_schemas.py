@@ -6,6 +6,11 @@ that field. A test compares the fields with those of the installed torch.
 
 from __future__ import annotations
 
+from typing import Any
+
+from torchquilt._internal import torch_private
+from torchquilt.errors import ArtifactError
+
 #: Schema version of a program, as torch writes it into the file → the torch that writes it.
 VERSIONS: dict[tuple[int, int], str] = {(8, 20): "2.13 and 2.14"}
 
@@ -35,6 +40,47 @@ FIELDS = frozenset(
 )  # fmt: skip
 
 
-def in_words() -> str:
-    """The known versions, for errors."""
+def check_version(version: Any) -> None:
+    """Refuse a program of a schema whose major version is not known; a minor one only adds fields.
+
+    Args:
+        version: the field ``schema_version`` of the program; None where it has none.
+
+    Raises:
+        ArtifactError: the version is not known.
+    """
+    major, minor = (version.get(key) if isinstance(version, dict) else None for key in ("major", "minor"))
+    if version is None or major in {known for known, _ in VERSIONS}:
+        return
+    raise ArtifactError(
+        "The program is written in a schema that is not known here.",
+        expected=f"schema {_in_words()}",
+        got=f"schema {major}.{minor}",
+        remedy="upgrade torchquilt, or save the program with a torch that is known",
+    )
+
+
+def check_is_ignored(name: str, where: str) -> None:
+    """Refuse a field that is not known here, unless the installed torch does not read it, either.
+
+    Args:
+        name: of a field that is none of :data:`FIELDS`.
+        where: for errors.
+
+    Raises:
+        ArtifactError: the installed torch reads it.
+    """
+    if name not in torch_private.schema_fields():
+        return
+    import torch
+
+    raise ArtifactError(
+        f"There is a field in {where} that is not known here, and that the installed torch reads.",
+        expected=f"fields of schema {_in_words()}",
+        got=f"{name!r}, with torch {torch.__version__}",
+        remedy="upgrade torchquilt; if you trust its origin, torch.export.load reads it without checks",
+    )
+
+
+def _in_words() -> str:
     return ", ".join(f"{major}.{minor} (torch {torch})" for (major, minor), torch in sorted(VERSIONS.items()))

@@ -134,7 +134,7 @@ def check_program(text: bytes) -> None:
     """
     try:
         data = _parsed(text)
-        _check_version(data.get("schema_version"))
+        known_schemas.check_version(data.get("schema_version"))
         _check(data, "", "the program", False)
     except RecursionError as error:
         raise _unsafe("an entry", "JSON that is nested too deep", "a program", "the archive") from error
@@ -195,36 +195,9 @@ def _check(value: Any, key: str, where: str, is_argument: bool) -> None:
             elif name == "metadata":
                 _check_metadata(item, where)
             elif name not in known_schemas.FIELDS:
-                _check_is_ignored(name, where)
+                known_schemas.check_is_ignored(name, where)
             else:
                 _check(item, name, where, name == "arg" or (is_argument and name != "graph"))
-
-
-def _check_version(version: Any) -> None:
-    """Refuse a program of a schema whose major version is not known; a minor one only adds fields."""
-    major, minor = (version.get(key) if isinstance(version, dict) else None for key in ("major", "minor"))
-    if version is None or major in {known for known, _ in known_schemas.VERSIONS}:
-        return
-    raise ArtifactError(
-        "The program is written in a schema that is not known here.",
-        expected=f"schema {known_schemas.in_words()}",
-        got=f"schema {major}.{minor}",
-        remedy="upgrade torchquilt, or save the program with a torch that is known",
-    )
-
-
-def _check_is_ignored(name: str, where: str) -> None:
-    """Refuse a field that is not known here, unless the installed torch does not read it, either."""
-    if name not in torch_private.schema_fields():
-        return
-    import torch
-
-    raise ArtifactError(
-        f"There is a field in {where} that is not known here, and that the installed torch reads.",
-        expected=f"fields of schema {known_schemas.in_words()}",
-        got=f"{name!r}, with torch {torch.__version__}",
-        remedy="upgrade torchquilt; if you trust its origin, torch.export.load reads it without checks",
-    )
 
 
 def _check_metadata(value: Any, where: str) -> None:

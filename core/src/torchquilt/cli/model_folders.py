@@ -49,9 +49,11 @@ def _loaded(folder: Path) -> Any:
         )
     transformers = importlib.import_module("transformers")
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        # Without this answer transformers asks on a terminal whether to run the code of the folder.
+        local = {"local_files_only": True, "trust_remote_code": False}
+        config = transformers.AutoConfig.from_pretrained(folder, **local)
         names = getattr(config, "architectures", None) or ["AutoModel"]
-        model = getattr(transformers, names[0]).from_pretrained(folder, local_files_only=True)
+        model = getattr(transformers, names[0]).from_pretrained(folder, **local)
     except Exception as error:  # whatever transformers raises about a folder
         raise ModelError(
             f"transformers does not read the model in {folder}.",

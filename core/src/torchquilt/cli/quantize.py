@@ -176,12 +176,11 @@ def _prepared(program: ExportedProgram, quantizer: Quantizer, request: Request) 
 
 def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request) -> int:
     """Calibrate the model if anything in it is observed; return the number of batches."""
-    from torchquilt.errors import CalibrationError
+    from torchquilt.pt2e.calibration.calibrate import missing_data
     from torchquilt.pt2e.calibration.merging import merge_calibration
     from torchquilt.pt2e.observer_points import observed_points
 
-    points = observed_points(prepared)
-    if not points:
+    if not observed_points(prepared):
         if request.data is not None or request.merge:
             option = "merge" if request.merge else "data"
             write_error(f"warning: --{option} is not read, since nothing is quantized statically")
@@ -191,10 +190,9 @@ def _calibrate(prepared: GraphModule, program: ExportedProgram, request: Request
         calibration.add_to(prepared)
         return calibration.batches
     if request.data is None:
-        raise CalibrationError(
-            "There is no data to calibrate with.",
-            node=next(iter(points.values())).names[0],
-            expected=f"--data, since the ranges of {len(points)} activations have to be found",
+        raise missing_data(
+            prepared,
+            wanted="--data",
             got="no --data",
             remedy="pass --data (or --merge), or ask for dynamic or weight-only quantization in the recipe",
         )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Rules that most recipes need sooner or later, to be changed and uncommented.
 _EXAMPLES = """\
-# Rules are more exact than the preset above, and the most exact one applies. They stand below the backend
-# that they are about. Uncomment what you need; `torchquilt explain MODEL --recipe FILE` shows what it does.
+# Rules are more exact than the preset of a backend, and the most exact one applies. They stand below the
+# backend that they are about. Uncomment what you need, and see what it does with `torchquilt explain`.
 #
 # [[quantizer.module]]      # a module of the model, by its name in model.named_modules()
 # name = "head"
@@ -80,46 +80,28 @@ def new(backends: tuple[tuple[str, str | None], ...], preset: str | None, output
 
 
 def _text(pairs: list[tuple[str, str | None]]) -> str:
-    """The recipe with its comments."""
-    from torchquilt.recipe.sections import SCHEMA
+    """The recipe, with the presets and examples of rules as comments behind it."""
+    from torchquilt.recipe import Recipe
+    from torchquilt.recipe.sections import RecipePart, RecipeRule
 
-    lines = [
-        "# What is quantized, by which backend. The first quantizer to claim a node keeps it.",
-        f"schema = {SCHEMA}",
-        "",
-    ]
+    parts, lines = [], []
     for backend, preset in pairs:
-        lines += [*_part(backend, preset), ""]
-    return "\n".join(lines) + "\n" + _EXAMPLES
+        presets = _presets(backend, preset)
+        rules = () if preset is None else (RecipeRule("global", "", preset),)
+        parts.append(RecipePart(backend, rules))
+        lines += [f"# Presets of {backend}:", *(f"#   {one.name}: {one.summary}" for one in presets), "#"]
+    return "\n".join([Recipe(tuple(parts)).to_toml(), *lines, _EXAMPLES])
 
 
-def _part(backend: str, preset: str | None) -> list[str]:
-    """Lines about one backend, with its other presets as comments."""
+def _presets(backend: str, preset: str | None) -> tuple[PresetInfo, ...]:
+    """The presets of a backend, one of which has to be chosen if there are any."""
     from torchquilt.plugins.registry import presets_of
 
-    presets = {one.name: one for one in presets_of(backend)}
-    lines = ["[[quantizer]]", f'backend = "{backend}"']
-    if not presets and preset is None:
-        return lines
-    chosen = presets.get(preset or "") or _no_preset(backend, preset, presets)
-    others = [one for one in presets.values() if one is not chosen]
-    lines += [f'global = "{chosen.name}"  # {chosen.summary}', *(["# Other presets:"] if others else [])]
-    return [*lines, *(f"#   {one.name}: {one.summary}" for one in others)]
-
-
-def _no_preset(backend: str, preset: str | None, presets: dict[str, PresetInfo]) -> PresetInfo:
-    """Refuse a preset that the backend does not have."""
-    from torchquilt.errors import UnsupportedConfigError, did_you_mean
-
-    problem = (
-        f"No preset is chosen for the backend {backend!r}."
-        if preset is None
-        else f"The backend {backend!r} has no preset {preset!r}."
-    )
-    raise UnsupportedConfigError(
-        problem,
-        quantizer=backend,
-        expected=" | ".join(presets) or "no preset",
-        got=preset or f"--backend {backend}",
-        remedy=did_you_mean(preset or "", presets) or f"write --backend {backend}:PRESET, or give --preset",
-    )
+    found = presets_of(backend, preset)
+    if found and preset is None:
+        names = ", ".join(one.name for one in found)
+        raise click.BadParameter(
+            f"{backend} needs a preset, as {backend}:PRESET or with --preset: {names}.",
+            param_hint="'--backend'",
+        )
+    return found

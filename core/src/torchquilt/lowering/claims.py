@@ -10,12 +10,33 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import attrs
+
 from torchquilt.errors import TorchquiltError
 from torchquilt.ledger.ledger import Ledger
 from torchquilt.plugins import registry
 
 
-def unclaimed(ledger: Ledger | None, backends: Collection[str], target: str) -> Mapping[str, str]:
+@attrs.frozen
+class Unclaimed:
+    """Reason why an operator is promised to run as integers elsewhere, and not on a target.
+
+    Args:
+        backend: name of the backend that quantized it.
+        promised: the targets that its rows name.
+        target: the target that is lowered to.
+    """
+
+    backend: str
+    promised: frozenset[str]
+    target: str
+
+    def __str__(self) -> str:
+        promised = ", ".join(sorted(self.promised)) or "no target"
+        return f"{self.backend} quantized it for {promised}, and promises nothing for {self.target}"
+
+
+def unclaimed(ledger: Ledger | None, backends: Collection[str], target: str) -> Mapping[str, Unclaimed]:
     """The quantized operators that no row promises integers for on a target.
 
     Args:
@@ -24,7 +45,7 @@ def unclaimed(ledger: Ledger | None, backends: Collection[str], target: str) -> 
         target: name of the target.
 
     Returns:
-        Operator → the sentence that says who quantized it for which targets.
+        Operator → who quantized it for which targets.
     """
     if ledger is None:
         return {}
@@ -36,10 +57,7 @@ def unclaimed(ledger: Ledger | None, backends: Collection[str], target: str) -> 
         backend, owner = tables[row.quantizer]
         promised = _targets_of(owner, row.pattern)
         if promised is not None and target not in promised:
-            found[row.node] = (
-                f"{backend} quantized it for {', '.join(sorted(promised)) or 'no target'}, "
-                f"and promises nothing for {target}"
-            )
+            found[row.node] = Unclaimed(backend, promised, target)
     return found
 
 
@@ -50,7 +68,7 @@ def _class_of(backend: str) -> Any:
         return None
 
 
-def _targets_of(owner: Any, pattern: str) -> set[str] | None:
+def _targets_of(owner: Any, pattern: str) -> frozenset[str] | None:
     """The targets of the rows of a pattern; None where the class has no table with such rows."""
     rows = [row for row in getattr(getattr(owner, "TABLE", None), "rows", ()) if row.pattern.name == pattern]
-    return {target for row in rows for target in row.targets} if rows else None
+    return frozenset(target for row in rows for target in row.targets) if rows else None

@@ -26,6 +26,8 @@ from torchquilt.reasons import rank_of_status
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
+    from torchquilt.lowering.claims import Unclaimed
+
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -151,14 +153,14 @@ def _call_of(region: Region) -> str:
     return region.path.removesuffix(region.path.rpartition(".")[2]) + region.caller.name
 
 
-def joined(ledger: Ledger, joint: Joint, lowered: Lowered, unclaimed: Mapping[str, str]) -> Ledger:
+def joined(ledger: Ledger, joint: Joint, lowered: Lowered, unclaimed: Mapping[str, Unclaimed]) -> Ledger:
     """The ledger with the lowering status of each row.
 
     Args:
         ledger: of the model.
         joint: joins its rows with what is lowered.
         lowered: result of the target.
-        unclaimed: operator that no row promises for this target → the sentence that says so.
+        unclaimed: operator that no row promises for this target → who quantized it.
     """
     found: dict[str, list[Operation]] = defaultdict(list)
     for operation, row in joint.rows(lowered.operations):

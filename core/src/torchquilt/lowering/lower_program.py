@@ -18,7 +18,7 @@ from torchquilt.errors import (
     ProgramError,
     ProgramInputError,
 )
-from torchquilt.lowering.claims import unclaimed
+from torchquilt.lowering.claims import Unclaimed, unclaimed
 from torchquilt.lowering.program import LoweredProgram, with_report
 from torchquilt.lowering.program_facts import Ports, Verification
 from torchquilt.lowering.quantized_source import Source, source_of
@@ -101,13 +101,13 @@ def lower(
     if target is None or runtime is None:
         target = target_of(names)
         runtime = registry.target(target)
-    foreign = unclaimed(source.ledger, [*(source.backends or ()), *names], target)
-    contributions = {name: _contribution(name, target, foreign) for name in names}
+    elsewhere = unclaimed(source.ledger, [*(source.backends or ()), *names], target)
+    contributions = {name: _contribution(name, target, elsewhere) for name in names}
     flat = inlined(source.program)
     program, ports = with_integer_io(flat.program, io_dtype)
     joint = Joint(program.graph_module, source.ledger, flat.earlier)
     marked = with_decisions(program, joint.left_in_float())
-    making = _Making(target, runtime, contributions, source, joint, ports, foreign)
+    making = _Making(target, runtime, contributions, source, joint, ports, elsewhere)
 
     def made_by(lower_it: Callable[..., Lowered]) -> LoweredProgram:
         lowered = lower_it(marked, contributions)
@@ -139,7 +139,7 @@ class _Making:
     source: Source
     joint: Joint
     ports: Ports
-    foreign: Mapping[str, str]
+    unclaimed: Mapping[str, Unclaimed]
 
     def open(self, lowered: Lowered) -> Runner:
         """The program, ready to run."""
@@ -165,7 +165,7 @@ class _Making:
             io=stored,
             delegates=lowered.delegates,
             operators=lowered.operators,
-            ledger=None if ledger is None else joined(ledger, self.joint, lowered, self.foreign),
+            ledger=None if ledger is None else joined(ledger, self.joint, lowered, self.unclaimed),
             operations=tuple(map(self.joint.lowered_operation, lowered.operations)),
             kernels=lowered.kernels,
             leftovers=tuple(map(self.joint.leftover, lowered.conversions)),
@@ -173,7 +173,7 @@ class _Making:
             runner=runner,
         )
         if strict:
-            _check_promises(made, self.foreign)
+            _check_promises(made, self.unclaimed)
         return made
 
 
@@ -207,7 +207,7 @@ def _check_is_taken(lowered: Lowered, joint: Joint) -> None:
         )
 
 
-def _check_promises(made: LoweredProgram, unclaimed: Mapping[str, str]) -> None:
+def _check_promises(made: LoweredProgram, unclaimed: Mapping[str, Unclaimed]) -> None:
     """Refuse a program that computes in float what was quantized for another target.
 
     Raises:
@@ -224,7 +224,7 @@ def _check_promises(made: LoweredProgram, unclaimed: Mapping[str, str]) -> None:
             f"{made.target} computes in float what was quantized for another target.",
             node="; ".join(f"{row.node} ({row.op})" for row in found),
             expected="operators that run as integers, with strict=True",
-            got="; ".join(dict.fromkeys(unclaimed[row.node] for row in found)),
+            got="; ".join(dict.fromkeys(str(unclaimed[row.node]) for row in found)),
             remedy="ask beforehand: quantizer.quantization_capabilities().supports(..., "
             f"target={made.target!r}); or lower(..., strict=False)",
         )
@@ -339,16 +339,16 @@ def _backends_of(source: Source, backends: Iterable[str] | None) -> tuple[str, .
     return tuple(dict.fromkeys(names))
 
 
-def _contribution(backend: str, target: str, unclaimed: Mapping[str, str]) -> Contribution:
+def _contribution(backend: str, target: str, unclaimed: Mapping[str, Unclaimed]) -> Contribution:
     found = registry.contribution(backend, target)
     if found is None:
-        own = {node: text for node, text in unclaimed.items() if text.startswith(f"{backend} ")}
+        own = {node: one for node, one in unclaimed.items() if one.backend == backend}
         raise LoweringError(
             f"The backend {backend!r} does not say how it is lowered to {target!r}.",
             backend=backend,
             node=", ".join(own) or None,
             expected=f"a contribution to {target!r} in its manifest",
-            got="; ".join(dict.fromkeys(own.values())) or "none",
+            got="; ".join(dict.fromkeys(map(str, own.values()))) or "none",
             remedy=f"lower to a target of its own; or use what {target!r} makes of it without promise: "
             "lower(..., backends=[...]) without it; or ask beforehand, with "
             f"quantizer.quantization_capabilities().supports(..., target={target!r})",

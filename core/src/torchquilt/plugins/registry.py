@@ -125,8 +125,8 @@ def quantizer(name: str, preset: str | None = None, *, distribution: str | None 
         UserWarning: an environment variable names a plugin that is not installed.
     """
     backend, manifest, reference = _find_plugin(name, distribution, "backend")
-    if preset is not None and preset not in manifest.preset_names:
-        raise _no_such_preset(manifest, preset)
+    if preset is not None:
+        _check_preset(manifest, preset)
     cls = _load_class(backend, reference)
     if preset is not None and not hasattr(cls, "from_preset"):
         raise PluginLoadError(
@@ -140,16 +140,19 @@ def quantizer(name: str, preset: str | None = None, *, distribution: str | None 
     return made
 
 
-def presets_of(name: str) -> tuple[PresetInfo, ...]:
+def presets_of(name: str, preset: str | None = None) -> tuple[PresetInfo, ...]:
     """The presets of a backend, whose class is not loaded.
 
     Args:
         name: of the backend, as for :func:`quantizer`.
+        preset: one that has to be among them.
 
     Raises:
-        As :func:`quantizer`, where the preset plays no part.
+        As :func:`quantizer`.
     """
     _, manifest, _ = _find_plugin(name, None, "backend")
+    if preset is not None:
+        _check_preset(manifest, preset)
     return manifest.presets
 
 
@@ -357,8 +360,10 @@ def _is_of_kind(plugin: Backend, kind: Kind) -> bool:
     return plugin.is_backend if kind == "backend" else plugin.is_target
 
 
-def _no_such_preset(manifest: Manifest, preset: str) -> UnsupportedConfigError:
-    return UnsupportedConfigError(
+def _check_preset(manifest: Manifest, preset: str) -> None:
+    if preset in manifest.preset_names:
+        return
+    raise UnsupportedConfigError(
         f"The backend {manifest.name!r} has no preset {preset!r}.",
         quantizer=manifest.name,
         expected=f"one of: {', '.join(manifest.preset_names)}" if manifest.presets else "none: it has none",

@@ -44,7 +44,7 @@ def export_model(
             "There is nothing to export.",
             expected="a torch.nn.Module with one batch of inputs, or an exported model",
             got=f"{type(model).__module__}.{type(model).__qualname__}, example_inputs={example_inputs!r:.60}",
-            remedy="torchquilt.quantize(model, (input,), 'backend:preset', batches)",
+            remedy="give an instance of the module, and a batch such as (input,)",
         )
     args, kwargs = batch_arguments(example_inputs)
     try:
@@ -55,7 +55,7 @@ def export_model(
             f"torch.export cannot export {type(model).__qualname__}.",
             expected="a model that torch.export.export(model.eval(), example_inputs) takes",
             got=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
-            remedy="mend the model or the inputs; the error above has torch's advice in full",
+            remedy="mend the model or the inputs; the cause of this error has torch's advice in full",
         ) from error
 
 

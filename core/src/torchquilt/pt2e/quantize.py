@@ -11,9 +11,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from torchquilt._internal.terminal import working_if
-from torchquilt.errors import CalibrationError
 from torchquilt.observers import ObserverFactory
-from torchquilt.pt2e.calibration.calibrate import calibrate
+from torchquilt.pt2e.calibration.calibrate import calibrate, missing_data
 from torchquilt.pt2e.calibration.merging import Calibration
 from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.export import export_model
@@ -73,7 +72,14 @@ def quantize(
     with working_if(progress, "preparing"):
         prepared = prepare_pt2e(exported, chosen, activation_observer=activation_observer, strict=strict)
     if observed_points(prepared):
-        calibrate(prepared, _data(calibration, prepared), limit=limit, progress=progress)
+        if calibration is None:
+            raise missing_data(
+                prepared,
+                wanted="batches",
+                got="calibration=None",
+                remedy="pass batches, or choose a preset of dynamic or weight-only quantization",
+            )
+        calibrate(prepared, calibration, limit=limit, progress=progress)
     with working_if(progress, "converting"):
         quantized = convert_pt2e(prepared)
     if show:
@@ -85,16 +91,3 @@ def _as_one_quantizer(quantizer: object) -> Quantizer:
     if isinstance(quantizer, (list, tuple)):
         return ComposableQuantizer(quantizer)
     return as_quantizer(quantizer)
-
-
-def _data(calibration: Iterable[object] | Calibration | None, prepared: GraphModule) -> Any:
-    if calibration is not None:
-        return calibration
-    points = observed_points(prepared)
-    raise CalibrationError(
-        "There is no data to calibrate with.",
-        node=next(iter(points.values())).names[0],
-        expected=f"batches, since the ranges of {len(points)} activations have to be found",
-        got="calibration=None",
-        remedy="pass batches, or choose a preset of dynamic or weight-only quantization",
-    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from torchquilt._internal.torch_defaults import default_global_state
-from torchquilt.accuracy.running import checked_batches, numbered
+from torchquilt.accuracy.running import checked_batches, run_on_each
 from torchquilt.errors import AccuracyError
 from torchquilt.graph.code_generation import generate_code, outdate
 from torchquilt.graph.edits import copy_model
@@ -57,14 +58,10 @@ def observe(
             watched.graph.call_module(name, tuple(copies[each] for each in shown))
     outdate(watched)
     generate_code(watched)
-    return sum(
-        1
-        for number, batch in numbered(checked_batches(batches, watched), doing="observing")
-        if _run(watched, batch, number)
-    )
+    return run_on_each(checked_batches(batches, watched), partial(_run, watched), "observing")
 
 
-def _run(model: GraphModule, batch: Any, number: int) -> bool:
+def _run(model: GraphModule, batch: Any, number: int) -> None:
     args, kwargs = call_arguments(model, batch)
     try:
         with torch.no_grad(), default_global_state(), leaving_transforms():
@@ -76,4 +73,3 @@ def _run(model: GraphModule, batch: Any, number: int) -> bool:
             got=f"{type(error).__name__}: {error}",
             remedy="see the cause above; pass batches as for torchquilt.calibrate",
         ) from error
-    return True

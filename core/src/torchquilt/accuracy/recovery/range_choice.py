@@ -13,7 +13,7 @@ from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt._internal.torch_private import pytree
 from torchquilt.accuracy.recovery.simulation import finished, float_copy_of, has_range, look_at, rounded
 from torchquilt.accuracy.recovery.steps import Gain, RecoveryStep, note_step
-from torchquilt.accuracy.running import Runnable, checked_batches, numbered
+from torchquilt.accuracy.running import Runnable, checked_batches, run_on_each
 from torchquilt.errors import ModelError
 from torchquilt.graph.code_generation import generate_code
 from torchquilt.graph.edits import copy_model
@@ -69,8 +69,7 @@ def choose_ranges(prepared: GraphModule, batches: Iterable[object]) -> GraphModu
         generate_code(model)
         tried, left = _look(model, running := float_copy_of(model))
         runnable = Runnable(finished(running), "prepared model")
-        for number, batch in numbered(checked_batches(batches, prepared), doing="choosing ranges"):
-            runnable(batch, number)
+        run_on_each(checked_batches(batches, prepared), runnable, "choosing ranges")
         gains: list[Gain] = []
         for each in tried:
             told = _choose(each)

@@ -22,7 +22,7 @@ from torchquilt.accuracy.recovery.second_order import Levels, adaround, gptq
 from torchquilt.accuracy.recovery.settling import settle
 from torchquilt.accuracy.recovery.simulation import Replacing, finished, look_at, simulated_copy
 from torchquilt.accuracy.recovery.steps import Gain, RecoveryStep, note_step
-from torchquilt.accuracy.running import Runnable, checked_batches, numbered
+from torchquilt.accuracy.running import Runnable, checked_batches, numbered, run_on_each
 from torchquilt.errors import AccuracyError, ModelError
 from torchquilt.graph.code_generation import generate_code
 from torchquilt.graph.constant_folding import constant_value
@@ -315,8 +315,7 @@ def _collect(runnable: Runnable, batches: list[Any], weights: list[_Weight]) -> 
     for weight in weights:
         for one in weight.moments:
             one.is_on = True
-    for number, batch in numbered(batches, doing="collecting inputs of weights"):
-        runnable(batch, number)
+    run_on_each(batches, runnable, "collecting inputs of weights")
 
 
 def _round(weight: _Weight, method: _Method) -> Gain | str:

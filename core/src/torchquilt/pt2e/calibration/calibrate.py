@@ -159,6 +159,25 @@ def _updates(prepared: GraphModule) -> list[tuple[int, int]]:
     return [(int(observer.count), int(observer.ignored)) for observer in observers]
 
 
+def missing_data(prepared: GraphModule, *, wanted: str, got: str, remedy: str) -> CalibrationError:
+    """The error for a prepared model that has to be calibrated, and for which there are no batches.
+
+    Args:
+        prepared: the model.
+        wanted: what was to be given, in words of the caller.
+        got: what was given.
+        remedy: what to do.
+    """
+    points = observed_points(prepared)
+    return CalibrationError(
+        "There is no data to calibrate with.",
+        node=next(iter(points.values())).names[0],
+        expected=f"{wanted}, since the ranges of {len(points)} activations have to be found",
+        got=got,
+        remedy=remedy,
+    )
+
+
 def number_of(batches: Iterable[object], limit: int | None) -> int | None:
     """Number of batches to come, where that is known."""
     try:
