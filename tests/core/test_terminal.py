@@ -59,7 +59,7 @@ with working("second"):
 
 
 def test_progress_ends_with_the_error_that_ends_its_step() -> None:
-    """What comes later is shown again, also while somebody, such as a notebook, keeps the error."""
+    """Progress that comes later is shown, also while somebody, such as a notebook, keeps the error."""
     terminal = Terminal.run(sys.executable, "-c", ABANDONED)
     assert terminal.finish() == 0, terminal.text
     assert "second" in terminal.words

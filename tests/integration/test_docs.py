@@ -24,7 +24,7 @@ _TOUR = "tour.md"
 #: Pages whose code runs from top to bottom.
 PAGES = sorted(page.relative_to(_DOCS).as_posix() for page in pages_with_code(_DOCS) if page.name != _TOUR)
 #: Pages that work on whole models, or compile C++.
-_LONG = ("tutorial-", "inductor.md")
+_LONG = ("tutorial-", "inductor.md", "lowering.md")
 #: Pages that read examples of a clone.
 _IN_A_CLONE = ("tutorial-accuracy.md",)
 

@@ -89,6 +89,7 @@ def test_profile_tells_the_time_of_each_kernel(
     assert run("profile", program, quantized, "--runs", 0).code == 2
 
 
+@pytest.mark.long
 def test_targets_are_compared_side_by_side(run: Run, files: Files) -> None:
     """Named one by one, or by a preset; as a table or as JSON."""
     asked = ("compare-targets", files.model, "--data", files.data, "--runs", 1)
