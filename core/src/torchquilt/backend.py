@@ -93,6 +93,8 @@ _PUBLIC = {
     # All that is decided about a model, for a flow other than this one.
     "pt2e.annotate": ("Annotated", "annotate_copy"),
     "pt2e.integer_constants": ("integers_of",),
+    # Instead of an observer point, in ``prepare_obs_or_fq_callback``.
+    "pt2e.observer_points": ("ObservedPoint",),
     "graph.subgraphs": ("Region", "regions"),
     # The node of the exported program that a node of a later program comes from.
     "graph.origins": ("Origins", "chain", "subgraph_names"),
@@ -219,6 +221,7 @@ if TYPE_CHECKING:
     from torchquilt.pt2e.annotate import Annotated as Annotated
     from torchquilt.pt2e.annotate import annotate_copy as annotate_copy
     from torchquilt.pt2e.integer_constants import integers_of as integers_of
+    from torchquilt.pt2e.observer_points import ObservedPoint as ObservedPoint
     from torchquilt.quantizers.base import Quantizer as Quantizer
     from torchquilt.quantizers.base import as_quantizer as as_quantizer
     from torchquilt.quantizers.matching import Claim as Claim

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 from torchao.quantization.pt2e import quantize_pt2e as torchao_flow
 from torchao.quantization.pt2e import quantizer as theirs
@@ -62,15 +63,29 @@ def exported(model: Model, strict: bool = False) -> Any:
     return export(model.module.eval().requires_grad_(False), *model.inputs, strict=strict)
 
 
-def by_torchao(model: Model, quantizer: Any, *, strict: bool = False) -> GraphModule:
+def batches_of(model: Model, count: int) -> list[tuple[torch.Tensor, ...]]:
+    """The inputs of a model, and seeded ones of other ranges behind them; integers stay as they are."""
+    generator = torch.Generator().manual_seed(0)
+
+    def other(tensor: torch.Tensor, times: int) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.randn(tensor.shape, generator=generator) * times
+
+    more = (tuple(other(tensor, times) for tensor in model.inputs) for times in range(1, count))
+    return [model.inputs, *more]
+
+
+def by_torchao(model: Model, quantizer: Any, *, strict: bool = False, batches: int = 1) -> GraphModule:
     """The model after torchao's flow, calibrated with its inputs."""
     prepared = torchao_flow.prepare_pt2e(exported(model, strict).module(), quantizer)
-    prepared(*model.inputs)
+    for batch in batches_of(model, batches):
+        prepared(*batch)
     converted: GraphModule = torchao_flow.convert_pt2e(prepared)
     return converted
 
 
-def by_torchquilt(model: Model, quantizer: Any, *, strict: bool = False) -> GraphModule:
+def by_torchquilt(model: Model, quantizer: Any, *, strict: bool = False, batches: int = 1) -> GraphModule:
     """The model after our flow with min-max observers, calibrated with its inputs."""
     prepared = tq.prepare_pt2e(exported(model, strict), quantizer, activation_observer="minmax", strict=False)
-    return tq.convert_pt2e(tq.calibrate(prepared, [model.inputs]))
+    return tq.convert_pt2e(tq.calibrate(prepared, batches_of(model, batches)))

@@ -32,6 +32,8 @@ class Observer(ABC):
 
     #: Whether what is found depends on the order of the data. Such observers cannot be merged.
     order_matters: ClassVar[bool] = False
+    #: Whether to see a tensor once more, unchanged, may change what is found. Others are spared that.
+    counts_repeats: ClassVar[bool] = False
 
     def __init__(self, spec: QuantizationSpec) -> None:
         self.spec = spec

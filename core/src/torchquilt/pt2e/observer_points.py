@@ -77,7 +77,7 @@ class ObservedPoint(QuantizationPoint[QuantizationSpec]):
                 got="an input that requires a gradient",
                 remedy="call it under torch.no_grad(), or use torchquilt.calibrate",
             )
-        if is_new:
+        if is_new or self.observer.counts_repeats:
             self.observer.update(tensor)
         return tensor
 

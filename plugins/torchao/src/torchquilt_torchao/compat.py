@@ -122,7 +122,7 @@ def prepare_qat_pt2e(model: GraphModule, quantizer: Any) -> GraphModule:
         model: the ``.module()`` of an exported program. It is left as it was.
         quantizer: of torchao's protocol, or of torchquilt.
     """
-    return tq.prepare_qat_pt2e(model, _alike(quantizer), strict=False)
+    return tq.prepare_qat_pt2e(model, quantizer, strict=False)
 
 
 def allow_exported_model_train_eval(model: GraphModule) -> GraphModule:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import attrs
 from torch.fx import GraphModule, Node
@@ -12,12 +14,16 @@ from torchao.quantization.pt2e import quantizer as theirs
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 import torchquilt as tq
-from torchquilt.backend import QuantizationAnnotation
+from torchquilt.backend import ObservedPoint, QuantizationAnnotation
 from torchquilt.errors import IntentError
 from torchquilt.observers import make_observer
+from torchquilt_torchao.foreign_observer import ForeignObserver, foreign_observer
 from torchquilt_torchao.outgoing import torchao_annotation
 from torchquilt_torchao.torchao_quantizer import TorchaoQuantizer
-from torchquilt_torchao.translation import translate_annotations
+from torchquilt_torchao.translation import Observing, translate_annotations
+
+#: How ranges of activations are found, see :func:`foreign`.
+Observers: TypeAlias = Literal["ours", "alike", "theirs"]
 
 #: Observers of torchao for activations, by the observer of torchquilt that comes nearest.
 _NEAREST = {
@@ -27,7 +33,7 @@ _NEAREST = {
 }
 
 
-def foreign(quantizer: Any, *, observers: Literal["ours", "alike"] = "ours") -> tq.Quantizer:
+def foreign(quantizer: Any, *, observers: Observers = "ours") -> tq.Quantizer:
     """Make a quantizer of torchquilt of one that was written for torchao.
 
     What :func:`torchquilt_torchao.as_torchao` made becomes again what it was.
@@ -35,9 +41,10 @@ def foreign(quantizer: Any, *, observers: Literal["ours", "alike"] = "ours") -> 
     Args:
         quantizer: an instance of ``torchao.quantization.pt2e.quantizer.Quantizer``, configured as its vendor
             says. It is called and never changed.
-        observers: how ranges of activations are found: as ``prepare_pt2e`` is told (``"ours"``), or for each
-            tensor by the observer of torchquilt that comes nearest to the one that the foreign spec names
-            (``"alike"``): min-max, moving average, histogram.
+        observers: how ranges are found: as ``prepare_pt2e`` is told (``"ours"``); for each activation by the
+            observer of torchquilt that comes nearest to the one that the foreign spec names (``"alike"``):
+            min-max, moving average, histogram; or, of activations and constants, by the observers of torchao
+            that the specs name (``"theirs"``), which the foreign ``prepare_obs_or_fq_callback`` may replace.
 
     Raises:
         IntentError: it is none.
@@ -65,11 +72,11 @@ class ForeignQuantizer(tq.Quantizer):
         observers: as for :func:`foreign`.
     """
 
-    def __init__(self, subject: Any, *, observers: Literal["ours", "alike"] = "ours") -> None:
+    def __init__(self, subject: Any, *, observers: Observers = "ours") -> None:
         self.subject = subject
         self.observers = observers
-        # Edge or node → what its observer is called in torchao, between annotate and the callback.
-        self._named: dict[Any, str] = {}
+        # Edge or node → the spec of torchao that says how it is observed, between annotate and the callback.
+        self._observed: dict[Any, Any] = {}
 
     @property
     def name(self) -> str:
@@ -93,9 +100,9 @@ class ForeignQuantizer(tq.Quantizer):
         """Let the foreign quantizer annotate, and translate what it wrote."""
         with _shown_to_torchao(model):
             self.subject.annotate(model)
-        named = translate_annotations(model.graph, self.name)
-        if self.observers == "alike":
-            self._named.update(named)
+        observed = translate_annotations(model.graph, self.name)
+        if self.observers != "ours":
+            self._observed.update(observed)
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -106,24 +113,56 @@ class ForeignQuantizer(tq.Quantizer):
     def prepare_obs_or_fq_callback(
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]
     ) -> None:
-        """Choose observers as the foreign specs do; refuse a foreign callback, which expects torchao's.
+        """Choose observers as the foreign specs do; let a foreign callback replace those of torchao.
 
         Raises:
-            IntentError: the foreign quantizer has one.
+            IntentError: the foreign quantizer has a callback, and no observers of torchao are run.
+            AnnotationError: an observer of torchao cannot be run as it is.
         """
+        specs, points = dict(self._observed), edge_or_node_to_obs_or_fq
+        self._observed.clear()
+        if self.observers == "theirs":
+            self._run_theirs(model, specs, points)
+            return
         if type(self.subject).prepare_obs_or_fq_callback is not theirs.Quantizer.prepare_obs_or_fq_callback:
             raise IntentError(
                 f"{self.name} replaces observers of torchao, and torchquilt has its own.",
                 quantizer=self.name,
-                expected="a quantizer without prepare_obs_or_fq_callback",
+                expected='a quantizer without prepare_obs_or_fq_callback, or observers="theirs"',
                 got=f"{self.name}.prepare_obs_or_fq_callback",
-                remedy="set the observers with activation_observer=, or use torchao's own flow",
+                remedy='torchquilt_torchao.foreign(quantizer, observers="theirs")',
             )
-        for edge_or_node, name in self._named.items():
-            point: Any = edge_or_node_to_obs_or_fq.get(edge_or_node)
-            if name in _NEAREST and hasattr(point, "observer"):
+        for edge_or_node, spec in specs.items():
+            name = Observing.of(spec.observer_or_fake_quant_ctr).name
+            point = points.get(edge_or_node)
+            if name in _NEAREST and isinstance(point, ObservedPoint):
                 point.observer = make_observer(_NEAREST[name], point.spec)
-        self._named.clear()
+
+    def _run_theirs(self, model: GraphModule, specs: dict[Any, Any], points: dict[Any, Any]) -> None:
+        """Put observers of torchao at all that a foreign spec says how to observe, constants as well."""
+        made: dict[int, ObservedPoint] = {}
+        for edge_or_node, spec in specs.items():
+            point = points[edge_or_node]
+            if type(point.spec) is tq.QuantizationSpec and not point.spec.is_dynamic:
+                observer = foreign_observer(point.spec, spec, self.name)
+                made.setdefault(id(point), ObservedPoint(point.spec, observer, point.names))
+        points.update({key: made[id(point)] for key, point in points.items() if id(point) in made})
+        own: dict[Any, Any] = {key: point for key, point in points.items() if point in made.values()}
+        shown = {key: point.observer.subject for key, point in own.items()}
+        before = dict(shown)
+        self.subject.prepare_obs_or_fq_callback(model, shown)
+        if shown.keys() != before.keys():
+            raise IntentError(
+                f"{self.name} changes in prepare_obs_or_fq_callback which tensors are observed.",
+                quantizer=self.name,
+                expected="the edges and nodes that it annotated, and no others",
+                got=", ".join(map(str, shown.keys() ^ before.keys())),
+                remedy="annotate them",
+            )
+        for key, subject in shown.items():
+            if subject is not before[key]:
+                make = functools.partial(copy.deepcopy, subject)
+                own[key].observer = ForeignObserver(own[key].spec, make)
 
 
 @attrs.frozen(eq=False)

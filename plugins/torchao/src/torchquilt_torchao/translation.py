@@ -2,7 +2,7 @@
 
 A spec of torchao names the class that observes a tensor. What that class and its arguments say about the
 integers (the smallest scale, a reduced range, fixed parameters) is read from it; how it finds a range is not,
-since torchquilt chooses that when a model is prepared.
+since that is chosen when a model is prepared.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torchquilt.backend import EdgeOrNode, QuantizationAnnotation, is_float_tens
 from torchquilt.errors import AnnotationError
 
 #: Dtypes of torch's older quantized tensors, and the integers that stand for them in a graph.
-_PLAIN_DTYPES = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
+PLAIN_DTYPES = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
 #: Fields of specs that torchao compares before it lets two edges or nodes of one tensor share.
 _COMPARED = ("dtype", "is_dynamic", "quant_min", "quant_max", "qscheme", "ch_axis", "scale", "zero_point")
 _MISSING = object()
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
-def translate_annotations(graph: Graph, quantizer: str) -> dict[EdgeOrNode, str]:
+def translate_annotations(graph: Graph, quantizer: str) -> dict[EdgeOrNode, Any]:
     """Replace the annotations that a foreign quantizer wrote; those of torchquilt stay as they are.
 
     Which tensors share parameters is settled by torchao's rules, and written as explicit sharing. An input
@@ -42,7 +42,7 @@ def translate_annotations(graph: Graph, quantizer: str) -> dict[EdgeOrNode, str]
         quantizer: name of the foreign quantizer.
 
     Returns:
-        Edge or node → the name of the class that would observe it in torchao; one for each group.
+        Edge or node → the spec that says how it would be observed in torchao; one for each group.
 
     Raises:
         AnnotationError: a spec has no counterpart here.
@@ -50,7 +50,7 @@ def translate_annotations(graph: Graph, quantizer: str) -> dict[EdgeOrNode, str]
     found = {node: node.meta[Q_ANNOTATION_KEY] for node in graph.nodes if Q_ANNOTATION_KEY in node.meta}
     raw = {node: each for node, each in found.items() if not isinstance(each, QuantizationAnnotation)}
     specs: dict[EdgeOrNode, Any] = {}
-    named: dict[EdgeOrNode, str] = {}
+    observed: dict[EdgeOrNode, Any] = {}
     for members, source in groups_of(raw):
         real = [each for each in members if _has_observer(each)]
         spec = _spec_of_group(source, quantizer)
@@ -58,7 +58,8 @@ def translate_annotations(graph: Graph, quantizer: str) -> dict[EdgeOrNode, str]
         if spec is not None and not isinstance(spec, tq.SharedQuantizationSpec):
             specs.update({each: tq.SharedQuantizationSpec(real[0]) for each in real[1:]})
         if real and isinstance(source[1], theirs.QuantizationSpec):
-            named[real[0]] = Observing.of(source[1].observer_or_fake_quant_ctr).name
+            outputs = (raw[each].output_qspec for each in members if each in raw)
+            observed[real[0]] = next(filter(_takes_range_of_output, outputs), source[1])
     for node, each in raw.items():
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
             {
@@ -70,7 +71,7 @@ def translate_annotations(graph: Graph, quantizer: str) -> dict[EdgeOrNode, str]
             bool(getattr(each, "allow_implicit_sharing", True)),
             quantizer=quantizer,
         )
-    return named
+    return observed
 
 
 def _has_observer(edge_or_node: EdgeOrNode) -> bool:
@@ -219,7 +220,7 @@ def _observed(spec: Any) -> Any:
 
 def _integers(dtype: torch.dtype, low: int | None, high: int | None) -> tuple[torch.dtype, int, int]:
     """The dtype and its range; the whole of it where none is given."""
-    dtype = _PLAIN_DTYPES.get(dtype, dtype)
+    dtype = PLAIN_DTYPES.get(dtype, dtype)
     if dtype.is_floating_point:
         raise _NoCounterpart(f"{dtype} is no integer type")
     whole = torch.iinfo(dtype)

@@ -94,7 +94,8 @@ def prepare_qat_pt2e(
         ModelError: the model is not an exported one, was prepared before, or has quantized operators in
             control flow.
         UnsupportedConfigError: a row of a table takes something, and cannot be trained (``is_qat=False``).
-        CalibrationError: there is no such way to fake quantize, or the ranges are those of other decisions.
+        CalibrationError: there is no such way to fake quantize, the ranges are those of other decisions, or
+            the quantizer puts in observers, which would have no effect without ``ranges_from``.
         IntentError, AnnotationError, CompositionError, SharingError, QuantizerError: as by
             :func:`torchquilt.prepare_pt2e`.
 
@@ -223,6 +224,16 @@ def _activation_point(
     if point.spec.ch_axis is not None:
         shape = (int(calls.nodes[0].meta["val"].shape[point.spec.ch_axis]),)
     found = known.of(point)
+    if found is None and type(point.observer) is not MinMaxObserver:
+        raise CalibrationError(
+            "Training finds ranges in a way of its own, so the observer that a quantizer put in would have "
+            "no effect.",
+            node=", ".join(point.names),
+            expected="a quantizer without prepare_obs_or_fq_callback, or ranges_from=",
+            got=type(point.observer).__name__,
+            remedy="hand in what those observers found: prepare_qat_pt2e(…, ranges_from=calibrated), where "
+            "calibrated is a model that prepare_pt2e made with this quantizer",
+        )
     if share is None:
         learned = LearnedPoint(point.spec, standing, shape, is_constant=False)
         if found is not None:
