@@ -81,6 +81,7 @@ _PUBLIC = {
     "plugins.registry": (
         "Backend",
         "Backends",
+        "ForeignBackend",
         "backends",
         "quantizer",
         "targets",
@@ -195,6 +196,7 @@ if TYPE_CHECKING:
     from torchquilt.plugins.manifest import PresetInfo as PresetInfo
     from torchquilt.plugins.registry import Backend as Backend
     from torchquilt.plugins.registry import Backends as Backends
+    from torchquilt.plugins.registry import ForeignBackend as ForeignBackend
     from torchquilt.plugins.registry import backends as backends
     from torchquilt.plugins.registry import quantizer as quantizer
     from torchquilt.plugins.registry import targets as targets

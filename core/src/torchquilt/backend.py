@@ -3,7 +3,8 @@
 A plugin imports ``torchquilt``, this module, ``torchquilt.errors`` and ``torchquilt.observers``, and nothing
 else of the core: these stay as they are within a minor version, whatever moves behind them.
 
-- To be found: ``Manifest``, ``PresetInfo``, ``hookimpl``; ``lazy_names`` for a package without torch.
+- To be found: ``Manifest``, ``PresetInfo``, ``hookimpl``; ``ForeignInfo`` and ``Requirement`` of a bridge;
+  ``lazy_names`` for a package without torch.
 - Specs: ``QuantizationSpec`` and its kinds, ``QuantizationConfig``, ``ROLES``, ``ArithmeticLimits``.
 - The table: ``SupportTable``, ``SupportRow``, ``OperatorPattern``, ``AllowedSpec``, ``Constraint``,
   ``Refusal``, ``Sharing``; ``operators``, and ready conditions such as ``CONSTANT_WEIGHT``.
@@ -27,7 +28,7 @@ from torchquilt._internal.lazy_imports import lazy_names as lazy_names
 # For each module, its public names. The imports below say the same to type checkers, as a test holds.
 _PUBLIC = {
     # To be found: the manifest, which a listing reads without torch.
-    "plugins.manifest": ("Manifest", "PresetInfo"),
+    "plugins.manifest": ("ForeignInfo", "Manifest", "PresetInfo", "Requirement"),
     "plugins.hookspecs": ("hookimpl",),
     # Specs and configs: the integers of a tensor, and a spec for each role.
     "spec.qspec": (
@@ -216,8 +217,10 @@ if TYPE_CHECKING:
     from torchquilt.lowering.target import Target as Target
     from torchquilt.lowering.target import TryingTarget as TryingTarget
     from torchquilt.plugins.hookspecs import hookimpl as hookimpl
+    from torchquilt.plugins.manifest import ForeignInfo as ForeignInfo
     from torchquilt.plugins.manifest import Manifest as Manifest
     from torchquilt.plugins.manifest import PresetInfo as PresetInfo
+    from torchquilt.plugins.manifest import Requirement as Requirement
     from torchquilt.pt2e.annotate import Annotated as Annotated
     from torchquilt.pt2e.annotate import annotate_copy as annotate_copy
     from torchquilt.pt2e.integer_constants import integers_of as integers_of

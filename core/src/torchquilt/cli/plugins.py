@@ -68,6 +68,7 @@ def _plugins(found: Backends) -> dict[str, Any]:
     return {
         "backends": [_plugin(plugin) for plugin in found if plugin.is_backend],
         "targets": [_plugin(plugin) for plugin in found if plugin.is_target],
+        "foreign": [{**to_plain(each), "status": each.status} for each in found.foreign],
     }
 
 
@@ -96,6 +97,13 @@ def _show_backends(backends: Backends) -> None:
         return
     rows = [(b.name, _kind(b), b.distribution, b.version, b.status, b.remark) for b in backends]
     write_table([("name", "kind", "distribution", "version", "status", "remark"), *rows])
+    if backends.foreign:
+        others = [
+            (each.name, each.distribution, each.version or "–", each.status, each.remark)
+            for each in backends.foreign
+        ]
+        title = "quantizers of other packages, made as their vendors say"
+        write_table([("name", "distribution", "version", "status", "remark"), *others], title)
 
 
 def _kind(plugin: Backend) -> str:

@@ -9,8 +9,9 @@ imports no torch and implements one hook, which returns the :class:`Manifest`::
     def torchquilt_manifest() -> Manifest: ...
 
 The files, in the order of their imports: ``manifest`` (what a plugin says of itself), ``hookspecs`` (the
-hooks that it may implement), ``listing`` (what is known of each), ``discovery`` (finds entry points),
-``validation`` (checks manifests), ``registry`` (lists and loads), ``doctor`` (finds what is wrong).
+hooks that it may implement), ``listing`` (what is known of each), ``foreign`` (quantizers of other packages),
+``discovery`` (finds entry points), ``validation`` (checks manifests), ``registry`` (lists and loads),
+``doctor`` (finds what is wrong).
 """
 
 from torchquilt.plugins.hookspecs import hookimpl

@@ -5,11 +5,12 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import attrs
 
-from torchquilt.plugins.manifest import Manifest
+from torchquilt.plugins.manifest import Manifest, Requirement
 
 Status = Literal["ok", "broken", "incompatible", "duplicate", "disabled"]
 Stage = Literal["metadata", "import", "hook", "manifest", "api"]
@@ -96,19 +97,77 @@ class Backend:
         return f"{self.stage}: {line}" if self.stage else line
 
 
-class Backends(tuple[Backend, ...]):
-    """The installed backends in the order of their names: a tuple that prints as a table."""
+@attrs.frozen
+class ForeignBackend:
+    """Record of a quantizer of another package, which a bridge makes usable.
 
-    __slots__ = ()
+    It is made and configured as its vendor says, and composed as it is; :func:`torchquilt.quantizer` makes
+    none.
+
+    Args:
+        name: for listings.
+        summary: one line that says for what it quantizes.
+        bridge: name of the plugin that is the bridge to it.
+        quantizer: where its class is, as ``"package.module:Class"``.
+        distribution: the package that it is in.
+        version: the installed version of that package, None where it is not installed.
+        missing: what it lacks here besides that package.
+    """
+
+    name: str
+    summary: str
+    bridge: str
+    quantizer: str
+    distribution: str
+    version: str | None
+    missing: tuple[Requirement, ...] = ()
+
+    @property
+    def status(self) -> Literal["ok", "quantizes", "missing"]:
+        """``ok``; ``quantizes`` where only what lowering takes is missing; ``missing`` otherwise."""
+        if self.version is None or any(not need.to_lower for need in self.missing):
+            return "missing"
+        return "quantizes" if self.missing else "ok"
+
+    @property
+    def remark(self) -> str:
+        """One line for listings: what is missing, and how to get it; the summary where nothing is."""
+        needs = [f"{need.name}{' to lower' * need.to_lower}: {need.get}" for need in self.missing]
+        if self.version is None:
+            needs.insert(0, f"{self.distribution}: pip install {self.distribution}")
+        return f"needs {'; '.join(needs)}" if needs else self.summary
+
+
+class Backends(tuple[Backend, ...]):
+    """The installed backends in the order of their names: a tuple that prints as a table.
+
+    Args:
+        records: the backends.
+        foreign: the quantizers of other packages that installed bridges make usable. They are printed below
+            the backends, and no members of the tuple: each is made as its vendor says.
+    """
+
+    foreign: tuple[ForeignBackend, ...]
+
+    def __new__(cls, records: Iterable[Backend] = (), foreign: Iterable[ForeignBackend] = ()) -> Backends:
+        """A tuple of records, with those of foreign quantizers beside it."""
+        made = super().__new__(cls, records)
+        made.foreign = tuple(foreign)
+        return made
 
     def __repr__(self) -> str:
+        lines = _table([(b.name, b.distribution, b.version, b.status, b.remark) for b in self])
         if not self:
-            return "\n".join(
-                ["No backend is installed. These are published:"]
-                + [f"  pip install {known.distribution}  ({known.summary})" for known in KNOWN]
-            )
-        rows = [("name", "distribution", "version", "status", "")]
-        rows += [(b.name, b.distribution, b.version, b.status, b.remark) for b in self]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
-        return "\n".join(line.rstrip() for line in lines)
+            lines = ["No backend is installed. These are published:"]
+            lines += [f"  pip install {known.distribution}  ({known.summary})" for known in KNOWN]
+        if self.foreign:
+            rows = [(f.name, f.distribution, f.version or "–", f.status, f.remark) for f in self.foreign]
+            lines += ["", "quantizers of other packages, made as their vendors say:", *_table(rows)]
+        return "\n".join(lines)
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """The lines of a table."""
+    lines = [("name", "distribution", "version", "status", ""), *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]

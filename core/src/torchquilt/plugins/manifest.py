@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
@@ -61,7 +61,7 @@ def _check_api(instance: object, attribute: attrs.Attribute[int], value: object)
         )
 
 
-def _check_reference(instance: object, attribute: attrs.Attribute[str | None], value: object) -> None:
+def _check_reference(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is not None and not is_reference(value):
         raise PluginError(
             f"The {attribute.name} of a Manifest does not say where the class is.",
@@ -132,6 +132,31 @@ def _check_wraps(
             )
 
 
+def _check_foreign(
+    instance: object,
+    attribute: attrs.Attribute[tuple[ForeignInfo, ...]],
+    value: tuple[ForeignInfo, ...],
+) -> None:
+    names = [each.name for each in value if isinstance(each, ForeignInfo)]
+    if len(names) != len(value) or len(set(names)) != len(names):
+        raise PluginError(
+            "The foreign quantizers of a Manifest are not each one, under a name of its own.",
+            expected="ForeignInfo(name=..., summary=..., distribution=..., quantizer=...) for each",
+            got=repr(value),
+            remedy="wrap what is none, and rename or remove one of two with one name",
+        )
+
+
+def _check_requirement(instance: Requirement, attribute: attrs.Attribute[str], value: str) -> None:
+    if bool(value) == bool(instance.variable):
+        raise PluginError(
+            f"The requirement {instance.name!r} does not say by what it is found.",
+            expected="module='package.module' or variable='NAME_OF_A_VARIABLE'",
+            got="both" if value else "neither",
+            remedy="name the module that it installs, or the environment variable that says where it is",
+        )
+
+
 def _tuple_of(values: Iterable[_T]) -> tuple[_T, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         # A text is a sequence of letters to Python: ("executorch") without its comma would be ten targets.
@@ -150,6 +175,14 @@ def _presets(values: Iterable[PresetInfo]) -> tuple[PresetInfo, ...]:
 
 
 def _targets(values: Iterable[str]) -> tuple[str, ...]:
+    return _tuple_of(values)
+
+
+def _foreign(values: Iterable[ForeignInfo]) -> tuple[ForeignInfo, ...]:
+    return _tuple_of(values)
+
+
+def _requirements(values: Iterable[Requirement]) -> tuple[Requirement, ...]:
     return _tuple_of(values)
 
 
@@ -180,6 +213,50 @@ class PresetInfo:
     summary: str = attrs.field(validator=_check_summary)
 
 
+@attrs.frozen
+class Requirement:
+    """Something that a foreign quantizer needs besides the package that it is in.
+
+    Args:
+        name: what it is called, for people.
+        get: how to get it: a pip line, or where it is to be had.
+        module: full name of a module that is there if it is installed. It is looked for, and not imported.
+        variable: environment variable that says where it is, for what is no package of Python.
+        to_lower: it is needed to lower what is quantized, or to run it; not to quantize.
+
+    Raises:
+        PluginError: it has both a module and a variable, or neither.
+    """
+
+    name: str
+    get: str
+    variable: str = attrs.field(default="", kw_only=True)
+    module: str = attrs.field(default="", kw_only=True, validator=_check_requirement)
+    to_lower: bool = attrs.field(default=False, kw_only=True)
+
+
+@attrs.frozen(kw_only=True)
+class ForeignInfo:
+    """A quantizer of another package that a bridge makes usable, for listings.
+
+    Args:
+        name: lower-case identifier.
+        summary: one line that says for what it quantizes.
+        distribution: the package that it is in, as pip knows it.
+        quantizer: where its class is, as text. It is configured as its vendor says.
+        needs: what else it takes to use it.
+
+    Raises:
+        PluginError: a field is not of that form.
+    """
+
+    name: str = attrs.field(validator=_check_name)
+    summary: str = attrs.field(validator=_check_summary)
+    distribution: str
+    quantizer: str = attrs.field(validator=_check_reference)
+    needs: tuple[Requirement, ...] = attrs.field(default=(), converter=_requirements)
+
+
 @attrs.frozen(kw_only=True)
 class Manifest:
     """Manifest of a plugin: the answer to the hook ``torchquilt_manifest``.
@@ -202,6 +279,7 @@ class Manifest:
             target needs to lower what this backend quantizes.
         wraps: top-level package whose class ``Quantizer`` is the base of foreign quantizers → where the
             function is that makes a :class:`torchquilt.Quantizer` of one, as text.
+        foreign: the quantizers that are known to be in such packages.
 
     Raises:
         PluginError: a field is not of that form, two presets share a name, or it is none of the three.
@@ -220,6 +298,7 @@ class Manifest:
     wraps: Mapping[str, str] = attrs.field(
         factory=dict, converter=_mapping, validator=_check_wraps, hash=False
     )
+    foreign: tuple[ForeignInfo, ...] = attrs.field(default=(), converter=_foreign, validator=_check_foreign)
 
     def __attrs_post_init__(self) -> None:
         if self.quantizer is None and self.target is None and not self.wraps:

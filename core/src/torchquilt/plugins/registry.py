@@ -37,7 +37,8 @@ from torchquilt.plugins.discovery import (
     normal,
     warn_of_strangers,
 )
-from torchquilt.plugins.listing import KNOWN, Backend, Backends, Kind, KnownPlugin
+from torchquilt.plugins.foreign import foreign_backends
+from torchquilt.plugins.listing import KNOWN, Backend, Backends, ForeignBackend, Kind, KnownPlugin
 from torchquilt.plugins.manifest import Manifest, PresetInfo
 from torchquilt.plugins.validation import (
     PLUGIN_FAILURES,
@@ -57,6 +58,7 @@ __all__ = [
     "KNOWN",
     "Backend",
     "Backends",
+    "ForeignBackend",
     "backends",
     "bridge_to",
     "contribution",
@@ -78,7 +80,8 @@ def installed() -> Backends:
     """
     offers = find_offers()
     warn_of_strangers(offers)
-    return Backends(mark_duplicates([examine(offer) for offer in offers]))
+    records = mark_duplicates([examine(offer) for offer in offers])
+    return Backends(records, foreign_backends(records))
 
 
 def backends() -> Backends:
@@ -88,12 +91,14 @@ def backends() -> Backends:
 
     Returns:
         One :class:`Backend` for each entry point of the group ``torchquilt`` that is not only a lowering
-        target.
+        target. Their ``foreign`` has one :class:`ForeignBackend` for each quantizer of another package that
+        an installed bridge makes usable, with what is missing to use it here.
 
     Warns:
         UserWarning: an environment variable names a plugin that is not installed.
     """
-    return Backends(record for record in installed() if record.is_backend)
+    found = installed()
+    return Backends((record for record in found if record.is_backend), found.foreign)
 
 
 def targets() -> Backends:
@@ -327,7 +332,11 @@ def _load_class(plugin: Backend, reference: str) -> Any:
 
 
 def _not_found(offers: Sequence[Offer], name: str, kind: Kind) -> PluginNotFoundError:
-    offers = [offer for offer in offers if _is_of_kind(examine(offer), kind)]
+    records = [examine(offer) for offer in offers]
+    foreign = {each.name: each for each in foreign_backends(records)} if kind == "backend" else {}
+    if normal(name) in foreign:
+        return _is_foreign(foreign[normal(name)])
+    offers = [offer for offer, record in zip(offers, records, strict=True) if _is_of_kind(record, kind)]
     # Somebody may use the name of the package, so that leads to the backend too.
     found = {handle: offer.name for offer in offers for handle in offer.handles}
     published = {
@@ -353,6 +362,19 @@ def _not_found(offers: Sequence[Offer], name: str, kind: Kind) -> PluginNotFound
         expected=installed_names(offers),
         got=repr(name),
         remedy=remedy,
+    )
+
+
+def _is_foreign(found: ForeignBackend) -> PluginNotFoundError:
+    """The answer to a quantizer of another package, which only its vendor's code configures."""
+    module, _, cls = found.quantizer.partition(":")
+    remedy = f"from {module} import {cls}; configure it as its vendor says, and compose it as it is"
+    return PluginNotFoundError(
+        f"{found.name!r} is a quantizer of the package {found.distribution}, and no backend.",
+        plugin=found.name,
+        expected="the name of a backend, which has presets",
+        got=f"{cls} of {found.distribution}, by way of the bridge {found.bridge!r}",
+        remedy=remedy if found.status != "missing" else f"{remedy}. Here it {found.remark}",
     )
 
 
