@@ -24,9 +24,7 @@ _TOUR = "tour.md"
 #: Pages whose code runs from top to bottom.
 PAGES = sorted(page.relative_to(_DOCS).as_posix() for page in pages_with_code(_DOCS) if page.name != _TOUR)
 #: Pages that work on whole models, or compile C++.
-_LONG = ("tutorial-", "inductor.md", "lowering.md")
-#: Pages that read examples of a clone.
-_IN_A_CLONE = ("tutorial-accuracy.md",)
+_LONG = ("inductor.md", "lowering.md")
 
 
 def test_there_are_pages_with_code_that_runs() -> None:
@@ -42,7 +40,7 @@ def _marked(page: str) -> Any:
 @pytest.mark.parametrize("page", [_marked(page) for page in PAGES if not page.startswith("tutorials/")])
 def test_every_block_of_a_page_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The code of a page runs from top to bottom, and prints what the page says that it prints."""
-    monkeypatch.chdir(_DOCS.parent if page in _IN_A_CLONE else tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     check_blocks(_DOCS / page)
 

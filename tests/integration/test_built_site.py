@@ -1,6 +1,7 @@
-"""The site in a browser: search, the support matrix, on a phone, dark, and without a network.
+"""The built site: in a browser, and its notebooks in a kernel.
 
-As in the tests of the report, the browser is Debian's chromium, through Playwright.
+As in the tests of the report, the browser is Debian's chromium, through Playwright. It searches, filters the
+support matrix, is as narrow as a phone, dark, and without network. The kernel is a fresh process of IPython.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from browsers import started_browser
+from page_blocks import is_printed, notebook_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -187,3 +189,37 @@ def test_the_index_of_the_site_has_each_public_name(site: Path) -> None:
     assert {f"torchquilt.{name}" for name in tq.__all__} - names == {
         f"torchquilt.{name}" for name in ("__version__", *modules)
     }
+
+
+def wrong_outputs(notebook: str, folder: Path) -> list[tuple[str, str]]:
+    """Run a notebook in a fresh kernel, in an empty folder; the outputs that differ: shown, printed."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    shown = nbformat.reads(notebook, as_version=4)
+    done = nbformat.reads(notebook, as_version=4)
+    NotebookClient(done, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    pairs = [
+        (_stdout(one), _stdout(other))
+        for one, other in zip(shown.cells, done.cells, strict=True)
+        if one.cell_type == "code" and one.outputs
+    ]
+    assert pairs
+    return [pair for pair in pairs if not is_printed(*pair)]
+
+
+def _stdout(cell: Any) -> str:
+    return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+
+
+@pytest.mark.parametrize("name", ["tutorials-first-model", "tutorials-why-float"])
+def test_a_downloaded_notebook_runs_in_a_fresh_kernel(site: Path, tmp_path: Path, name: str) -> None:
+    """Each cell that has an output in the file prints it."""
+    (notebook,) = (site / "_downloads").rglob(f"{name}.ipynb")
+    assert wrong_outputs(notebook.read_text(encoding="utf-8"), tmp_path) == []
+
+
+def test_a_notebook_that_prints_something_else_is_seen(tmp_path: Path) -> None:
+    """The outputs of the file are compared with those of the kernel."""
+    page = "# A page\n\n```python\nx = 1 + 1\nprint(x)\n```\n\n```output\n3\n```\n"
+    assert wrong_outputs(notebook_of(page), tmp_path) == [("3\n", "2\n")]
