@@ -5,6 +5,7 @@
 #   make test-fast      run those of the inner loop, less than a minute: tests/fast.txt
 #   make test-long      run those that take long: rows and models on the runtime, the demo, the benchmarks, the kit
 #   make test-exhaustive  run 2,000 random graphs and all pairs of rows on the runtime: an hour
+#   make coverage       run the tests of `make test`, and report which lines and branches they reach: htmlcov
 #   make check          ruff, ruff format --check, vermin for Python 3.10, mypy, pyright, import-linter, the words
 #   make docs           build the site: docs/_build/html
 #   make bench          what the flow costs and gives, beside torchao's         (BENCH_ARGS=...)
@@ -49,7 +50,7 @@ ACCURACY_ARGS ?=
 TARGETS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-exhaustive check docs bench cost presets dist newcomer release test-torch-2.14 qat-bench runtime-bench recovery-bench accuracy-bench targets-bench clean
+.PHONY: help demo test test-fast test-long test-exhaustive coverage check docs bench cost presets dist newcomer release test-torch-2.14 qat-bench runtime-bench recovery-bench accuracy-bench targets-bench clean
 # A stamp of an install that failed half way must not stay.
 .DELETE_ON_ERROR:
 
@@ -71,6 +72,9 @@ test-long: $(VENV)/.installed-test
 
 test-exhaustive: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 -m exhaustive $(TEST_ARGS)
+
+coverage: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=html --cov-report=term:skip-covered $(TEST_ARGS)
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .
