@@ -104,6 +104,9 @@ class Intent:
             model: the model as it was exported, before anything in it was folded or rewritten.
             quantizer: who has the rules, for the errors.
         """
+        rules: tuple[ModuleNameRule | ObjectTypeRule, ...] = (*self.name_rules, *self.type_rules)
+        if not rules:
+            return ()
         nodes = [node for node in nodes_of(model) if node.op == "call_function"]
         deciders: dict[Rule, dict[Rule | None, Node]] = {}
         for node in nodes:
@@ -114,7 +117,6 @@ class Intent:
         named = {rule for name in modules for rule in self._index.naming(name)}
         known = _Known(nodes, modules)
         found = []
-        rules: tuple[ModuleNameRule | ObjectTypeRule, ...] = (*self.name_rules, *self.type_rules)
         for rule in rules:
             others = deciders.get(rule)
             if others is None and rule not in named:
