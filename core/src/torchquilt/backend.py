@@ -123,6 +123,7 @@ _PUBLIC = {
         "Conversion",
         "Kernel",
         "KernelTime",
+        "LabellingTarget",
         "Lowered",
         "ObservableRunner",
         "Operation",
@@ -207,6 +208,7 @@ if TYPE_CHECKING:
     from torchquilt.lowering.target import Conversion as Conversion
     from torchquilt.lowering.target import Kernel as Kernel
     from torchquilt.lowering.target import KernelTime as KernelTime
+    from torchquilt.lowering.target import LabellingTarget as LabellingTarget
     from torchquilt.lowering.target import Lowered as Lowered
     from torchquilt.lowering.target import ObservableRunner as ObservableRunner
     from torchquilt.lowering.target import Operation as Operation

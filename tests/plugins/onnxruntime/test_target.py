@@ -107,6 +107,17 @@ def test_names_of_the_model_are_those_of_the_file(network: tq.LoweredProgram) ->
     assert {"conv2d", "conv2d_1", "add"} <= {node.name for node in model.graph.node}
 
 
+def test_a_file_says_what_made_it(network: tq.LoweredProgram) -> None:
+    """Without the report beside it: an equal quantizer can be made of the recipe in the metadata."""
+    told = {one.key: one.value for one in onnx.load_from_string(network.buffer).metadata_props}
+    assert told["torchquilt.version"] == tq.__version__
+    assert told["torchquilt.torch"] == str(torch.__version__)
+    quantizer = QUANTIZERS[told["torchquilt.backends"]]()
+    assert told["torchquilt.quantizer"] == repr(quantizer)
+    again = tq.Recipe.from_toml(told["torchquilt.recipe"]).quantizer()
+    assert told["torchquilt.capabilities"] == again.quantization_capabilities().content_hash
+
+
 @pytest.mark.parametrize("fold_quantize", [True, False], ids=["folded", "unfolded"])
 def test_weights_and_biases_are_integers(fold_quantize: bool) -> None:
     """No float tensor of a weight is in the file, whichever form convert made."""

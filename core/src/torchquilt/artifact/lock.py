@@ -6,6 +6,7 @@ A lock is plain data. Importing this module does not import torch, and neither d
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,12 @@ from torchquilt.ledger.ledger import Ledger
 JSON_SCHEMA = 1
 
 _T = TypeVar("_T")
+
+
+def own_version() -> str:
+    """The version of torchquilt that is installed."""
+    # The package imports this module, so that the one place that knows the version is not imported above.
+    return str(importlib.import_module("torchquilt").__version__)
 
 
 @attrs.frozen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -18,7 +17,7 @@ from torchquilt._internal.atomic_files import check_is_replaceable, replacing
 from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.artifact import screening
 from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY
-from torchquilt.artifact.lock import Entry, Lock, Plugin
+from torchquilt.artifact.lock import Entry, Lock, Plugin, own_version
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.artifact.reexport import export_again
 from torchquilt.artifact.reproducible import numbered_graphs, without_unused_memory
@@ -285,7 +284,7 @@ def _lock(program: ExportedProgram, record: Mapping[str, Any], file: BinaryIO) -
         }
     ledger = record.get("ledger")
     return Lock(
-        torchquilt=_own_version(),
+        torchquilt=own_version(),
         torch=str(torch.__version__),
         plugins=_plugins(record.get("backends") or ()),
         quantizer=record.get("quantizer"),
@@ -297,11 +296,6 @@ def _lock(program: ExportedProgram, record: Mapping[str, Any], file: BinaryIO) -
         operators=operator_counts(program),
         entries=entries,
     )
-
-
-def _own_version() -> str:
-    # The package imports this module, so that the one place that knows the version is not imported above.
-    return str(importlib.import_module("torchquilt").__version__)
 
 
 def _entries(archive: zipfile.ZipFile) -> Iterator[Entry]:

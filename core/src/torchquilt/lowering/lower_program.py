@@ -24,7 +24,7 @@ from torchquilt.lowering.program_facts import Ports, Verification
 from torchquilt.lowering.quantized_source import Source, source_of
 from torchquilt.lowering.report import ProgramReport, report_path
 from torchquilt.lowering.stored_io import as_stored, narrowed, ports_of
-from torchquilt.lowering.target import Contribution, Lowered, Runner, Target, TryingTarget
+from torchquilt.lowering.target import Contribution, LabellingTarget, Lowered, Runner, Target, TryingTarget
 from torchquilt.lowering.target_choice import installed_targets, target_of
 from torchquilt.plugins import registry
 
@@ -110,7 +110,7 @@ def lower(
     making = _Making(target, runtime, contributions, source, joint, ports, elsewhere)
 
     def made_by(lower_it: Callable[..., Lowered]) -> LoweredProgram:
-        lowered = lower_it(marked, contributions)
+        lowered = making.labelled(lower_it(marked, contributions))
         made = making.program(lowered, strict=strict)
         # Verify another program, so that the returned one still has its initial state.
         tried = attrs.evolve(made, runner=making.open(lowered))
@@ -140,6 +140,12 @@ class _Making:
     joint: Joint
     ports: Ports
     unclaimed: Mapping[str, Unclaimed]
+
+    def labelled(self, lowered: Lowered) -> Lowered:
+        """The same, with the origin of the model in the program where there is room for it."""
+        if not isinstance(self.runtime, LabellingTarget):
+            return lowered
+        return attrs.evolve(lowered, buffer=self.runtime.labelled(lowered.buffer, self.source.origin))
 
     def open(self, lowered: Lowered) -> Runner:
         """The program, ready to run."""

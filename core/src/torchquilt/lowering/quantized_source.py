@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from torchquilt.artifact.loading import Artifact
+from torchquilt.artifact.lock import own_version
 from torchquilt.artifact.reexport import export_again
 from torchquilt.errors import ArtifactError, LoweringError
 from torchquilt.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+#: Entries of the record of a model that its origin has, too.
+_TOLD = ("quantizer", "recipe", "capabilities")
 
 
 @attrs.frozen(eq=False)
@@ -27,11 +31,13 @@ class Source:
         program: the exported program.
         ledger: every decision about it, None where nothing is known of it.
         backends: the names of those that quantized it, in order; None likewise.
+        origin: what made it, in texts: versions, the quantizer, its recipe; see ``LabellingTarget.labelled``.
     """
 
     program: ExportedProgram
     ledger: Ledger | None
     backends: tuple[str, ...] | None
+    origin: Mapping[str, str] = attrs.field(factory=dict)
 
 
 def source_of(quantized: object, example_inputs: object, dynamic_shapes: Any) -> Source:
@@ -82,10 +88,19 @@ def _exported(model: Any, example_inputs: object, dynamic_shapes: Any) -> Export
 
 def _with_record(program: ExportedProgram, record: object) -> Source:
     if not isinstance(record, Mapping):
-        return Source(program, None, None)
+        return Source(program, None, None, _versions())
     ledger, backends = record.get("ledger"), record.get("backends") or ()
+    names = tuple(map(str, backends)) if isinstance(backends, Sequence) else ()
+    told = {"backends": ", ".join(names), **{key: record.get(key) for key in _TOLD}}
     return Source(
         program,
         None if ledger is None else Ledger.from_plain(ledger),
-        tuple(map(str, backends)) if isinstance(backends, Sequence) else (),
+        names,
+        _versions() | {key: text for key, text in told.items() if isinstance(text, str) and text},
     )
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    return {"version": own_version(), "torch": str(torch.__version__)}

@@ -322,3 +322,21 @@ class TryingTarget(Target, Protocol):
         Raises:
             LoweringError: as for ``lower``.
         """
+
+
+@runtime_checkable
+class LabellingTarget(Target, Protocol):
+    """A target whose stored programs have room for texts, such as the metadata of an ONNX file."""
+
+    def labelled(self, buffer: bytes, origin: Mapping[str, str]) -> bytes:
+        """Keep in a program where it comes from.
+
+        Args:
+            buffer: the program, as it is stored.
+            origin: ``version`` of torchquilt, that of ``torch``; ``quantizer``, ``backends``, ``recipe`` and
+                ``capabilities``, as far as the model says, as in :class:`torchquilt.Lock`.
+
+        Returns:
+            The program with these texts. It computes the same.
+        """
+        ...

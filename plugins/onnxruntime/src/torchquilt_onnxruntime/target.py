@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torchquilt import LoweringError, ProgramError
 from torchquilt.backend import Contribution, Lowered, node_in_words, pytree
 from torchquilt_onnxruntime.packages import required
+from torchquilt_onnxruntime.stored import KEY
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -45,6 +46,15 @@ class ONNXRuntimeTarget:
             return make({})
         except ProgramError as error:
             return make(refused(make, _operators(program), error))
+
+    def labelled(self, buffer: bytes, origin: Mapping[str, str]) -> bytes:
+        """Keep the origin in the metadata of the file; see :class:`torchquilt.backend.LabellingTarget`."""
+        onnx = required("onnx")
+        model = onnx.ModelProto.FromString(buffer)
+        for key, text in origin.items():
+            model.metadata_props.add(key=f"{KEY}.{key}", value=text)
+        labelled: bytes = model.SerializeToString()
+        return labelled
 
     def open(self, buffer: bytes, libraries: Sequence[str]) -> ONNXRuntimeRunner:
         """Read a stored program; see :class:`torchquilt.backend.Target`."""
