@@ -18,6 +18,7 @@ from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.artifact import screening
 from torchquilt.artifact.archive import LOCK_ENTRY, PROGRAM_ENTRY
 from torchquilt.artifact.lock import Entry, Lock, Plugin, own_version
+from torchquilt.artifact.marks import check_marks
 from torchquilt.artifact.program import operator_counts, quantized_tensors, stored_tensors
 from torchquilt.artifact.reexport import export_again
 from torchquilt.artifact.reproducible import numbered_graphs, without_unused_memory
@@ -55,16 +56,18 @@ def save(
 
     Raises:
         ArtifactError: example inputs are missing or do not fit, the model holds what cannot be saved without
-            pickling (objects, subclasses of tensors), or the file cannot be written.
+            pickling (objects, subclasses of tensors), a node has a mark that is no JSON, or the file cannot
+            be written.
         ModelError: the model is not a converted one.
 
     Warns:
         UserWarning: the example inputs of an ExportedProgram are objects that would have to be pickled; they
-            are left out.
+            are left out. Marks in the metadata of nodes are not kept.
     """
     with _telling_of_files(path):
         check_is_replaceable(path)
     program = _program(quantized, example_inputs, dynamic_shapes)
+    check_marks(quantized)
     record = _record(quantized) or _record(program.graph_module)
     # Refuse what cannot be saved, before anything is written.
     stored_tensors(program, {})
