@@ -48,8 +48,8 @@ def check_marks(model: GraphModule | ExportedProgram) -> None:
     if lost:
         warnings.warn(
             f"Marks in the metadata of nodes are not kept, or come back as something else: "
-            f"{few([*lost], 5)}. A file keeps texts, numbers, lists, and dicts of them whose keys are texts, under "
-            f'node.meta["{KEPT}"].',
+            f"{few([*lost], 5)}. A file keeps texts, numbers, lists, and dicts of them whose keys are texts, "
+            f'under node.meta["{KEPT}"].',
             UserWarning,
             stacklevel=4,
         )
