@@ -1,4 +1,4 @@
-"""Quantizers through the exporters of others: ExecuTorch's recipes, those of transformers, kinds of exports."""
+"""Quantizers in the exporters of others: ExecuTorch's recipes, those of transformers, kinds of exports."""
 
 from __future__ import annotations
 
