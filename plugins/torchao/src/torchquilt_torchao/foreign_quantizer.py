@@ -61,6 +61,12 @@ def foreign(quantizer: Any, *, observers: Observers = "ours") -> tq.Quantizer:
     )
 
 
+def has_callback(quantizer: Any) -> bool:
+    """Whether a quantizer of torchao replaces observers that were made for it."""
+    base = theirs.Quantizer.prepare_obs_or_fq_callback
+    return type(quantizer).prepare_obs_or_fq_callback is not base
+
+
 class ForeignQuantizer(tq.Quantizer):
     """A quantizer of torchao's protocol, whose annotations are read and translated.
 
@@ -124,7 +130,7 @@ class ForeignQuantizer(tq.Quantizer):
         if self.observers == "theirs":
             self._run_theirs(model, specs, points)
             return
-        if type(self.subject).prepare_obs_or_fq_callback is not theirs.Quantizer.prepare_obs_or_fq_callback:
+        if has_callback(self.subject):
             raise IntentError(
                 f"{self.name} replaces observers of torchao, and torchquilt has its own.",
                 quantizer=self.name,
