@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -67,6 +68,21 @@ def test_the_notebook_and_the_script_of_a_page_have_its_code(page: str) -> None:
     positions = [script.find(block.code.rstrip()) for block in blocks]
     assert -1 not in positions
     assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("page", [*PAGES, _TOUR])
+def test_what_a_block_prints_is_compared(page: str) -> None:
+    """The output of a block has the language ``output``; one that is `text` goes stale unseen."""
+    text = (_DOCS / page).read_text(encoding="utf-8")
+    fences = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    uncompared = [
+        shown[2]
+        for code, shown in itertools.pairwise(fences)
+        if (code[1], shown[1]) == ("python", "text")
+        and "print(" in code[2]
+        and "\n#" not in text[code.end() : shown.start()]
+    ]
+    assert uncompared == []
 
 
 def test_another_output_than_that_of_the_page_is_seen() -> None:
