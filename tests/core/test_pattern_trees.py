@@ -11,7 +11,7 @@ from torch import nn
 
 import torchquilt as tq
 from strategies import Fn, annotated, export, normal
-from torchquilt.backend import FLOAT32, Operand, Operator, Sharing, Value, part
+from torchquilt.backend import FLOAT32, Operand, Operator, Part, Sharing, Value, part
 from torchquilt.backend import operators as ops
 from torchquilt.graph.node_values import overload_name
 from torchquilt.support.pattern import Match, OperatorPattern
@@ -122,6 +122,26 @@ def test_a_match_has_the_operands_of_its_values_and_of_what_does_the_work() -> N
         ("placeholder", add.name, "input_activation"),
     ]
     assert RESIDUAL.roles == ("input_activation", "weight", "bias", "output_activation")
+
+
+def test_operands_after_the_inputs_are_those_of_the_anchor_and_of_what_reads_values() -> None:
+    """What reads other parts, and is not the anchor, has a match's operands from them alone."""
+
+    def roles(one: Part, operator: ops.Operator) -> list[str]:
+        return [operand.role for operand in one.declared_by(operator)]
+
+    assert roles(part(ops.LINEAR), ops.LINEAR) == ["input_activation", "weight", "bias"]
+    assert roles(part(ops.LINEAR, X), ops.LINEAR) == ["weight", "bias"]
+    assert roles(part(ops.LINEAR, part(ops.RELU), does_the_work=True), ops.LINEAR) == ["weight", "bias"]
+    assert roles(part(ops.LINEAR, part(ops.RELU)), ops.LINEAR) == []
+
+
+def test_a_path_begins_at_a_part_that_reads_no_other_part() -> None:
+    """One for each such part, to the root."""
+    left, right = part(SIGMOID, X), part(SIGMOID, part(NEG, Y))
+    root = part(ops.ADD, left, right)
+    assert [*root.paths()] == [(left, root), (right.parts[0], right, root)]
+    assert [*root.all_parts()] == [left, right.parts[0], right, root]
 
 
 def test_operands_are_those_of_the_alternative_that_stands_there() -> None:
