@@ -78,6 +78,16 @@ def test_a_rule_for_a_folded_batch_norm_says_what_it_is_folded_into() -> None:
     assert tq.explain(export(Net(), X), static().set_module_name("bn", STATIC)).quantized
 
 
+def test_a_rule_for_several_folded_batch_norms_is_told_once() -> None:
+    """One rule, one problem; a second rule has a problem of its own."""
+    model = nn.Sequential(Net(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    rules = static().set_object_type(nn.BatchNorm2d, CHANNELS).set_module_name("2", CHANNELS)
+    with pytest.warns(UserWarning, match="has no effect"):
+        problems = tq.explain(export(model, X), rules, strict=False).problems
+    told = sorted(problem.partition(" has no effect")[0] for problem in problems)
+    assert told == ["The rule for module 2", "The rule for type torch.nn.modules.batchnorm.BatchNorm2d"]
+
+
 @pytest.mark.parametrize("subject", [torch.ops.aten.relu.default, "aten.relu.default", "aten.relu_.default"])
 def test_a_rule_for_an_operator_is_about_its_in_place_form(subject: object) -> None:
     """The ledger spells it aten.relu.default, and the model had aten.relu_.default: either names it."""
