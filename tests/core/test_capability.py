@@ -614,3 +614,46 @@ def test_a_family_of_specs_says_what_differs(spec: tq.QuantizationSpec, differen
     found = ALLOWED[0].differences(spec)
     assert bool(found) == (difference is not None)
     assert difference is None or any(text.startswith(difference) for text in found)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "asked", "text"),
+    [
+        ({}, {"quant_min": -8, "quant_max": 7}, ""),
+        ({}, {"dtype": "uint8", "quant_min": 0, "quant_max": 255}, "dtype=uint8 (takes int8)"),
+        ({"symmetric": True}, {}, "symmetric=False (takes True)"),
+        ({"exact_range": True}, {"quant_max": 126}, "range=[-128, 126] (takes exactly [-128, 127])"),
+        ({"quant_max": 100}, {}, "range=[-128, 127] (takes within [-128, 100])"),
+        ({"quant_min": -100}, {}, "range=[-128, 127] (takes within [-100, 127])"),
+        (
+            {"excluded_ranges": ((-8, 7),)},
+            {"quant_min": -8, "quant_max": 7},
+            "range=[-8, 7] (takes any other within [-128, 127])",
+        ),
+        (
+            {"granularities": ("per_group",), "group_sizes": (32, 64)},
+            {"granularity": "per_group", "group_size": 16},
+            "group_size=16 (takes 32 or 64)",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_difference_says_what_is_asked_and_what_is_taken(
+    allowed: dict[str, Any], asked: dict[str, Any], text: str
+) -> None:
+    """In the words of the arguments of a spec."""
+    takes = tq.AllowedSpec(**{"dtype": "int8", "quant_min": -128, "quant_max": 127,
+                              "granularities": ("per_tensor",), **allowed})  # fmt: skip
+    spec = tq.QuantizationSpec(**{"dtype": "int8", "quant_min": -128, "quant_max": 127, **asked})
+    found = takes.differences(spec)
+    assert (text in found) if text else found == ()
+
+
+def test_an_allowed_spec_reads_as_what_it_takes() -> None:
+    """Its range stands there where it is not that of the dtype, and sizes of groups with the groups."""
+    full = tq.AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)
+    assert str(full) == "int8 per_tensor affine"
+    narrow = tq.AllowedSpec("int8", -8, 7, ("per_axis", "per_group"), symmetric=True, group_sizes=(32, 64))
+    assert str(narrow) == "int8 per_axis|per_group(32|64) symmetric [-8, 7]"
+    assert str(tq.AllowedSpec("uint8", 0, 255, ("per_token",), is_dynamic=True)) == "uint8 per_token dynamic"
+    assert (full.bits, narrow.bits) == (8, 4)
