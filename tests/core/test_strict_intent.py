@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import torchquilt as tq
 from strategies import INT8, Fn, export, name_of, normal, weights_of
+from torchquilt.backend import Constraint
 from torchquilt.support import operators as ops
 from torchquilt.support.object_type import object_type
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer, get_embedding_byte_config
@@ -416,3 +417,34 @@ def test_rules_are_checked_before_anything_is_changed(exported: torch.export.Exp
     text = str(exported)
     refused(exported, xnnpack().set_module_name("nowhere", DYNAMIC))
     assert str(exported) == text
+
+
+class Refusing(tq.PatternQuantizer):
+    """A table with one row, whose constraint no linear meets."""
+
+    TABLE = tq.SupportTable(
+        "refusing",
+        (
+            tq.SupportRow(
+                tq.OperatorPattern.of(ops.LINEAR),
+                {"weight": (tq.AllowedSpec("int8", -127, 127, ("per_tensor",), symmetric=True),)},
+                constraints=(Constraint("never", "it never is", lambda match: False),),
+            ),
+        ),
+    )
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_what_a_row_takes_and_a_constraint_refuses_is_lost_also_beside_others(is_lost: bool) -> None:
+    """What no row takes was no chance, and the other quantizer's annotation stands for the model."""
+    weight = tq.QuantizationSpec("int8", -127, 127, symmetric=True)
+    asked = Refusing().set_global(tq.QuantizationConfig(weight=weight))
+    others = XNNPACKQuantizer().set_object_type(nn.Conv2d, get_symmetric_quantization_config())
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 4) if is_lost else nn.Tanh())
+    exported = export(model, normal(1, 3, 6, 6))
+    composed = tq.ComposableQuantizer([others, asked])
+    if is_lost:
+        with pytest.raises(tq.IntentError, match="constraint:never"):
+            tq.prepare_pt2e(exported, composed)
+    else:
+        tq.prepare_pt2e(exported, composed)
