@@ -212,7 +212,7 @@ def _stdout(cell: Any) -> str:
     return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
 
 
-@pytest.mark.parametrize("name", ["tutorials-first-model", "tutorials-why-float"])
+@pytest.mark.parametrize("name", ["tutorials-several-machines", "tutorials-why-float"])
 def test_a_downloaded_notebook_runs_in_a_fresh_kernel(site: Path, tmp_path: Path, name: str) -> None:
     """Each cell that has an output in the file prints it."""
     (notebook,) = (site / "_downloads").rglob(f"{name}.ipynb")
