@@ -64,3 +64,18 @@ def test_what_is_quantized_for_tosa_runs_on_its_reference_model(tools: Path) -> 
         assert others == ["executorch_call_delegate", "getitem"], name
         assert steps == 0, name
         assert 500 < compiled < 10_000, name
+
+
+def test_what_is_quantized_for_cortex_m_runs_on_its_operators(tools: Path) -> None:
+    """All but reshapes is computed by ``cortex_m`` operators, within a step of the Q/DQ model."""
+    found = {name: rest for name, *rest in answer("cortex_m_programs", tools)}
+    around = ["dequantize_per_tensor", "quantize_per_tensor"]
+    expected = {
+        "perceptron": ([*around, "quantized_linear"], 0),
+        "residual": ([*around, "quantized_add", "quantized_conv2d"], 0),
+        "pooled head": ([*around, "quantized_avg_pool2d", "quantized_conv2d", "quantized_linear"], 1),
+        "shapes": ([*around, "quantized_conv2d", "quantized_linear", "transpose"], 1),
+    }
+    assert {name: (kernels, others) for name, (kernels, others, _) in found.items()} == expected
+    assert all(steps < 1.001 for *_, steps in found.values())
+    assert found["perceptron"][-1] == 0
