@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
+from torchao.quantization.pt2e import ObserverBase
 
 from torchquilt.backend import QuantizationSpec, ZeroPointDomain
 from torchquilt.errors import AnnotationError, CalibrationError
@@ -113,12 +113,11 @@ def foreign_observer(spec: QuantizationSpec, foreign: Any, quantizer: str) -> Fo
     if "PerChannel" not in name:  # as torchao decides it
         del asked["ch_axis"]
     found = ForeignObserver(spec, constructor.with_args(**asked))
-    integers = _integers_of(found.subject)
-    if isinstance(found.subject, FakeQuantizeBase) or name == "ConcatObserver":
-        problem, got = (
-            f"{name} cannot be run as it is in torchquilt's flow.",
-            "one that changes other tensors",
-        )
+    is_alone = isinstance(found.subject, ObserverBase) and name != "ConcatObserver"
+    integers = _integers_of(found.subject) if is_alone else None
+    if integers is None:
+        problem = f"{name} cannot be run as it is in torchquilt's flow."
+        got = "one that changes tensors, sets other observers or writes operators"
     elif integers != (spec.dtype, spec.quant_min, spec.quant_max, spec.ch_axis):
         problem, got = f"{name} observes for other integers than its spec says.", str(integers)
     else:

@@ -26,6 +26,14 @@ from torchquilt.errors import AnnotationError
 PLAIN_DTYPES = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
 #: Fields of specs that torchao compares before it lets two edges or nodes of one tensor share.
 _COMPARED = ("dtype", "is_dynamic", "quant_min", "quant_max", "qscheme", "ch_axis", "scale", "zero_point")
+#: Module of the observers that write operators of torchao, and granularities of theirs that are known here.
+_AFFINE = "torchao.quantization.pt2e._affine_quantization"
+_GRANULARITIES = {
+    "PerTensor": "per_tensor",
+    "PerAxis": "per_axis",
+    "PerGroup": "per_group",
+    "PerToken": "per_token",
+}
 _MISSING = object()
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
 
@@ -194,7 +202,7 @@ def _observed(spec: Any) -> Any:
     """The spec of a tensor whose range is observed."""
     facts = Observing.of(spec.observer_or_fake_quant_ctr)
     if facts.has_own_conversion:
-        raise _NoCounterpart(f"{facts.name} writes operators of its own when it is converted")
+        return _affine(spec, facts)
     if {"scale", "zero_point"} <= facts.arguments.keys():
         return _fixed(spec, facts.arguments["scale"], facts.arguments["zero_point"])
     dtype, low, high = _integers(spec.dtype, spec.quant_min, spec.quant_max)
@@ -215,6 +223,31 @@ def _observed(spec: Any) -> Any:
         zero_point=(low + high) // 2 if is_lower else None,
         eps=facts.eps,
         zero_point_domain="float" if scheme == torch.per_channel_affine_float_qparams else "int",
+    )
+
+
+def _affine(spec: Any, facts: Observing) -> tq.QuantizationSpec:
+    """The spec of one of torchao's affine observers, where operators of quantized_decomposed say the same."""
+    given = facts.arguments
+    granularity = given.get("granularity")
+    kind = _GRANULARITIES.get(type(granularity).__name__)
+    mapping = getattr(given.get("mapping_type"), "name", None)
+    is_plain = given.get("preserve_zero", True) and "zero_point_domain" not in given
+    if (
+        facts.subject.__module__ != _AFFINE
+        or None in (kind, mapping)
+        or "CLIPPING" in str(mapping)
+        or not is_plain
+    ):
+        raise _NoCounterpart(f"{facts.name} writes operators of its own when it is converted")
+    return tq.QuantizationSpec(
+        *_integers(given["target_dtype"], spec.quant_min, spec.quant_max),
+        granularity=str(kind),
+        ch_axis=getattr(granularity, "axis", None),
+        group_size=getattr(granularity, "group_size", None),
+        symmetric=mapping == "SYMMETRIC",
+        is_dynamic=bool(spec.is_dynamic) and "MinMax" not in facts.name,
+        eps=facts.eps,
     )
 
 
