@@ -137,6 +137,9 @@ _PUBLIC = {
     "lowering.stored_runner": ("StoredFacts", "StoredRunner"),
     "lowering.float_marks": ("stays_in_float",),
     "lowering.ledger_join": ("node_in_words",),
+    # Capabilities of a quantizer that has no table, found out by trying it.
+    "testing.probe_cache": ("Subject",),
+    "testing.probing": ("probe",),
     # Private API of torch, by way of one module of the core.
     "_internal.torch_private": (
         "FakeTensor",
@@ -273,5 +276,7 @@ if TYPE_CHECKING:
     from torchquilt.support.table import Sharing as Sharing
     from torchquilt.support.table import SupportRow as SupportRow
     from torchquilt.support.table import SupportTable as SupportTable
+    from torchquilt.testing.probe_cache import Subject as Subject
+    from torchquilt.testing.probing import probe as probe
 else:
     __getattr__, __dir__ = lazy_names(globals(), _MODULE_OF)

@@ -41,6 +41,7 @@ print(json.dumps([names, str(found), [name for name in {HEAVY!r} if name in sys.
     assert "arm_ethosu" in others
 
 
+@pytest.mark.long
 def test_the_status_is_what_importing_shows() -> None:
     """The class of each that is said to quantize here is there; the module of each other one is not."""
     for each in tq.backends().foreign:

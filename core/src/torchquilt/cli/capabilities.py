@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from torchquilt._internal.terminal import is_terminal
+from torchquilt._internal.terminal import is_terminal, working
 from torchquilt.cli.exits import OK
+from torchquilt.cli.functions import check_is_function, made_by_function
 from torchquilt.cli.options import Command, json_option
 from torchquilt.cli.output import write, write_error, write_table
 
@@ -38,6 +40,9 @@ def capabilities(
     as_json: bool,
 ) -> int:
     """Show all that backends can do: of those that are named, in that order, or of all that are installed.
+
+    A BACKEND may also be MODULE:FUNCTION, a function that makes a quantizer. One of another package, which
+    has no table, is probed with examples of each operator, which takes up to a minute the first time.
 
     The JSON is what torchquilt.Capabilities.from_json reads, and what `torchquilt diff` compares.
     """
@@ -78,10 +83,23 @@ def _of_backends(names: tuple[str, ...]) -> Capabilities:
 
     found = Capabilities()
     for name in names:
+        if ":" in name:
+            found |= _made_by(name)
+            continue
         ask = getattr(quantizer_class(name), "backend_capabilities", None)
         # A class that does not work from a table can only tell what a quantizer would do as it is made.
         found |= quantizer(name).quantization_capabilities() if ask is None else ask()
     return found
+
+
+def _made_by(name: str) -> Capabilities:
+    """Capabilities of the quantizer that a function makes."""
+    from torchquilt.quantizers.base import as_quantizer
+
+    check_is_function(name, "quantizers:mine")
+    quantizer = as_quantizer(made_by_function(name, "quantizer", "'BACKEND'"))
+    with working("asking"), contextlib.redirect_stdout(sys.stderr):
+        return quantizer.quantization_capabilities()
 
 
 def _check_operator(op: str | None, found: Capabilities) -> None:

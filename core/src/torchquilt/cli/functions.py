@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from torchquilt.errors import AccuracyError, ModelError, TorchquiltError, did_you_mean
+from torchquilt.errors import AccuracyError, ModelError, QuantizerError, TorchquiltError, did_you_mean
 
 _EVALUATE = "'--evaluate'"
 _MODEL = "'MODEL'"
@@ -97,24 +97,34 @@ def _importing_from_here() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def made_by_function(name: str) -> Any:
+def made_by_function(name: str, what: str = "model", hint: str = _MODEL) -> Any:
     """Result of a function that is called without arguments.
 
     Otherwise as :func:`evaluate_function`.
 
+    Args:
+        name: ``module:function``.
+        what: the thing that it makes, ``model`` or ``quantizer``.
+        hint: the parameter, for errors.
+
     Raises:
         click.BadParameter: there is no such module or function, or it needs arguments.
-        ModelError: the module failed as it was imported, or the function as it was called.
+        ModelError, QuantizerError: the module failed as it was imported, or the function as it was called.
     """
+    kind = ModelError if what == "model" else QuantizerError
+
+    def failed(module: str, error: BaseException) -> TorchquiltError:
+        return _failed_import(kind, module, error, f"a module with the function that makes the {what}")
+
     with _importing_from_here(), contextlib.redirect_stdout(sys.stderr):
-        function = _found(name, _MODEL, _makes_no_model)
-        _check_takes(0, function, name, _MODEL, "without arguments")
+        function = _found(name, hint, failed)
+        _check_takes(0, function, name, hint, "without arguments")
         try:
             return function()
         except Exception as error:  # the user's own code
-            raise ModelError(
+            raise kind(
                 f"The function {name} fails as it is called.",
-                expected="a model, made without arguments",
+                expected=f"a {what}, made without arguments",
                 got=f"{type(error).__name__}: {error}",
                 remedy="mend it; --debug shows where it fails",
             ) from error
@@ -163,12 +173,8 @@ def _judges_no_model(module: str, error: BaseException) -> TorchquiltError:
     return _failed_import(AccuracyError, module, error, "a module with the function that judges models")
 
 
-def _makes_no_model(module: str, error: BaseException) -> TorchquiltError:
-    return _failed_import(ModelError, module, error, "a module with the function that makes the model")
-
-
 def _failed_import(
-    kind: type[AccuracyError] | type[ModelError], module: str, error: BaseException, expected: str
+    kind: type[AccuracyError | ModelError | QuantizerError], module: str, error: BaseException, expected: str
 ) -> TorchquiltError:
     return kind(
         f"The module {module} fails as it is imported.",

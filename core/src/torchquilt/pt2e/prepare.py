@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Container
+from functools import reduce
 from typing import Any
 
 from torch.export import ExportedProgram
@@ -32,6 +34,8 @@ from torchquilt.pt2e.observer_points import (
 )
 from torchquilt.pt2e.scale_limits import BOUNDED_KEY, BoundedOperator
 from torchquilt.pt2e.sharing_groups import Group, edge_name, producer_of
+from torchquilt.quantizers.base import Quantizer
+from torchquilt.quantizers.composable import leaves_of
 from torchquilt.recipe.quantizers import intent_of
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import (
@@ -40,6 +44,7 @@ from torchquilt.spec.qspec import (
     FixedQParamsQuantizationSpec,
     ZeroPointDomain,
 )
+from torchquilt.support.capabilities import Capabilities
 from torchquilt.support.data_movement import moves_data_only
 
 
@@ -101,7 +106,7 @@ def with_points(annotated: Annotated, make: ObserverFactory) -> GraphModule:
 
 def record_of(annotated: Annotated) -> dict[str, Any]:
     """Record of how the model came about, as plain values."""
-    capabilities = annotated.quantizer.quantization_capabilities()
+    capabilities = _stated_capabilities(annotated.quantizer)
     return {
         "quantizer": repr(annotated.quantizer),
         "recipe": intent_of(annotated.quantizer),
@@ -109,6 +114,15 @@ def record_of(annotated: Annotated) -> dict[str, Any]:
         "capabilities": capabilities.content_hash,
         "ledger": annotated.ledger.to_plain(),
     }
+
+
+def _stated_capabilities(quantizer: Quantizer) -> Capabilities:
+    """The capabilities that quantizers state; those that would have to be found out are left out."""
+    leaves = leaves_of(quantizer)
+    if not any(leaf.probes_capabilities for leaf in leaves):
+        return quantizer.quantization_capabilities()
+    found = (leaf.quantization_capabilities() for leaf in leaves if not leaf.probes_capabilities)
+    return reduce(operator.or_, found, Capabilities())
 
 
 def _make_points(annotated: Annotated, make: ObserverFactory) -> dict[EdgeOrNode, Any]:

@@ -26,7 +26,13 @@ class Quantizer:
     A model with control flow holds graphs within its graph (``torchquilt.graph.subgraphs``).
     :meth:`transform_for_annotation` and :meth:`annotate` are called for the model and then for each subgraph,
     which looks like a model of its own; the others are asked of the whole.
+
+    Attributes:
+        probes_capabilities: :meth:`quantization_capabilities` finds them out by trying, which may take a
+            minute. Prepare does not ask such a quantizer, and records none of it.
     """
+
+    probes_capabilities: bool = False
 
     @property
     def name(self) -> str:

@@ -180,7 +180,8 @@ class Capabilities:
     @property
     def content_hash(self) -> str:
         """SHA-256 of the rows, in hexadecimal; equal for equal capabilities, on every machine."""
-        return hashlib.sha256(self._dumped(indent=None).encode()).hexdigest()
+        rows = tuple(attrs.evolve(row, probed="") for row in self.rows)  # a date is no difference
+        return hashlib.sha256(Capabilities(rows)._dumped(indent=None).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The rows as JSON text, with a schema version; beside them who comes first where they compete."""
@@ -188,9 +189,13 @@ class Capabilities:
 
     def _dumped(self, indent: int | None) -> str:
         """JSON text, for people with line breaks; without them it is written ten times as fast."""
+        rows = to_plain(self.rows)
+        for row in rows:
+            if not row["probed"]:
+                del row["probed"]  # as of the most
         content = {
             "schema": JSON_SCHEMA,
-            "rows": to_plain(self.rows),
+            "rows": rows,
             "contested": to_plain(self.contested),
         }
         return json.dumps(content, indent=indent)
@@ -240,9 +245,11 @@ class Capabilities:
         """
         scoped = any(row.scope for row in self.rows)
         limited = not is_narrow and any(row.limits for row in self.rows)
+        probed = any(row.probed for row in self.rows)
         where, limits = (("where",) if scoped else ()), (("limits",) if limited else ())
+        known = ("known from",) if probed else ()
         return [
-            ("backend", "pattern", "mode", *where, "integers on", "specs", *limits),
+            ("backend", "pattern", "mode", *where, "integers on", "specs", *limits, *known),
             *(
                 (
                     row.backend,
@@ -252,6 +259,7 @@ class Capabilities:
                     ", ".join(row.targets) or NONE,
                     row.spec_text(between) + (_below(row, between) if is_narrow else ""),
                     *((row.limit_text(between) or NONE,) if limited else ()),
+                    *(("probing" if row.probed else "its table",) if probed else ()),
                 )
                 for row in self.rows
             ),
@@ -306,5 +314,5 @@ def _row_changes(before: Capability | None, after: Capability | None) -> Iterato
             yield CapabilityChange(before.label, role, in_words(old), in_words(new))
     for field in attrs.fields(Capability):
         old, new = getattr(before, field.name), getattr(after, field.name)
-        if field.name != "specs" and old != new:
+        if field.name != "specs" and field.eq and old != new:
             yield CapabilityChange(before.label, field.name, in_words(old), in_words(new))

@@ -41,6 +41,8 @@ class Capability:
         anchor_index: index of the operator that does the work.
         limits: name and value of each limit of its kernels' integers (:class:`ArithmeticLimits`). Convert
             raises scales to keep them.
+        probed: how the row was found out, in words, with the date, if the backend has no table that says it:
+            by annotating examples. It takes no part in comparisons.
     """
 
     backend: str
@@ -60,6 +62,7 @@ class Capability:
     presets: tuple[str, ...] = ()
     anchor_index: int = 0
     limits: tuple[tuple[str, float], ...] = ()
+    probed: str = attrs.field(default="", eq=False)
 
     @property
     def working(self) -> str:
@@ -118,6 +121,7 @@ class Capability:
             f"  runs as integers on: {', '.join(self.targets) or NONE}",
             *([f"  limits: {self.limit_text()} (convert raises scales to keep them)"] if self.limits else ()),
             *([f"  presets: {', '.join(self.presets)}"] if self.presets else ()),
+            *([f"  probed: {self.probed}"] if self.probed else ()),
             *(f"  only if {text} ({code})" for code, text in self.constraints),
         ]
         return "\n".join(lines)

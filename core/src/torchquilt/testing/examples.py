@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import attrs
 import torch
 from torch import nn
 
+from torchquilt.support.operators import Operator
 from torchquilt.support.pattern import OperatorPattern
 from torchquilt.testing.operators import Call, Sizes, activations_of, calls_of
 from torchquilt.testing.trees import is_chain, tree_calls
@@ -124,6 +126,49 @@ def examples_of(pattern: OperatorPattern, sizes: Sizes, in_front: bool = False) 
             example = _example(pattern, activation, sizes, in_front, {0: choice})
             if example is not None:
                 yield attrs.evolve(example, label=f"{example.label}, dynamic shapes", is_dynamic=True)
+
+
+def operator_examples(*operators: Operator) -> Iterator[Example]:
+    """Small models of one operator, or of a chain of them, called in the ways that the kit knows.
+
+    The plain call comes first. Tensors are float32, or tokens where an operator looks something up; shapes
+    are fixed. There is none where the kit does not know an operator, or they do not fit behind each other.
+
+    Args:
+        operators: in order of data flow.
+    """
+    found = [
+        example
+        for example in examples_of(OperatorPattern.of(*operators), Sizes())
+        if not example.is_dynamic and not example.dtypes & {*_OTHER_DTYPES}
+    ]
+    floats = [example for example in found if example.inputs[0].is_floating_point()]
+    yield from floats or found
+
+
+class _SideBySide(nn.Module):
+    """Models that have nothing to do with each other, as one."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(example.module for example in examples)
+        self.counts = [len(example.inputs) for example in examples]
+
+    def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        """Run each with its inputs."""
+        ends = [*itertools.accumulate(self.counts)]
+        pairs = zip(self.models, self.counts, ends, strict=True)
+        return tuple(model(*inputs[end - count : end]) for model, count, end in pairs)
+
+
+def side_by_side(examples: Sequence[Example]) -> Example:
+    """One model of several examples, whose inputs are theirs one after the other.
+
+    Args:
+        examples: at least one; their shapes are fixed.
+    """
+    inputs = tuple(value for example in examples for value in example.fresh_inputs())
+    return Example(f"{len(examples)} examples", _SideBySide(examples).eval(), inputs)
 
 
 def _example(

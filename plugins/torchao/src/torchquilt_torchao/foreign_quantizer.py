@@ -14,7 +14,7 @@ from torchao.quantization.pt2e import quantizer as theirs
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 import torchquilt as tq
-from torchquilt.backend import ObservedPoint, QuantizationAnnotation
+from torchquilt.backend import ObservedPoint, QuantizationAnnotation, Reject, Subject, overload_name, probe
 from torchquilt.errors import IntentError
 from torchquilt.observers import make_observer
 from torchquilt_torchao.foreign_observer import ForeignObserver, foreign_observer
@@ -24,6 +24,9 @@ from torchquilt_torchao.translation import Observing, translate_annotations
 
 #: How ranges of activations are found, see :func:`foreign`.
 Observers: TypeAlias = Literal["ours", "alike", "theirs"]
+
+# The distributions that decide what a foreign quantizer does, as far as they are installed.
+_PACKAGES = ("torchquilt-torchao", "torchao", "executorch", "nncf", "coremltools")
 
 #: Observers of torchao for activations, by the observer of torchquilt that comes nearest.
 _NEAREST = {
@@ -78,6 +81,8 @@ class ForeignQuantizer(tq.Quantizer):
         observers: as for :func:`foreign`.
     """
 
+    probes_capabilities = True
+
     def __init__(self, subject: Any, *, observers: Observers = "ours") -> None:
         self.subject = subject
         self.observers = observers
@@ -96,6 +101,37 @@ class ForeignQuantizer(tq.Quantizer):
         return isinstance(other, ForeignQuantizer) and bool(self.subject == other.subject)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def quantization_capabilities(self) -> tq.Capabilities:
+        """Capabilities of the foreign quantizer under its config, found out by annotating examples.
+
+        Takes up to a minute for the first of its class and config with these versions; the rows are kept.
+        """
+        return probe(self, self._content)
+
+    @property
+    def _content(self) -> Subject:
+        return Subject(self.subject, _PACKAGES)
+
+    def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
+        """The nodes that are not annotated, with the nearest row where the quantizer has been probed."""
+        known = self._content.known()
+        return {
+            node: ((name, attrs.evolve(reject, text=self._why_not(node, known))),)
+            for node, ((name, reject),) in super().rejections(model).items()
+        }
+
+    def _why_not(self, node: Node, known: tq.Capabilities | None) -> str:
+        text = f"not annotated by {self.name}"
+        if known is None:
+            return f"{text}, which says no more; its quantization_capabilities() would find out what it takes"
+        rows = [row for row in known if overload_name(node) in row.overloads]
+        if not rows:
+            return f"{text}, nor was any example of it when that was probed"
+        nearest = min(rows, key=lambda row: (not row.specs, len(row.operators)))
+        where = f" {nearest.scope}" if nearest.scope else ""
+        only = "".join(f", if {condition}" for _, condition in nearest.constraints)
+        return f"{text}; probed, it takes {nearest.pattern}{where} ({nearest.spec_text() or 'nothing'}){only}"
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Let the foreign quantizer rewrite the model."""
