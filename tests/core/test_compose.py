@@ -293,6 +293,18 @@ def test_compositions_compare_by_value() -> None:
 _DYNAMIC_PATTERNS = ("linear", "addmm", "matmul", "conv2d", "conv_transpose2d", "conv2d_pointwise")
 
 
+def test_compositions_of_objects_that_only_annotate_compare_by_the_objects() -> None:
+    """One object is equal to itself, and not to another of its class."""
+
+    class Plain:
+        def annotate(self, model: GraphModule) -> GraphModule:
+            return model
+
+    one, other = Plain(), Plain()
+    assert tq.ComposableQuantizer([one]) == tq.ComposableQuantizer([one])
+    assert tq.ComposableQuantizer([one]) != tq.ComposableQuantizer([other])
+
+
 def test_capabilities_of_a_composition_keep_who_said_what() -> None:
     """The rows of all quantizers in order of precedence, with their backends."""
     composed = tq.ComposableQuantizer([ExecuTorchEmbeddingQuantizer(), xnnpack(is_dynamic=True)])

@@ -230,6 +230,14 @@ def test_a_pointwise_convolution_is_linear_over_channels(bias: bool) -> None:
     assert found == ["permute", "reshape", "linear", "permute"]
 
 
+def test_what_reads_a_node_that_is_written_behind_its_operator_is_annotated_anew() -> None:
+    """Also if its other input is the one that it was: both of them are observed."""
+    model = Fn(lambda m, x: m.conv(x) + x, conv=nn.Conv2d(8, 8, 1))
+    prepared, _ = written((ops.CONV2D,), rewrites.as_linear_of_pixels, model, IMAGE)
+    (add,) = calls(prepared, "aten.add")
+    assert [source.op for source in add.all_input_nodes] == ["call_module", "call_module"]
+
+
 @pytest.mark.parametrize("low", [-0.5, 0.25])
 def test_a_clamp_behind_a_layer_is_a_hardtanh(low: float) -> None:
     """With both of its bounds."""
