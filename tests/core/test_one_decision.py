@@ -25,6 +25,7 @@ from torchquilt.backend import (
     write_as,
 )
 from torchquilt.backend import operators as ops
+from torchquilt.graph.passes import watching
 from torchquilt.quantizers import matching
 from torchquilt.spec.annotation import ANNOTATION_KEY
 from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
@@ -192,15 +193,24 @@ def test_a_rewrite_that_fails_is_named() -> None:
     assert caught.value.quantizer == "PatternQuantizer"
 
 
-def test_a_node_that_a_rewrite_makes_fulfils_the_invariants() -> None:
-    """One without a recorded value would fail much later."""
+def new_node_without_value(model: GraphModule, match: Match) -> None:
+    """Calls an operator beside the functions for that."""
+    with model.graph.inserting_before(match.anchor):
+        relu = model.graph.call_function(torch.ops.aten.relu.default, match.anchor.args)
+    write_as(match.anchor, torch.ops.aten.relu.default, relu)
 
-    def careless(model: GraphModule, match: Match) -> None:
-        with model.graph.inserting_before(match.anchor):
-            relu = model.graph.call_function(torch.ops.aten.relu.default, match.anchor.args)
-        write_as(match.anchor, torch.ops.aten.relu.default, relu)
 
-    with pytest.raises(tq.ModelError, match="rewrite_claims"):
+def written_node_without_place(_: GraphModule, match: Match) -> None:
+    """Forgets from which module the operator comes."""
+    write_as(match.anchor, torch.ops.aten.relu.default, match.anchor.args[0])
+    del match.anchor.meta["nn_module_stack"]
+
+
+@pytest.mark.parametrize("careless", [new_node_without_value, written_node_without_place])
+def test_what_a_rewrite_leaves_fulfils_the_invariants(careless: Any) -> None:
+    """A node without a recorded value or origin would fail much later, or be told wrongly."""
+    # The watcher of all tests would find it, too; without it, the flow itself has to.
+    with watching(lambda name, model: None), pytest.raises(tq.ModelError, match="rewrite_claims"):
         tq.prepare_pt2e(PROGRAM, asked(careless))
 
 
