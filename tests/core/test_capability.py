@@ -657,3 +657,19 @@ def test_an_allowed_spec_reads_as_what_it_takes() -> None:
     assert str(narrow) == "int8 per_axis|per_group(32|64) symmetric [-8, 7]"
     assert str(tq.AllowedSpec("uint8", 0, 255, ("per_token",), is_dynamic=True)) == "uint8 per_token dynamic"
     assert (full.bits, narrow.bits) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("specs", "mode"),
+    [
+        ({"weight": (INT4,)}, "weight_only"),
+        ({"weight": (INT4,), "input_activation": (attrs.evolve(INT16, is_dynamic=True),)}, "dynamic"),
+        ({"weight": (INT4,), "input_activation": (INT16,)}, "static"),
+        ({"output_activation": (INT16,)}, "static"),
+    ],
+    ids=["weight_only", "dynamic", "static", "output"],
+)  # fmt: skip
+def test_the_mode_of_a_row_is_that_of_its_activations(specs: dict[Any, Any], mode: str) -> None:
+    """Without any it quantizes weights alone."""
+    table = tq.SupportTable("acme", (tq.SupportRow(tq.OperatorPattern.of(ops.LINEAR), specs),))
+    assert [row.mode for row in table.capabilities()] == [mode]

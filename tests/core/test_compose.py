@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 import torchquilt as tq
 from strategies import (
@@ -303,6 +304,52 @@ def test_compositions_of_objects_that_only_annotate_compare_by_the_objects() -> 
     one, other = Plain(), Plain()
     assert tq.ComposableQuantizer([one]) == tq.ComposableQuantizer([one])
     assert tq.ComposableQuantizer([one]) != tq.ComposableQuantizer([other])
+
+
+def test_a_composition_can_be_asked_what_the_flow_asks_its_parts() -> None:
+    """It transforms, annotates, and says why the rest stays in float, like any quantizer."""
+    composed = tq.ComposableQuantizer(
+        [ExecuTorchEmbeddingQuantizer(), xnnpack().set_object_type(nn.ReLU, None)]
+    )
+    model = mlp()
+    transformed = composed.transform_for_annotation(model)
+    assert composed.annotate(transformed) is transformed
+    linear, relu = calls(transformed, "linear")[0], calls(transformed, "relu")[0]
+    assert linear.name in annotated(transformed)
+    assert relu.name not in annotated(transformed)
+    reasons = composed.rejections(transformed)
+    assert linear not in reasons
+    assert next((who, reject.code) for who, reject in reasons[relu]) == (
+        "XNNPACKQuantizer",
+        "excluded_by_intent",
+    )
+
+
+def test_one_quantizer_that_asks_for_folding_is_enough() -> None:
+    """One that refuses decides where none asks; where nobody says anything, it is left open."""
+
+    class Saying(tq.Quantizer):
+        def __init__(self, answer: bool | None) -> None:
+            self.answer = answer
+
+        def folds(self, batch_norm: Node, operator: Node) -> bool | None:
+            return self.answer
+
+        def annotate(self, model: GraphModule) -> GraphModule:
+            return model
+
+    def answer(*answers: bool | None) -> bool | None:
+        node = next(iter(mlp().graph.nodes))
+        return tq.ComposableQuantizer([Saying(one) for one in answers]).folds(node, node)
+
+    assert answer(None, False, True) is True
+    assert answer(None, False) is False
+    assert answer(None, None) is None
+
+
+def test_a_composition_leaves_a_comparison_with_others_to_them() -> None:
+    """As all values do."""
+    assert tq.ComposableQuantizer([xnnpack()]) == mock.ANY
 
 
 def test_capabilities_of_a_composition_keep_who_said_what() -> None:
