@@ -673,3 +673,19 @@ def test_the_mode_of_a_row_is_that_of_its_activations(specs: dict[Any, Any], mod
     """Without any it quantizes weights alone."""
     table = tq.SupportTable("acme", (tq.SupportRow(tq.OperatorPattern.of(ops.LINEAR), specs),))
     assert [row.mode for row in table.capabilities()] == [mode]
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_about"),
+    [
+        (nn.GELU, True),
+        (nn.functional.gelu, True),
+        (torch.ops.aten.gelu.default, True),
+        (nn.ReLU, False),
+        (torch.ops.aten.relu.default, False),
+    ],
+    ids=name_of,
+)
+def test_a_refusal_is_about_each_name_of_its_operator(asked: Any, is_about: bool) -> None:
+    """The class, the function, and what they are in a graph."""
+    assert tq.Refusal(ops.GELU, "it has no kernel").is_about(object_type(asked)) is is_about
