@@ -21,7 +21,7 @@ from torchao.quantization.pt2e import quantizer as theirs
 import torchquilt as tq
 from plugins.torchao.flows import exported
 from plugins.torchao.models import model_of
-from plugins.torchao.vendors import OF_ARM, VENDORS
+from plugins.torchao.vendors import VENDORS
 from torchquilt.backend import operators
 from torchquilt.testing import probing
 from torchquilt.testing.probe_cache import VARIABLE, Subject
@@ -379,5 +379,5 @@ def test_each_quantizer_is_probed_within_a_minute(vendor: str) -> None:
     begin = time.monotonic()
     found = rows_of(VENDORS[vendor]())
     assert time.monotonic() - begin < 60
-    assert vendor.startswith("cadence") or any(row.specs for row in found)
-    assert OF_ARM  # measured with Arm's tools, see arm_comparison
+    # Those of Cadence look for operators as Cadence's own export leaves them: for none of these.
+    assert any(row.specs for row in found) == (not vendor.startswith("cadence"))
