@@ -689,3 +689,12 @@ def test_the_mode_of_a_row_is_that_of_its_activations(specs: dict[Any, Any], mod
 def test_a_refusal_is_about_each_name_of_its_operator(asked: Any, is_about: bool) -> None:
     """The class, the function, and what they are in a graph."""
     assert tq.Refusal(ops.GELU, "it has no kernel").is_about(object_type(asked)) is is_about
+
+
+def test_rows_of_longer_patterns_are_tried_first() -> None:
+    """Whatever their order in the table is."""
+    patterns = ((ops.LINEAR,), (ops.LINEAR, ops.RELU), (ops.CONV2D,))
+    rows = tuple(tq.SupportRow(tq.OperatorPattern.of(*each), {"weight": (INT4,)}) for each in patterns)
+    index = tq.SupportTable("acme", rows).rows_starting_with()
+    assert [row.pattern.name for row in index["aten.linear.default"]] == ["linear_relu", "linear"]
+    assert [row.pattern.name for row in index["aten.conv2d.default"]] == ["conv2d"]

@@ -326,7 +326,7 @@ def test_a_composition_can_be_asked_what_the_flow_asks_its_parts() -> None:
 
 
 def test_one_quantizer_that_asks_for_folding_is_enough() -> None:
-    """One that refuses decides where none asks; where nobody says anything, it is left open."""
+    """One that refuses decides where none asks; where none says anything, it is left open."""
 
     class Saying(tq.Quantizer):
         def __init__(self, answer: bool | None) -> None:

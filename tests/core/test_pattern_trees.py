@@ -125,7 +125,7 @@ def test_a_match_has_the_operands_of_its_values_and_of_what_does_the_work() -> N
 
 
 def test_operands_after_the_inputs_are_those_of_the_anchor_and_of_what_reads_values() -> None:
-    """What reads other parts, and is not the anchor, has a match's operands from them alone."""
+    """A part that reads other parts, and is not the anchor, adds no operands."""
 
     def roles(one: Part, operator: ops.Operator) -> list[str]:
         return [operand.role for operand in one.declared_by(operator)]

@@ -321,7 +321,7 @@ JOINS: dict[str, tuple[Function, list[str]]] = {
 
 @pytest.mark.parametrize("name", JOINS)
 def test_empty_tensors_are_left_out_of_a_join(name: str) -> None:
-    """Where others are left, and where they do not decide the dtype."""
+    """Others have to be left, and the dtype must not depend on them."""
     function, expected = JOINS[name]
     exported = torch.export.export(Fn(lambda _, given: function(given)), (ROWS,)).module()
     assert isinstance(exported, GraphModule)

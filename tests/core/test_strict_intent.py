@@ -436,7 +436,7 @@ class Refusing(tq.PatternQuantizer):
 
 @pytest.mark.parametrize("is_lost", [True, False])
 def test_what_a_row_takes_and_a_constraint_refuses_is_lost_also_beside_others(is_lost: bool) -> None:
-    """What no row takes was no chance, and the other quantizer's annotation stands for the model."""
+    """An operator that no row takes was no chance; the other quantizer's annotation stands for the model."""
     weight = tq.QuantizationSpec("int8", -127, 127, symmetric=True)
     asked = Refusing().set_global(tq.QuantizationConfig(weight=weight))
     others = XNNPACKQuantizer().set_object_type(nn.Conv2d, get_symmetric_quantization_config())
