@@ -123,7 +123,7 @@ def test_what_no_operator_of_the_dialect_says_is_refused(weight: Any, reason: st
 
 
 def test_their_affine_observers_are_not_run() -> None:
-    """What they calculate is for operators of torchao's own."""
+    """Their results are for operators of torchao's own."""
     quantizer = foreign(Linears(None, static(PerGroup(8), **FOUR_BITS)), observers="theirs")
     with pytest.raises(tq.AnnotationError, match="AffineQuantizedMinMaxObserver cannot be run"):
         by_torchquilt(perceptron(), quantizer)
