@@ -139,6 +139,16 @@ def test_foreign_wraps_and_unwraps() -> None:
         foreign(object())
 
 
+def test_who_finds_ranges_is_a_part_of_the_value() -> None:
+    """It decides numbers, so quantizers that differ in it are not equal, and the record tells them apart."""
+    subject = VENDORS["xnnpack per channel"]()
+    ours, theirs = foreign(subject), foreign(subject, observers="theirs")
+    assert ours == foreign(subject)
+    assert ours != theirs
+    assert repr(ours) == "foreign(XNNPACKQuantizer)"
+    assert repr(theirs) == "foreign(XNNPACKQuantizer, observers='theirs')"
+
+
 def test_agreement_is_measured() -> None:
     """Two programs of different quantizers are told apart."""
     first = by_torchquilt(model_of("conv"), VENDORS["xnnpack per channel"]())

@@ -190,6 +190,15 @@ def test_without_a_folder_to_write_it_is_probed_each_time(cache: Path, children:
     assert children
 
 
+def test_where_processes_cannot_be_copied_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is tried in this process instead, and no row supports anything."""
+    monkeypatch.setattr(probing.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    found = rows_of(Outputs())
+    assert found
+    assert not any(row.specs for row in found)
+    assert all("cannot copy a process" in row.scope for row in found)
+
+
 @pytest.mark.long
 @pytest.mark.usefixtures("children")
 @pytest.mark.parametrize(

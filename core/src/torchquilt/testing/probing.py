@@ -215,6 +215,8 @@ def in_child(function: Callable[[], list[Outcome]], seconds: float) -> list[Outc
 
     The child is a copy of this process, so that a quantizer that cannot be pickled can be probed, too.
     """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return "this system cannot copy a process, and so nothing is tried on it"
     here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=_send, args=(function, there), daemon=True)
     with warnings.catch_warnings():

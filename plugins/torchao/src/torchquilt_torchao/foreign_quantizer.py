@@ -95,10 +95,13 @@ class ForeignQuantizer(tq.Quantizer):
         return type(self.subject).__name__
 
     def __repr__(self) -> str:
-        return f"foreign({self.name})"
+        observers = "" if self.observers == "ours" else f", observers={self.observers!r}"
+        return f"foreign({self.name}{observers})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ForeignQuantizer) and bool(self.subject == other.subject)
+        if not isinstance(other, ForeignQuantizer):
+            return NotImplemented
+        return self.observers == other.observers and bool(self.subject == other.subject)
 
     __hash__ = None  # type: ignore[assignment]
 
