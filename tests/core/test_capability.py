@@ -698,3 +698,14 @@ def test_rows_of_longer_patterns_are_tried_first() -> None:
     index = tq.SupportTable("acme", rows).rows_starting_with()
     assert [row.pattern.name for row in index["aten.linear.default"]] == ["linear_relu", "linear"]
     assert [row.pattern.name for row in index["aten.conv2d.default"]] == ["conv2d"]
+
+
+def test_a_function_of_the_users_own_is_not_taken_for_one_of_torch() -> None:
+    """Though it has the name of one: a rule about it would be about every linear."""
+
+    def linear(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    with pytest.raises(tq.IntentError, match="not a type that a rule can be about"):
+        object_type(linear)
+    assert object_type(functional.linear).overloads == ("aten.linear.default",)
