@@ -122,6 +122,8 @@ def test_a_match_has_the_operands_of_its_values_and_of_what_does_the_work() -> N
         ("placeholder", add.name, "input_activation"),
     ]
     assert RESIDUAL.roles == ("input_activation", "weight", "bias", "output_activation")
+    constant = {role: match.is_constant(source) for source, user, role in match.operands if user is conv}
+    assert constant == {"input_activation": False, "weight": True, "bias": True}
 
 
 def test_operands_after_the_inputs_are_those_of_the_anchor_and_of_what_reads_values() -> None:

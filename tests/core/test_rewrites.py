@@ -90,6 +90,7 @@ MOVES: dict[str, tuple[ops.Operator, Any, Function, torch.Tensor, list[str]]] = 
     "matrix_transpose": (ops.MATRIX_TRANSPOSE, rewrites.as_permute, lambda x: x.mT, IMAGE, ["permute"]),
     "detach": (ops.DETACH, rewrites.as_clone, lambda x: torch.detach_copy(x), ROWS, ["clone"]),
     "narrow": (ops.NARROW, rewrites.as_slice, lambda x: x.narrow(1, 2, 2), ROWS, ["slice"]),
+    "narrow from the start": (ops.NARROW, rewrites.as_slice, lambda x: x.narrow(1, 0, 2), ROWS, ["slice"]),
     "narrow from the end": (ops.NARROW, rewrites.as_slice, lambda x: x.narrow(-1, -3, 2), ROWS, ["slice"]),
     "pixel_shuffle": (
         ops.PIXEL_SHUFFLE, rewrites.as_permuted_parts, lambda x: functional.pixel_shuffle(x, 2), IMAGE,
