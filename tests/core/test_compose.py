@@ -200,6 +200,26 @@ def test_touching_the_annotation_of_another_is_an_error(deed: str, nested: bool)
     assert "Vandal" in str(caught.value.quantizer)
 
 
+@pytest.mark.parametrize("deed", DEEDS)
+def test_what_was_annotated_before_the_composition_is_kept_from_it_as_well(deed: str) -> None:
+    """Whoever annotated it: a first call of a quantizer, or code of the user's own."""
+    model = mlp()
+    xnnpack().annotate(model)
+    with pytest.raises(tq.CompositionError) as caught:
+        tq.ComposableQuantizer([Vandal(DEEDS[deed])]).annotate(model)
+    assert caught.value.node == "linear"
+
+
+def test_a_quantizer_gives_reasons_for_what_stays_in_float_alone() -> None:
+    """Not for what another one has annotated, though it would have taken it."""
+    model = mlp()
+    outputs_of("linear", name="one").annotate(model)
+    linear, relu = calls(model, "linear")[0], calls(model, "relu")[0]
+    reasons = xnnpack().set_object_type(nn.ReLU, None).rejections(model)
+    assert [reject.code for _, reject in reasons[relu]] == ["excluded_by_intent"]
+    assert linear not in reasons
+
+
 def test_an_annotation_with_a_foreign_input_is_an_error_of_who_wrote_it() -> None:
     """An input that the node does not have is found when it is written, and the error says by whom."""
 
