@@ -202,7 +202,7 @@ def test_touching_the_annotation_of_another_is_an_error(deed: str, nested: bool)
 
 @pytest.mark.parametrize("deed", DEEDS)
 def test_what_was_annotated_before_the_composition_is_kept_from_it_as_well(deed: str) -> None:
-    """Whoever annotated it: a first call of a quantizer, or code of the user's own."""
+    """A first call of a quantizer may have annotated it, or code of the user's own."""
     model = mlp()
     xnnpack().annotate(model)
     with pytest.raises(tq.CompositionError) as caught:
