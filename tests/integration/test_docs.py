@@ -102,9 +102,11 @@ def test_another_output_than_that_of_the_page_is_seen() -> None:
         ("7 images", "8 images", False),
         ("0.5, 0.25", "0.5, 0.26", True),
         ("0.5, 0.25", "0.5, 0.5", False),
+        ("0.5 dB", "0.6 dB", True),
+        ("0.5 dB", "0.7 dB", False),
     ],
 )
-def test_decimals_may_differ_by_a_tenth(told: str, printed: str, is_right: bool) -> None:
+def test_decimals_may_differ_by_a_quarter(told: str, printed: str, is_right: bool) -> None:
     """Another processor rounds otherwise; words and whole numbers are the same everywhere."""
     assert is_printed(told, printed) == is_right
 
