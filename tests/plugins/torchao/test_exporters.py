@@ -66,7 +66,7 @@ def _vision() -> tuple[Any, dict[str, torch.Tensor]]:
 
 def _by_transformers(kind: str, model: Any, inputs: dict[str, torch.Tensor], **options: Any) -> Any:
     """The program that an exporter of transformers makes."""
-    exporters = pytest.importorskip("transformers.exporters")
+    exporters = pytest.importorskip("transformers.exporters", reason="transformers for Python 3.10 has none")
     config = getattr(exporters, f"{kind}Config")(**options)
     return getattr(exporters, f"{kind}Exporter")().export(model, inputs, config=config).program
 

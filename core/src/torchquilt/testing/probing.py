@@ -245,7 +245,7 @@ def _send(function: Callable[[], Any], there: Any) -> None:
     warnings.simplefilter("ignore")
     try:
         answer = function()
-    except Exception as error:
+    except Exception as error:  # a vendor's own code
         cause = error.__cause__ or error
         line = next(iter(str(cause).splitlines()), "")
         answer = f"it fails with {type(cause).__name__}: {line[:200]}"
