@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from torch import nn
 import torchquilt as tq
 from strategies import normal
 from torchquilt.pt2e.reference import to_reference
+from torchquilt_executorch.target import ExecuTorchTarget
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 INPUTS = (normal(2, 3, 8, 8),)
@@ -191,3 +194,49 @@ def test_observers_are_fed_alike_by_hand(exported: torch.export.ExportedProgram)
             prepared(*INPUTS)
         found.append(tq.convert_pt2e(prepared).code)
     assert found[0] == found[1]
+
+
+def _draw() -> tuple[float, float, float]:
+    """Random numbers of each source that the flow leaves as it is."""
+    return torch.rand(()).item(), random.random(), float(np.random.rand())
+
+
+def _seed() -> None:
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+
+
+class DrawingQuantizer(XNNPACKQuantizer):
+    """A quantizer that draws random numbers when it looks at a graph."""
+
+    def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        """Draw."""
+        _draw()
+        return super().transform_for_annotation(model)
+
+
+def test_the_flow_draws_no_random_numbers_of_the_program(
+    exported: torch.export.ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a program draws is the same with the flow and without it, even if quantizers and runtimes draw.
+
+    ExecuTorch's partitioner draws when it is asked for the first time in a process; here the target always does.
+    """
+    drawn = []
+    lower = ExecuTorchTarget.lower
+
+    def drawing(*args: Any) -> Any:
+        drawn.append(_draw())
+        return lower(*args)
+
+    monkeypatch.setattr(ExecuTorchTarget, "lower", drawing)
+    quantizer = DrawingQuantizer().set_global(get_symmetric_quantization_config())
+    _seed()
+    expected = [_draw() for _ in range(2)]
+    _seed()
+    found = [_draw()]
+    _flow(exported, quantizer, tmp_path / "model.pt2")
+    found.append(_draw())
+    assert drawn
+    assert found == expected

@@ -1,4 +1,4 @@
-"""Global settings of torch, switched off while a model goes through the flow.
+"""Global state of a process, kept from a model that goes through the flow, and the other way round.
 
 Importing this module does not import torch.
 """
@@ -6,6 +6,8 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import contextlib
+import random
+import sys
 from collections.abc import Iterator
 
 #: Devices that may be set to cast by themselves. To ask about one that is not there costs nothing.
@@ -40,3 +42,24 @@ def default_global_state() -> Iterator[None]:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float32)
         yield
+
+
+@contextlib.contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Run a block that may draw random numbers, and have the program draw the same ones afterwards as without it.
+
+    For what runs code of others, such as a runtime's compiler or a user's quantizer. Some of it draws once in
+    a process, on first use, and what a program draws behind it would depend on what was called before. Kept
+    are the numbers of torch on the processor, of Python and of NumPy.
+    """
+    import torch
+
+    numpy = sys.modules.get("numpy")
+    python, arrays = random.getstate(), None if numpy is None else numpy.random.get_state()
+    with torch.random.fork_rng([]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if numpy is not None:
+                numpy.random.set_state(arrays)

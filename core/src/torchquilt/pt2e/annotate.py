@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from torchquilt._internal.torch_defaults import default_global_state
+from torchquilt._internal.torch_defaults import default_global_state, random_numbers_kept
 from torchquilt._internal.torch_private import PyTreeCodeGen
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
 from torchquilt.graph.aliasing import Memory
@@ -88,6 +88,7 @@ def explain(model: ExportedProgram | GraphModule, quantizer: object, *, strict: 
         return annotate_copy(model, quantizer, strict=strict).ledger
 
 
+@random_numbers_kept()
 def annotate_copy(
     model: ExportedProgram | GraphModule,
     quantizer: object,

@@ -23,17 +23,19 @@ def run_part(part: Any, libraries: Sequence[str]) -> None:
     program = part.original_module
     names = {*program.graph_signature.user_inputs}
     inputs = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if node.name in names]
-    ExecuTorchRunner(part.buffer(), libraries).run([_example(value) for value in inputs])
+    # The same in each run, so that what is refused once is refused again.
+    generator = torch.Generator().manual_seed(0)
+    ExecuTorchRunner(part.buffer(), libraries).run([_example(value, generator) for value in inputs])
 
 
-def _example(value: Any) -> Any:
+def _example(value: Any, generator: torch.Generator) -> Any:
     """A value as an input has it: of the sizes that the model was exported with."""
     if not isinstance(value, torch.Tensor):
         return int(_hint(value)) if isinstance(value, torch.SymInt) else value
     sizes = [_hint(size) for size in value.shape]
     if value.dtype.is_floating_point:
-        return torch.randn(sizes, dtype=value.dtype)
-    return torch.randint(0, 2, sizes, dtype=value.dtype)
+        return torch.randn(sizes, dtype=value.dtype, generator=generator)
+    return torch.randint(0, 2, sizes, dtype=value.dtype, generator=generator)
 
 
 def _hint(size: Any) -> int:
