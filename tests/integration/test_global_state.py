@@ -221,7 +221,7 @@ def test_the_flow_draws_no_random_numbers_of_the_program(
 ) -> None:
     """What a program draws is the same with the flow and without it, even if quantizers and runtimes draw.
 
-    ExecuTorch's partitioner draws when it is asked for the first time in a process; here the target always does.
+    ExecuTorch's partitioner draws when it is first asked in a process; here the target always does.
     """
     drawn = []
     lower = ExecuTorchTarget.lower

@@ -121,6 +121,7 @@ _PUBLIC = {
         "Constant",
         "Contribution",
         "Conversion",
+        "DividedTarget",
         "Kernel",
         "KernelTime",
         "LabellingTarget",
@@ -209,6 +210,7 @@ if TYPE_CHECKING:
     from torchquilt.lowering.target import Constant as Constant
     from torchquilt.lowering.target import Contribution as Contribution
     from torchquilt.lowering.target import Conversion as Conversion
+    from torchquilt.lowering.target import DividedTarget as DividedTarget
     from torchquilt.lowering.target import Kernel as Kernel
     from torchquilt.lowering.target import KernelTime as KernelTime
     from torchquilt.lowering.target import LabellingTarget as LabellingTarget

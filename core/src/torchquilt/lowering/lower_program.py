@@ -23,6 +23,7 @@ from torchquilt.lowering.program import LoweredProgram, with_report
 from torchquilt.lowering.program_facts import Ports, Verification
 from torchquilt.lowering.quantized_source import Source, source_of
 from torchquilt.lowering.report import ProgramReport, report_path
+from torchquilt.lowering.stored_files import files_beside, opened
 from torchquilt.lowering.stored_io import as_stored, narrowed, ports_of
 from torchquilt.lowering.target import Contribution, LabellingTarget, Lowered, Runner, Target, TryingTarget
 from torchquilt.lowering.target_choice import installed_targets, target_of
@@ -150,7 +151,8 @@ class _Making:
 
     def open(self, lowered: Lowered) -> Runner:
         """The program, ready to run."""
-        return self.runtime.open(lowered.buffer, _libraries(self.contributions.values()))
+        libraries = _libraries(self.contributions.values())
+        return opened(self.runtime, lowered.buffer, lowered.files, libraries)
 
     def program(self, lowered: Lowered, *, strict: bool) -> LoweredProgram:
         """The program with its facts, not verified yet.
@@ -177,6 +179,7 @@ class _Making:
             kernels=lowered.kernels,
             leftovers=tuple(map(self.joint.leftover, lowered.conversions)),
             float_islands=float_islands(lowered.operations, self.joint),
+            files=lowered.files,
             runner=runner,
         )
         if strict:
@@ -264,8 +267,9 @@ def load(path: str | os.PathLike[str], target: str | None = None) -> LoweredProg
     if target is None:
         target = report.target if report else None
     try:
-        target = target or _reader_of(buffer)
-        runner = _opened(buffer, target)
+        target = target or _reader_of(path, buffer)
+        files = files_beside(registry.target(target), path, buffer)
+        runner = _opened(buffer, files, target)
     except ProgramError as error:
         error.path = os.fspath(path)
         raise
@@ -276,18 +280,18 @@ def load(path: str | os.PathLike[str], target: str | None = None) -> LoweredProg
         io=ports_of(runner),
         delegates=runner.delegates,
         operators=runner.operators,
+        files=files,
         runner=runner,
     )
     return found if report is None else with_report(found, report)
 
 
-def _opened(buffer: bytes, target: str) -> Runner:
+def _opened(buffer: bytes, files: Mapping[str, bytes], target: str) -> Runner:
     """A stored program, ready to run."""
-    runtime: Target = registry.target(target)
-    return runtime.open(buffer, _libraries(_installed_contributions(target)))
+    return opened(registry.target(target), buffer, files, _libraries(_installed_contributions(target)))
 
 
-def _reader_of(buffer: bytes) -> str:
+def _reader_of(path: Path, buffer: bytes) -> str:
     """Name of the one installed target that can read a stored program.
 
     Raises:
@@ -295,7 +299,7 @@ def _reader_of(buffer: bytes) -> str:
         ProgramError: none of several can.
     """
     installed = installed_targets()
-    tried = {target: _refusal(buffer, target) for target in installed} if len(installed) > 1 else {}
+    tried = {target: _refusal(path, buffer, target) for target in installed} if len(installed) > 1 else {}
     able = [target for target, refusal in tried.items() if not refusal]
     if tried and not able:
         raise ProgramError(
@@ -307,10 +311,10 @@ def _reader_of(buffer: bytes) -> str:
     return able[0] if len(able) == 1 else target_of(())
 
 
-def _refusal(buffer: bytes, target: str) -> str:
+def _refusal(path: Path, buffer: bytes, target: str) -> str:
     """Reason of a target that cannot read a stored program, empty where it can."""
     try:
-        _opened(buffer, target)
+        _opened(buffer, files_beside(registry.target(target), path, buffer), target)
     except Exception as error:  # a reader of another runtime raises what it likes
         return str(getattr(error, "problem", None) or error or type(error).__name__)
     return ""

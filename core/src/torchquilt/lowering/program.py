@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from torchquilt.ledger.ledger import Ledger
 from torchquilt.lowering.calling import arrange_outputs, check_inputs, flat_inputs
 from torchquilt.lowering.program_facts import Leftover, LoweredOperation, Ports, Verification
 from torchquilt.lowering.report import ProgramReport, report_path
+from torchquilt.lowering.stored_files import content_of
 from torchquilt.lowering.target import Kernel, ObservableRunner, ProfilingRunner, Runner
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class LoweredProgram:
         float_islands: the operators that compute in float, those together that hand floats to each other,
             by the nodes of the model that they come from; likewise.
         verification: how it compares with the quantized model, None where that was not asked.
+        files: what has to lie beside the program, name → content. Programs that are larger than the format of
+            their runtime allows have some.
     """
 
     target: str
@@ -62,12 +66,13 @@ class LoweredProgram:
     leftovers: tuple[Leftover, ...] = ()
     float_islands: tuple[tuple[str, ...], ...] = ()
     verification: Verification | None = None
+    files: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
     _runner: Runner | None = attrs.field(default=None, repr=False, alias="runner")
 
     @property
     def size(self) -> int:
-        """Size in bytes."""
-        return len(self.buffer)
+        """Size in bytes, with the files beside it."""
+        return len(self.buffer) + sum(map(len, self.files.values()))
 
     @property
     def integer_operations(self) -> tuple[LoweredOperation, ...]:
@@ -180,19 +185,23 @@ class LoweredProgram:
         return "; ".join([*names[:_MOST_NAMED], *(["…"] if names[_MOST_NAMED:] else [])]) or None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the program to a file, whole or not at all, and a report beside it.
+        """Write the program to a file, whole or not at all, and a report beside it, and its :attr:`files`.
 
         The report has the name of the program with ``.json`` behind it. It says what :meth:`to_json` does,
         and names the program by its digest, so that it is never taken for that of another one. A device needs
-        the program alone.
+        the program, and its files if it has some.
 
         Raises:
             ProgramError: a file cannot be written; what was there before is untouched.
         """
         path = Path(path)
         try:
-            for one in (report_path(path), path):
+            beside = {path.with_name(name): content for name, content in self.files.items()}
+            for one in (*beside, report_path(path), path):
                 check_is_replaceable(one)
+            for one, content in beside.items():
+                with replacing(one) as file:
+                    file.write(content)
             with replacing(report_path(path)) as file:
                 file.write(self.to_json().encode())
             with replacing(path) as file:
@@ -218,6 +227,7 @@ class LoweredProgram:
         return ProgramReport(
             sha256=_digest(self),
             nbytes=self.size,
+            files=_digests(self),
             **{name: getattr(self, name) for name in _REPORTED},
         )
 
@@ -231,7 +241,7 @@ class LoweredProgram:
 
 #: The fields of a program that its report has, too.
 _REPORTED = tuple(
-    field.name for field in attrs.fields(ProgramReport) if field.name not in ("sha256", "nbytes")
+    field.name for field in attrs.fields(ProgramReport) if field.name not in ("sha256", "nbytes", "files")
 )
 
 
@@ -240,10 +250,13 @@ def read_report(path: Path) -> LoweredProgram:
 
     Raises:
         ModelError: the report is none, or that of another program.
+        ProgramError: a file of the program is missing.
         OSError: a file cannot be read.
     """
-    nothing = LoweredProgram("", (), path.read_bytes(), Ports((), ()), (), ())
-    return with_report(nothing, ProgramReport.from_json(report_path(path).read_text(encoding="utf-8")))
+    report = ProgramReport.from_json(report_path(path).read_text(encoding="utf-8"))
+    files = {name: content_of(path, name) for name in report.files}
+    nothing = LoweredProgram("", (), path.read_bytes(), Ports((), ()), (), (), files=files)
+    return with_report(nothing, report)
 
 
 def with_report(program: LoweredProgram, report: ProgramReport) -> LoweredProgram:
@@ -259,8 +272,20 @@ def with_report(program: LoweredProgram, report: ProgramReport) -> LoweredProgra
             got=f"sha256 {found}",
             remedy="remove it, or get the program that it was written with",
         )
+    if report.files != (files := _digests(program)):
+        raise ModelError(
+            "This report is about a program with other files.",
+            expected=f"sha256 of files: {report.files or 'none'}",
+            got=f"sha256 of files: {files or 'none'}",
+            remedy="get the files that the program was saved with",
+        )
     return attrs.evolve(program, **{name: getattr(report, name) for name in _REPORTED})
 
 
 def _digest(program: LoweredProgram) -> str:
     return hashlib.sha256(program.buffer).hexdigest()
+
+
+def _digests(program: LoweredProgram) -> dict[str, str]:
+    """Digests of the files beside it: name → digest."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in program.files.items()}

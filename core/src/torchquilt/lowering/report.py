@@ -37,6 +37,7 @@ class ProgramReport:
     Args:
         sha256: digest of the program.
         nbytes: its size.
+        files: digests of the files that have to lie beside it, by their names.
         target, backends, io, delegates, operators, operations, kernels, leftovers, float_islands,
             verification, ledger: as for :class:`torchquilt.LoweredProgram`.
     """
@@ -54,6 +55,7 @@ class ProgramReport:
     float_islands: tuple[tuple[str, ...], ...]
     verification: Verification | None
     ledger: Ledger | None
+    files: dict[str, str] = attrs.field(factory=dict)
 
     def to_json(self) -> str:
         """The report as JSON text, with a schema version."""

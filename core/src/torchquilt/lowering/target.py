@@ -165,6 +165,7 @@ class Lowered:
         smallest_sizes: of each input, the smallest size of each dimension; empty where that is not known.
             (The largest ones are in the stored program.)
         narrowed_by: why it takes fewer sizes than the model, a sentence for each reason, without its end.
+        files: what has to lie beside the program: name → content. Only a :class:`DividedTarget` has some.
     """
 
     buffer: bytes
@@ -175,6 +176,7 @@ class Lowered:
     operators: tuple[str, ...]
     smallest_sizes: tuple[tuple[int, ...], ...] = ()
     narrowed_by: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -321,6 +323,30 @@ class TryingTarget(Target, Protocol):
 
         Raises:
             LoweringError: as for ``lower``.
+        """
+
+
+@runtime_checkable
+class DividedTarget(Target, Protocol):
+    """A target whose programs may need files beside them, such as the weights of a large ONNX model."""
+
+    def files_of(self, buffer: bytes) -> tuple[str, ...]:
+        """Names of the files that have to lie beside a stored program.
+
+        Raises:
+            ProgramError: it is damaged, or something else.
+        """
+
+    def open_with(self, buffer: bytes, files: Mapping[str, bytes], libraries: Sequence[str]) -> Runner:
+        """Read a stored program and the files beside it, as ``open`` reads one without.
+
+        Args:
+            buffer: the program.
+            files: name → content.
+            libraries: as for ``open``.
+
+        Raises:
+            ProgramError: the program or a file is damaged, or something else.
         """
 
 

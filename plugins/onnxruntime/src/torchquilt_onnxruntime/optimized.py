@@ -27,6 +27,7 @@ from torchquilt_onnxruntime.exporting import ALSO, KIND, OVERLOAD, SOURCE
 from torchquilt_onnxruntime.packages import required
 from torchquilt_onnxruntime.runner import options, session
 from torchquilt_onnxruntime.stored import nodes_of, operator_name
+from torchquilt_onnxruntime.weights_file import SMALLEST
 
 #: Operators that convert between floats and integers and compute nothing.
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -69,6 +70,8 @@ _LAYING_OUT = frozenset(
 )
 #: What fusions add to the name of a node.
 _ADDED = re.compile(r"(/[^/]*/?|_token_\d+|_nchwc|_quant)$")
+#: Name of the file in which the runtime puts the weights of the model that it optimized.
+_WEIGHTS = "optimized.bin"
 _NARROW = frozenset({"INT4", "UINT4", "INT8", "UINT8", "INT16", "UINT16"})
 _FLOATS = frozenset({"", "FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
 
@@ -209,25 +212,31 @@ class Optimized:
         kernels: the nodes of it, in order.
         file: the nodes of the file.
         model: as a message of ONNX.
+        files: those beside it that it needs to run, name → content.
     """
 
     kernels: Sequence[_Kernel]
     file: _File
     model: Any
+    files: Mapping[str, bytes]
 
     @classmethod
-    def of(cls, buffer: bytes, model: Any, *, keeps_layouts: bool = False) -> Optimized:
+    def of(
+        cls, buffer: bytes, model: Any, files: Mapping[str, bytes], *, keeps_layouts: bool = False
+    ) -> Optimized:
         """Have the runtime optimize a file.
 
         Args:
             buffer: the file.
             model: the same, as a message of ONNX.
+            files: those beside it, name → content.
             keeps_layouts: leave out what only changes how values lie in memory.
 
         Raises:
             ProgramError: the runtime cannot load it.
         """
-        file, optimized = _File.of(model), _optimized_by_runtime(buffer, keeps_layouts=keeps_layouts)
+        file = _File.of(model)
+        optimized, beside = _optimized_by_runtime(buffer, files, keeps_layouts=keeps_layouts)
         kernels = [
             _Kernel(
                 operator_name(node),
@@ -240,7 +249,7 @@ class Optimized:
         ]
         _join(kernels, file)
         _tell_dtypes(kernels, file.dtypes)
-        return cls(kernels, file, optimized)
+        return cls(kernels, file, optimized, beside)
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -408,8 +417,10 @@ def _join_the_rest(kernels: Sequence[_Kernel], file: _File) -> None:
             computed[node.name] = kernel
 
 
-def _optimized_by_runtime(buffer: bytes, *, keeps_layouts: bool) -> Any:
-    """The optimized model, as the runtime writes it."""
+def _optimized_by_runtime(
+    buffer: bytes, files: Mapping[str, bytes], *, keeps_layouts: bool
+) -> tuple[Any, Mapping[str, bytes]]:
+    """The optimized model, as the runtime writes it, and the file of its weights where there is one."""
     onnx, runtime = required("onnx"), required("onnxruntime")
     with tempfile.TemporaryDirectory(prefix="torchquilt-") as folder:
         path = Path(folder) / "optimized.onnx"
@@ -417,5 +428,14 @@ def _optimized_by_runtime(buffer: bytes, *, keeps_layouts: bool) -> Any:
         chosen.optimized_model_filepath = str(path)
         if keeps_layouts:
             chosen.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        session(buffer, chosen)
-        return onnx.ModelProto.FromString(path.read_bytes())
+        if files:
+            chosen.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", _WEIGHTS
+            )
+            chosen.add_session_config_entry(
+                "session.optimized_model_external_initializers_min_size_in_bytes", str(SMALLEST)
+            )
+        session(buffer, chosen, files)
+        weights = path.with_name(_WEIGHTS)
+        beside = {_WEIGHTS: weights.read_bytes()} if weights.exists() else {}
+        return onnx.ModelProto.FromString(path.read_bytes()), beside

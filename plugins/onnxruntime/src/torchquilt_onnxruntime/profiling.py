@@ -10,6 +10,7 @@ from typing import Any
 
 from torchquilt.backend import KernelTime, RunTimes
 from torchquilt_onnxruntime.runner import options, session
+from torchquilt_onnxruntime.stored import StoredModel
 
 _MICRO = 1e-6
 _KERNEL = "_kernel_time"
@@ -18,12 +19,16 @@ _OUTER = frozenset({"If", "Loop", "Scan"})
 
 
 def profiled(
-    buffer: bytes, names: Sequence[str], inputs: Mapping[str, Any], runs: int, steps: Mapping[str, str]
+    stored: StoredModel,
+    names: Sequence[str],
+    inputs: Mapping[str, Any],
+    runs: int,
+    steps: Mapping[str, str],
 ) -> list[RunTimes]:
     """Run a program so many times, after a run that is not measured.
 
     Args:
-        buffer: the file.
+        stored: the program.
         names: of the outputs.
         inputs: name → tensor of the runtime.
         runs: their number.
@@ -33,7 +38,7 @@ def profiled(
         chosen = options()
         chosen.enable_profiling = True
         chosen.profile_file_prefix = str(Path(folder) / "profile")
-        running = session(buffer, chosen)
+        running = session(stored.buffer, chosen, stored.files)
         for _ in range(runs + 1):
             running.run_with_ort_values(list(names), dict(inputs))
         events = json.loads(Path(running.end_profiling()).read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchquilt import ProgramError
@@ -28,15 +28,24 @@ def options() -> Any:
     return made
 
 
-def session(model: bytes | str, chosen: Any = None) -> Any:
+def session(model: bytes, chosen: Any = None, files: Mapping[str, bytes] | None = None) -> Any:
     """A session of the runtime.
+
+    Args:
+        model: the file.
+        chosen: options of the session.
+        files: those beside it, name → content.
 
     Raises:
         ProgramError: the runtime refuses the model; has its own words.
     """
     runtime = required("onnxruntime", to_run=True)
+    chosen = chosen or options()
+    if files:
+        sizes = [len(content) for content in files.values()]
+        chosen.add_external_initializers_from_files_in_memory(list(files), list(files.values()), sizes)
     try:
-        return runtime.InferenceSession(model, chosen or options(), providers=[PROVIDER])
+        return runtime.InferenceSession(model, chosen, providers=[PROVIDER])
     except Exception as error:  # the binding has an exception for each status, and no common base
         raise ProgramError(
             "ONNX Runtime cannot load the program.",
@@ -57,18 +66,19 @@ class ONNXRuntimeRunner(StoredRunner):
 
     Args:
         buffer: the file.
+        files: those beside it, name → content.
 
     Raises:
-        ProgramError: the file is damaged, or something else.
+        ProgramError: a file is damaged, or something else.
     """
 
-    def __init__(self, buffer: bytes) -> None:
-        self._stored = stored = StoredModel.of(buffer)
+    def __init__(self, buffer: bytes, files: Mapping[str, bytes] | None = None) -> None:
+        self._stored = stored = StoredModel.of(buffer, files or {})
         self._session: Any = None
         self._lock = threading.Lock()
         structure = stored.signature.structure
         facts = StoredFacts(stored.inputs, stored.outputs, stored.operators, structure=structure)
-        super().__init__(facts, buffer)
+        super().__init__(facts, buffer, files)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the program; see :class:`torchquilt.backend.Runner`."""
@@ -91,11 +101,11 @@ class ONNXRuntimeRunner(StoredRunner):
         from torchquilt_onnxruntime.optimized import Optimized
         from torchquilt_onnxruntime.profiling import profiled
 
-        buffer = self._stored.buffer
-        steps = Optimized.of(buffer, required("onnx").ModelProto.FromString(buffer)).steps()
+        buffer, files = self._stored.buffer, self._stored.files
+        steps = Optimized.of(buffer, required("onnx").ModelProto.FromString(buffer), files).steps()
         names = [leaf.name for leaf in self._stored.signature.outputs if not leaf.is_constant]
         try:
-            return profiled(buffer, names, self._given(inputs), runs, steps)
+            return profiled(self._stored, names, self._given(inputs), runs, steps)
         except ProgramError:
             raise
         except Exception as error:  # likewise
@@ -106,7 +116,7 @@ class ONNXRuntimeRunner(StoredRunner):
         from torchquilt_onnxruntime.values import values_between
 
         try:
-            return values_between(self._stored.buffer, self._given(inputs))
+            return values_between(self._stored, self._given(inputs))
         except ProgramError:
             raise
         except Exception as error:  # likewise
@@ -123,7 +133,7 @@ class ONNXRuntimeRunner(StoredRunner):
     def _loaded(self) -> Any:
         with self._lock:
             if self._session is None:
-                self._session = session(self._stored.buffer)
+                self._session = session(self._stored.buffer, files=self._stored.files)
             return self._session
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -11,6 +11,7 @@ import attrs
 from torchquilt import ProgramError
 from torchquilt.backend import Constant, Slot
 from torchquilt_onnxruntime.packages import required
+from torchquilt_onnxruntime.weights_file import check_is_whole, locations, without_weights
 
 #: Key of the model's metadata: what inputs and outputs are to torch.
 KEY = "torchquilt"
@@ -82,31 +83,35 @@ class StoredModel:
 
     Args:
         buffer: the file.
+        files: those that lie beside it, name → content.
         signature: its inputs and outputs.
         inputs, outputs: likewise, as the core wants to know them.
         operators: the operators that it has (``ai.onnx::Conv``).
     """
 
     buffer: bytes
+    files: Mapping[str, bytes]
     signature: Signature
     inputs: tuple[Slot, ...]
     outputs: tuple[Slot, ...]
     operators: tuple[str, ...]
 
     @classmethod
-    def of(cls, buffer: bytes) -> StoredModel:
+    def of(cls, buffer: bytes, files: Mapping[str, bytes]) -> StoredModel:
         """Read a file, without running anything of it.
 
         Raises:
             ProgramError: it is damaged, cut off, or no model that ONNX Runtime takes.
         """
-        model = _parsed(buffer)
+        model = parsed(buffer)
         _check_domains(model)
+        check_is_whole(model, files)
         _check(model, buffer)
         signature = _signature(model)
         types = {one.name: one.type for one in (*model.graph.input, *model.graph.output)}
         return cls(
             buffer,
+            files,
             signature,
             _slots(signature.inputs, types),
             _slots(signature.outputs, types),
@@ -132,7 +137,12 @@ def nodes_of(graph: Any) -> list[Any]:
     return found
 
 
-def _parsed(buffer: bytes) -> Any:
+def parsed(buffer: bytes) -> Any:
+    """The message of ONNX that a file is.
+
+    Raises:
+        ProgramError: it is none, or is damaged.
+    """
     onnx = required("onnx")
     try:
         model = onnx.ModelProto.FromString(buffer)
@@ -174,7 +184,7 @@ def _check(model: Any, buffer: bytes) -> None:
     if any(node.domain == "com.microsoft" for node in nodes_of(model.graph)):
         return  # the checker knows the operators of ONNX alone
     try:
-        onnx.checker.check_model(buffer)
+        onnx.checker.check_model(without_weights(model) if locations(model) else buffer)
     except Exception as error:  # ValidationError, or what its C++ raises
         raise _damaged(str(error).strip().partition("\n")[0]) from error
 

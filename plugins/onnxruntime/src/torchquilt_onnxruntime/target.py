@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torchquilt import LoweringError, ProgramError
 from torchquilt.backend import Contribution, Lowered, node_in_words, pytree
 from torchquilt_onnxruntime.packages import required
-from torchquilt_onnxruntime.stored import KEY
+from torchquilt_onnxruntime.stored import KEY, parsed
+from torchquilt_onnxruntime.weights_file import locations, moved_out
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -20,8 +21,6 @@ _TAKEN = frozenset(
     {"float32", "float16", "float64", "bool"}
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
-#: A message of ONNX has less than 2 GiB.
-_LARGEST_FILE = 2**31 - 1
 
 
 class ONNXRuntimeTarget:
@@ -58,10 +57,20 @@ class ONNXRuntimeTarget:
 
     def open(self, buffer: bytes, libraries: Sequence[str]) -> ONNXRuntimeRunner:
         """Read a stored program; see :class:`torchquilt.backend.Target`."""
+        return self.open_with(buffer, {}, libraries)
+
+    def files_of(self, buffer: bytes) -> tuple[str, ...]:
+        """Name the files that lie beside a program; see :class:`torchquilt.backend.DividedTarget`."""
+        return locations(parsed(buffer))
+
+    def open_with(
+        self, buffer: bytes, files: Mapping[str, bytes], libraries: Sequence[str]
+    ) -> ONNXRuntimeRunner:
+        """Read a stored program and its weights; see :class:`torchquilt.backend.DividedTarget`."""
         required("onnx")
         from torchquilt_onnxruntime.runner import ONNXRuntimeRunner
 
-        return ONNXRuntimeRunner(buffer)
+        return ONNXRuntimeRunner(buffer, files)
 
 
 def _after_passes(program: ExportedProgram, contributions: Mapping[str, Contribution]) -> ExportedProgram:
@@ -87,10 +96,10 @@ def _lowered(program: ExportedProgram, withheld: Mapping[str, str]) -> Lowered:
     model = exported(program)
     write(model, withheld)
     with_signature(model, signature)
-    _check_size(model)
+    files = moved_out(model)
     message = ir.to_proto(model)
     buffer = message.SerializeToString()
-    optimized = Optimized.of(buffer, message)
+    optimized = Optimized.of(buffer, message, files)
     return Lowered(
         buffer=buffer,
         operations=optimized.operations(withheld),
@@ -98,6 +107,7 @@ def _lowered(program: ExportedProgram, withheld: Mapping[str, str]) -> Lowered:
         delegates=(),
         kernels=(),
         operators=optimized.operators,
+        files=files,
     )
 
 
@@ -106,7 +116,7 @@ def _run(lowered: Lowered, program: ExportedProgram) -> None:
     from torchquilt_onnxruntime.runner import ONNXRuntimeRunner
 
     if program.example_inputs is not None:
-        ONNXRuntimeRunner(lowered.buffer).run(pytree.tree_leaves(program.example_inputs))
+        ONNXRuntimeRunner(lowered.buffer, lowered.files).run(pytree.tree_leaves(program.example_inputs))
 
 
 def _operators(program: ExportedProgram) -> list[str]:
@@ -142,19 +152,3 @@ def _check_dtypes(program: ExportedProgram) -> None:
                     got=dtype,
                     remedy="export the model in float32: model.float()",
                 )
-
-
-def _check_size(model: Any) -> None:
-    """Refuse a model that is too large for one file.
-
-    Raises:
-        LoweringError: its constants have 2 GiB or more.
-    """
-    size = sum(one.const_value.nbytes for one in model.graph.initializers.values())
-    if size >= _LARGEST_FILE:
-        raise LoweringError(
-            "The model is too large for one ONNX file.",
-            expected=f"less than {_LARGEST_FILE:,} bytes",
-            got=f"{size:,} bytes of constants",
-            remedy="quantize more of its weights, or divide it into several programs",
-        )

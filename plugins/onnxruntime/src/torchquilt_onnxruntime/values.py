@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,29 +11,29 @@ import numpy as np
 from torchquilt_onnxruntime.optimized import Optimized
 from torchquilt_onnxruntime.packages import required
 from torchquilt_onnxruntime.runner import options, session
-from torchquilt_onnxruntime.stored import nodes_of
+from torchquilt_onnxruntime.stored import StoredModel, nodes_of
 
 _DEQUANTIZE = "DequantizeLinear"
 
 
-def values_between(buffer: bytes, inputs: Mapping[str, Any]) -> dict[tuple[str, int], Any]:
+def values_between(stored: StoredModel, inputs: Mapping[str, Any]) -> dict[tuple[str, int], Any]:
     """Values of a run, as floats: step and number of an operator in it → what that returns.
 
     The kernels are those of the program, but for how their values lie in memory. Integers are dequantized as
     the file does it. What a fused kernel does not return has no value.
 
     Args:
-        buffer: the file.
+        stored: the program.
         inputs: name → tensor of the runtime.
     """
     onnx = required("onnx")
-    model = onnx.ModelProto.FromString(buffer)
-    positions = Optimized.of(buffer, model).positions()
-    optimized = Optimized.of(buffer, model, keeps_layouts=True)
+    model = onnx.ModelProto.FromString(stored.buffer)
+    positions = Optimized.of(stored.buffer, model, stored.files).positions()
+    optimized = Optimized.of(stored.buffer, model, stored.files, keeps_layouts=True)
     names, runs = optimized.values(), optimized.model
     there = {one.name for one in runs.graph.output}
     runs.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
-    running = session(runs.SerializeToString(), _as_it_is())
+    running = session(runs.SerializeToString(), _as_it_is(), optimized.files)
     returned = running.run_with_ort_values(list(names), dict(inputs))
     scales = _scales(model)
     found = {}
@@ -57,10 +58,10 @@ def _scales(model: Any) -> dict[str, tuple[Any, Any]]:
     found = {}
     for node in nodes_of(model.graph):
         parameters = [held.get(name) for name in node.input[1:3]]
-        if node.op_type == _DEQUANTIZE and len(parameters) == 2 and None not in parameters:
+        is_read = node.op_type == _DEQUANTIZE and len(parameters) == 2
+        if is_read and all(one is not None and math.prod(one.dims) == 1 for one in parameters):
             scale, zero_point = map(onnx.numpy_helper.to_array, parameters)
-            if scale.size == 1:
-                found[node.input[0]] = (scale.item(), int(zero_point.item()))
+            found[node.input[0]] = (scale.item(), int(zero_point.item()))
     return found
 
 
