@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import tomlkit
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import preparation
@@ -52,6 +54,29 @@ def test_torch_is_bounded_by_what_was_tried() -> None:
     assert all(torch.specifier.contains(one) for one in tried)
     newest = max(map(Version, tried))
     assert not torch.specifier.contains(f"{newest.major}.{newest.minor + 1}.0")
+
+
+def test_pins_without_a_marker_have_a_release_for_the_oldest_python() -> None:
+    """pip finds no versions for it otherwise, and says nothing of why; read from what is installed here."""
+    (oldest,) = re.findall(r">=(3\.\d+)", str(metadata(ROOT / "core")["requires-python"]))
+    pins = [Requirement(line) for line in _lines(ROOT / "constraints.txt")]
+    needed = {pin.name: _python_of(pin) for pin in pins if pin.marker is None}
+    assert sum(found is not None for found in needed.values()) > 50
+    assert [name for name, found in needed.items() if found and oldest not in SpecifierSet(found)] == []
+
+
+def _lines(path: Path) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def _python_of(pin: Requirement) -> str | None:
+    """The Python that a pinned distribution needs, None where this version of it is not installed."""
+    try:
+        found = importlib.metadata.metadata(pin.name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return found.get("Requires-Python") if found["Version"] in pin.specifier else None
 
 
 @pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda p: p.stem)

@@ -46,7 +46,7 @@ def default_global_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_numbers_kept() -> Iterator[None]:
-    """Run a block that may draw random numbers, and have the program draw afterwards what it would without it.
+    """Run a block that may draw random numbers, and then let the program draw what it would without it.
 
     For what runs code of others, such as a runtime's compiler or a user's quantizer. Some of it draws once in
     a process, on first use, and what a program draws behind it would depend on what was called before. Kept
