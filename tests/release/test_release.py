@@ -57,7 +57,7 @@ def test_torch_is_bounded_by_what_was_tried() -> None:
 
 
 def test_pins_without_a_marker_have_a_release_for_the_oldest_python() -> None:
-    """pip finds no versions for it otherwise, and says nothing of why; read from what is installed here."""
+    """A pin of another one leaves pip without any version; read from what is installed here."""
     (oldest,) = re.findall(r">=(3\.\d+)", str(metadata(ROOT / "core")["requires-python"]))
     pins = [Requirement(line) for line in _lines(ROOT / "constraints.txt")]
     needed = {pin.name: _python_of(pin) for pin in pins if pin.marker is None}
