@@ -171,6 +171,14 @@ class PatternQuantizer(Quantizer):
         self.intent = self.intent.with_filter(function)
         return self
 
+    def asks_for(self, node: Node) -> bool:
+        """Whether a rule with a config applies to a node.
+
+        ``transform_for_annotation`` of a backend leaves the other nodes as they are.
+        """
+        rule = self.intent.rule_for(node)
+        return rule is not None and rule.config is not None and self.intent.passes_filter(node)
+
     def _operators(self) -> tuple[Any, ...]:
         """The operators of the table, which may be the backend's own, and all operators of the core."""
         own = (operator for row in self.table.rows for operator in row.pattern.operators)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchquilt.graph.node_values import STORED_FOR, arguments_of, is_empty, overload_name
 from torchquilt.support import operators as ops
-from torchquilt.support.call_facts import bounds, padding_of, split_dimension
+from torchquilt.support.call_facts import bounds, is_split, padding_of, split_dimension
 from torchquilt.support.pattern import Match
 
 if TYPE_CHECKING:
@@ -64,6 +64,23 @@ def _shape(node: Node) -> list[Any]:
 def _new_shape(node: Node) -> list[int]:
     """The shape of a node as an argument of reshape, with -1 for a dynamic size."""
     return [size if isinstance(size, int) else -1 for size in _shape(node)]
+
+
+def parts_as_slices(model: GraphModule, is_asked: Callable[[Node], bool]) -> GraphModule:
+    """Write as slices what is split, and join without empty tensors.
+
+    For backends whose kernels of integers slice and join, and neither split nor take empty tensors.
+
+    Args:
+        model: changed in place, and returned.
+        is_asked: whether anything is to be quantized at a node; the others stay as they are.
+    """
+    for node in list(model.graph.nodes):
+        if is_split(node) and is_asked(node):
+            split_as_slices(model, node)
+        elif joins_empty(node) and is_asked(node):
+            without_empty(model, node)
+    return model
 
 
 def split_as_slices(model: GraphModule, node: Node) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchquilt import PatternQuantizer
-from torchquilt.backend import is_split, rewrites
+from torchquilt.backend import rewrites
 from torchquilt_onnxruntime.specs import PRESETS
 from torchquilt_onnxruntime.support import SUPPORT
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
 
 
 def _softmax_of_masked_scores() -> tuple[Any, tuple[Any, ...]]:
@@ -45,13 +45,4 @@ class ONNXRuntimeQuantizer(PatternQuantizer):
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Write as slices what is split, where something is asked: a part is then read as integers."""
-        for node in list(model.graph.nodes):
-            if is_split(node) and self._asks_for(node):
-                rewrites.split_as_slices(model, node)
-            elif rewrites.joins_empty(node) and self._asks_for(node):
-                rewrites.without_empty(model, node)
-        return model
-
-    def _asks_for(self, node: Node) -> bool:
-        rule = self.intent.rule_for(node)
-        return rule is not None and rule.config is not None and self.intent.passes_filter(node)
+        return rewrites.parts_as_slices(model, self.asks_for)
