@@ -219,7 +219,7 @@ class DrawingQuantizer(XNNPACKQuantizer):
 def test_the_flow_draws_no_random_numbers_of_the_program(
     exported: torch.export.ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a program draws is the same with the flow and without it, even if quantizers and runtimes draw.
+    """A program draws the same with the flow and without it, even if quantizers and runtimes draw.
 
     ExecuTorch's partitioner draws when it is first asked in a process; here the target always does.
     """

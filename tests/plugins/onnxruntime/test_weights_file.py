@@ -60,7 +60,7 @@ def _weights(saved: Path) -> Path:
 
 @pytest.mark.parametrize("preset", ["dynamic_int8_per_channel", "weight_only_int4"])
 def test_programs_of_each_kind_run_with_weights_beside_them(preset: str) -> None:
-    """What is computed is what the quantized model computes, and it does so in the same kernels."""
+    """The same kernels compute the same values as in a program of one file."""
     program = _program(preset)
     assert program.files
     with pytest.MonkeyPatch.context() as patch:
@@ -73,6 +73,7 @@ def test_programs_of_each_kind_run_with_weights_beside_them(preset: str) -> None
 
 def test_the_message_has_no_large_constant(program: tq.LoweredProgram) -> None:
     """The file has the graph and small constants, the other one the weights; the size is that of both."""
+    assert "beside it: weights-" in str(program)
     model = onnx.ModelProto.FromString(program.buffer)
     assert all(len(one.raw_data) < weights_file.SMALLEST for one in model.graph.initializer)
     (content,) = program.files.values()

@@ -83,6 +83,8 @@ class ProgramReport:
     def summary(self) -> list[str]:
         """Summary of the program, in lines."""
         lines = [f"{self.target}: {self.nbytes:,} bytes, from {', '.join(self.backends) or 'no backend'}"]
+        if self.files:
+            lines.append(f"beside it: {', '.join(self.files)}")
         lines.append(str(self.io))
         if self.operations:
             integers = sum(one.runs_as_integers for one in self.operations)

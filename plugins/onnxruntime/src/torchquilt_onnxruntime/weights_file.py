@@ -36,7 +36,7 @@ def moved_out(model: ir.Model) -> dict[str, bytes]:
     if sum(one.const_value.nbytes for one in held if one.const_value is not None) < LARGEST:
         return {}
     parts: list[bytes] = []
-    end, places = 0, []
+    end, moved = 0, []
     for value in held:
         tensor = value.const_value
         if tensor is None or tensor.nbytes < SMALLEST:
@@ -44,11 +44,11 @@ def moved_out(model: ir.Model) -> dict[str, bytes]:
         content = tensor.tobytes()
         gap = -end % _ALIGNED
         parts += [bytes(gap), content]
-        places.append((value, end + gap, len(content)))
+        moved.append((value, end + gap, len(content)))
         end += gap + len(content)
     data = b"".join(parts)
     name = f"weights-{hashlib.sha256(data).hexdigest()[:16]}.bin"
-    for value, start, length in places:
+    for value, start, length in moved:
         tensor = value.const_value
         assert tensor is not None
         value.const_value = ir.ExternalTensor(

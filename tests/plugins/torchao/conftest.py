@@ -1,0 +1,16 @@
+"""What quantizers of vendors change for a whole process is undone behind their tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels_of_torch() -> Iterator[None]:
+    """Qualcomm's quantizer turns oneDNN off on processors of AMD."""
+    before = torch.backends.mkldnn.enabled
+    yield
+    torch.backends.mkldnn.set_flags(before)
