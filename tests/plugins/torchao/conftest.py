@@ -1,4 +1,4 @@
-"""What quantizers of vendors change for a whole process is undone behind their tests."""
+"""Flags of torch that quantizers of vendors change for the whole process, set back behind their tests."""
 
 from __future__ import annotations
 
