@@ -180,6 +180,24 @@ def test_dynamic_products_are_fused() -> None:
     assert (statuses(program)["linear"], program.leftovers) == ("integer_kernel", ())
 
 
+def test_an_addition_before_a_norm_is_a_kernel_of_its_own() -> None:
+    """The kernel that the runtime fuses of both is slower than the two."""
+    torch.manual_seed(0)
+    program = lowered(Block(), TOKENS)
+    assert "com.microsoft::SkipLayerNormalization" not in program.operators
+    assert (statuses(program)["add"], statuses(program)["layer_norm"]) == ("float_kernel", "float_kernel")
+
+
+def test_a_bias_before_a_norm_stays_in_the_product() -> None:
+    """It is added by the kernel that multiplies, also where nothing else is between."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32))
+    program = lowered(module, TOKENS, "dynamic_int8_per_channel")
+    kernels = {one.rpartition("::")[2] for one in program.operators}
+    assert {"DynamicQuantizeMatMul", "LayerNormalization"} <= kernels
+    assert not kernels & {"Add", "Sum"}
+
+
 class Clamped(nn.Module):
     """A linear, clamped where its quantized values reach beyond."""
 

@@ -25,6 +25,7 @@ from torchquilt_onnxruntime.products import (
     write_global_pool,
 )
 from torchquilt_onnxruntime.qdq import dequantize_behind
+from torchquilt_onnxruntime.sums import write_sums
 from torchquilt_onnxruntime.unsigned import write_unsigned
 from torchquilt_onnxruntime.withholding import withhold
 
@@ -63,6 +64,7 @@ def write(model: ir.Model, withheld: Collection[str] = ()) -> None:
     pack_four_bits(model)
     add_apart(model)
     separate_weights(model)
+    write_sums(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
