@@ -198,6 +198,21 @@ def test_a_bias_before_a_norm_stays_in_the_product() -> None:
     assert not kernels & {"Add", "Sum"}
 
 
+class Mean(nn.Module):
+    """The mean over an image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run it."""
+        return x.mean((2, 3))
+
+
+def test_the_mean_of_an_image_in_channels_last_runs_as_integers() -> None:
+    """Strides that torch changes behind it are none of ONNX."""
+    image = normal(1, 4, 6, 6).to(memory_format=torch.channels_last)
+    program = lowered(Mean(), (image,))
+    assert statuses(program) == {"mean": "integer_kernel"}
+
+
 class Clamped(nn.Module):
     """A linear, clamped where its quantized values reach beyond."""
 

@@ -1,7 +1,7 @@
 """Additions in front of a LayerNormalization, in a form that the runtime does not fuse with it.
 
-ONNX Runtime makes one SkipLayerNormalization of both. Its CPU kernel took 490 µs for 128 tokens of 768 numbers
-where the two kernels take 85 µs (1.32, on a processor with AVX512): an eighth of the time of an int8 BERT.
+ONNX Runtime makes one SkipLayerNormalization of both. Its CPU kernel took 490 µs for 128 tokens of 768
+numbers where the two kernels take 85 µs (1.32, on a processor with AVX512): an eighth of an int8 BERT's time.
 A Sum of two tensors is the same addition, and no fusion looks for one.
 """
 

@@ -25,6 +25,7 @@ from torchquilt_onnxruntime.products import (
     write_global_pool,
 )
 from torchquilt_onnxruntime.qdq import dequantize_behind
+from torchquilt_onnxruntime.strides import drop_changes_of_strides
 from torchquilt_onnxruntime.sums import write_sums
 from torchquilt_onnxruntime.unsigned import write_unsigned
 from torchquilt_onnxruntime.withholding import withhold
@@ -56,6 +57,7 @@ def write(model: ir.Model, withheld: Collection[str] = ()) -> None:
     look_up_integers(model)
     store_transposed(model)
     write_dynamic(model)
+    drop_changes_of_strides(model)
     write_global_pool(model)
     write_gemm(model)
     move_quantizes(model)
