@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 import torchquilt as tq
 from strategies import normal
+from torchquilt._internal.torch_defaults import default_global_state
 from torchquilt.pt2e.reference import to_reference
 from torchquilt_executorch.target import ExecuTorchTarget
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -182,6 +184,28 @@ def test_what_is_set_stays_set(name: str, exported: torch.export.ExportedProgram
         with pytest.raises(tq.ModelError):
             tq.prepare_pt2e(nn.Linear(1, 1), XNNPACKQuantizer())  # type: ignore[arg-type]
         assert state() == before
+
+
+def test_threads_that_overlap_leave_the_default_dtype_as_it_was() -> None:
+    """A second thread keeps float32 when the first one leaves, and does not take it for the program's own."""
+    entered, may_leave = threading.Event(), threading.Event()
+    seen = []
+
+    def second() -> None:
+        with default_global_state():
+            entered.set()
+            may_leave.wait()
+            seen.append(torch.get_default_dtype())
+
+    with _default_dtype(torch.bfloat16):
+        thread = threading.Thread(target=second)
+        with default_global_state():
+            thread.start()
+            entered.wait()
+        may_leave.set()
+        thread.join()
+        assert seen == [torch.float32]
+        assert torch.get_default_dtype() is torch.bfloat16
 
 
 def test_observers_are_fed_alike_by_hand(exported: torch.export.ExportedProgram) -> None:

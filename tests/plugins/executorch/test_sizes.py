@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 
 import pytest
@@ -88,3 +89,22 @@ def test_global_flags_are_as_they_were() -> None:
         tq.lower(converted(nn.Linear(8, 4), xnnpack(), normal(3, 8)), (normal(3, 8),))
         assert torch.backends.mkldnn.enabled
         assert torch._C._get_nnpack_enabled()
+
+
+def test_threads_that_lower_at_once_leave_the_flags_as_they_were() -> None:
+    """A thread that begins while another one traces waits for it."""
+    with torch.backends.mkldnn.flags(enabled=True):
+        found = []
+
+        def second() -> None:
+            with sizes.kept():
+                found.append(torch.backends.mkldnn.enabled)
+
+        thread = threading.Thread(target=second)
+        with sizes.kept():
+            thread.start()
+            thread.join(0.1)
+            assert not found
+        thread.join()
+        assert found == [False]
+        assert torch.backends.mkldnn.enabled

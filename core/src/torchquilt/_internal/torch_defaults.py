@@ -8,10 +8,54 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 #: Devices that may be set to cast by themselves. To ask about one that is not there costs nothing.
 _DEVICES = ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")
+
+
+class _Float32ByDefault:
+    """The default dtype of a process: float32 from the first thread that enters to the last that leaves."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: torch.dtype | None = None
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Run a block with float32 as the default dtype."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _enter(self) -> None:
+        import torch
+
+        with self._lock:
+            if not self._inside and torch.get_default_dtype() is not torch.float32:
+                self._before = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+            self._inside += 1
+
+    def _leave(self) -> None:
+        import torch
+
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._before is not None:
+                torch.set_default_dtype(self._before)
+                self._before = None
+
+
+_FLOAT32_BY_DEFAULT = _Float32ByDefault()
 
 
 @contextlib.contextmanager
@@ -22,8 +66,8 @@ def default_global_state() -> Iterator[None]:
     flow makes and into graphs that it traces. Flags that make algorithms deterministic, and the number of
     threads, stay: no result of ours depends on them.
 
-    The default dtype is that of the process, so other threads see float32 in the meantime; the rest is each
-    thread's own.
+    The default dtype is that of the process, so other threads see float32 in the meantime, until the last
+    thread has left such a block; the rest is each thread's own.
     """
     import torch
 
@@ -38,9 +82,7 @@ def default_global_state() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 torch.set_autocast_enabled(device, False)
                 stack.callback(torch.set_autocast_enabled, device, True)
-        if torch.get_default_dtype() is not torch.float32:
-            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-            torch.set_default_dtype(torch.float32)
+        stack.enter_context(_FLOAT32_BY_DEFAULT.kept())
         yield
 
 

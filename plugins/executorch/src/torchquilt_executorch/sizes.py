@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,21 @@ if TYPE_CHECKING:
 _SMALLEST_TRACED = 2
 
 
+#: Held by the thread that traces.
+_TRACING = threading.RLock()
+
+
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
     """Trace without torch's choice of a convolution's kernel, which depends on the size of the batch.
 
     A graph that is traced with the choice is one for less than 16 samples only, or for 16 and more. It is
     about kernels of torch, which a program for ExecuTorch never runs.
+
+    The choice is that of the process, so one thread traces at a time: the second to enter would take what the
+    first has set for the program's own choice, and set that in the end.
     """
-    with torch.backends.nnpack.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
+    with _TRACING, torch.backends.nnpack.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
         yield
 
 
