@@ -192,7 +192,11 @@ def opened_by_both(pipe: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)], ids=["ctrl-c", "kill -9"]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, id="ctrl-c", marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="kill -9"),
+    ],
 )
 def test_a_calibration_that_was_cut_short_goes_on(
     run: Run, files: Files, tmp_path: Path, number: signal.Signals, code: int

@@ -177,6 +177,7 @@ def test_each_reason_is_a_known_difference() -> None:
     assert REASONS.keys() <= DIFFERENCES.keys()
 
 
+@pytest.mark.long
 @settings(max_examples=120)
 @given(random_models().filter(calls_no_convolution_twice))
 def test_random_graphs_are_quantized_as_by_the_oracle(random_model: RandomModel) -> None:
@@ -194,6 +195,7 @@ def test_random_graphs_are_quantized_as_by_the_oracle(random_model: RandomModel)
         assert are_bit_equal(ours, theirs, model.inputs)
 
 
+@pytest.mark.long
 @settings(max_examples=60)
 @given(random_models())
 def test_random_graphs_are_quantized_dynamically_as_by_the_oracle(random_model: RandomModel) -> None:

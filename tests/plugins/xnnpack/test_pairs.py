@@ -29,6 +29,7 @@ def _pairs(mode: str) -> tuple[Plan, ...]:
     return (*pairs_of(table, ask, dynamic, static), *pairs_of(table, ask, static, dynamic))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_a_sample_of_pairs_is_right_together(process: Process, mode: str) -> None:
     """They compute what they were converted to: each is right, or was refused beforehand."""
