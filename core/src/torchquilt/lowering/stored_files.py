@@ -10,10 +10,21 @@ from torchquilt.lowering.target import DividedTarget, Runner, Target
 
 
 def opened(runtime: Target, buffer: bytes, files: Mapping[str, bytes], libraries: Sequence[str]) -> Runner:
-    """A stored program with the files beside it, ready to run."""
-    if files and isinstance(runtime, DividedTarget):
+    """A stored program with the files beside it, ready to run.
+
+    Raises:
+        ProgramError: the program is damaged, or the target made files that it cannot read.
+    """
+    if not files:
+        return runtime.open(buffer, libraries)
+    if isinstance(runtime, DividedTarget):
         return runtime.open_with(buffer, files, libraries)
-    return runtime.open(buffer, libraries)
+    raise ProgramError(
+        f"{type(runtime).__name__} made files beside a program, and does not read them.",
+        expected="a torchquilt.backend.DividedTarget, with files_of and open_with",
+        got=f"files {', '.join(files)}, and open alone",
+        remedy="tell the author of the target",
+    )
 
 
 def files_beside(runtime: Target, path: Path, buffer: bytes) -> dict[str, bytes]:
