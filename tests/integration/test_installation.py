@@ -375,3 +375,47 @@ def test_the_bridge_needs_torchao_and_no_runtime(environment: Environment, wheel
     assert environment.run(code) == ["[] None", "pip install torchao"]
     environment.link(importlib_metadata.distribution("torchao"))
     assert environment.run(code) == ["[] None", "['X86InductorQuantizer']"]
+
+
+def test_the_bridge_runs_what_executorchs_wheel_contains(
+    environment: Environment, wheels: dict[str, Path]
+) -> None:
+    """With ExecuTorch and what that declares: its XNNPACK quantizer is listed, and what it quantizes runs."""
+    environment.install(wheels["torchao"])
+    environment.link_needs_of_core(without=set())
+    executorch = importlib_metadata.distribution("executorch")
+    for distribution in (
+        executorch,
+        *map(importlib_metadata.distribution, needed_by(executorch, without=set())),
+    ):
+        environment.link(distribution)
+    code = """
+        import torch
+        import torchquilt as tq
+        listed = {each.name: each for each in tq.backends().foreign}
+        print(*(f"{name} {listed[name].version} {listed[name].status}" for name in ("xnnpack_executorch", "nxp")))
+
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.runtime import Runtime
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+        inputs = (torch.randn(1, 3, 8, 8),)
+        quantizer = xnnpack.XNNPACKQuantizer().set_global(xnnpack.get_symmetric_quantization_config())
+        prepared = tq.prepare_pt2e(torch.export.export(model, inputs), quantizer)
+        quantized = tq.convert_pt2e(tq.calibrate(prepared, [inputs]))
+        print(*(row.quantizer for row in tq.ledger_of(quantized).rows))
+
+        edge = to_edge_transform_and_lower(
+            torch.export.export(quantized, inputs), partitioner=[XnnpackPartitioner()]
+        )
+        method = Runtime.get().load_program(edge.to_executorch().buffer).load_method("forward")
+        found, expected = method.execute(list(inputs))[0], quantized(*inputs)
+        print(bool((found - expected).abs().max() < 0.02 * expected.abs().max()))
+    """
+    assert environment.run(code) == [
+        f"xnnpack_executorch {executorch.version} ok nxp {executorch.version} missing",
+        "XNNPACKQuantizer XNNPACKQuantizer",
+        "True",
+    ]

@@ -25,7 +25,7 @@ from torchquilt_torchao import ForeignQuantizer, foreign
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the vendors' own
 
 #: Vendors whose patterns are found by the modules that only a strict export records.
-STRICT = {"example"}
+STRICT = {"cadence", "cadence fused", "example"}
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,15 @@ def check(vendor: str, name: str) -> None:
 
 PAIRS = [(vendor, name) for vendor in VENDORS for name in MODELS]
 DRAWN = {*random.Random(0).sample(PAIRS, 90), *(pair for pair in DIFFERENCES if pair[0] in VENDORS)}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_each_foreign_quantizer_quantizes_something(vendor: str) -> None:
+    """Programs that agree because nothing is quantized in either would say nothing."""
+    name = "text" if vendor == "embedding" else "perceptron"
+    found = by_torchquilt(model_of(name), VENDORS[vendor](), strict=vendor in STRICT)
+    assert any("dequantize" in str(node.target) for node in found.graph.nodes)
 
 
 @pytest.mark.exhaustive

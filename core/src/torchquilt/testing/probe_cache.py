@@ -108,4 +108,8 @@ def _text(value: Any, above: tuple[int, ...] = ()) -> str:
         or not hasattr(value, "__dict__")
     ):
         return _ADDRESS.sub("", repr(value))
-    return f"{kind.__module__}.{kind.__qualname__}{inner(vars(value))}"
+    content = f"{kind.__module__}.{kind.__qualname__}{inner(vars(value))}"
+    # Names that an object makes of its own address, as those of NNCF's algorithms, are no content.
+    for address in (id(value), object.__hash__(value)):
+        content = content.replace(str(address), "…")
+    return content

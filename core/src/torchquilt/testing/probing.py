@@ -9,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
-import multiprocessing
-import os
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import attrs
 import torch
@@ -32,10 +29,11 @@ from torchquilt.support.allowed_spec import AllowedSpec
 from torchquilt.support.capabilities import Capabilities
 from torchquilt.support.capability_row import Capability
 from torchquilt.support.operators import OPERATORS, Operator
+from torchquilt.testing.child import TOO_LONG, Stopwatch, in_child
 from torchquilt.testing.examples import Example, operator_examples, side_by_side
 from torchquilt.testing.probe_cache import Subject
 
-#: Seconds that a child process may take, and all of them together.
+#: Seconds that a child process may take, and all of them together, by a :class:`Stopwatch`.
 EACH, ALL = 10.0, 50.0
 
 # Operators of which each is also tried behind one that is usually quantized, and those that a ReLU follows.
@@ -44,6 +42,7 @@ _BEFORE_RELU = (operators.LINEAR, operators.CONV1D, operators.CONV2D, operators.
 # As many examples are tried at first as one model, and twice as many after each time that went well.
 _FIRST = 8
 _MOST_NAMED = 4
+_STRICT = (("strict_export", "the program is exported with strict=True"),)
 _NOT_REACHED = "not reached in the time that probing may take"
 
 #: Role → the specs of tensors in it; empty where nothing is annotated. A text says why there is no answer.
@@ -77,9 +76,34 @@ def probe(quantizer: Quantizer, subject: Subject, *, again: bool = False) -> Cap
     """
     known = None if again else subject.known()
     if known is None:
-        known = Capabilities(tuple(_rows(quantizer, subject)))
-        subject.save(known)
+        probes, stopwatch = _probes(), Stopwatch()
+        trial = _Trial(quantizer, stopwatch, strict=_is_for_strict_exports(quantizer, stopwatch))
+        outcomes = [*trial.outcomes(probes)]
+        known = Capabilities(tuple(_rows(trial, probes, outcomes, subject)))
+        # Of what took too long on a busy machine more may be known another time.
+        if stopwatch.is_exact or not any(map(_is_out_of_time, outcomes)):
+            subject.save(known)
     return known
+
+
+def _is_out_of_time(outcome: object) -> bool:
+    return isinstance(outcome, str) and outcome.startswith((TOO_LONG, _NOT_REACHED))
+
+
+def _is_for_strict_exports(quantizer: Quantizer, stopwatch: Stopwatch) -> bool:
+    """Whether more of the operators that most quantizers take are annotated where the export was strict.
+
+    Only strict exports say of which module or function of torch an operator is (``source_fn_stack``).
+    """
+    firsts = ((op, example) for op in _BEFORE_RELU for example in itertools.islice(operator_examples(op), 1))
+    probes = [_Probe((op,), example) for op, example in firsts]
+    annotated = []
+    for strict in (False, True):
+        answer = _Trial(quantizer, stopwatch, strict).answer(probes)
+        if _is_out_of_time(answer):
+            return False
+        annotated.append(-1 if isinstance(answer, str) else sum(map(bool, answer)))
+    return annotated[True] > annotated[False]
 
 
 def _probes() -> list[_Probe]:
@@ -105,23 +129,24 @@ def _first_that_fits(op: Operator) -> Iterator[tuple[Operator, Example]]:
     return itertools.islice(found, 1)
 
 
-def _rows(quantizer: Quantizer, subject: Subject) -> Iterator[Capability]:
+def _rows(
+    trial: _Trial, probes: list[_Probe], outcomes: list[Outcome], subject: Subject
+) -> Iterator[Capability]:
     """The rows of all operators, in the order of operators."""
-    probes = _probes()
     found: dict[tuple[Operator, ...], list[tuple[_Probe, Outcome]]] = {}
-    reached = 0
-    for probe, outcome in zip(probes, _outcomes(quantizer, probes), strict=True):
-        reached += outcome != _NOT_REACHED
+    for probe, outcome in zip(probes, outcomes, strict=True):
         answers = found.setdefault(probe.pattern, [])
         # An operator of which some examples were reached is known by these; the first one is the plain call.
         if outcome != _NOT_REACHED or not answers:
             answers.append((probe, outcome))
+    reached = sum(outcome != _NOT_REACHED for outcome in outcomes)
     versions = ", ".join(f"{name} {version}" for name, version in subject.versions)
     how = f"{datetime.date.today().isoformat()}, with {versions}"
     if reached < len(probes):
         how += f"; time was enough for {reached} of {len(probes)} examples"
     for pattern, answers in found.items():
-        yield from _rows_of(quantizer.name, pattern, answers, how)
+        for row in _rows_of(trial.quantizer.name, pattern, answers, how):
+            yield attrs.evolve(row, constraints=(*row.constraints, *_STRICT * trial.strict))
 
 
 def _rows_of(
@@ -172,84 +197,47 @@ def _mode(specs: Mapping[Role, tuple[AllowedSpec, ...]]) -> Mode:
     return "dynamic" if is_dynamic else "static"
 
 
-def _outcomes(quantizer: Quantizer, probes: list[_Probe]) -> Iterator[Outcome]:
-    """The outcome of each probe."""
-    end = time.monotonic() + ALL
-    size, at = _FIRST, 0
-    while at < len(probes):
-        found = _outcomes_of(quantizer, probes[at : at + size], end)
-        yield from found
-        at += size
-        size = _FIRST if any(isinstance(outcome, str) for outcome in found) else 2 * size
+@attrs.frozen(eq=False)
+class _Trial:
+    """Annotating examples with one quantizer, within the time that there is for all of them."""
 
+    quantizer: Quantizer
+    stopwatch: Stopwatch
+    strict: bool = False
 
-def _outcomes_of(quantizer: Quantizer, batch: list[_Probe], end: float) -> list[Outcome]:
-    """The outcomes of a batch, which is divided until what gives no answer is by itself."""
-    begin = time.monotonic()
-    answer = _answer(quantizer, batch, end)
-    if not isinstance(answer, str):
-        return answer
-    if len(batch) == 1:
-        return [answer]
-    # Halves find an error that comes soon in the fewest steps, and one that takes its time in the most.
-    is_soon = time.monotonic() - begin < EACH / 2
-    step = (len(batch) + 1) // 2 if is_soon else 1
-    parts = (batch[at : at + step] for at in range(0, len(batch), step))
-    return [outcome for part in parts for outcome in _outcomes_of(quantizer, part, end)]
+    def outcomes(self, probes: list[_Probe]) -> Iterator[Outcome]:
+        """The outcome of each probe."""
+        size, at = _FIRST, 0
+        while at < len(probes):
+            found = self._outcomes_of(probes[at : at + size])
+            yield from found
+            at += size
+            size = _FIRST if any(isinstance(outcome, str) for outcome in found) else 2 * size
 
+    def _outcomes_of(self, batch: list[_Probe]) -> list[Outcome]:
+        """The outcomes of a batch, which is divided until what gives no answer is by itself."""
+        begin = self.stopwatch.seconds
+        answer = self.answer(batch)
+        if not isinstance(answer, str):
+            return answer
+        if len(batch) == 1:
+            return [answer]
+        # Halves find an error that comes soon in the fewest steps, and one that takes its time in the most.
+        is_soon = self.stopwatch.seconds - begin < EACH / 2
+        step = (len(batch) + 1) // 2 if is_soon else 1
+        parts = (batch[at : at + step] for at in range(0, len(batch), step))
+        return [outcome for part in parts for outcome in self._outcomes_of(part)]
 
-def _answer(quantizer: Quantizer, batch: Sequence[_Probe], end: float) -> list[Outcome] | str:
-    """The outcomes of some probes as one model; a text where there are none."""
-    if time.monotonic() >= end:
-        return _NOT_REACHED
-    both = side_by_side([probe.example for probe in batch])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(both.module, both.inputs)
-    seconds = max(0.1, min(EACH, end - time.monotonic()))
-    return in_child(lambda: _annotated(quantizer, program, batch), seconds)
-
-
-def in_child(function: Callable[[], list[Outcome]], seconds: float) -> list[Outcome] | str:
-    """The result of a function that is called in a child process; a text where there is none.
-
-    The child is a copy of this process, so that a quantizer that cannot be pickled can be probed, too.
-    """
-    if "fork" not in multiprocessing.get_all_start_methods():
-        return "this system cannot copy a process, and so nothing is tried on it"
-    here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=_send, args=(function, there), daemon=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Python, about threads: the child waits for none of them
-        child.start()
-    there.close()
-    try:
-        if not here.poll(seconds):
-            return f"annotating it took longer than {seconds:.0f} s"
-        return cast("list[Outcome] | str", here.recv())
-    except EOFError:
-        child.join()
-        return f"annotating it ended the process ({child.exitcode})"
-    finally:
-        here.close()
-        child.kill()
-        child.join()
-
-
-def _send(function: Callable[[], Any], there: Any) -> None:
-    """The child: call the function in silence and on one thread, since others were not copied."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        os.dup2(nowhere, descriptor)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    try:
-        answer = function()
-    except Exception as error:  # a vendor's own code
-        cause = error.__cause__ or error
-        line = next(iter(str(cause).splitlines()), "")
-        answer = f"it fails with {type(cause).__name__}: {line[:200]}"
-    there.send(answer)
+    def answer(self, batch: Sequence[_Probe]) -> list[Outcome] | str:
+        """The outcomes of some probes as one model; a text where there are none."""
+        if self.stopwatch.seconds >= ALL:
+            return _NOT_REACHED
+        both = side_by_side([probe.example for probe in batch])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(both.module, both.inputs, strict=self.strict)
+        seconds = max(0.1, min(EACH, ALL - self.stopwatch.seconds))
+        return in_child(lambda: _annotated(self.quantizer, program, batch), seconds, self.stopwatch)
 
 
 def _annotated(quantizer: Quantizer, program: Any, batch: Sequence[_Probe]) -> list[Outcome]:

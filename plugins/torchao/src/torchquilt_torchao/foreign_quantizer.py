@@ -28,6 +28,9 @@ Observers: TypeAlias = Literal["ours", "alike", "theirs"]
 # The distributions that decide what a foreign quantizer does, as far as they are installed.
 _PACKAGES = ("torchquilt-torchao", "torchao", "executorch", "nncf", "coremltools")
 
+_SOURCE = "source_fn_stack"
+_ASK = "which says no more; its quantization_capabilities() would find out what it takes"
+
 #: Observers of torchao for activations, by the observer of torchquilt that comes nearest.
 _NEAREST = {
     "MinMaxObserver": "minmax",
@@ -119,15 +122,19 @@ class ForeignQuantizer(tq.Quantizer):
     def rejections(self, model: GraphModule) -> dict[Node, tuple[tuple[str, Reject], ...]]:
         """The nodes that are not annotated, with the nearest row where the quantizer has been probed."""
         known = self._content.known()
+        more = _ASK
+        # Those that look for modules and functions of torch find none in any other program.
+        if not any(Q_ANNOTATION_KEY in node.meta or _SOURCE in node.meta for node in model.graph.nodes):
+            more += "; some quantizers find operators only in programs that are exported with strict=True"
         return {
-            node: ((name, attrs.evolve(reject, text=self._why_not(node, known))),)
+            node: ((name, attrs.evolve(reject, text=self._why_not(node, known, more))),)
             for node, ((name, reject),) in super().rejections(model).items()
         }
 
-    def _why_not(self, node: Node, known: tq.Capabilities | None) -> str:
+    def _why_not(self, node: Node, known: tq.Capabilities | None, more: str) -> str:
         text = f"not annotated by {self.name}"
         if known is None:
-            return f"{text}, which says no more; its quantization_capabilities() would find out what it takes"
+            return f"{text}, {more}"
         rows = [row for row in known if overload_name(node) in row.overloads]
         if not rows:
             return f"{text}, nor was any example of it when that was probed"

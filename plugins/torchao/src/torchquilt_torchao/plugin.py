@@ -49,7 +49,11 @@ _EXECUTORCH = {
     "vulkan": ("vulkan.quantizer.vulkan_quantizer:VulkanQuantizer", "GPUs, by Vulkan", ()),
     "qualcomm": ("qualcomm.quantizer.quantizer:QnnQuantizer", "NPUs of Qualcomm", (_QNN,)),
     "samsung": ("samsung.quantizer.quantizer:EnnQuantizer", "NPUs of Samsung", (_ENN,)),
-    "cadence": ("cadence.aot.quantizer.quantizer:CadenceDefaultQuantizer", "DSPs of Cadence", (_XTENSA,)),
+    "cadence": (
+        "cadence.aot.quantizer.quantizer:CadenceDefaultQuantizer",
+        "DSPs of Cadence; strict exports",
+        (_XTENSA,),
+    ),
     "nxp": ("nxp.quantizer.neutron_quantizer:NeutronQuantizer", "NPUs of NXP", (_NEUTRON,)),
     "mediatek": ("mediatek.quantizer.quantizer:NeuropilotQuantizer", "NPUs of MediaTek", (_MTK,)),
     "coreml": ("apple.coreml.quantizer:CoreMLQuantizer", "devices of Apple", (_COREML,)),
