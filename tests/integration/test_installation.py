@@ -393,7 +393,8 @@ def test_the_bridge_runs_what_executorchs_wheel_contains(
         import torch
         import torchquilt as tq
         listed = {each.name: each for each in tq.backends().foreign}
-        print(*(f"{name} {listed[name].version} {listed[name].status}" for name in ("xnnpack_executorch", "nxp")))
+        for name in ("xnnpack_executorch", "nxp"):
+            print(name, listed[name].version, listed[name].status)
 
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
@@ -415,7 +416,8 @@ def test_the_bridge_runs_what_executorchs_wheel_contains(
         print(bool((found - expected).abs().max() < 0.02 * expected.abs().max()))
     """
     assert environment.run(code) == [
-        f"xnnpack_executorch {executorch.version} ok nxp {executorch.version} missing",
+        f"xnnpack_executorch {executorch.version} ok",
+        f"nxp {executorch.version} missing",
         "XNNPACKQuantizer XNNPACKQuantizer",
         "True",
     ]

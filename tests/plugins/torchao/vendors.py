@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -55,6 +56,19 @@ def _vgf() -> Any:
     return module.VgfQuantizer(spec).set_global(module.get_symmetric_quantization_config())
 
 
+def _coreml() -> Any:
+    quantizer = import_module("executorch.backends.apple.coreml.quantizer.coreml_quantizer")
+    found = import_module("coremltools.optimize.torch.quantization.quantization_config")
+    patterns = import_module("executorch.backends.apple.coreml.quantizer._coreml_quantizer_utils")
+    # It exports hundreds of patterns for each model, which takes minutes. They are the same each time.
+    for name in [name for name in vars(patterns) if name.startswith("get_") and name.endswith("_pattern")]:
+        make = getattr(patterns, name)
+        if not hasattr(make, "cache_info"):
+            setattr(patterns, name, functools.cache(make))
+    options = {"quantization_scheme": found.QuantizationScheme.symmetric}
+    return quantizer.CoreMLQuantizer(found.LinearQuantizerConfig.from_dict({"global_config": options}))
+
+
 VENDORS: dict[str, Callable[[], Any]] = {
     "xnnpack per channel": lambda: _xnnpack(is_per_channel=True),
     "xnnpack per tensor": lambda: _xnnpack(),
@@ -75,6 +89,9 @@ VENDORS: dict[str, Callable[[], Any]] = {
     "example": lambda: _of("executorch.backends.example.example_quantizer:ExampleQuantizer")(),
     "openvino_nncf": lambda: _of("executorch.backends.openvino.quantizer.quantizer:OpenVINOQuantizer")(),
 }
+
+#: Those that take a minute of a process before they annotate their first model.
+SLOW: dict[str, Callable[[], Any]] = {"coreml": _coreml}
 
 #: Those that import ``tosa_serializer``, which pins other versions of packages than the tests use.
 OF_ARM: dict[str, Callable[[], Any]] = {
