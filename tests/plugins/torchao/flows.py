@@ -85,7 +85,10 @@ def by_torchao(model: Model, quantizer: Any, *, strict: bool = False, batches: i
     return converted
 
 
-def by_torchquilt(model: Model, quantizer: Any, *, strict: bool = False, batches: int = 1) -> GraphModule:
+def by_torchquilt(
+    model: Model, quantizer: Any, *, strict: bool = False, batches: int = 1, fold_quantize: bool = True
+) -> GraphModule:
     """The model after our flow with min-max observers, calibrated with its inputs."""
     prepared = tq.prepare_pt2e(exported(model, strict), quantizer, activation_observer="minmax", strict=False)
-    return tq.convert_pt2e(tq.calibrate(prepared, batches_of(model, batches)))
+    calibrated = tq.calibrate(prepared, batches_of(model, batches))
+    return tq.convert_pt2e(calibrated, fold_quantize=fold_quantize)

@@ -207,7 +207,7 @@ def test_without_a_folder_to_write_it_is_probed_each_time(cache: Path, children:
 def test_a_time_out_is_kept_where_other_work_cannot_be_the_reason(
     cache: Path, is_exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system does not tell for how long a process waited for a processor, it is tried again."""
+    """On a system that does not tell for how long a process waited for a processor, it is tried again."""
     monkeypatch.setattr(probing, "EACH", 1.0)
     monkeypatch.setattr(child, "_waited", lambda process: 0.0 if is_exact else None)
     (row,) = rows_of(Hangs()).filter("t")
@@ -269,7 +269,7 @@ def _sum_of(ledger: Any) -> tuple[str | None, str]:
 def test_before_probing_the_ledger_asks_for_a_strict_export_where_that_may_be_the_reason(
     strict: bool,
 ) -> None:
-    """Where nothing is annotated in a program that says nothing of modules and functions."""
+    """Nothing is annotated, and the program says nothing of modules and functions: the reason names both."""
     ledger = tq.explain(exported(model_of("linear"), strict=strict), BySource())
     (text,) = (row.reasons[0].text for row in ledger.rows)
     assert ("strict=True" in text) == (not strict)
