@@ -1,7 +1,7 @@
-"""Run what OpenVINO's own quantizer quantized in our flow: on ExecuTorch's runtime, by its delegate for OpenVINO.
+"""Run what OpenVINO's own quantizer quantized in our flow: in ExecuTorch's delegate for OpenVINO.
 
-Prints JSON: for each model its name, the number of delegates, the operators outside of them, and decibels of what
-the runtime computes beside the Q/DQ model.
+Prints JSON: for each model its name, the number of delegates, the operators outside of them, and decibels of
+what the runtime computes beside the Q/DQ model.
 """
 
 from __future__ import annotations

@@ -466,6 +466,19 @@ def test_functions_in_a_config_are_told_apart_by_what_they_do() -> None:
     assert Subject(Outputs(lambda: "a")).file != Subject(Outputs(lambda: "b")).file
 
 
+def test_a_name_that_an_object_makes_of_its_address_is_no_content() -> None:
+    """Those of NNCF's algorithms are of that kind: equal ones were probed each time."""
+
+    class Named(Outputs):
+        def __init__(self) -> None:
+            super().__init__()
+            self.key = f"outputs_{hash(self)}"
+
+    first, again = Named(), Named()
+    assert first.key != again.key
+    assert Subject(first).file == Subject(again).file
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("vendor", [*VENDORS])
 def test_each_quantizer_is_probed_within_a_minute(vendor: str) -> None:
