@@ -27,7 +27,7 @@ MODELS = ("perceptron", "residual", "attention", "shapes")
 
 
 def row_of(name: str) -> list[Any]:
-    """What was found out about a model."""
+    """Row of one model: name, delegates, operators outside, decibels."""
     model = model_of(name)
     # The delegate reads weights in float, with the operators that quantize them.
     quantized = by_torchquilt(model, VENDORS["openvino_nncf"](), fold_quantize=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from importlib import import_module
@@ -56,6 +57,10 @@ def _vgf() -> Any:
     return module.VgfQuantizer(spec).set_global(module.get_symmetric_quantization_config())
 
 
+def _copy_of(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return copy.deepcopy(make(*arguments, **options))  # matching changes it
+
+
 def _coreml() -> Any:
     quantizer = import_module("executorch.backends.apple.coreml.quantizer.coreml_quantizer")
     found = import_module("coremltools.optimize.torch.quantization.quantization_config")
@@ -63,8 +68,8 @@ def _coreml() -> Any:
     # It exports hundreds of patterns for each model, which takes minutes. They are the same each time.
     for name in [name for name in vars(patterns) if name.startswith("get_") and name.endswith("_pattern")]:
         make = getattr(patterns, name)
-        if not hasattr(make, "cache_info"):
-            setattr(patterns, name, functools.cache(make))
+        if not isinstance(make, functools.partial):
+            setattr(patterns, name, functools.partial(_copy_of, functools.cache(make)))
     options = {"quantization_scheme": found.QuantizationScheme.symmetric}
     return quantizer.CoreMLQuantizer(found.LinearQuantizerConfig.from_dict({"global_config": options}))
 
