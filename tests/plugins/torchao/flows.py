@@ -51,11 +51,16 @@ def _min_max(spec: Any) -> Any:
     if not isinstance(spec, theirs.QuantizationSpec) or spec.is_dynamic or spec.dtype.is_floating_point:
         return spec
     made = spec.observer_or_fake_quant_ctr.with_args(dtype=spec.dtype, qscheme=spec.qscheme)()
+    made = getattr(made, "activation_post_process", made)  # the observer in a fake quantize
     if isinstance(made, FixedQParamsObserver) or type(made).__name__ == "ConcatObserver":
         return spec  # says parameters, or which tensors have the same
-    eps = float(made.eps)
-    observer = PerChannelMinMaxObserver if "per_channel" in str(spec.qscheme) else MinMaxObserver
-    return dataclasses.replace(spec, observer_or_fake_quant_ctr=observer.with_args(eps=eps))
+    if "per_channel" not in str(spec.qscheme):
+        return dataclasses.replace(
+            spec, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=float(made.eps))
+        )
+    observer = PerChannelMinMaxObserver.with_args(eps=float(made.eps))
+    axis = made.ch_axis if spec.ch_axis is None else spec.ch_axis
+    return dataclasses.replace(spec, observer_or_fake_quant_ctr=observer, ch_axis=axis)
 
 
 def exported(model: Model, strict: bool = False) -> Any:

@@ -17,7 +17,7 @@ from plugins.oracle import describe, outputs_of
 from plugins.torchao.differences import ANNOTATES_NUMBER, DIFFERENCES, OBSERVES_NO_VECTOR, ROUNDS_FLOAT_ZERO
 from plugins.torchao.flows import MinMax, by_torchao, by_torchquilt
 from plugins.torchao.models import MODELS, model_of
-from plugins.torchao.vendors import OF_ARM, VENDORS
+from plugins.torchao.vendors import OF_ARM, SLOW, VENDORS
 from strategies import sqnr
 from torchquilt.backend import constant_value
 from torchquilt_torchao import ForeignQuantizer, foreign
@@ -37,9 +37,9 @@ def _nothing_downloaded(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def both(vendor: str, name: str) -> tuple[GraphModule, GraphModule]:
     """A model as torchao's flow quantizes it, and as ours does, with one vendor's quantizer."""
-    strict = vendor in STRICT
-    ours = by_torchquilt(model_of(name), VENDORS[vendor](), strict=strict)
-    theirs = by_torchao(model_of(name), MinMax(VENDORS[vendor]()), strict=strict)
+    strict, make = vendor in STRICT, {**VENDORS, **SLOW}[vendor]
+    ours = by_torchquilt(model_of(name), make(), strict=strict)
+    theirs = by_torchao(model_of(name), MinMax(make()), strict=strict)
     return theirs, ours
 
 
@@ -101,6 +101,14 @@ def test_each_foreign_quantizer_quantizes_something(vendor: str) -> None:
 @pytest.mark.parametrize(("vendor", "name"), PAIRS)
 def test_a_foreign_quantizer_does_what_it_does_in_torchaos_flow(vendor: str, name: str) -> None:
     """Q/DQ nodes, dtypes, ranges, sharing and outputs are the same, or the difference is named."""
+    check(vendor, name)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("vendor", SLOW)
+def test_a_foreign_quantizer_that_is_slow(vendor: str, name: str) -> None:
+    """The same for those that need minutes before they annotate anything."""
     check(vendor, name)
 
 
@@ -169,7 +177,7 @@ def test_agreement_is_measured() -> None:
 def test_the_table_of_the_page_has_each_quantizer() -> None:
     """The page about migrating has a row for each quantizer, with the differences that are named."""
     page = (Path(__file__).parents[3] / "docs/migrating.md").read_text(encoding="utf-8")
-    for vendor in (*VENDORS, *OF_ARM):
+    for vendor in (*VENDORS, *SLOW, *OF_ARM):
         named = {name: reason for (whose, name), reason in DIFFERENCES.items() if whose == vendor}
         otherwise = "; ".join(f"{name}: {reason}" for name, reason in named.items())
         assert f"| {vendor} | {len(MODELS) - len(named)} | {otherwise} |\n" in page
