@@ -1,12 +1,15 @@
 """Run what Arm's quantizers quantized in our flow: on the TOSA reference model, and compiled by Vela.
 
 Prints JSON: for each model its name, the number of delegates, the operators outside of them, the largest
-difference in steps, and the bytes that Vela made.
+difference in steps, the bytes that Vela made, and how many operators it says run on the NPU and on the CPU.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import sys
 import warnings
 from typing import Any
@@ -48,6 +51,13 @@ def difference(outside: list[torch.fx.Node], delegate: Any, inputs: Any, expecte
     return float((result - expected).abs().max() / scale)
 
 
+def operators_on(processor: str, summary: str) -> int:
+    """Operators on one processor, as Vela's summaries of all delegates count them."""
+    counts = re.findall(rf"{processor} operators = (\d+)", summary)
+    assert counts, "Vela told nothing"
+    return sum(map(int, counts))
+
+
 def main() -> None:
     """Lower, run and compile each model."""
     warnings.simplefilter("ignore")
@@ -61,12 +71,13 @@ def main() -> None:
         with torch.no_grad():
             steps = difference(outside, delegates[0], model.inputs, tosa(*model.inputs))
         npu = by_torchquilt(model, OF_ARM["arm_ethosu"]())
-        compiled, _ = lowered(
-            torch.export.export(npu, model.inputs), EthosUPartitioner(EthosUCompileSpec("ethos-u55-128"))
-        )
-        found.append(
-            (name, len(delegates), others, steps, sum(len(each.processed_bytes) for each in compiled))
-        )
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            compiled, _ = lowered(
+                torch.export.export(npu, model.inputs), EthosUPartitioner(EthosUCompileSpec("ethos-u55-128"))
+            )
+        size = sum(len(each.processed_bytes) for each in compiled)
+        counts = [operators_on(processor, told.getvalue()) for processor in ("NPU", "CPU")]
+        found.append((name, len(delegates), others, steps, size, *counts))
     json.dump(found, sys.stdout)
 
 

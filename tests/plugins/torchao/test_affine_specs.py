@@ -80,6 +80,7 @@ TOKENS = spec(AffineQuantizedPlaceholderObserver, ASYMMETRIC, PerToken(), is_dyn
     [
         (None, static(PerGroup(8), **FOUR_BITS), "channel_group"),
         (None, static(PerGroup(8), ASYMMETRIC, **FOUR_BITS), "channel_group"),
+        (None, static(PerBlock((1, 8)), **FOUR_BITS), "channel_group"),
         (None, static(PerAxis(0)), "per_channel"),
         (None, static(PerAxis(0), ASYMMETRIC), "per_channel"),
         (static(PerTensor(), ASYMMETRIC), static(PerTensor()), "per_tensor"),
@@ -104,7 +105,7 @@ FLOAT8 = {"options": {"target_dtype": torch.float8_e4m3fn}}
 @pytest.mark.parametrize(
     ("weight", "reason"),
     [
-        (static(PerBlock((1, 8))), "operators of its own"),
+        (static(PerBlock((2, 8))), "operators of its own"),
         (static(PerGroup(8), MappingType.SYMMETRIC_NO_CLIPPING_ERR), "operators of its own"),
         (static(PerGroup(8), ASYMMETRIC, **NO_ZERO), "operators of its own"),
         (static(PerGroup(8), ASYMMETRIC, **FLOAT_ZERO), "operators of its own"),

@@ -59,11 +59,12 @@ def test_what_is_quantized_for_tosa_runs_on_its_reference_model(tools: Path) -> 
     """All is in one delegate, which gives the integers of the Q/DQ model; Vela compiles it for an Ethos-U."""
     found = answer("arm_programs", tools)
     assert len(found) == 3
-    for name, delegates, others, steps, compiled in found:
+    for name, delegates, others, steps, compiled, on_npu, on_cpu in found:
         assert delegates == 1, name
         assert others == ["executorch_call_delegate", "getitem"], name
         assert steps == 0, name
         assert 500 < compiled < 10_000, name
+        assert (on_npu, on_cpu) == ({"residual": 15, "pooled head": 13, "perceptron": 2}[name], 0)
 
 
 def test_what_is_quantized_for_cortex_m_runs_on_its_operators(tools: Path) -> None:

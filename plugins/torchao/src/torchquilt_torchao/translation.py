@@ -231,6 +231,11 @@ def _affine(spec: Any, facts: Observing) -> tq.QuantizationSpec:
     given = facts.arguments
     granularity = given.get("granularity")
     kind = _GRANULARITIES.get(type(granularity).__name__)
+    group_size = getattr(granularity, "group_size", None)
+    # Blocks of one row are groups.
+    block: tuple[int, ...] = getattr(granularity, "block_size", ())
+    if len(block) == 2 and block[0] == 1:
+        kind, group_size = "per_group", block[1]
     mapping = getattr(given.get("mapping_type"), "name", None)
     is_plain = given.get("preserve_zero", True) and "zero_point_domain" not in given
     if (
@@ -244,7 +249,7 @@ def _affine(spec: Any, facts: Observing) -> tq.QuantizationSpec:
         *_integers(given["target_dtype"], spec.quant_min, spec.quant_max),
         granularity=str(kind),
         ch_axis=getattr(granularity, "axis", None),
-        group_size=getattr(granularity, "group_size", None),
+        group_size=group_size,
         symmetric=mapping == "SYMMETRIC",
         is_dynamic=bool(spec.is_dynamic) and "MinMax" not in facts.name,
         eps=facts.eps,
