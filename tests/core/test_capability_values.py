@@ -274,6 +274,23 @@ def test_a_table_of_rows_without_limits_has_no_column_of_them() -> None:
     assert str(EMBEDDING.capabilities()).splitlines()[0].endswith("specs")
 
 
+def test_a_table_with_probed_rows_says_of_each_how_it_is_known() -> None:
+    """The others are known from a table. Without any probed row there is no such column."""
+    first, second = EMBEDDING.capabilities().rows[:2]
+    header, *lines = tq.Capabilities((attrs.evolve(first, probed="today"), second)).cells()
+    assert (header[-1], *(line[-1] for line in lines)) == ("known from", "probing", "its table")
+    assert "known from" not in tq.Capabilities((first, second)).cells()[0]
+
+
+def test_a_narrow_table_has_limits_below_the_specs() -> None:
+    """Instead of a column of their own."""
+    row = next(row for row in SUPPORT.capabilities() if row.limits)
+    header, cells = tq.Capabilities((row,)).cells(is_narrow=True)
+    assert "limits" not in header
+    assert len(cells) == len(header)
+    assert cells[-1].endswith(f"limits: {row.limit_text()}")
+
+
 def test_rows_of_an_earlier_torchquilt_have_no_limits() -> None:
     """Its JSON is read; what is no number is no limit."""
     data = json.loads(SUPPORT.capabilities().to_json())
@@ -309,6 +326,7 @@ def test_a_row_by_itself_tells_all_about_it() -> None:
     """Names, specs, targets, presets and each constraint with its code."""
     row, *_ = XNNPACKQuantizer.backend_capabilities().filter("linear", mode="dynamic")
     text = str(row)
+    assert [line.startswith("  ") for line in text.splitlines()] == [False] + [True] * text.count("\n")
     for part in (
         "linear (dynamic) of xnnpack",
         "torch.nn.functional.linear",

@@ -157,6 +157,26 @@ def test_an_object_with_annotate_alone_is_a_quantizer() -> None:
     assert tq.convert_pt2e(prepared)(X).shape == (3, 6)
 
 
+def test_a_text_is_the_quantizer_of_that_preset() -> None:
+    """As if it had been made by name."""
+    (found,) = tq.ComposableQuantizer([" xnnpack : dynamic_int8 "]).quantizers
+    assert found == XNNPACKQuantizer.from_preset("dynamic_int8")
+
+
+def test_a_base_class_called_quantizer_needs_no_bridge() -> None:
+    """It is one's own, unless an installed plugin knows it as another library's."""
+
+    class Quantizer:
+        def annotate(self, model: GraphModule) -> None:
+            for node in calls(model, "linear"):
+                tq.annotate_node(node, tq.QuantizationAnnotation({node.args[1]: WEIGHT}))
+
+    class Mine(Quantizer):
+        pass
+
+    assert set(owners(tq.ComposableQuantizer([Mine()])).values()) == {"Mine"}
+
+
 def test_tied_weights_are_split_between_backends() -> None:
     """The issue's own composition takes the embedding with one backend and the linears with the other."""
     ids = torch.tensor([[1, 2, 3]])
@@ -208,6 +228,19 @@ def test_what_was_annotated_before_the_composition_is_kept_from_it_as_well(deed:
     with pytest.raises(tq.CompositionError) as caught:
         tq.ComposableQuantizer([Vandal(DEEDS[deed])]).annotate(model)
     assert caught.value.node == "linear"
+
+
+@pytest.mark.parametrize(
+    ("deed", "said"), [("replaced", "changed"), ("removed", "removed"), ("edited", "tried to edit")]
+)
+def test_the_error_says_how_an_annotation_was_touched(deed: str, said: str) -> None:
+    """A quantizer whose annotation has no name is an earlier one."""
+    model = mlp()
+    (linear, *_) = calls(model, "linear")
+    tq.annotate_node(linear, tq.QuantizationAnnotation({}, UINT8))
+    with pytest.raises(tq.CompositionError) as caught:
+        tq.ComposableQuantizer([Vandal(DEEDS[deed])]).annotate(model)
+    assert caught.value.problem == f"Vandal {said} an annotation of an earlier quantizer."
 
 
 def test_a_quantizer_gives_reasons_for_what_stays_in_float_alone() -> None:

@@ -360,6 +360,13 @@ def beside_its_rows(model: GraphModule, match: Match) -> None:
     write_as(match.anchor, torch.ops.aten.abs.default, head)
 
 
+def in_another_node_beside_its_rows(model: GraphModule, match: Match) -> None:
+    """The anchor is erased, and the table has no row for the node in its stead."""
+    node = match.anchor
+    node.replace_all_uses_with(call_before(model, node, torch.ops.aten.abs.default, node.args[0]))
+    model.graph.erase_node(node)
+
+
 def in_place(_: GraphModule, match: Match) -> None:
     """Others may read what the operator reads."""
     write_as(match.anchor, torch.ops.aten.relu_.default, match.anchor.args[0])
@@ -373,6 +380,7 @@ def in_place(_: GraphModule, match: Match) -> None:
         (of_a_neighbour, "changes a node that is not of its match"),
         (as_a_value, "returned something"),
         (beside_its_rows, "writes a form that no row"),
+        (in_another_node_beside_its_rows, "writes a form that no row"),
     ],
 )
 def test_a_rewrite_that_does_more_or_less_than_it_says_is_an_error(rewrite: Any, text: str) -> None:

@@ -99,6 +99,14 @@ def test_a_value_that_is_used_elsewhere_is_not_fused() -> None:
     assert rejected(match_at(LINEAR_RELU, model, "linear")) == ("used_elsewhere", ["linear", "relu", "add"])
 
 
+def test_the_rejection_names_the_operator_that_would_read_the_value_alone() -> None:
+    """It is the next one of the pattern, whichever operators come behind it."""
+    model = graph_of(lambda self, x: torch.relu(y := self.fc(x)) + y, normal(2, 4), fc=nn.Linear(4, 4))
+    found = match_at(Pattern.of(ops.LINEAR, ops.RELU, ops.SIGMOID), model, "linear")
+    assert isinstance(found, tq.Reject)
+    assert found.text == "linear is used by more than relu, so it cannot be fused with it"
+
+
 def test_a_value_that_is_returned_is_not_fused() -> None:
     """The output of the model is a user as well."""
     model = graph_of(lambda self, x: (torch.relu(y := self.fc(x)), y), normal(2, 4), fc=nn.Linear(4, 4))
@@ -153,6 +161,14 @@ def test_a_pattern_without_operators_is_refused() -> None:
     with pytest.raises(tq.PatternError, match="nothing") as caught:
         Pattern.of(name="nothing")
     assert "OperatorPattern.of" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_chain_has_the_operator_that_does_the_work(index: int) -> None:
+    """An index counts from the first operator, and is one of the chain's."""
+    with pytest.raises(tq.PatternError) as caught:
+        Pattern.of(ops.LINEAR, ops.RELU, anchor_index=index)
+    assert caught.value.got == f"2 operators, anchor_index={index}"
 
 
 @pytest.mark.parametrize(

@@ -235,3 +235,38 @@ def test_a_tree_says_what_does_the_work() -> None:
     first = part(ops.CONV2D, is_optional=True)
     with pytest.raises(tq.PatternError, match=r"conv2d of the pattern .* is optional"):
         OperatorPattern.tree(part(ops.RELU, first, does_the_work=True))
+
+
+def test_a_tree_is_named_after_its_operators() -> None:
+    """In the order of data flow, unless it has a name; of alternatives, the first."""
+    tree = part((ops.RELU, ops.RELU6), part(ops.MUL, X, part(SIGMOID, X), does_the_work=True))
+    assert OperatorPattern.tree(tree).name == "sigmoid_mul_relu"
+    assert OperatorPattern.tree(tree, name="gate").name == "gate"
+
+
+def test_a_match_does_not_read_its_own_output_from_outside() -> None:
+    """A value is a tensor that enters; one that the match itself computes is none."""
+    shared = part(ops.RELU, X, does_the_work=True, may_be_read_elsewhere=True)
+    pattern = OperatorPattern.tree(part(ops.MUL, SKIP, part(SIGMOID, shared)), name="gate")
+    model = export(Fn(lambda _, x: (y := torch.relu(x)) * torch.sigmoid(y)), IMAGE).module()
+    (relu,) = (node for node in model.graph.nodes if "relu" in str(node.target))
+    found = pattern.match(relu)
+    assert not isinstance(found, Match)
+    assert found.code == "used_elsewhere"
+    assert found.text == "relu is read twice, so it cannot be fused with its readers"
+
+
+def test_the_reason_is_about_the_reader_that_could_be_of_the_match() -> None:
+    """A first operator that others may read as well is not rejected on account of these."""
+    first = part(ops.LINEAR, does_the_work=True, may_be_read_elsewhere=True)
+    pattern = OperatorPattern.tree(part(SIGMOID, part(ops.RELU, first)), name="chain")
+
+    def run(m: Any, x: torch.Tensor) -> Any:
+        y = m.linear(x)
+        return torch.neg(y), torch.sigmoid(z := torch.relu(y)), z
+
+    model = export(Fn(run, linear=nn.Linear(4, 4)), normal(2, 4)).module()
+    (linear,) = (node for node in model.graph.nodes if "linear.default" in str(node.target))
+    found = pattern.match(linear)
+    assert not isinstance(found, Match)
+    assert (found.code, found.nodes[0].name) == ("used_elsewhere", "relu")

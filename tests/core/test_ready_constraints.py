@@ -127,6 +127,7 @@ MET: list[tuple[Constraint, tuple[ops.Operator, ...], Call, torch.Tensor, tuple[
     (when.NOT_A_MASK, _ADD, lambda x: x.softmax(-1) + x, ROWS, ()),
     (when.NO_NORMALIZATION, (ops.MUL,), lambda x: x * x.abs(), ROWS, ()),
     (when.NO_NORMALIZATION, (ops.MUL,), lambda x: (x * x).sqrt(), ROWS, ()),
+    (when.REPEATS_NOTHING, (ops.EXPAND,), lambda x: x.expand(1, -1, -1), ROWS, ()),
 ]  # fmt: skip
 
 #: The same: it is not met.
@@ -280,3 +281,36 @@ def test_what_returns_one_tensor_is_no_split() -> None:
     assert not any(map(is_split, nodes_of(lambda x: torch.cat([x, x]).relu(), ROWS, "")))
     (convolution,) = nodes_of(lambda x: functional.conv2d(x, torch.ones(2, 4, 1, 1)), IMAGE, "conv2d")
     assert is_pointwise(convolution)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "operator", "overload", "length"),
+    [
+        (when.STATIC_INDEX, ops.SELECT, torch.ops.aten.select.int, ()),
+        (when.STATIC_START, ops.NARROW, torch.ops.aten.narrow.default, (1,)),
+    ],
+)
+def test_an_index_that_is_computed_is_not_static(
+    constraint: Constraint, operator: ops.Operator, overload: Any, length: tuple[int, ...]
+) -> None:
+    """Even if the shape is."""
+    graph = torch.fx.Graph()
+    x, index = graph.placeholder("x"), graph.placeholder("index")
+    x.meta["val"] = ROWS
+    for given, holds in ((1, True), (index, False)):
+        match = OperatorPattern.of(operator).match(graph.call_function(overload, (x, 0, given, *length)))
+        assert isinstance(match, Match)
+        assert constraint.holds(match) is holds
+
+
+def test_padding_by_a_size_that_is_computed_may_crop() -> None:
+    """Its sign is not known."""
+    graph = torch.fx.Graph()
+    x, size = graph.placeholder("x"), graph.placeholder("size")
+    x.meta["val"] = ROWS
+    for amount, holds in ((1, True), (-1, False), (size, False)):
+        match = OperatorPattern.of(ops.PAD).match(
+            graph.call_function(torch.ops.aten.pad.default, (x, [0, amount]))
+        )
+        assert isinstance(match, Match)
+        assert when.ZEROS.holds(match) is holds

@@ -103,3 +103,22 @@ def test_the_shares_of_a_quantizer_that_is_alone_are_told_once() -> None:
     assert str(tq.explain(exported, xnnpack)).startswith("XNNPACKQuantizer: 1 of 2 operators")
     nothing = str(tq.explain(exported, XNNPACKQuantizer().set_global(None)))
     assert nothing.startswith("all: 0 of 2 operators")
+
+
+@pytest.mark.parametrize(("number", "shown"), [(12, 12), (13, 12)])
+def test_operators_that_no_row_takes_are_listed_up_to_a_number(number: int, shown: int) -> None:
+    """Where nothing is quantized and nothing came near; an ellipsis stands for the rest."""
+    functions = (
+        *(torch.sin, torch.cos, torch.tan, torch.sinh, torch.cosh, torch.asinh, torch.atan),
+        *(torch.exp, torch.erf, torch.neg, torch.abs, torch.floor, torch.ceil),
+    )
+
+    def run(_: Any, x: torch.Tensor) -> torch.Tensor:
+        for function in functions[:number]:
+            x = function(x)
+        return x
+
+    with pytest.raises(tq.IntentError, match="nothing is quantized") as caught:
+        tq.prepare_pt2e(export(Fn(run), normal(2, 4)), ExecuTorchEmbeddingQuantizer().set_global(FOUR_BITS))
+    assert str(caught.value.got).count("aten.") == shown
+    assert str(caught.value.got).endswith("…") is (number > shown)

@@ -192,12 +192,18 @@ def test_a_reshape_whose_sizes_are_numbers_stays_as_it_is() -> None:
         (ops.VIEW,), rewrites.as_plain_reshape, lambda x: x.view(x.shape[0] * 5), ROWS, ({0: BATCH},)
     )
     assert dynamic[1][-1] == "reshape"
+    inferred = written(
+        (ops.VIEW,), rewrites.as_plain_reshape, lambda x: x.view(-1, 1, 5), ROWS, ({0: BATCH},)
+    )
+    assert inferred[1] == ["view"]
     (reshape,) = calls(dynamic[0], "aten.reshape")
     assert reshape.args[1] == [-1]
     flat = written((ops.FLATTEN,), rewrites.as_plain_reshape, lambda x: x.flatten(1), IMAGE)
     assert flat[1] == ["flatten"]
     flat = written((ops.FLATTEN,), rewrites.as_plain_reshape, lambda x: x.flatten(1), IMAGE, ({0: BATCH},))
     assert flat[1] == ["reshape"]
+    flat = written((ops.FLATTEN,), rewrites.as_plain_reshape, torch.flatten, IMAGE)
+    assert flat[1] == ["flatten"]
 
 
 class Product(nn.Module):

@@ -242,5 +242,17 @@ def test_who_annotates_may_not_erase_what_has_an_effect() -> None:
             self.total.copy_(x[0])
             return x + 1
 
-    with pytest.raises(tq.QuantizerError, match="changed the graph"):
+    with pytest.raises(tq.QuantizerError, match="changed the graph") as caught:
         tq.prepare_pt2e(export(Counts(), X), Annotates(erase_write))
+    assert caught.value.node == "copy_"
+
+
+def test_a_last_node_that_is_gone_is_the_first_difference() -> None:
+    """No node stands in its place that the error could name."""
+
+    def erase_output(model: GraphModule) -> None:
+        model.graph.erase_node(model.graph.output_node())
+
+    with pytest.raises(tq.QuantizerError, match="changed the graph") as caught:
+        tq.prepare_pt2e(export(nn.Linear(6, 6), X), Annotates(erase_output))
+    assert caught.value.node == "output"
