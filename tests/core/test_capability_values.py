@@ -320,6 +320,7 @@ def test_the_json_is_plain() -> None:
     data = json.loads(BOTH.to_json())
     assert data["schema"] == 1
     assert {row["backend"] for row in data["rows"]} == {"xnnpack", "executorch_embedding"}
+    assert not any("probed" in row for row in data["rows"])
 
 
 def test_a_row_by_itself_tells_all_about_it() -> None:

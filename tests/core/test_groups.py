@@ -161,11 +161,12 @@ def test_what_leads_into_a_circle_is_not_printed() -> None:
 
 
 def test_sharing_with_oneself_is_a_circle() -> None:
-    """The smallest circle is refused, too, and does not hang."""
+    """The smallest circle is refused, too, and does not hang; an annotation need not name its quantizer."""
     model, (a,) = chain_of(1)
     a.meta[ANNOTATION_KEY] = Annotation({}, Shared(a))
-    with pytest.raises(tq.SharingError, match="circle"):
+    with pytest.raises(tq.SharingError, match="circle") as caught:
         find_groups(model.graph)
+    assert caught.value.quantizer == "unnamed"
 
 
 def test_sharing_with_a_place_without_a_spec_is_refused() -> None:

@@ -200,18 +200,28 @@ def new_node_without_value(model: GraphModule, match: Match) -> None:
     write_as(match.anchor, torch.ops.aten.relu.default, relu)
 
 
+def one_input_without_value(model: GraphModule, match: Match) -> None:
+    """The same, for one of two inputs."""
+    (source,) = match.anchor.args
+    with model.graph.inserting_before(match.anchor):
+        relu = model.graph.call_function(torch.ops.aten.relu.default, (source,))
+    write_as(match.anchor, torch.ops.aten.add.Tensor, source, relu)
+
+
 def written_node_without_place(_: GraphModule, match: Match) -> None:
     """Forgets from which module the operator comes."""
     write_as(match.anchor, torch.ops.aten.relu.default, match.anchor.args[0])
     del match.anchor.meta["nn_module_stack"]
 
 
-@pytest.mark.parametrize("careless", [new_node_without_value, written_node_without_place])
+@pytest.mark.parametrize(
+    "careless", [new_node_without_value, one_input_without_value, written_node_without_place]
+)
 def test_what_a_rewrite_leaves_fulfils_the_invariants(careless: Any) -> None:
     """A node without a recorded value or origin would fail much later, or be told wrongly."""
     # The watcher of all tests would find it, too; without it, the flow itself has to.
     with watching(lambda name, model: None), pytest.raises(tq.ModelError, match="rewrite_claims"):
-        tq.prepare_pt2e(PROGRAM, asked(careless))
+        tq.prepare_pt2e(PROGRAM, asked(careless, rows=(ops.RELU, ops.ADD)))
 
 
 class Reading(tq.Quantizer):
@@ -466,3 +476,58 @@ def test_who_replaces_an_annotation_of_the_table_keeps_the_operator_as_it_is() -
     prepared = tq.prepare_pt2e(PROGRAM, quantizer)
     assert not calls(prepared, "relu")
     assert {found.output_qspec for found in annotated(prepared).values()} == {fixed}
+
+
+def test_a_quantizer_alone_settles_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other one annotates a neighbour, so no answer can change."""
+    settle, settled = matching.Matcher.settle, []
+    monkeypatch.setattr(matching.Matcher, "settle", lambda self: (settled.append(self), settle(self))[1])
+    tq.prepare_pt2e(PROGRAM, asked(as_relu))
+    assert len(settled) == 1
+
+
+def test_a_second_look_is_at_nodes_whose_answer_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator that no rule asks for stays what it is, whatever others annotate."""
+    model = export(Fn(lambda _, x: torch.relu(torch.sigmoid(x))), X).module()
+    assert isinstance(model, GraphModule)
+    matcher = asked().matcher(matching.GraphFacts.of(model.graph))
+    assert matcher is not None
+    matcher.settle()
+    assert [reject.code for reasons in matcher.rejected.values() for reject in reasons] == ["not_asked"]
+    considered: list[Any] = []
+    monkeypatch.setattr(matcher, "consider", considered.append, raising=False)
+    assert matcher.settle() == ()
+    assert not considered
+
+
+def test_a_node_that_is_claimed_later_is_no_longer_rejected() -> None:
+    """A view has something to share once another quantizer has annotated what it reads."""
+    model = export(Fn(lambda _, x: torch.sigmoid(x).view(-1)), X).module()
+    assert isinstance(model, GraphModule)
+    row = tq.SupportRow(OperatorPattern.of(ops.VIEW), SPECS, sharing=Sharing.FOLLOWS_INPUT)
+    views = tq.PatternQuantizer(tq.SupportTable("views", (row,))).set_global(CONFIG)
+    matcher = views.matcher(matching.GraphFacts.of(model.graph))
+    assert matcher is not None
+    assert matcher.settle() == ()
+    (reasons,) = matcher.rejected.values()
+    assert [reject.code for reject in reasons] == ["no_quantized_neighbour"]
+    asked().annotate(model)
+    assert len(matcher.settle()) == 1
+    assert not matcher.rejected
+
+
+def test_parameters_that_are_shared_in_a_circle_are_followed_once() -> None:
+    """An operator that shares its input's parameters finds none, and the circle is the error."""
+
+    class Circle(tq.Quantizer):
+        def annotate(self, model: GraphModule) -> GraphModule:
+            first, second = calls(model, "sigmoid")
+            for node, other in ((first, second), (second, first)):
+                tq.annotate_node(node, tq.QuantizationAnnotation({}, tq.SharedQuantizationSpec(other)))
+            return model
+
+    row = tq.SupportRow(OperatorPattern.of(ops.VIEW), SPECS, sharing=Sharing.FOLLOWS_INPUT)
+    views = tq.PatternQuantizer(tq.SupportTable("views", (row,))).set_global(CONFIG)
+    program = export(Fn(lambda _, x: torch.sigmoid(torch.sigmoid(x)).view(-1)), X)
+    with pytest.raises(tq.SharingError, match="circle"):
+        tq.prepare_pt2e(program, tq.ComposableQuantizer([Circle(), views]), strict=False)

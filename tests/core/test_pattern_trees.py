@@ -270,3 +270,25 @@ def test_the_reason_is_about_the_reader_that_could_be_of_the_match() -> None:
     found = pattern.match(linear)
     assert not isinstance(found, Match)
     assert (found.code, found.nodes[0].name) == ("used_elsewhere", "relu")
+
+
+def test_a_side_input_that_others_read_is_the_reason() -> None:
+    """It would have to be computed for them as well."""
+
+    def run(_: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
+        return torch.sigmoid(x) + (s := torch.sigmoid(y)), s
+
+    model = export(Fn(run), normal(2, 4), normal(2, 4)).module()
+    first, second = (node for node in model.graph.nodes if "sigmoid" in str(node.target))
+    found = TWICE.match(first)
+    assert not isinstance(found, Match)
+    assert (found.code, found.nodes[0]) == ("used_elsewhere", second)
+
+
+def test_a_number_is_no_operator() -> None:
+    """A part of a pattern is computed by a node."""
+    model = export(Fn(lambda _, x: torch.sigmoid(x) + 2.0), normal(2, 4)).module()
+    (first,) = (node for node in model.graph.nodes if "sigmoid" in str(node.target))
+    found = TWICE.match(first)
+    assert not isinstance(found, Match)
+    assert found.code == "not_the_operator"

@@ -128,6 +128,7 @@ MET: list[tuple[Constraint, tuple[ops.Operator, ...], Call, torch.Tensor, tuple[
     (when.NO_NORMALIZATION, (ops.MUL,), lambda x: x * x.abs(), ROWS, ()),
     (when.NO_NORMALIZATION, (ops.MUL,), lambda x: (x * x).sqrt(), ROWS, ()),
     (when.REPEATS_NOTHING, (ops.EXPAND,), lambda x: x.expand(1, -1, -1), ROWS, ()),
+    (when.ONE_RANK, (ops.CAT,), lambda x: torch.cat([x, x + 1]), ROWS[0], ()),
 ]  # fmt: skip
 
 #: The same: it is not met.
@@ -186,6 +187,9 @@ NOT_MET: list[tuple[Constraint, tuple[ops.Operator, ...], Call, torch.Tensor, tu
     (when.NO_NORMALIZATION, (ops.MUL,), lambda x: (x * x).sqrt().reciprocal(), ROWS, ()),
     (when.NO_NORMALIZATION, (ops.MUL,), lambda x: x.sum() / (x * x).reshape(4, 3), ROWS, ()),
     (when.NO_NORMALIZATION, (ops.MUL,), lambda x: (x * x) ** -0.5, ROWS, ()),
+    (when.ONE_RANK, (ops.STACK,), lambda x: torch.stack([x.sum(), x.mean()]), ROWS, ()),
+    (when.EVEN_PADDING, _CONV, conv(padding="same"), IMAGE, (KERNEL[:, :, :2],)),
+    (when.EVEN_PADDING, _CONV, conv(padding="same"), IMAGE, (KERNEL[..., :2],)),
 ]  # fmt: skip
 #: Constraint, call, input: with a batch of any size it is not met.
 DYNAMIC: list[tuple[Constraint, tuple[ops.Operator, ...], Call, torch.Tensor]] = [

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 import torchquilt as tq
 from strategies import Fn, annotated, calls, export, normal
-from torchquilt.backend import FLOAT32, Match, OperatorPattern, write_as
+from torchquilt.backend import FLOAT32, Constraint, Match, OperatorPattern, write_as
 from torchquilt.backend import operators as ops
 
 SPEC = tq.AllowedSpec("int8", -128, 127, ("per_tensor",), symmetric=False)
@@ -83,3 +83,13 @@ def test_forms_of_two_claims_are_one_match_only_if_the_claims_are_alike(
     found = annotated(prepared)
     names = [found[node.name].pattern if node.name in found else None for node in calls(prepared, "aten")]
     assert names == patterns
+
+
+def test_a_form_meets_each_constraint_of_its_row() -> None:
+    """As a match that a user wrote does."""
+    never = Constraint("never", "it is another one", lambda match: False)
+    relu = tq.SupportRow(OperatorPattern.of(ops.RELU), SPECS, constraints=(FLOAT32, never))
+    table = tq.SupportTable("toy", (row(ops.SIGMOID, rewrite=as_relu), relu))
+    quantizer = tq.PatternQuantizer(table).set_object_type(torch.ops.aten.sigmoid.default, CONFIG)
+    with pytest.raises(tq.QuantizerError, match="writes a form that no row"):
+        tq.prepare_pt2e(FIRST, quantizer)
