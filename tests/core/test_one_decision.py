@@ -348,6 +348,46 @@ def test_an_edge_into_what_is_rewritten_is_the_one_that_stands_there() -> None:
     assert spec == tq.SharedQuantizationSpec((prepared.graph.find_nodes(op="placeholder")[0], head))
 
 
+def test_an_edge_that_a_rewrite_leaves_is_the_one_that_it_was() -> None:
+    """Though a new node reads the tensor as well."""
+
+    def gated(model: GraphModule, match: Match) -> None:
+        (source,) = match.anchor.args
+        gate = call_before(model, match.anchor, torch.ops.aten.neg.default, source)
+        write_as(match.anchor, torch.ops.aten.mul.Tensor, source, gate)
+
+    class Sharing(tq.Quantizer):
+        def annotate(self, model: GraphModule) -> GraphModule:
+            (tanh,), (sigmoid,) = calls(model, "tanh"), calls(model, "sigmoid")
+            (source,) = sigmoid.all_input_nodes
+            shared = tq.SharedQuantizationSpec((source, sigmoid))
+            tq.annotate_node(tanh, tq.QuantizationAnnotation({sigmoid: shared}))
+            return model
+
+    quantizers = [asked(gated, rows=(ops.MUL, NEG)), Sharing()]
+    prepared = tq.prepare_pt2e(ONE, tq.ComposableQuantizer(quantizers))
+    (product,), (tanh,) = calls(prepared, "mul"), calls(prepared, "tanh")
+    annotation = tq.annotation_of(tanh)
+    assert annotation is not None
+    (spec,) = annotation.input_qspec_map.values()
+    assert spec == tq.SharedQuantizationSpec((prepared.graph.find_nodes(op="placeholder")[0], product))
+
+
+def test_a_rewrite_may_read_its_input_in_several_new_nodes() -> None:
+    """All of them are quantized."""
+
+    def in_parts(model: GraphModule, match: Match) -> None:
+        (source,) = match.anchor.args
+        parts = [
+            call_before(model, match.anchor, overload, source)
+            for overload in (torch.ops.aten.neg.default, torch.ops.aten.abs.default)
+        ]
+        write_as(match.anchor, torch.ops.aten.add.Tensor, *parts)
+
+    prepared = tq.prepare_pt2e(ONE, asked(in_parts, rows=(ops.ADD, NEG, ABS)))
+    assert {found.pattern for found in annotated(prepared).values()} == {"add", "neg", "abs"}
+
+
 def in_another_shape(_: GraphModule, match: Match) -> None:
     """A sum over the rows is no sigmoid."""
     write_as(match.anchor, torch.ops.aten.sum.dim_IntList, match.anchor.args[0], [0], True)

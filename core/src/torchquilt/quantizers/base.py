@@ -150,8 +150,7 @@ def _foreign_bases(subject: object) -> Iterator[str]:
 
     for base in type(subject).__mro__[1:]:
         package = base.__module__.partition(".")[0]
-        is_foreign = base.__name__ == "Quantizer" and package != "torchquilt"
-        if is_foreign and (registry.wrapper_for(package) or registry.bridge_to(package)):
+        if base.__name__ == "Quantizer" and (registry.wrapper_for(package) or registry.bridge_to(package)):
             yield package
 
 
