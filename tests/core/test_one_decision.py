@@ -571,3 +571,52 @@ def test_parameters_that_are_shared_in_a_circle_are_followed_once() -> None:
     program = export(Fn(lambda _, x: torch.sigmoid(torch.sigmoid(x)).view(-1)), X)
     with pytest.raises(tq.SharingError, match="circle"):
         tq.prepare_pt2e(program, tq.ComposableQuantizer([Circle(), views]), strict=False)
+
+
+def test_an_operator_shares_the_parameters_of_an_output_though_no_input_has_any() -> None:
+    """A row may quantize what its operator returns alone."""
+    sigmoid = tq.SupportRow(OperatorPattern.of(ops.SIGMOID), {"output_activation": (SPEC,)})
+    view = tq.SupportRow(OperatorPattern.of(ops.VIEW), SPECS, sharing=Sharing.FOLLOWS_INPUT)
+    quantizer = tq.PatternQuantizer(tq.SupportTable("toy", (sigmoid, view)))
+    quantizer.set_object_type(torch.ops.aten.sigmoid.default, tq.QuantizationConfig(output_activation=INT8))
+    quantizer.set_object_type(torch.ops.aten.view.default, CONFIG)
+    prepared = tq.prepare_pt2e(export(Fn(lambda _, x: torch.sigmoid(x).view(-1)), X), quantizer)
+    assert {found.pattern for found in annotated(prepared).values()} == {"sigmoid", "view"}
+
+
+@pytest.mark.parametrize("role", ["input_activation", "output_activation"])
+def test_an_operator_that_returns_integers_stays_as_it_is(role: str) -> None:
+    """Whichever of its tensors the row would quantize."""
+    argmax = ops.Operator("argmax", ("aten.argmax.default",), (ops.Operand("input_activation", 0, "self"),))
+    row = tq.SupportRow(OperatorPattern.of(argmax), {role: (SPEC,)})
+    quantizer = tq.PatternQuantizer(tq.SupportTable("toy", (row,))).set_global(
+        tq.QuantizationConfig(**{role: INT8})
+    )
+    program = export(Fn(lambda _, x: torch.argmax(x)), X)
+    (reasons,) = quantizer.rejections(program.module()).values()
+    assert [reject.code for _, reject in reasons] == ["not_float"]
+
+
+def test_arguments_that_the_operator_does_not_take_are_the_rewrites_fault() -> None:
+    """They are noticed before anything is annotated."""
+
+    def with_another_argument(_: GraphModule, match: Match) -> None:
+        match.anchor.args = (*match.anchor.args, 3)
+
+    with pytest.raises(tq.QuantizerError, match="The rewrite of the row sigmoid failed"):
+        tq.prepare_pt2e(ONE, asked(with_another_argument))
+
+
+def test_each_reader_may_get_a_node_of_its_own() -> None:
+    """No single node stands for the output then."""
+
+    def one_for_each_reader(model: GraphModule, match: Match) -> None:
+        node = match.anchor
+        for user in list(node.users):
+            relu = call_before(model, node, torch.ops.aten.relu.default, node.args[0])
+            user.replace_input_with(node, relu)
+        model.graph.erase_node(node)
+
+    program = export(Fn(lambda _, x: torch.tanh(s := torch.sigmoid(x)) + torch.cos(s)), X)
+    prepared = tq.prepare_pt2e(program, asked(one_for_each_reader))
+    assert [found.pattern for found in annotated(prepared).values()] == ["relu", "relu"]

@@ -51,6 +51,10 @@ KEPT: dict[str, tuple[Callable[..., Any], set[str]]] = {
         {"add", "mul", "add_1"},
     ),
     "a constant is no conversion": (lambda m, x, y: x + m.c, {"add"}),
+    "of a tensor that is converted for another operator anyway": (
+        lambda m, x, y: (torch.tanh(s := m.fc(x) + (t := torch.tanh(y))), m.fc(s), m.fc(t)),
+        {"linear", "add", "linear_1", "linear_2"},
+    ),
 }
 LEFT: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "between float operators": (lambda m, x, y: torch.tanh(torch.tanh(x) + torch.tanh(y)), {"add"}),

@@ -129,6 +129,7 @@ MET: list[tuple[Constraint, tuple[ops.Operator, ...], Call, torch.Tensor, tuple[
     (when.NO_NORMALIZATION, (ops.MUL,), lambda x: (x * x).sqrt(), ROWS, ()),
     (when.REPEATS_NOTHING, (ops.EXPAND,), lambda x: x.expand(1, -1, -1), ROWS, ()),
     (when.ONE_RANK, (ops.CAT,), lambda x: torch.cat([x, x + 1]), ROWS[0], ()),
+    (when.NO_NORMALIZATION, (ops.MUL,), lambda x: (x * x) / (x.abs() + 1), ROWS, ()),
 ]  # fmt: skip
 
 #: The same: it is not met.
@@ -190,6 +191,7 @@ NOT_MET: list[tuple[Constraint, tuple[ops.Operator, ...], Call, torch.Tensor, tu
     (when.ONE_RANK, (ops.STACK,), lambda x: torch.stack([x.sum(), x.mean()]), ROWS, ()),
     (when.EVEN_PADDING, _CONV, conv(padding="same"), IMAGE, (KERNEL[:, :, :2],)),
     (when.EVEN_PADDING, _CONV, conv(padding="same"), IMAGE, (KERNEL[..., :2],)),
+    (when.ONE_RANK, (ops.COLUMN_STACK,), lambda x: torch.column_stack([x, x[:, 0]]), ROWS, ()),
 ]  # fmt: skip
 #: Constraint, call, input: with a batch of any size it is not met.
 DYNAMIC: list[tuple[Constraint, tuple[ops.Operator, ...], Call, torch.Tensor]] = [

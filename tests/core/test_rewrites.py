@@ -278,6 +278,14 @@ def test_a_bias_of_two_layers_is_copied_where_each_needs_its_own(rewrite: Any, c
     assert len({node.args[2].target for node in calls(prepared, "aten.linear")}) == count  # type: ignore[union-attr]
 
 
+def test_a_bias_of_one_layer_is_its_own() -> None:
+    """It is not copied."""
+    prepared, _ = written((ops.LINEAR,), rewrites.with_own_bias, nn.Linear(5, 5), ROWS)
+    (linear,) = calls(prepared, "aten.linear")
+    assert isinstance(linear.args[2], Node)
+    assert linear.args[2].target == "bias"
+
+
 # --- Splits and empty tensors, which are no matches ---------------------------------------------------------
 
 

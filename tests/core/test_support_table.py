@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import attrs
@@ -37,6 +38,17 @@ INT4 = tq.AllowedSpec("int8", -8, 7, ("per_group",), symmetric=True, group_sizes
             {"granularities": ("per_group",), "group_sizes": (32, 64)},
             {"granularity": "per_group", "group_size": 16},
             "group_size=16 (takes 32 or 64)",
+        ),
+        (
+            {"granularities": ("per_group",)},
+            {"granularity": "per_group", "group_size": 16},
+            "",
+        ),
+        ({"granularities": ("per_axis",)}, {"granularity": "per_axis", "ch_axis": 1}, ""),
+        (
+            {"granularities": ("per_axis",), "ch_axis": 0},
+            {"granularity": "per_axis", "ch_axis": 1},
+            "ch_axis=1 (takes 0)",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -112,3 +124,21 @@ def test_a_function_of_the_users_own_is_not_taken_for_one_of_torch() -> None:
     with pytest.raises(tq.IntentError, match="not a type that a rule can be about"):
         object_type(linear)
     assert object_type(functional.linear).overloads == ("aten.linear.default",)
+
+
+@pytest.mark.parametrize("row", [True, False])
+@pytest.mark.parametrize("config", [True, False])
+def test_a_config_for_training_needs_a_row_that_can_be_trained(config: bool, row: bool) -> None:
+    """Any row takes one that is not."""
+    spec = tq.QuantizationSpec("int16", symmetric=True)
+    specs = {"input_activation": (INT16,), "output_activation": (INT16,)}
+    asked = tq.QuantizationConfig(input_activation=spec, output_activation=spec, is_qat=config)
+    found = tq.SupportRow(tq.OperatorPattern.of(ops.RELU), specs, is_qat=row).differences(asked)
+    assert found == (("is_qat=True (cannot be trained)",) if config and not row else ())
+
+
+def test_a_class_of_the_table_is_known_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its full name as by the short one."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("torch.nn.modules.linear.Linear", "torch.nn.Linear"):
+        assert object_type(name).name == "torch.nn.modules.linear.Linear"
