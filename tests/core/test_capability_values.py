@@ -310,6 +310,31 @@ def test_a_table_with_rules_says_where() -> None:
     assert "module encoder" in text
 
 
+def test_capabilities_in_a_debugger_are_one_line() -> None:
+    """The table is what is printed."""
+    assert (
+        repr(BOTH)
+        == f"<Capabilities: {len(BOTH)} rows of executorch_embedding, xnnpack; print them for the table>"
+    )
+    assert "no backend" in repr(tq.Capabilities())
+
+
+def test_rows_are_found_by_the_role_alone() -> None:
+    """Those that quantize it, of whatever dtype."""
+    found = BOTH.filter(role="weight")
+    assert 0 < len(found) < len(BOTH)
+    assert set(found) == {row for row in BOTH if "weight" in dict(row.specs)}
+
+
+def test_a_backend_that_does_not_take_the_config_is_not_behind_the_first() -> None:
+    """Though it has rows for the operator."""
+    dynamic = (row for row in SUPPORT.capabilities().filter("linear") if row.mode == "dynamic")
+    other = tq.Capabilities(tuple(attrs.evolve(row, backend="other") for row in dynamic))
+    answer = (SUPPORT.capabilities() | other | THEIRS).supports("linear", STATIC)
+    assert answer
+    assert answer.behind == ("acme",)
+
+
 def test_nothing_is_printed_as_such() -> None:
     """Empty capabilities are said in words."""
     assert str(tq.Capabilities()) == "no capabilities"

@@ -157,6 +157,23 @@ def test_an_object_with_annotate_alone_is_a_quantizer() -> None:
     assert tq.convert_pt2e(prepared)(X).shape == (3, 6)
 
 
+def test_an_object_may_say_what_is_folded_and_gives_no_reason_for_inputs() -> None:
+    """Methods that it has are asked; for the others it is as any quantizer."""
+
+    class Mine:
+        def annotate(self, model: GraphModule) -> None:
+            pass
+
+        def folds(self, batch_norm: Node, operator: Node) -> bool:
+            return False
+
+    model = mlp()
+    (mine,) = tq.ComposableQuantizer([Mine()]).quantizers
+    (linear, *_) = calls(model, "linear")
+    assert mine.folds(linear, linear) is False
+    assert set(mine.rejections(model)) == {node for node in model.graph.nodes if node.op == "call_function"}
+
+
 def test_a_text_is_the_quantizer_of_that_preset() -> None:
     """As if it had been made by name."""
     (found,) = tq.ComposableQuantizer([" xnnpack : dynamic_int8 "]).quantizers

@@ -518,14 +518,6 @@ def test_who_replaces_an_annotation_of_the_table_keeps_the_operator_as_it_is() -
     assert {found.output_qspec for found in annotated(prepared).values()} == {fixed}
 
 
-def test_a_quantizer_alone_settles_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other one annotates a neighbour, so no answer can change."""
-    settle, settled = matching.Matcher.settle, []
-    monkeypatch.setattr(matching.Matcher, "settle", lambda self: (settled.append(self), settle(self))[1])
-    tq.prepare_pt2e(PROGRAM, asked(as_relu))
-    assert len(settled) == 1
-
-
 def test_a_second_look_is_at_nodes_whose_answer_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator that no rule asks for stays what it is, whatever others annotate."""
     model = export(Fn(lambda _, x: torch.relu(torch.sigmoid(x))), X).module()
@@ -620,3 +612,17 @@ def test_each_reader_may_get_a_node_of_its_own() -> None:
     program = export(Fn(lambda _, x: torch.tanh(s := torch.sigmoid(x)) + torch.cos(s)), X)
     prepared = tq.prepare_pt2e(program, asked(one_for_each_reader))
     assert [found.pattern for found in annotated(prepared).values()] == ["relu", "relu"]
+
+
+def test_an_operator_of_a_match_that_is_not_profitable_is_asked_about_by_itself() -> None:
+    """In a second look, if the match before it did not take it."""
+    chain = tq.SupportRow(OperatorPattern.of(ops.ADD, ops.RELU), SPECS, profitable_alone=False)
+    table = tq.SupportTable("toy", (chain, tq.SupportRow(OperatorPattern.of(ops.RELU), SPECS)))
+    model = export(Fn(lambda _, x: torch.tanh(torch.relu(torch.tanh(x) + torch.cos(x)))), X).module()
+    assert isinstance(model, GraphModule)
+    quantizer = tq.PatternQuantizer(table).set_global(CONFIG)
+    matcher = quantizer.matcher(matching.GraphFacts.of(model.graph))
+    assert matcher is not None
+    assert matcher.settle() == ()
+    (claim,) = matcher.settle()
+    assert claim.row.pattern.name == "relu"

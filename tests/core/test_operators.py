@@ -8,6 +8,7 @@ import torch
 from torchquilt.backend import OPERATORS
 from torchquilt.graph.node_values import overload_name
 from torchquilt.support import operators
+from torchquilt.support.data_movement import moves_data_only
 from torchquilt.support.object_type import object_type
 from torchquilt.support.operators import Operator
 from torchquilt.testing.examples import Step
@@ -73,3 +74,29 @@ def test_an_operator_that_moves_data_returns_elements_of_what_it_reads(operator)
     result = Step(call).eval()(activation, *call.extras)
     read = torch.cat([tensor.flatten() for tensor in (activation, *call.extras)])
     assert operator.moves_data is bool(torch.isin(result, read).all())
+
+
+@pytest.mark.parametrize(
+    ("overload", "arguments", "moves"),
+    [
+        (torch.ops.aten.view.default, ([-1],), True),
+        (torch.ops.aten.relu.default, (), False),
+        (torch.ops.aten.dropout.default, (0.5, False), True),
+        (torch.ops.aten.dropout.default, (0.5, True), False),
+    ],
+)
+def test_a_call_moves_data_only_if_its_operator_does_and_draws_nothing(overload, arguments, moves):
+    """What enters the graph is no call."""
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    assert moves_data_only(graph.call_function(overload, (x, *arguments))) is moves
+    assert not moves_data_only(x)
+
+
+def test_functions_outside_of_the_table_have_the_name_that_people_import():
+    """Those of the table are found by it, methods of tensors among them."""
+    assert object_type(torch.erf).name == "torch.erf"
+    assert object_type(torch.Tensor.relu) == object_type(torch.relu)
+    packet = object_type(torch.ops.aten.erf)
+    assert (packet.kind, packet.name) == ("overload", "aten.erf")
+    assert "aten.erf.default" in packet.overloads

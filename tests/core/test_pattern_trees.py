@@ -292,3 +292,9 @@ def test_a_number_is_no_operator() -> None:
     found = TWICE.match(first)
     assert not isinstance(found, Match)
     assert found.code == "not_the_operator"
+
+
+def test_a_pattern_is_not_optional_as_a_whole() -> None:
+    """Nothing would be left to match."""
+    with pytest.raises(tq.PatternError, match="is optional"):
+        OperatorPattern.tree(part(ops.RELU, does_the_work=True, is_optional=True))

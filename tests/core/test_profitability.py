@@ -103,6 +103,18 @@ def test_what_costs_more_than_it_saves_stays_in_float(name: str) -> None:
     assert all("conversion" in ledger[node].reasons[0].text for node in left)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("between float operators", "add is cheap, and would take 3 conversions "),
+        ("as many operators as conversions", "add and 1 other cheap operators would take 2 conversions "),
+    ],
+)
+def test_the_reason_counts_operators_and_conversions(name: str, text: str) -> None:
+    """Of the whole island."""
+    assert ledger_of(static(), LEFT[name][0])["add"].reasons[0].text.startswith(text)
+
+
 def test_what_is_asked_for_by_name_is_done() -> None:
     """A rule about the operator itself is followed, whatever it costs; one about a module is not."""
     function = LEFT["between float operators"][0]

@@ -320,3 +320,21 @@ def test_a_narrow_range_is_used() -> None:
     assert limits == {(-100, 100), (-7, 7)}
     weight = quantized.state_dict()["weight_int8"]
     assert int(weight.abs().max()) == 7
+
+
+class Block(nn.Module):
+    """A class of the user's own."""
+
+
+@pytest.mark.parametrize(
+    ("type_", "operators"),
+    [(nn.Linear, {"linear"}), (torch.add, {"add"}), (torch.ops.aten.mul.Tensor, {"mul"}), (Block, None)],
+)
+def test_a_rule_about_a_type_is_about_the_rows_of_its_operator(
+    type_: Any, operators: set[str] | None
+) -> None:
+    """A class of the user's own may hold any operator."""
+    config = get_symmetric_quantization_config()
+    rows = XNNPACKQuantizer().set_object_type(type_, config).quantization_capabilities()
+    everywhere = XNNPACKQuantizer().set_global(config).quantization_capabilities()
+    assert {row.working for row in rows} == (operators or {row.working for row in everywhere})

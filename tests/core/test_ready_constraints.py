@@ -320,3 +320,22 @@ def test_padding_by_a_size_that_is_computed_may_crop() -> None:
         )
         assert isinstance(match, Match)
         assert when.ZEROS.holds(match) is holds
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        lambda x: torch.ops.aten._softmax(x + x, -1, False),
+        lambda x: torch.ops.aten._safe_softmax(x + x, -1),
+        lambda x: ((x + x) * 0.5).softmax(-1),
+        lambda x: ((x + x) / 2).softmax(-1),
+        lambda x: (x + x).clamp(min=-5).softmax(-1),
+        lambda x: torch.maximum(x + x, x).softmax(-1),
+        lambda x: torch.ops.aten._to_copy(x + x, dtype=torch.float64).softmax(-1),
+        lambda x: (x + x).view(4, 3).softmax(-1),
+    ],
+)
+def test_a_sum_may_be_a_mask_whatever_stands_between_it_and_softmax(scores: Call) -> None:
+    """A temperature, a bound on the scores, another shape or dtype."""
+    match = match_of(_ADD, scores, ROWS)
+    assert not when.NOT_A_MASK.holds(match)

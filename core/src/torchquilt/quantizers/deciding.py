@@ -254,8 +254,6 @@ class _AnnotationGuard:
         from torchquilt.graph.code_generation import outdate
 
         outdate(self.model)
-        for node in gone:
-            self.decided.pop(node, None)
         return True
 
     def _sign_and_record(self, quantizer: Quantizer) -> None:
