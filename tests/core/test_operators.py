@@ -86,7 +86,7 @@ def test_an_operator_that_moves_data_returns_elements_of_what_it_reads(operator)
     ],
 )
 def test_a_call_moves_data_only_if_its_operator_does_and_draws_nothing(overload, arguments, moves):
-    """What enters the graph is no call."""
+    """An input of the graph is no call."""
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
     assert moves_data_only(graph.call_function(overload, (x, *arguments))) is moves

@@ -107,7 +107,7 @@ def test_the_shares_of_a_quantizer_that_is_alone_are_told_once() -> None:
 
 @pytest.mark.parametrize(("number", "shown"), [(12, 12), (13, 12)])
 def test_operators_that_no_row_takes_are_listed_up_to_a_number(number: int, shown: int) -> None:
-    """Where nothing is quantized and nothing came near; an ellipsis stands for the rest."""
+    """If nothing is quantized and nothing came near; an ellipsis stands for the rest."""
     functions = (
         *(torch.sin, torch.cos, torch.tan, torch.sinh, torch.cosh, torch.asinh, torch.atan),
         *(torch.exp, torch.erf, torch.neg, torch.abs, torch.floor, torch.ceil),
