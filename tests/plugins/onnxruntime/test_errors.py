@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,12 @@ def test_what_the_runtime_refuses_is_left_in_float(tells: bool, monkeypatch: pyt
     """The refused operator is found, by its name in the message or by trying; the rest runs as integers."""
     optimize = optimized_module._optimized_by_runtime
 
-    def refusing(buffer: bytes, **options: bool) -> Any:
-        made = optimize(buffer, **options)
-        if any(node.op_type == "QGemm" and node.name.startswith("linear_1") for node in made.graph.node):
+    def refusing(buffer: bytes, files: Mapping[str, bytes], **options: bool) -> Any:
+        model, beside = optimize(buffer, files, **options)
+        if any(node.op_type == "QGemm" and node.name.startswith("linear_1") for node in model.graph.node):
             words = "no kernel for node with name 'linear_1'" if tells else "no kernel"
             raise tq.ProgramError("ONNX Runtime cannot load the program.", backend="CPU", got=words)
-        return made
+        return model, beside
 
     monkeypatch.setattr(optimized_module, "_optimized_by_runtime", refusing)
     torch.manual_seed(0)
