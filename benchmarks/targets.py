@@ -12,8 +12,9 @@ model is made a program of the same runtime.
 
 The three take turns in a process of their own for each model, target and number of threads, which is the
 number of processors that the process may use. A turn waits until the threads of the last program sleep, calls
-once to warm up, and times a second call. Both the medians and the least times are compared: on a machine with
-other work the least are nearer to what a program takes. SQNR is against the float model in torch, on inputs
+once to warm up, and times a second call. Medians and least times are compared, and on ONNX Runtime and
+OpenVINO the time in kernels, the least of each (kernels.py): other work on the machine hardly changes that.
+SQNR is against the float model in torch, on inputs
 that calibration has not seen. "to Q/DQ" is how close our program is to our own quantized model; where that is
 below 40 dB, the first kernel that rounds otherwise is named (rounding.py).
 
@@ -49,6 +50,8 @@ TARGETS = {
 """Row of the table → the quantizer of ours that is measured there."""
 MODELS = ("ResNet-18", "MobileNetV2", "EfficientNet-Lite0", "ViT-B/16", "BERT-base, 128 tokens", "MiniLM")
 CALIBRATION, UNSEEN, INPUTS, WARM_UP = 4, 1000, 8, 3
+#: Turns of ours and theirs in which kernels are timed: a machine is slower for a while, too.
+ROUNDS = 3
 #: Seconds until the threads of a program that wait for work sleep.
 REST = 0.02
 #: Programs that are nearer to their quantized model than so many dB are not looked at further.
@@ -335,9 +338,11 @@ def measured(name: str, target: str, runs: int) -> dict[str, Any]:
         row |= facts
         if program is not None:
             made[way] = program
-    for way, program in made.items():
-        if way != FLOAT and program.kernels is not None:
-            row[f"{way}_kernels_ms"] = 1e3 * program.kernels(inputs[0], runs)
+    for _ in range(ROUNDS):
+        for way, program in made.items():
+            if way != FLOAT and program.kernels is not None:
+                found = 1e3 * program.kernels(inputs[0], runs)
+                row[f"{way}_kernels_ms"] = min(found, row.get(f"{way}_kernels_ms", found))
     seconds = in_turns(made, inputs[0], runs)
     return (
         row
