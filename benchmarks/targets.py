@@ -13,7 +13,7 @@ model is made a program of the same runtime.
 The three take turns in a process of their own for each model, target and number of threads, which is the
 number of processors that the process may use. A turn waits until the threads of the last program sleep, calls
 once to warm up, and times a second call. Medians and least times are compared, and on ONNX Runtime and
-OpenVINO the time in kernels, the least of each (kernels.py): other work on the machine hardly changes that.
+OpenVINO the time in kernels, the least of each (kernels.py): other work on the machine changes that less.
 SQNR is against the float model in torch, on inputs
 that calibration has not seen. "to Q/DQ" is how close our program is to our own quantized model; where that is
 below 40 dB, the first kernel that rounds otherwise is named (rounding.py).
