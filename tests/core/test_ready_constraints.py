@@ -339,3 +339,9 @@ def test_a_sum_may_be_a_mask_whatever_stands_between_it_and_softmax(scores: Call
     """A temperature, a bound on the scores, another shape or dtype."""
     match = match_of(_ADD, scores, ROWS)
     assert not when.NOT_A_MASK.holds(match)
+
+
+def test_codes_of_constraints_are_those_that_programs_know() -> None:
+    """A ledger that is read by a program says ``constraint:static_start``."""
+    assert when.STATIC_START.code == "static_start"
+    assert when.SEVERAL_GROUPS.code == "several_groups"
