@@ -88,6 +88,7 @@ def refused(exported: torch.export.ExportedProgram, *quantizers: object) -> tq.I
         ledger = tq.explain(exported, composed, strict=False)
     assert str(caught.value) in ledger.problems
     assert str(caught.value) in [str(warning.message) for warning in warned]
+    assert {warning.filename for warning in warned} == {__file__}
     return caught.value
 
 

@@ -58,6 +58,7 @@ def test_without_a_largest_size_that_of_the_example_is_told() -> None:
     with pytest.warns(UserWarning, match="exported without a largest size of input") as caught:
         program = tq.lower(model, (x,))
     assert "dimension 0 of input: 2..4 of 2 and more" in str(caught[0].message)
+    assert caught[0].filename == __file__
     assert [port.shape[0].high for port in (*program.io.inputs, *program.io.outputs)] == [4, 4]
     with pytest.raises(tq.ProgramInputError):
         program.run(normal(5, 8))

@@ -105,3 +105,10 @@ def random_numbers_kept() -> Iterator[None]:
             random.setstate(python)
             if numpy is not None:
                 numpy.random.set_state(arrays)
+
+
+@contextlib.contextmanager
+def global_state_kept() -> Iterator[None]:
+    """Run a block with torch's defaults; settings and random numbers of the program stay as they were."""
+    with default_global_state(), random_numbers_kept():
+        yield

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from torchquilt._internal.torch_defaults import default_global_state, random_numbers_kept
+from torchquilt._internal.torch_defaults import global_state_kept
 from torchquilt.errors import (
     LoweringError,
     MissingRuntimeError,
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 _NOT_REFUSED = (MissingRuntimeError, ProgramInputError)
 
 
-@default_global_state()
-@random_numbers_kept()
+@global_state_kept()
 def lower(
     quantized: GraphModule | ExportedProgram | Artifact,
     example_inputs: object = None,
@@ -240,8 +239,7 @@ def _check_promises(made: LoweredProgram, unclaimed: Mapping[str, Unclaimed]) ->
         )
 
 
-@default_global_state()
-@random_numbers_kept()
+@global_state_kept()
 def load(path: str | os.PathLike[str], target: str | None = None) -> LoweredProgram:
     """Read a program that was saved, to look at it and to run it.
 

@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from torchquilt._internal.torch_defaults import default_global_state, random_numbers_kept
+from torchquilt._internal.torch_defaults import global_state_kept
 from torchquilt._internal.torch_private import PyTreeCodeGen
 from torchquilt.errors import AnnotationError, ModelError, TorchquiltError
 from torchquilt.graph.aliasing import Memory
@@ -84,11 +84,10 @@ def explain(model: ExportedProgram | GraphModule, quantizer: object, *, strict: 
     Raises:
         As :func:`torchquilt.prepare_pt2e`.
     """
-    with default_global_state():
+    with global_state_kept():
         return annotate_copy(model, quantizer, strict=strict).ledger
 
 
-@random_numbers_kept()
 def annotate_copy(
     model: ExportedProgram | GraphModule,
     quantizer: object,

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from torchquilt._internal.garbage_collection import garbage_collector_disabled
-from torchquilt._internal.torch_defaults import default_global_state
+from torchquilt._internal.torch_defaults import global_state_kept
 from torchquilt.errors import AnnotationError
 from torchquilt.graph.aliasing import Memory
 from torchquilt.graph.code_generation import generate_code, outdate
@@ -83,7 +83,7 @@ def prepare_pt2e(
         CalibrationError: there is no observer of that name.
     """
     make = observer_factory(activation_observer)
-    with default_global_state(), garbage_collector_disabled():
+    with global_state_kept(), garbage_collector_disabled():
         annotated = annotate_copy(model, quantizer, strict=strict)
         prepared = with_points(annotated, make)
         set_stage(prepared, "prepared", record_of(annotated))

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from torchquilt._internal.garbage_collection import garbage_collector_disabled
 from torchquilt._internal.text_tables import few
-from torchquilt._internal.torch_defaults import default_global_state
+from torchquilt._internal.torch_defaults import global_state_kept
 from torchquilt.errors import CalibrationError
 from torchquilt.graph.code_generation import generate_code
 from torchquilt.graph.module_scope import module_path
@@ -104,7 +104,7 @@ def prepare_qat_pt2e(
             BatchNorm has a momentum of 0.
     """
     share = _share(fake_quantize)
-    with default_global_state(), garbage_collector_disabled():
+    with global_state_kept(), garbage_collector_disabled():
         original = model.module() if isinstance(model, ExportedProgram) else model
         _warn_of_random(original)
         evaluation = Pass("to_evaluation", to_evaluation)
