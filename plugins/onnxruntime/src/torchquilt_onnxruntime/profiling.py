@@ -10,7 +10,6 @@ from typing import Any
 
 from torchquilt.backend import KernelTime, RunTimes
 from torchquilt_onnxruntime.runner import options, session
-from torchquilt_onnxruntime.stored import StoredModel
 
 _MICRO = 1e-6
 _KERNEL = "_kernel_time"
@@ -19,26 +18,28 @@ _OUTER = frozenset({"If", "Loop", "Scan"})
 
 
 def profiled(
-    stored: StoredModel,
+    buffer: bytes,
     names: Sequence[str],
     inputs: Mapping[str, Any],
     runs: int,
     steps: Mapping[str, str],
+    files: Mapping[str, bytes] | None = None,
 ) -> list[RunTimes]:
     """Run a program so many times, after a run that is not measured.
 
     Args:
-        stored: the program.
+        buffer: the file.
         names: of the outputs.
         inputs: name → tensor of the runtime.
         runs: their number.
         steps: name of a kernel → the step that it belongs to.
+        files: those beside the file, name → content.
     """
     with tempfile.TemporaryDirectory(prefix="torchquilt-") as folder:
         chosen = options()
         chosen.enable_profiling = True
         chosen.profile_file_prefix = str(Path(folder) / "profile")
-        running = session(stored.buffer, chosen, stored.files)
+        running = session(buffer, chosen, files)
         for _ in range(runs + 1):
             running.run_with_ort_values(list(names), dict(inputs))
         events = json.loads(Path(running.end_profiling()).read_text(encoding="utf-8"))

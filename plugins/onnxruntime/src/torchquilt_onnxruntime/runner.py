@@ -105,7 +105,7 @@ class ONNXRuntimeRunner(StoredRunner):
         steps = Optimized.of(buffer, required("onnx").ModelProto.FromString(buffer), files).steps()
         names = [leaf.name for leaf in self._stored.signature.outputs if not leaf.is_constant]
         try:
-            return profiled(self._stored, names, self._given(inputs), runs, steps)
+            return profiled(buffer, names, self._given(inputs), runs, steps, files)
         except ProgramError:
             raise
         except Exception as error:  # likewise
