@@ -120,7 +120,10 @@ def _flow(exported: torch.export.ExportedProgram, quantizer: XNNPACKQuantizer, p
     )
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["static", "dynamic"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(False, id="static", marks=pytest.mark.long), pytest.param(True, id="dynamic")],
+)
 def quantizer(request: pytest.FixtureRequest) -> XNNPACKQuantizer:
     """A quantizer for all of the model."""
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=request.param)

@@ -61,7 +61,13 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("between", [nn.Identity(), nn.Sigmoid()], ids=["right behind", "behind sigmoid"])
+@pytest.mark.parametrize(
+    "between",
+    [
+        pytest.param(nn.Identity(), id="right behind"),
+        pytest.param(nn.Sigmoid(), id="behind sigmoid", marks=pytest.mark.long),
+    ],
+)
 def test_attention_may_be_viewed_as_rows(between: nn.Module, is_dynamic: bool) -> None:
     """For several samples, whose attention ExecuTorch lays out otherwise than torch."""
     x = normal(2, 6, 16)

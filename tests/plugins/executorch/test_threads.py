@@ -30,6 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_the_first_run_may_be_in_many_threads(saved: Path) -> None:
     """In a fresh process, whose runtime has loaded nothing: all come back, with what one of them gets."""
     code = """
