@@ -6,7 +6,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from torchquilt.accuracy.report import placement
@@ -38,6 +38,7 @@ def check(count: int, edges: list[tuple[int, int]], found: Placement) -> None:
         assert HEIGHT / 2 <= y <= height - HEIGHT / 2
 
 
+@example((9, [(0, 1), (0, 7), (2, 4), (4, 5), (2, 5), (2, 6), (5, 6)]))
 @given(graphs())
 def test_nodes_do_not_overlap_and_edges_lead_down(graph: tuple[int, list[tuple[int, int]]]) -> None:
     """Of any graph, in parts or not, with nodes that have no edge."""

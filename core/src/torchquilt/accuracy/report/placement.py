@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
 
 import attrs
 
@@ -57,12 +59,26 @@ def placed(count: int, edges: Sequence[Edge]) -> Placement:
     far = [edge for edge in edges if layers[edge[1]] - layers[edge[0]] > LONGEST]
     is_there = bool(near) and find_spec("fast_sugiyama") is not None
     centres, routes = _by_library(near) if is_there else _by_layer(near, layers)
+    if not _is_sound(near, centres, routes):
+        centres, routes = _by_layer(near, layers)
     _place_alone(centres, [node for node in range(count) if node not in centres])
     width = max((x for x, _ in centres.values()), default=0.0) + WIDTH / 2 + _GAP_X
     height = max((y for _, y in centres.values()), default=0.0) + HEIGHT / 2 + _GAP_X
     ordered = tuple((_rounded(centres[node])) for node in range(count))
     ways = tuple((a, b, tuple(map(_rounded, points))) for a, b, points in routes)
     return Placement(ordered, ways, tuple(far), (round(width, 1), round(height, 1)))
+
+
+def _is_sound(edges: Sequence[Edge], centres: Mapping[int, Point], routes: Sequence[Any]) -> bool:
+    """Whether each edge has its route, and nodes of one height lie beside each other.
+
+    Of some small graphs the library gives neither.
+    """
+    rows: defaultdict[float, list[float]] = defaultdict(list)
+    for x, y in centres.values():
+        rows[round(y, 1)].append(x)
+    is_apart = all(right - left >= WIDTH for row in rows.values() for left, right in pairwise(sorted(row)))
+    return is_apart and sorted((a, b) for a, b, _ in routes) == sorted(edges)
 
 
 def _rounded(point: Point) -> Point:
