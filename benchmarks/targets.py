@@ -14,9 +14,9 @@ The three take turns in a process of their own for each model, target and number
 number of processors that the process may use. A turn waits until the threads of the last program sleep, calls
 once to warm up, and times a second call. Medians and least times are compared, and on ONNX Runtime and
 OpenVINO the time in kernels, the least of each (kernels.py): other work on the machine changes that less.
-SQNR is against the float model in torch, on inputs
-that calibration has not seen. "to Q/DQ" is how close our program is to our own quantized model; where that is
-below 40 dB, the first kernel that rounds otherwise is named (rounding.py).
+SQNR is against the float model in torch, on inputs that calibration has not seen. "to Q/DQ" is how close our
+program is to our own quantized model; where that is below 40 dB, the first kernel that rounds otherwise is
+named (rounding.py).
 
 Exit status: 0, or 1 if a program of ours or of the other could not be made.
 """
@@ -32,12 +32,12 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import attrs
+from makers import MAKERS, Call, Program
 
 OURS, THEIRS, FLOAT = "ours", "theirs", "float"
 TARGETS = {
@@ -56,23 +56,19 @@ ROUNDS = 3
 REST = 0.02
 #: Programs that are nearer to their quantized model than so many dB are not looked at further.
 NEAR = 40.0
+HEADS = (
+    "model",
+    "target",
+    "threads",
+    "least ms",
+    "÷ theirs (median / least)",
+    "÷ theirs, kernels",
+    "÷ float (median / least)",
+    "SQNR dB ours / theirs",
+    "to Q/DQ",
+    "integer %",
+)
 _DEMO = Path(__file__).parents[1] / "examples" / "text_encoder"
-
-Call = Callable[[Sequence[Any]], Any]
-
-
-@attrs.frozen
-class Program:
-    """A program to measure.
-
-    Args:
-        run: calls it.
-        kernels: seconds in its kernels, the least of so many runs, on some inputs; None where the runtime
-            does not tell.
-    """
-
-    run: Call
-    kernels: Callable[[Sequence[Any], int], float] | None = None
 
 
 def target_of(name: str) -> str:
@@ -180,131 +176,6 @@ def in_float(exported: Any, name: str, example: Any) -> Program:
     return Program(lambda inputs: program.run(*inputs))
 
 
-def theirs_executorch(model: Any, exported: Any, batches: list[Any], example: Any) -> Program:
-    """ExecuTorch's own quantizer and functions."""
-    import torch
-
-    from runtime import lowered_by_executorch, opened
-    from systems import torchao
-
-    system = torchao()
-    prepared = system.prepare(exported.module())
-    for batch in batches:
-        prepared(*batch)
-    stored = lowered_by_executorch(torch.export.export(system.convert(prepared), example))
-    method = opened(stored)
-
-    def run(inputs: Sequence[Any], kept: bytes = stored) -> Any:  # the runtime reads from this memory
-        return method(tuple(inputs))
-
-    return Program(run)
-
-
-def theirs_inductor_x86(model: Any, exported: Any, batches: list[Any], example: Any) -> Program:
-    """Torchao's quantizer, through torch.compile with freezing."""
-    import torch
-    import torch._inductor.config as config
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as theirs
-
-    quantizer = theirs.X86InductorQuantizer().set_global(
-        theirs.get_default_x86_inductor_quantization_config()
-    )
-    prepared = prepare_pt2e(exported.module(), quantizer)
-    for batch in batches:
-        prepared(*batch)
-    quantized = convert_pt2e(prepared)
-    config.freezing = True
-    compiled = torch.compile(quantized)
-
-    def run(inputs: Sequence[Any]) -> Any:
-        with torch.no_grad():
-            return compiled(*inputs)
-
-    return Program(run)
-
-
-def theirs_onnxruntime(
-    model: Any, exported: Any, batches: list[Any], example: Any, *, reduce_range: bool
-) -> Program:
-    """ONNX Runtime's quantize_static: QDQ, per channel."""
-    import onnxruntime
-    import torch
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    import kernels
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, names: list[str]) -> None:
-            self.rows: Iterator[Any] = iter(
-                [{name: value.numpy() for name, value in zip(names, batch, strict=True)} for batch in batches]
-            )
-
-        def get_next(self) -> Any:
-            return next(self.rows, None)
-
-    folder = Path(tempfile.mkdtemp())
-    plain, prepared, quantized = (str(folder / f"{name}.onnx") for name in ("plain", "prepared", "quantized"))
-    torch.onnx.export(exported, dynamo=True, verbose=False).save(plain)
-    quant_pre_process(plain, prepared, skip_symbolic_shape=True)
-    session = onnxruntime.InferenceSession(prepared, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
-    quantize_static(
-        prepared,
-        quantized,
-        Reader(names),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        reduce_range=reduce_range,
-    )
-    found = onnxruntime.InferenceSession(quantized, providers=["CPUExecutionProvider"])
-
-    def run(inputs: Sequence[Any]) -> Any:
-        given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(one) for one in found.run(None, given)]
-
-    return Program(run, partial(kernels.onnxruntime_seconds, Path(quantized)))
-
-
-def theirs_openvino(model: Any, exported: Any, batches: list[Any], example: Any) -> Program:
-    """NNCF's quantize of the same model."""
-    import nncf
-    import openvino
-    import torch
-
-    import kernels
-
-    found = openvino.convert_model(exported)
-    data = nncf.Dataset([tuple(x.numpy() for x in batch) for batch in batches])
-    is_transformer = len(batches[0]) > 1 or "Vision" in type(model).__name__
-    kind = nncf.ModelType.TRANSFORMER if is_transformer else None
-    quantized = nncf.quantize(found, data, subset_size=len(batches), model_type=kind)
-    options = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
-        "ENABLE_CPU_PINNING": "NO",
-    }
-    compiled = openvino.Core().compile_model(quantized, "CPU", options)
-
-    def run(inputs: Sequence[Any]) -> Any:
-        return [torch.from_numpy(one) for one in compiled([x.numpy() for x in inputs]).values()]
-
-    return Program(run, partial(kernels.openvino_seconds, quantized))
-
-
-THEIR_WAYS: dict[str, Callable[..., Program]] = {
-    "executorch": theirs_executorch,
-    "inductor_x86": theirs_inductor_x86,
-    "onnxruntime": partial(theirs_onnxruntime, reduce_range=True),
-    "onnxruntime_8bit": partial(theirs_onnxruntime, reduce_range=False),
-    "openvino": theirs_openvino,
-}
-"""Row of the table → what the makers of its runtime recommend."""
-
-
 def tried(
     way: str, make: Callable[[], tuple[Program, dict[str, Any]]], expected: list[Any], inputs: list[Any]
 ) -> tuple[Program | None, dict[str, Any]]:
@@ -330,7 +201,7 @@ def measured(name: str, target: str, runs: int) -> dict[str, Any]:
     made: dict[str, Program] = {}
     ways: dict[str, Callable[[], tuple[Program, dict[str, Any]]]] = {
         OURS: lambda: ours(exported, target, batches, inputs),
-        THEIRS: lambda: (THEIR_WAYS[target](model, exported, batches, inputs[0]), {}),
+        THEIRS: lambda: (MAKERS[target](model, exported, batches, inputs[0]), {}),
         FLOAT: lambda: (in_float(exported, target, inputs[0]), {}),
     }
     for way, make in ways.items():
@@ -433,6 +304,26 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def show(rows: list[dict[str, Any]], failures: list[str]) -> None:
+    """Print the table, the kernels that round otherwise, and what failed."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*HEADS, box=box.MARKDOWN)
+    for row in rows:
+        table.add_row(*cells(row))
+    console = Console(width=170)
+    console.print(table)
+    otherwise = [
+        f"{row['model']}, {row['target']}: first to round otherwise: {row['rounds_otherwise']}"
+        for row in rows
+        if "rounds_otherwise" in row and row["threads"] == rows[0]["threads"]
+    ]
+    for line in (*otherwise, *failures):
+        console.print(line, markup=False, highlight=False)
+
+
 def main(arguments: list[str]) -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -447,46 +338,19 @@ def main(arguments: list[str]) -> int:
         os.sched_setaffinity(0, json.loads(os.environ["TORCHQUILT_BENCH_PROCESSORS"]))
         print(json.dumps(measured(options.models[0], options.targets[0], options.runs)))
         return 0
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     rows = [
         in_process(name, target, threads, options.runs)
         for name in options.models
         for target in options.targets
         for threads in options.threads
     ]
-    heads = (
-        "model",
-        "target",
-        "threads",
-        "least ms",
-        "÷ theirs (median / least)",
-        "÷ theirs, kernels",
-        "÷ float (median / least)",
-        "SQNR dB ours / theirs",
-        "to Q/DQ",
-        "integer %",
-    )
-    table = Table(*heads, box=box.MARKDOWN)
-    for row in rows:
-        table.add_row(*cells(row))
-    console = Console(width=170)
-    console.print(table)
     failures = [
         f"{row['model']}, {row['target']}, {row['threads']}: {key.removesuffix('_failed')}: {value}"
         for row in rows
         for key, value in row.items()
         if key.endswith("_failed")
     ]
-    otherwise = [
-        f"{row['model']}, {row['target']}: first to round otherwise: {row['rounds_otherwise']}"
-        for row in rows
-        if "rounds_otherwise" in row and row["threads"] == rows[0]["threads"]
-    ]
-    for line in (*otherwise, *failures):
-        console.print(line, markup=False, highlight=False)
+    show(rows, failures)
     if options.json:
         from measuring import about
 

@@ -9,7 +9,7 @@ import attrs
 import pytest
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 import torchquilt as tq
 from strategies import Fn, annotated, calls, export, normal
@@ -324,6 +324,29 @@ def test_annotations_name_what_stands_for_a_rewritten_output(
     torch.testing.assert_close(tq.convert_pt2e(prepared)(X), torch.tanh(function(X)), atol=0.05, rtol=0)
 
 
+class SharingWithAnInput(tq.Quantizer):
+    """Annotates tanh with a spec that shares the parameters of the sigmoid's input."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate."""
+        (tanh,), (sigmoid,) = calls(model, "tanh"), calls(model, "sigmoid")
+        (source,) = sigmoid.all_input_nodes
+        shared = tq.SharedQuantizationSpec((source, sigmoid))
+        tq.annotate_node(tanh, tq.QuantizationAnnotation({sigmoid: shared}))
+        return model
+
+
+def shared_edge(prepared: GraphModule) -> tuple[Node, Node]:
+    """The edge that tanh shares parameters with, after a rewrite."""
+    (tanh,) = calls(prepared, "tanh")
+    annotation = tq.annotation_of(tanh)
+    assert annotation is not None
+    (spec,) = annotation.input_qspec_map.values()
+    assert isinstance(spec, tq.SharedQuantizationSpec)
+    assert isinstance(spec.edge_or_node, tuple)
+    return spec.edge_or_node
+
+
 def test_an_edge_into_what_is_rewritten_is_the_one_that_stands_there() -> None:
     """A spec of another quantizer shares the parameters of an input that a new node reads now."""
 
@@ -331,21 +354,10 @@ def test_an_edge_into_what_is_rewritten_is_the_one_that_stands_there() -> None:
         head = call_before(model, match.anchor, torch.ops.aten.neg.default, match.anchor.args[0])
         write_as(match.anchor, torch.ops.aten.relu.default, head)
 
-    class Sharing(tq.Quantizer):
-        def annotate(self, model: GraphModule) -> GraphModule:
-            (tanh,), (sigmoid,) = calls(model, "tanh"), calls(model, "sigmoid")
-            (source,) = sigmoid.all_input_nodes
-            shared = tq.SharedQuantizationSpec((source, sigmoid))
-            tq.annotate_node(tanh, tq.QuantizationAnnotation({sigmoid: shared}))
-            return model
-
-    quantizers = [asked(with_a_head, rows=(ops.RELU, NEG)), Sharing()]
+    quantizers = [asked(with_a_head, rows=(ops.RELU, NEG)), SharingWithAnInput()]
     prepared = tq.prepare_pt2e(ONE, tq.ComposableQuantizer(quantizers))
-    (head,), (tanh,) = calls(prepared, "neg"), calls(prepared, "tanh")
-    annotation = tq.annotation_of(tanh)
-    assert annotation is not None
-    (spec,) = annotation.input_qspec_map.values()
-    assert spec == tq.SharedQuantizationSpec((prepared.graph.find_nodes(op="placeholder")[0], head))
+    (head,) = calls(prepared, "neg")
+    assert shared_edge(prepared) == (prepared.graph.find_nodes(op="placeholder")[0], head)
 
 
 def test_an_edge_that_a_rewrite_leaves_is_the_one_that_it_was() -> None:
@@ -356,21 +368,10 @@ def test_an_edge_that_a_rewrite_leaves_is_the_one_that_it_was() -> None:
         gate = call_before(model, match.anchor, torch.ops.aten.neg.default, source)
         write_as(match.anchor, torch.ops.aten.mul.Tensor, source, gate)
 
-    class Sharing(tq.Quantizer):
-        def annotate(self, model: GraphModule) -> GraphModule:
-            (tanh,), (sigmoid,) = calls(model, "tanh"), calls(model, "sigmoid")
-            (source,) = sigmoid.all_input_nodes
-            shared = tq.SharedQuantizationSpec((source, sigmoid))
-            tq.annotate_node(tanh, tq.QuantizationAnnotation({sigmoid: shared}))
-            return model
-
-    quantizers = [asked(gated, rows=(ops.MUL, NEG)), Sharing()]
+    quantizers = [asked(gated, rows=(ops.MUL, NEG)), SharingWithAnInput()]
     prepared = tq.prepare_pt2e(ONE, tq.ComposableQuantizer(quantizers))
-    (product,), (tanh,) = calls(prepared, "mul"), calls(prepared, "tanh")
-    annotation = tq.annotation_of(tanh)
-    assert annotation is not None
-    (spec,) = annotation.input_qspec_map.values()
-    assert spec == tq.SharedQuantizationSpec((prepared.graph.find_nodes(op="placeholder")[0], product))
+    (product,) = calls(prepared, "mul")
+    assert shared_edge(prepared) == (prepared.graph.find_nodes(op="placeholder")[0], product)
 
 
 def test_a_rewrite_may_read_its_input_in_several_new_nodes() -> None:

@@ -154,8 +154,34 @@ def test_a_file_with_other_weights_is_refused(saved: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[100] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(tq.ModelError, match="other files"):
+    with pytest.raises(tq.ModelError, match="another program") as caught:
         lowering.load(saved)
+    assert weights.name in str(caught.value.got)
+
+
+def test_a_model_from_elsewhere_brings_its_weights(tmp_path: Path) -> None:
+    """As onnx saves it, in any name, and without saying how long each tensor is."""
+    weight = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    product = onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", size])
+        for name, size in (("x", 64), ("y", 8))
+    )
+    held = onnx.numpy_helper.from_array(weight.numpy(), "weight")
+    graph = onnx.helper.make_graph([product], "product", [x], [y], [held])
+    opset = onnx.helper.make_opsetid("", 21)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
+    stored = onnx.ModelProto.FromString(path.read_bytes())
+    entries = stored.graph.initializer[0].external_data
+    kept = [entry for entry in entries if entry.key == "location"]
+    del entries[:]
+    entries.extend(kept)
+    path.write_bytes(stored.SerializeToString())
+    program = lowering.load(path, "onnxruntime")
+    (found,) = program.run(INPUT[0])
+    assert torch.allclose(found, INPUT[0] @ weight, atol=1e-5)
 
 
 def test_a_file_of_another_folder_is_not_read(saved: Path) -> None:

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openvino
 import pytest
-
-openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
 
 @pytest.mark.long

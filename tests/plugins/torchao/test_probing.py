@@ -23,7 +23,7 @@ from plugins.torchao.flows import exported
 from plugins.torchao.models import model_of
 from plugins.torchao.vendors import VENDORS
 from torchquilt.backend import operators
-from torchquilt.testing import child, probing
+from torchquilt.testing import probe_child, probing
 from torchquilt.testing.probe_cache import VARIABLE, Subject
 from torchquilt_torchao import foreign
 
@@ -209,7 +209,7 @@ def test_a_time_out_is_kept_where_other_work_cannot_be_the_reason(
 ) -> None:
     """On a system that does not tell for how long a process waited for a processor, it is tried again."""
     monkeypatch.setattr(probing, "EACH", 1.0)
-    monkeypatch.setattr(child, "_waited", lambda process: 0.0 if is_exact else None)
+    monkeypatch.setattr(probe_child, "_waited", lambda process: 0.0 if is_exact else None)
     (row,) = rows_of(Hangs()).filter("t")
     assert "took longer than 1 s" in row.scope
     assert cache.exists() == is_exact
@@ -227,9 +227,9 @@ def test_waiting_for_a_processor_does_not_count(
         time.sleep(0.3)
         return "done"
 
-    monkeypatch.setattr(child, "_waited", lambda process: 0.0 if process == "thread-self" else waited)
-    stopwatch = child.Stopwatch()
-    assert child.in_child(late, 0.05, stopwatch) == answer
+    monkeypatch.setattr(probe_child, "_waited", lambda process: 0.0 if process == "thread-self" else waited)
+    stopwatch = probe_child.Stopwatch()
+    assert probe_child.in_child(late, 0.05, stopwatch) == answer
     assert (stopwatch.seconds < 0) == (waited is not None)
 
 
@@ -237,8 +237,8 @@ def test_this_system_tells_what_waits_for_a_processor() -> None:
     """Linux does: seconds, for a process and for this thread."""
     if not Path("/proc/self/schedstat").exists():
         pytest.skip("there is no /proc/self/schedstat")
-    assert child.Stopwatch().is_exact
-    assert 0 <= child._waited(os.getpid()) < 3600
+    assert probe_child.Stopwatch().is_exact
+    assert 0 <= probe_child._waited(os.getpid()) < 3600
 
 
 @pytest.mark.long
@@ -277,7 +277,7 @@ def test_before_probing_the_ledger_asks_for_a_strict_export_where_that_may_be_th
 
 def test_where_processes_cannot_be_copied_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is tried in this process instead, and no row supports anything."""
-    monkeypatch.setattr(child.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    monkeypatch.setattr(probe_child.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     found = rows_of(Outputs())
     assert found
     assert not any(row.specs for row in found)

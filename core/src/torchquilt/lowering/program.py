@@ -265,19 +265,15 @@ def with_report(program: LoweredProgram, report: ProgramReport) -> LoweredProgra
     Raises:
         ModelError: it is the report of another program.
     """
-    if report.sha256 != (found := _digest(program)):
+    expected = {"program": report.sha256, **report.files}
+    found = {"program": _digest(program), **_digests(program)}
+    others = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    if others:
         raise ModelError(
             "This report is about another program.",
-            expected=f"sha256 {report.sha256}",
-            got=f"sha256 {found}",
-            remedy="remove it, or get the program that it was written with",
-        )
-    if report.files != (files := _digests(program)):
-        raise ModelError(
-            "This report is about a program with other files.",
-            expected=f"sha256 of files: {report.files or 'none'}",
-            got=f"sha256 of files: {files or 'none'}",
-            remedy="get the files that the program was saved with",
+            expected="; ".join(f"{name}: sha256 {expected.get(name, 'of no such file')}" for name in others),
+            got="; ".join(f"{name}: sha256 {found.get(name, 'of no such file')}" for name in others),
+            remedy="remove it, or get the program, and its files, that it was written with",
         )
     return attrs.evolve(program, **{name: getattr(report, name) for name in _REPORTED})
 

@@ -29,9 +29,9 @@ from torchquilt.support.allowed_spec import AllowedSpec
 from torchquilt.support.capabilities import Capabilities
 from torchquilt.support.capability_row import Capability
 from torchquilt.support.operators import OPERATORS, Operator
-from torchquilt.testing.child import TOO_LONG, Stopwatch, in_child
 from torchquilt.testing.examples import Example, operator_examples, side_by_side
 from torchquilt.testing.probe_cache import Subject
+from torchquilt.testing.probe_child import TOO_LONG, Stopwatch, in_child
 
 #: Seconds that a child process may take, and all of them together, by a :class:`Stopwatch`.
 EACH, ALL = 10.0, 50.0
