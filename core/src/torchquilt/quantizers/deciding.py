@@ -81,9 +81,8 @@ class Deciding:
             _settle(guard, *matchers[-1])
         # Repeat until nothing is added: an operator of one backend may share the parameters that an operator
         # of another backend shares.
-        is_settled = len(self._quantizers) == 1
-        while not is_settled:
-            is_settled = not [claim for each in matchers for claim in _settle(guard, *each)]
+        while [claim for each in matchers for claim in _settle(guard, *each)]:
+            pass
         return model
 
     def outcome_problems(self, model: GraphModule) -> tuple[TorchquiltError, ...]:
