@@ -19,12 +19,6 @@ from strategies import Fn, Nothing, calls, export, normal, prepare, sqnr
 LEAST_SQNR = {torch.float64: 80, torch.float32: 80, torch.float16: 54, torch.bfloat16: 36}
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Weights are the same in every run, since how near an outcome is depends on them."""
-    torch.manual_seed(0)
-
-
 def with_statistics(norm: nn.Module, seed: int = 0) -> nn.Module:
     """Statistics and affine parameters that are far from those of a fresh BatchNorm."""
     size = norm.num_features

@@ -28,12 +28,6 @@ STATIC = get_symmetric_quantization_config(is_per_channel=True)
 DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Weights are the same in every run, since which branch is taken depends on them."""
-    torch.manual_seed(0)
-
-
 # ----------------------------------------------------------------------------------------------------------
 # The kinds of control flow: each has linears inside, and some of them outside, too
 # ----------------------------------------------------------------------------------------------------------

@@ -34,12 +34,6 @@ from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Weights are the same in every run, since how near an outcome is depends on them."""
-    torch.manual_seed(0)
-
-
 def xnnpack(**asked: bool) -> XNNPACKQuantizer:
     """XNNPACK everywhere."""
     return XNNPACKQuantizer().set_global(get_symmetric_quantization_config(**asked))

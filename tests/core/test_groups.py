@@ -23,12 +23,6 @@ Annotation = tq.QuantizationAnnotation
 Shared = tq.SharedQuantizationSpec
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Weights are the same in every run, since how near an outcome is depends on them."""
-    torch.manual_seed(0)
-
-
 def chain_of(count: int) -> tuple[GraphModule, list[Node]]:
     """An exported chain of ``count`` sigmoids, and their nodes."""
 

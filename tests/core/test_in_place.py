@@ -13,11 +13,6 @@ from strategies import Fn, export, name_of, normal, quantize, sqnr
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 def quantizer() -> XNNPACKQuantizer:
     """XNNPACK, dynamic: only linears are quantized."""
     return XNNPACKQuantizer().set_global(

@@ -22,12 +22,6 @@ from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 X = normal(2, 3, 8, 8)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Weights are the same in every run."""
-    torch.manual_seed(0)
-
-
 class Block(nn.Module):
     """A convolution with BatchNorm and an activation that writes in place."""
 

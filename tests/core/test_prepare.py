@@ -34,12 +34,6 @@ from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_conf
 from unharmed import unharmed
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Weights are the same in every run, since how near an outcome is depends on them."""
-    torch.manual_seed(0)
-
-
 class Net(nn.Module):
     """Convolution, BatchNorm, pooling, a residual add and a linear: something of everything."""
 

@@ -35,12 +35,6 @@ TABLE = tq.SupportTable(
 CONFIG = tq.QuantizationConfig(input_activation=INT8, output_activation=INT8)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Weights are the same in every run, since how near an outcome is depends on them."""
-    torch.manual_seed(0)
-
-
 class AcmeQuantizer(tq.PatternQuantizer):
     """A third party's backend in full."""
 

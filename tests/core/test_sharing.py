@@ -44,12 +44,6 @@ UNIT = tq.FixedQParamsQuantizationSpec("int8", 1 / 256, -128)  # of sigmoid and 
 BOTH_SIGNS = tq.FixedQParamsQuantizationSpec("int8", 1 / 128, 0)  # of tanh
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Weights are the same in every run."""
-    torch.manual_seed(0)
-
-
 def by_operator(**rules: Callable[[Node], tq.QuantizationAnnotation]) -> ByFunction:
     """A quantizer with a function from node to annotation for each operator, by its short name."""
 

@@ -16,12 +16,6 @@ from torchquilt_executorch_embedding import ExecuTorchEmbeddingQuantizer
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Weights are the same in every run, since how near an outcome is depends on them."""
-    torch.manual_seed(0)
-
-
 def everything(**asked: bool) -> tq.ComposableQuantizer:
     """Both backends, asked for everywhere."""
     config = get_symmetric_quantization_config(is_per_channel=True, **asked)
