@@ -56,7 +56,9 @@ def test_dropout_that_is_meant_stays_in_float_under_strict_false(how: str) -> No
     found = converted(X)
     torch.manual_seed(0)
     expected = model(X)
-    assert (found - expected).square().sum() / expected.square().sum() < 5e-3
+    # rrelu draws for negative numbers only: one that is rounded to zero shifts what all behind it draw.
+    most = 2e-2 if how == "rrelu" else 5e-3
+    assert (found - expected).square().sum() / expected.square().sum() < most
     assert not torch.equal(converted(X), found)  # drawn anew
 
 
