@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,16 +56,44 @@ def test_arms_quantizers_do_what_they_do_in_torchaos_flow(tools: Path) -> None:
     assert min(agreement for *_, agreement in found) >= 100
 
 
-def test_what_is_quantized_for_tosa_runs_on_its_reference_model(tools: Path) -> None:
-    """All is in one delegate, which gives the integers of the Q/DQ model; Vela compiles it for an Ethos-U."""
+#: Model → operators on the NPU of each accelerator, as Vela counts them.
+ON_NPU = {
+    "residual": {"ethos-u55-128": 15, "ethos-u85-256": 15},
+    "pooled head": {"ethos-u55-128": 13, "ethos-u85-256": 11},
+    "perceptron": {"ethos-u55-128": 2, "ethos-u85-256": 2},
+}
+
+
+def test_what_is_quantized_for_arm_runs_on_its_tools(tools: Path) -> None:
+    """The reference model gives the integers of the Q/DQ model. The ledger says what Vela made for an NPU."""
     found = answer("arm_programs", tools)
-    assert len(found) == 3
-    for name, delegates, others, steps, compiled, on_npu, on_cpu in found:
+    assert [name for name, *_ in found] == list(ON_NPU)
+    for name, delegates, others, steps, npus in found:
         assert delegates == 1, name
         assert others == ["executorch_call_delegate", "getitem"], name
         assert steps == 0, name
-        assert 500 < compiled < 10_000, name
-        assert (on_npu, on_cpu) == ({"residual": 15, "pooled head": 13, "perceptron": 2}[name], 0)
+        for accelerator, (on_npu, on_cpu, kernels, rows, verification) in npus.items():
+            assert (on_npu, on_cpu) == (ON_NPU[name][accelerator], 0), name
+            assert verification.startswith("not compared: it does not run here"), verification
+            assert all(re.fullmatch(r"NPU_OP_[A-Z]+\(int8\) -> int8", kernel) for kernel in kernels), kernels
+            check_ledger(rows, is_u55=accelerator == "ethos-u55-128")
+            if accelerator == "ethos-u85-256":
+                assert len(kernels) == on_npu, name
+
+
+def check_ledger(rows: list[tuple[str, str, str]], *, is_u55: bool) -> None:
+    """Each operator is on the NPU, with what it runs and the delegate's size, but for a pooling on the smaller."""
+    for op, code, text in rows:
+        if op == "aten.slice_copy.Tensor":  # of all there is
+            assert code == "removed"
+        elif op == "aten.avg_pool2d.default" and is_u55:
+            assert code == "fell_back_to_float"
+        else:
+            assert code == "delegated_as_integers", (op, text)
+            told = re.fullmatch(r"the delegate \((.*) bytes\) computes with integers only: (.*)", text)
+            assert told is not None, text
+            assert 500 < int(told[1].replace(",", "")) < 5_000
+            assert "NPU_OP_CONV" in told[2]
 
 
 def test_what_is_quantized_for_cortex_m_runs_on_its_operators(tools: Path) -> None:

@@ -49,7 +49,7 @@ def lower(
     *,
     target: str | None = None,
     dynamic_shapes: Any = None,
-    backends: Iterable[str] | None = None,
+    backends: Iterable[str] | Mapping[str, Contribution | None] | None = None,
     io_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
     verify: bool | float | Literal["auto"] = "auto",
     strict: bool = False,
@@ -65,7 +65,9 @@ def lower(
         dynamic_shapes: for a GraphModule, as for ``torch.export.export``. By default the dimensions that were
             dynamic when the model was exported stay so.
         backends: names of the backends whose contributions are used, the first one to take an operator first.
-            By default those that quantized the model, in their order.
+            By default those that quantized the model, in their order. A mapping gives the contributions
+            themselves, such as those to delegates that no plugin knows; None stands for that of the
+            installed backend of the name.
         io_dtype: have the program take and return integers of this dtype. Every floating-point input and
             output has to be quantized to it; a mapping from names to dtypes asks for some of them (inputs
             have the names of the model, outputs are ``output_0``, ``output_1`` …). What their scales and zero
@@ -86,6 +88,7 @@ def lower(
     Raises:
         ModelError: the model is not one that can be lowered.
         LoweringError: it cannot be lowered, with ``strict`` not as it was meant; says which operator is why.
+            Or ``backends`` is none of these.
         VerificationError: the program computes something else.
         PluginNotFoundError, PluginLoadError, PluginConflictError: the target, or what a backend gives to it,
             is not installed or does not load.
@@ -98,12 +101,13 @@ def lower(
     # Load a named target first: exporting the model again takes time.
     runtime: Target | None = None if target is None else registry.target(target)
     source = source_of(quantized, example_inputs, dynamic_shapes)
+    given = _given(backends)
     names = _backends_of(source, backends)
     if target is None or runtime is None:
-        target = target_of(names)
+        target = target_of([name for name in names if name not in given])
         runtime = registry.target(target)
     elsewhere = unclaimed(source.ledger, [*(source.backends or ()), *names], target)
-    contributions = {name: _contribution(name, target, elsewhere) for name in names}
+    contributions = {name: given.get(name) or _contribution(name, target, elsewhere) for name in names}
     flat = inlined(source.program)
     program, ports = with_integer_io(flat.program, io_dtype)
     joint = Joint(program.graph_module, source.ledger, flat.earlier)
@@ -347,6 +351,28 @@ def _backends_of(source: Source, backends: Iterable[str] | None) -> tuple[str, .
     # A quantizer of the user's own is no plugin, and contributes nothing.
     names = [name for name in source.backends or () if name in installed] if backends is None else [*backends]
     return tuple(dict.fromkeys(names))
+
+
+def _given(backends: object) -> dict[str, Contribution]:
+    """The contributions that the caller gives: name → contribution.
+
+    Raises:
+        LoweringError: it gives something else.
+    """
+    found = {}
+    for name, contribution in backends.items() if isinstance(backends, Mapping) else ():
+        if contribution is None:
+            continue
+        if not isinstance(contribution, Contribution):
+            raise LoweringError(
+                "What backends= gives for a name is no contribution.",
+                backend=str(name),
+                expected="a torchquilt.backend.Contribution, or None for that of the installed backend",
+                got=repr(contribution),
+                remedy="lower(..., backends={name: Contribution(partitioners=lambda: [...])})",
+            )
+        found[str(name)] = contribution
+    return found
 
 
 def _contribution(backend: str, target: str, unclaimed: Mapping[str, Unclaimed]) -> Contribution:

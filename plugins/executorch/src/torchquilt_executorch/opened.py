@@ -8,7 +8,7 @@ its operator. An operator without a kernel of its own is computed with what it r
 from __future__ import annotations
 
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +163,7 @@ class Opened:
         kernels = self._kernels_of(lowered)
         handles = {node.meta.get("debug_handle") for node in program.graph.nodes}
         nameless = [one for key in (kernels or {}).keys() - handles for one in (kernels or {})[key]]
+        alike = _of_all(kernels or {}, len(lowered.processed_bytes))
         for node in program.graph.nodes:
             if node.op != "call_function" or is_conversion(node):
                 continue
@@ -170,7 +171,7 @@ class Opened:
                 producers[node] = producers.get(node.args[0])
                 continue
             found = producers[node] = self._operator(node, "", delegate, producers)
-            found.arithmetic, found.why = _in_delegate(found, kernels, nameless)
+            found.arithmetic, found.why = alike or _in_delegate(found, kernels, nameless)
         (outputs,) = program.graph.output_node().args
         for number, node in enumerate(outputs, len(arguments)):
             _note_output(producers.get(_before_conversions(node)), node, number)
@@ -276,6 +277,22 @@ def _note_output(found: object, node: Node, number: int) -> None:
     """Note which output of its step the value of an operator is, where that is one tensor of floats."""
     if isinstance(found, _Found) and _is_float(node) and isinstance(node.meta.get("val"), torch.Tensor):
         found.output = number
+
+
+def _of_all(kernels: Mapping[int, list[Kernel]], nbytes: int) -> tuple[Arithmetic, str] | None:
+    """In what a delegate computes whose kernels are alike and name no operator; None for any other.
+
+    Args:
+        kernels: debug handle → the kernels of the delegate.
+        nbytes: the size of its payload.
+    """
+    found = kernels.get(_NAMELESS, ())
+    arithmetic = {one.arithmetic for one in found}
+    if set(kernels) != {_NAMELESS} or len(arithmetic) != 1:
+        return None
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(one.name for one in found).items())
+    why = f"the delegate ({nbytes:,} bytes) computes with {found[0].arithmetic}s only: {counts}"
+    return found[0].arithmetic or "float", why
 
 
 def _in_delegate(

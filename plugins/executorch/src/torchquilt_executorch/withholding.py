@@ -96,7 +96,7 @@ class WithholdingPartitioner(Partitioner):  # type: ignore[misc]  # ExecuTorch h
     """
 
     def __init__(self, inner: Any, withheld: Withheld) -> None:
-        super().__init__(inner.spec)
+        super().__init__(getattr(inner, "_spec", {}))  # Arm's have none
         self.inner = inner
         self.withheld = withheld
         #: What it has divided into parts, which ExecuTorch cuts out of it and gives to the delegate.
