@@ -75,7 +75,7 @@ def test_what_is_no_contribution_is_an_error(quantized: Any) -> None:
 
 @pytest.mark.parametrize(("arithmetic", "code"), [("integer", "integers"), ("float", "float")])
 def test_kernels_that_name_no_operator_speak_for_all(quantized: Any, arithmetic: Any, code: str) -> None:
-    """Where all kernels of a delegate are alike, each operator in it computes as they do."""
+    """Each operator of a delegate whose kernels are alike computes as they do."""
     sizes = []
 
     def read(payload: bytes) -> Iterator[Kernel]:
@@ -92,7 +92,7 @@ def test_kernels_that_name_no_operator_speak_for_all(quantized: Any, arithmetic:
 
 
 def test_kernels_that_differ_and_name_no_operator_speak_for_none(quantized: Any) -> None:
-    """Which operator is which is not known, so the graph decides."""
+    """The graph decides, since it is not known which operator is which."""
 
     def read(payload: bytes) -> Iterator[Kernel]:
         yield Kernel("multiply", ("int8",), ("int8",), "integer")
@@ -106,7 +106,7 @@ def test_kernels_that_differ_and_name_no_operator_speak_for_none(quantized: Any)
 
 
 def test_a_program_of_given_contributions_is_loaded(quantized: Any, tmp_path: Any) -> None:
-    """What it computes does not depend on who knew the delegate."""
+    """It computes the same as before it was saved."""
     program = lowered(quantized, {"mine": Contribution(partitioners=partitioners)})
     program.save(tmp_path / "model.pte")
     torch.testing.assert_close(load(tmp_path / "model.pte").run(X), program.run(X), rtol=0, atol=0)

@@ -1,8 +1,8 @@
 """Run what Arm's quantizers quantized in our flow: on the TOSA reference model, and compiled by Vela.
 
 Prints JSON: for each model its name, the number of delegates, the operators outside of them and the largest
-difference in steps on the reference model. For each accelerator: how many operators Vela says run on the NPU and
-on the CPU, the operations of the NPU, and what the ledger says of each operator of the model.
+difference in steps on the reference model. For each accelerator: how many operators Vela says run on the NPU
+and on the CPU, the operations of the NPU, and what the ledger says of each operator of the model.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def operators_on(processor: str, summary: str) -> int:
 
 
 def compiled(model: Any, accelerator: Any) -> Any:
-    """What Vela and the ledger say of a model that is lowered for an NPU."""
+    """Facts that Vela and the ledger tell of a model that is lowered for an NPU."""
     quantized = by_torchquilt(model, OF_ARM["arm_ethosu"]())
     with contextlib.redirect_stdout(io.StringIO()) as told:
         program = tq.lower(

@@ -82,7 +82,7 @@ def test_what_is_quantized_for_arm_runs_on_its_tools(tools: Path) -> None:
 
 
 def check_ledger(rows: list[tuple[str, str, str]], *, is_u55: bool) -> None:
-    """Each operator is on the NPU, with what it runs and the delegate's size, but for a pooling on the smaller."""
+    """Each operator but a pooling on the smaller NPU is in a delegate, whose size and operations are told."""
     for op, code, text in rows:
         if op == "aten.slice_copy.Tensor":  # of all there is
             assert code == "removed"

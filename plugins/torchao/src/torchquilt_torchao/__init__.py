@@ -2,7 +2,7 @@
 
 ``foreign_quantizer`` makes a quantizer of torchquilt of one of torchao's protocol, ``translation`` its
 annotations; ``torchao_quantizer`` goes the other way, with the specs and observers of ``outgoing``.
-``ethos_u`` lowers what Arm's quantizer quantized.
+``arm_npu`` lowers what Arm's quantizer quantized.
 ``plugin`` is what a listing says of it.
 
 The names below are imported when they are first used: listing the installed backends imports this package,
@@ -21,14 +21,14 @@ _MODULE_OF = {
     "ForeignQuantizer": "foreign_quantizer",
     "TorchaoQuantizer": "torchao_quantizer",
     "as_torchao": "torchao_quantizer",
-    "ethos_u": "ethos_u",
+    "ethos_u": "arm_npu",
     "foreign": "foreign_quantizer",
 }
 
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
-    from torchquilt_torchao.ethos_u import ethos_u as ethos_u
+    from torchquilt_torchao.arm_npu import ethos_u as ethos_u
     from torchquilt_torchao.foreign_quantizer import ForeignQuantizer as ForeignQuantizer
     from torchquilt_torchao.foreign_quantizer import foreign as foreign
     from torchquilt_torchao.torchao_quantizer import TorchaoQuantizer as TorchaoQuantizer

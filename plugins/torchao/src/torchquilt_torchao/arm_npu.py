@@ -20,12 +20,12 @@ _ALIGNMENT = 16
 #: The block of the NPU's commands, and the blocks around all of them.
 _COMMANDS, _BEGIN = "cmd_data", "vela_bin_stream"
 
-# The commands are behind a header for the driver, in words: a mark, and actions with their kind in the lowest byte.
+# The commands are behind a header for the driver: a mark, and actions, whose kind is in the lowest byte.
 _KIND = 0xFF
 _SET_UP, _RUN = 0x01, 0x02
 _WORDS_OF_SET_UP = 3
 
-# A command has its number in its lowest bits, its parameter in the upper half, and a word behind it where told.
+# A command has its number in the lowest bits, its parameter in the upper half, and maybe a word behind it.
 _NUMBER, _HAS_WORD = 0x03FF, 0xC000
 _OPERATIONS = {
     0x02: "NPU_OP_CONV",

@@ -9,7 +9,7 @@ import pytest
 
 import torchquilt as tq
 from torchquilt_torchao import ethos_u
-from torchquilt_torchao.ethos_u import kernels_of
+from torchquilt_torchao.arm_npu import kernels_of
 
 CONV, POOL, DMA, READS, WRITES, BASE = 0x02, 0x05, 0x10, 0x105, 0x114, 0x4000
 
@@ -35,7 +35,9 @@ def set_to(register: int, value: int) -> int:
 def test_the_operations_of_a_payload_are_read() -> None:
     """With the types that the registers have when an operation begins."""
     found = kernels_of(
-        payload(set_to(READS, 0x41), set_to(WRITES, 0x101), BASE, 0x0002, CONV, set_to(WRITES, 0x5), POOL, DMA)
+        payload(
+            set_to(READS, 0x41), set_to(WRITES, 0x101), BASE, 0x0002, CONV, set_to(WRITES, 0x5), POOL, DMA
+        )
     )
     assert [*map(str, found)] == ["NPU_OP_CONV(int8) -> int8", "NPU_OP_POOL(int8) -> int32"]
 
