@@ -286,7 +286,7 @@ def _of_all(kernels: Mapping[int, list[Kernel]], nbytes: int) -> tuple[Arithmeti
         kernels: debug handle → the kernels of the delegate.
         nbytes: the size of its payload.
     """
-    found = kernels.get(_NAMELESS, ())
+    found = kernels.get(_NAMELESS, [])
     arithmetic = {one.arithmetic for one in found}
     if set(kernels) != {_NAMELESS} or len(arithmetic) != 1:
         return None
