@@ -83,7 +83,8 @@ class Contribution:
             for different values of one option cannot be lowered together.
         libraries: modules whose import gives the runtime in this process the kernels of this backend.
         readers: id of a delegate (``XnnpackBackend``) → function from its payload, as bytes, to the kernels
-            that it runs. Without one, what a delegate computes in is concluded from the graph.
+            that it runs. Where none of them names an operator and all have one arithmetic, that is the one of
+            all operators in the delegate. Without a reader, it is concluded from the graph.
         withholds: why the delegate of this backend must not be given an operator that its partitioners would
             take, or ``""``. It is asked with the overload (``aten.prelu.default``) and the node, of every
             operator but those that quantize and dequantize, before and after it is brought to the runtime's
