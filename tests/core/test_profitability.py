@@ -12,12 +12,15 @@ from torch import nn
 
 import torchquilt as tq
 from strategies import Fn, export, normal, outputs_of
+from torchquilt.backend import operators
 from torchquilt.quantizers import profitability
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 from work import calls_in, growth
 
 STATIC = get_symmetric_quantization_config()
 X, Y = normal(3, 6), normal(3, 6, seed=1)
+INT8 = (tq.AllowedSpec("int8", -128, 127, ("per_tensor",)),)
+SPECS = {"input_activation": INT8, "output_activation": INT8}
 
 
 def ledger_of(quantizer: object, function: Callable[..., Any], *inputs: torch.Tensor) -> tq.Ledger:
@@ -128,6 +131,29 @@ def test_what_another_quantizer_makes_of_the_neighbours_counts(order: int) -> No
     function = LEFT["between float operators"][0]
     others = [outputs_of("tanh", spec=STATIC.input_activation), static()][::order]
     assert ledger_of(tq.ComposableQuantizer(others), function)["add"].is_quantized
+
+
+class PairsAndRelu(tq.PatternQuantizer):
+    """Sums with the relu behind them, which are cheap; and relu by itself, which is none."""
+
+    TABLE = tq.SupportTable(
+        "pairs",
+        (
+            tq.SupportRow(
+                tq.OperatorPattern.of(operators.ADD, operators.RELU), SPECS, profitable_alone=False
+            ),
+            tq.SupportRow(tq.OperatorPattern.of(operators.RELU), SPECS, profitable_alone=True),
+        ),
+    )
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_is_left_of_a_pair_is_decided_again(beside: bool) -> None:
+    """A quantizer by itself is asked as often as one of a composition: until nothing is added."""
+    pairs = PairsAndRelu().set_global(STATIC)
+    quantizer = tq.ComposableQuantizer([pairs, XNNPACKQuantizer()]) if beside else pairs
+    ledger = ledger_of(quantizer, lambda m, x, y: torch.tanh(torch.relu(torch.tanh(x) + torch.tanh(y))))
+    assert {row.node for row in ledger.quantized} == {"relu"}
 
 
 def test_what_is_explained_is_what_is_done() -> None:
