@@ -24,6 +24,7 @@ from torchquilt.graph.node_values import (
 from torchquilt.graph.training_mode import is_random
 from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import Rule
+from torchquilt.quantizers.float_outputs import float_outputs
 from torchquilt.quantizers.profitability import not_profitable
 from torchquilt.reasons import reason_of
 from torchquilt.spec.annotation import QuantizationAnnotation, annotation_of
@@ -49,12 +50,21 @@ Rows: TypeAlias = Mapping[str, tuple[SupportRow, ...]]
 
 @attrs.frozen
 class Claim:
-    """A match that a quantizer takes, with its row of the table, and the rule and config that ask for it."""
+    """A match that a quantizer takes, with its row of the table, and the rule and config that ask for it.
+
+    Args:
+        match: the match.
+        row: the row that takes it.
+        rule: the rule that asks for it.
+        config: the config that the rule asks for.
+        returns_float: whether its output stays in float, see :mod:`torchquilt.quantizers.float_outputs`.
+    """
 
     match: Match
     row: SupportRow
     rule: Rule
     config: QuantizationConfig
+    returns_float: bool = False
 
     def annotations(self, quantizer: str, author: int) -> tuple[tuple[Node, QuantizationAnnotation], ...]:
         """The annotation of each node of the match.
@@ -109,6 +119,8 @@ class Claim:
         return found
 
     def _output_spec(self) -> AnySpec | None:
+        if self.returns_float:
+            return None
         if self.row.sharing is Sharing.NONE:
             return self.config.output_activation
         first = self._first_edge
@@ -189,9 +201,12 @@ class Matcher:
                 self._keep(decision)
             elif decision:
                 rejected[node] = decision
-        left = not_profitable(found.values())
-        for node in [node for node, claim in found.items() if claim.match.anchor in left]:
-            rejected[node] = (left[found.pop(node).match.anchor],)
+        _leave(found, rejected, not_profitable(found.values()))
+        in_float = float_outputs(found.values())
+        _leave(found, rejected, in_float.left)
+        for node, claim in found.items():
+            if claim.match.output in in_float.returned:
+                found[node] = attrs.evolve(claim, returns_float=True)
         self._record(found, rejected)
         return tuple(found.values())
 
@@ -416,6 +431,14 @@ class Matcher:
                 return None
             edge_or_node = spec.edge_or_node
         return None
+
+
+def _leave(
+    found: dict[Node, Claim], rejected: dict[Node, tuple[Reject, ...]], left: Mapping[Node, Reject]
+) -> None:
+    """Take the claims out whose anchors are left in float, and keep the reasons."""
+    for node in [node for node, claim in found.items() if claim.match.anchor in left]:
+        rejected[node] = (left[found.pop(node).match.anchor],)
 
 
 def _trouble_of(node: Node) -> tuple[str, str] | None:

@@ -17,7 +17,8 @@ quantization parameters of its own stays in float if that needs no more conversi
 a transformer, between a linear and a LayerNorm, is such an operator. One conversion is needed either way: of
 the linear's output, or of the sum. Quantizing the addition would round both summands and the sum, and the sum
 is all that the model carries from layer to layer. The additions of a convolutional network read and feed
-integers, and are quantized.
+integers, and are quantized. What a kernel makes that returns floats as well takes no conversion in float, see
+:mod:`torchquilt.quantizers.float_outputs`.
 
 The cost is linear in the edges of the graph. Importing this module does not import torch.
 """
@@ -25,7 +26,7 @@ The cost is linear in the edges of the graph. Importing this module does not imp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -94,7 +95,7 @@ def not_profitable(claims: Iterable[Claim]) -> dict[Node, Reject]:
 def _islands(claims: tuple[Claim, ...]) -> list[list[Claim]]:
     """Groups of claims that read the integers of each other, or the same integers."""
     first_claims = {
-        claim.match.output: number for number, claim in enumerate(claims) if _makes_integers(claim)
+        claim.match.output: number for number, claim in enumerate(claims) if makes_integers(claim)
     }
     links = [
         (number, first_claims.setdefault(tensor, number))  # makes it, or is the first to read it
@@ -109,7 +110,8 @@ def _activations(claim: Claim) -> tuple[Node, ...]:
     return claim.match.inputs("input_activation")
 
 
-def _makes_integers(claim: Claim) -> bool:
+def makes_integers(claim: Claim) -> bool:
+    """Whether what a claim returns has quantization parameters."""
     return claim.row.sharing is not Sharing.NONE or claim.config.output_activation is not None
 
 
@@ -119,14 +121,15 @@ def _reads_integers(claim: Claim) -> bool:
 
 
 def _is_profitable(claim: Claim) -> bool:
-    if claim.row.profitable_alone or _is_asked_for_by_name(claim):
+    if claim.row.profitable_alone or is_asked_for_by_name(claim):
         return True
     if any(_is_made_of_integers(tensor) for tensor in _activations(claim)):
         return True
     return any(_reads_as_integers(user, claim.match.output) for user in claim.match.output.users)
 
 
-def _is_asked_for_by_name(claim: Claim) -> bool:
+def is_asked_for_by_name(claim: Claim) -> bool:
+    """Whether the rule of a claim names its operator, and not a module or the whole model."""
     return isinstance(claim.rule, ObjectTypeRule) and claim.rule.type.kind != "module"
 
 
@@ -166,7 +169,7 @@ def _conversions(island: list[Claim]) -> int:
 
 
 @attrs.define(eq=False)
-class _Tensor:
+class Tensor:
     """A tensor at the edge of an island, and how it is read.
 
     Args:
@@ -196,7 +199,7 @@ class _IslandEdges:
     def __init__(self, claims: list[Claim]) -> None:
         #: anchor → why it is left in float
         self.left: dict[Node, Reject] = {}
-        self._tensors = _tensors_around(claims)
+        self._tensors = tensors_around(claims)
         waiting = [claim for claim in claims if _may_be_left(claim)]
         while waiting:
             claim = waiting.pop()  # from the last one: most edges are at the end of an island
@@ -211,11 +214,11 @@ class _IslandEdges:
         """
         group = self._with_followers(claim)
         quantized, in_float = self._conversions(group)
-        if not quantized or in_float > quantized or any(map(_is_asked_for_by_name, group)):
+        if not quantized or in_float > quantized or any(map(is_asked_for_by_name, group)):
             return []
         name = claim.match.anchor.name
         text = f"{name} is cheap, and would take {quantized} conversions as integers, {in_float} in float"
-        changed: list[_Tensor] = []
+        changed: list[Tensor] = []
         for each in group:
             follows = "" if each is claim else f"{each.match.anchor.name} shares its parameters; "
             self.left[each.match.anchor] = Reject("not_profitable", each.match.nodes, follows + text)
@@ -238,13 +241,23 @@ class _IslandEdges:
             in_float += self._tensors[node].as_integers > within[node]
         for node, number in _reads(group[0]).items():
             tensor = self._tensors[node]
-            if tensor.is_integers:
+            if self._can_be_made_in_float(tensor, number):
+                quantized += tensor.in_float > 0
+            elif tensor.is_integers:
                 in_float += tensor.in_float == 0
             else:
                 quantized += tensor.is_converted and tensor.as_integers == number
         return quantized, in_float
 
-    def _read_in_float(self, claim: Claim) -> Iterator[_Tensor]:
+    def _can_be_made_in_float(self, tensor: Tensor, number: int) -> bool:
+        """Whether the kernel that makes a tensor writes floats, if one claim (of so many nodes) reads floats."""
+        while tensor.as_integers == number and tensor.maker is not None:
+            if tensor.maker.row.sharing is not Sharing.FOLLOWS_INPUT:
+                return tensor.maker.row.may_return_float
+            tensor, number = self._tensors[_activations(tensor.maker)[0]], 1
+        return False
+
+    def _read_in_float(self, claim: Claim) -> Iterator[Tensor]:
         """Take a claim out of the counts. Yields each tensor whose other claims now cost more or less."""
         output = self._tensors[claim.match.output]
         output.is_integers = False
@@ -257,7 +270,7 @@ class _IslandEdges:
             if tensor.in_float == number or tensor.as_integers <= 1:
                 yield tensor
 
-    def _around(self, tensor: _Tensor) -> Iterator[Claim]:
+    def _around(self, tensor: Tensor) -> Iterator[Claim]:
         """The claims that make or read a tensor and may be left in float."""
         maker = tensor.maker
         while maker is not None and maker.row.sharing is Sharing.FOLLOWS_INPUT:
@@ -267,22 +280,22 @@ class _IslandEdges:
                 yield claim
 
 
-def _tensors_around(claims: list[Claim]) -> dict[Node, _Tensor]:
+def tensors_around(claims: Sequence[Claim]) -> dict[Node, Tensor]:
     """Tensors that claims read and make, by node."""
-    makers = {claim.match.output: claim for claim in claims if _makes_integers(claim)}
+    makers = {claim.match.output: claim for claim in claims if makes_integers(claim)}
     readers: dict[Node, dict[int, Claim]] = {output: {} for output in makers}
     edges: set[tuple[Node, Node]] = set()
     for claim in filter(_reads_integers, claims):
         edges.update(_edges(claim))
         for node in _reads(claim):
             readers.setdefault(node, {})[id(claim)] = claim
-    found: dict[Node, _Tensor] = {}
+    found: dict[Node, Tensor] = {}
     for node, by in readers.items():
         maker = makers.get(node)
         is_converted = node.op == "call_function" and not any(
             claim.match.is_constant(node) for claim in by.values()
         )
-        tensor = _Tensor(maker, maker is not None or _is_made_of_integers(node), is_converted, by)
+        tensor = Tensor(maker, maker is not None or _is_made_of_integers(node), is_converted, by)
         for user in node.users:
             if (node, user) in edges or _reads_as_integers(user, node):
                 tensor.as_integers += 1
@@ -304,5 +317,5 @@ def _reads(claim: Claim) -> Counter[Node]:
 
 def _may_be_left(claim: Claim) -> bool:
     """Whether a claim is cheap, and its output has quantization parameters of its own."""
-    rounds = claim.row.sharing is Sharing.NONE and _makes_integers(claim) and _reads_integers(claim)
-    return rounds and not claim.row.profitable_alone and not _is_asked_for_by_name(claim)
+    rounds = claim.row.sharing is Sharing.NONE and makes_integers(claim) and _reads_integers(claim)
+    return rounds and not claim.row.profitable_alone and not is_asked_for_by_name(claim)

@@ -110,7 +110,13 @@ class Reannotation:
                 continue
             holds = all(constraint.holds(match) for constraint in row.constraints)
             if holds and _has_quantized_input(row, match):
-                yield Claim(self._with_tensors(row, match), row, taken.claim.rule, taken.claim.config)
+                yield Claim(
+                    self._with_tensors(row, match),
+                    row,
+                    taken.claim.rule,
+                    taken.claim.config,
+                    taken.claim.returns_float and row.may_return_float,
+                )
 
     def _with_tensors(self, row: SupportRow, match: Match) -> Match:
         """The match, with constant tensors in place of its Python numbers; equal numbers share one."""

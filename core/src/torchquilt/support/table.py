@@ -103,6 +103,9 @@ class SupportRow:
             convolution. Then ``per_token`` in a config means ``per_tensor``: the input is one token.
         profitable_alone: whether converting tensors for it alone is profitable, see
             :mod:`torchquilt.quantizers.profitability`.
+        may_return_float: whether its kernels return floats as well. Then its output has quantization
+            parameters only where an operator reads its integers, or where it is an output of the program, see
+            :mod:`torchquilt.quantizers.float_outputs`.
         limits: limits of the integers in its kernels. Convert raises scales until the limits hold.
         rewrite: a function, or several to call in turn, that writes a claimed match in the form that the
             backend wants: operators that compute the same, and that the table has rows for. It takes the
@@ -119,6 +122,7 @@ class SupportRow:
     channel_axis: int = 0
     one_range_for_input: bool = attrs.field(default=False, kw_only=True)
     profitable_alone: bool = attrs.field(default=True, kw_only=True)
+    may_return_float: bool = attrs.field(default=False, kw_only=True)
     limits: ArithmeticLimits | None = attrs.field(default=None, kw_only=True)
     rewrite: tuple[Rewrite, ...] = attrs.field(default=(), converter=_to_tuple, kw_only=True)
     is_qat: bool = True

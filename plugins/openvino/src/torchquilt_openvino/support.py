@@ -34,6 +34,7 @@ def _row(
     constraints: tuple[Constraint, ...] = (),
     suffix: str = "",
     channel_axis: int = 0,
+    may_return_float: bool = False,
     rewrite: tuple[Rewrite, ...] = (),
 ) -> SupportRow:
     pattern = OperatorPattern.of(*operators, anchor_index=0)
@@ -45,6 +46,7 @@ def _row(
         targets=_TARGETS,
         channel_axis=channel_axis,
         profitable_alone="weight" in specs,
+        may_return_float=may_return_float,
         rewrite=rewrite,
     )
 
@@ -90,6 +92,8 @@ def _weighted(
             specs={**_STATIC, "input_activation": (read,), "weight": (_WEIGHT,)},
             channel_axis=channel_axis,
             constraints=(when.CONSTANT_WEIGHT, *only, *more, *(fused if after else ())),
+            # The kernel of a product writes floats, too, and computes a GELU behind it.
+            may_return_float=not _PRODUCTS.isdisjoint(operator.overloads),
             rewrite=rewrite,
         )
         for after, more in _FUSED
