@@ -1,8 +1,8 @@
 """Float outputs: of kernels that write floats as well as integers, where nothing reads the integers.
 
-A linear in front of a residual sum and a LayerNorm, or of a GELU, is read in float. To quantize what it returns
-would round each value once more, and have it converted back. Where its row says that its kernel may return
-floats, the output has no quantization parameters, and data-movement operators behind it move floats.
+A linear in front of a GELU, or of a residual sum and a LayerNorm, is read in float. To quantize what it
+returns would round each value once more, and convert it back. If its row says that its kernel may return
+floats, such an output has no quantization parameters, and data-movement operators behind it move floats.
 
 An output stays quantized where an operator reads its integers, directly or behind data-movement operators;
 where it is an output of the program, since a caller may take integers; and where a rule asks for one of these

@@ -250,7 +250,9 @@ class _IslandEdges:
         return quantized, in_float
 
     def _can_be_made_in_float(self, tensor: Tensor, number: int) -> bool:
-        """Whether the kernel that makes a tensor writes floats, if one claim (of so many nodes) reads floats."""
+        """Whether the kernel of a tensor returns floats once a claim that reads it in so many nodes does not
+        read integers.
+        """
         while tensor.as_integers == number and tensor.maker is not None:
             if tensor.maker.row.sharing is not Sharing.FOLLOWS_INPUT:
                 return tensor.maker.row.may_return_float

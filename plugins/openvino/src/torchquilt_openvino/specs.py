@@ -21,6 +21,8 @@ def get_openvino_config(
 ) -> QuantizationConfig:
     """A config for OpenVINO's CPU kernels: activations of uint8 with a zero point, symmetric int8 weights.
 
+    What a product of matrices returns stays in float where only operators in float read it.
+
     Args:
         is_per_channel: a weight has one scale for each output channel instead of one in all.
         is_qat: meant for quantization-aware training, see :func:`torchquilt.prepare_qat_pt2e`.

@@ -1,0 +1,121 @@
+"""Decisions of OpenVINO's table about a transformer's products and sums, and about those of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+import torchquilt as tq
+from plugins.openvino.models import Calling, images, program, statuses
+from torchquilt.testing.operators import uniform
+
+SIZE, HEADS = 16, 2
+
+
+class Block(nn.Module):
+    """A block of a transformer; its LayerNorms are in front of attention and layers, or behind the sums."""
+
+    def __init__(self, *, norm_first: bool) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.of_attention, self.of_layers = nn.LayerNorm(SIZE), nn.LayerNorm(SIZE)
+        self.query, self.key, self.value, self.out = (nn.Linear(SIZE, SIZE) for _ in range(4))
+        self.up, self.down = nn.Linear(SIZE, 2 * SIZE), nn.Linear(2 * SIZE, SIZE)
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        """Attention with heads."""
+        heads = (
+            one(x).view(*x.shape[:2], HEADS, -1).transpose(1, 2) for one in (self.query, self.key, self.value)
+        )
+        found = F.scaled_dot_product_attention(*heads)
+        read: torch.Tensor = self.out(found.transpose(1, 2).reshape(x.shape))
+        return read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend, and compute with each token."""
+        if self.norm_first:
+            x = x + self.attend(self.of_attention(x))
+            return x + self.down(F.gelu(self.up(self.of_layers(x))))
+        x = self.of_attention(x + self.attend(x))
+        found: torch.Tensor = self.of_layers(x + self.down(F.gelu(self.up(x))))
+        return found
+
+
+def transformer(*, norm_first: bool) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """Two blocks with a linear behind them, and its inputs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        blocks = [Block(norm_first=norm_first) for _ in range(2)]
+        return nn.Sequential(*blocks, nn.Linear(SIZE, 4)).eval(), (uniform(2, 5, SIZE),)
+
+
+def ledger_of(model: nn.Module, inputs: tuple[Any, ...]) -> tq.Ledger:
+    """The decisions about a model."""
+    exported = torch.export.export(model.eval(), inputs)
+    return tq.explain(exported, tq.quantizer("openvino", preset="static_int8_per_channel"))
+
+
+def with_integer_outputs(ledger: tq.Ledger) -> set[str]:
+    """The operators whose outputs have quantization parameters."""
+    return {row.node for row in ledger if any(tensor.edge == "output" for tensor in row.tensors)}
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["norm last", "norm first"])
+def test_a_transformer_adds_and_attends_in_float(norm_first: bool) -> None:
+    """Linears read integers, and the last one alone returns them: to who calls the program."""
+    ledger = ledger_of(*transformer(norm_first=norm_first))
+    assert [row.op for row in ledger.quantized] == ["aten.linear.default"] * 13
+    assert with_integer_outputs(ledger) == {"linear_12"}
+    codes = {row.op: row.code for row in ledger}
+    assert codes["aten.add.Tensor"] == "not_profitable"
+    assert codes["aten.view.default"] == "no_quantized_neighbour"
+
+
+def test_images_are_added_as_integers() -> None:
+    """Convolutions return integers, and sums between them read and return them."""
+    ledger = ledger_of(*images())
+    assert {row.node for row in ledger if not row.is_quantized} == set()
+    assert with_integer_outputs(ledger) == {"relu", "conv2d_1", "relu_1", "max_pool2d", "mean", "linear"}
+
+
+PRODUCTS: dict[str, Callable[..., torch.Tensor]] = {
+    "linear": lambda layer, x: layer(x),
+    "linear, relu": lambda layer, x: layer(x).relu(),
+    "matmul": lambda layer, x: x @ layer.weight.t(),
+    "addmm": lambda layer, x: torch.addmm(layer.bias, x, layer.weight.t()),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_each_product_returns_floats_to_float_operators(name: str) -> None:
+    """However it is written; once it is written as a linear, too."""
+    product = PRODUCTS[name]
+    model = Calling(lambda layer, x: torch.tanh(product(layer, x)), nn.Linear(8, 8))
+    ledger = ledger_of(model, (uniform(4, 8),))
+    assert any(row.is_quantized for row in ledger)
+    assert with_integer_outputs(ledger) == set()
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_each_product_returns_integers_to_those_who_read_them(name: str) -> None:
+    """However it is written."""
+    product = PRODUCTS[name]
+    model = Calling(lambda layer, x: layer(product(layer, x)), nn.Linear(8, 8))
+    assert len(with_integer_outputs(ledger_of(model, (uniform(4, 8),)))) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("norm_first", [False, True], ids=["norm last", "norm first"])
+def test_a_transformer_multiplies_integers(norm_first: bool) -> None:
+    """The kernel of each linear reads them, and the program computes what was converted."""
+    lowered = program(*transformer(norm_first=norm_first))
+    found = statuses(lowered)
+    linears = {name for name in found if name.startswith("linear")}
+    assert len(linears) == 13
+    assert {found[name] for name in linears} == {"integer_kernel"}
+    assert found["add"] == "float_kernel"
