@@ -119,3 +119,43 @@ def test_a_transformer_multiplies_integers(norm_first: bool) -> None:
     assert len(linears) == 13
     assert {found[name] for name in linears} == {"integer_kernel"}
     assert found["add"] == "float_kernel"
+
+
+AVERAGES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "plain": (lambda x: F.avg_pool2d(x, 2), ""),
+    "padding that is not counted": (lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), ""),
+    "padding that is counted": (lambda x: F.avg_pool2d(x, 3, 1, 1), "constraint:counted_padding"),
+    "padding of one dimension": (lambda x: F.avg_pool2d(x, 3, 1, (0, 1)), "constraint:counted_padding"),
+    "ceil mode": (lambda x: F.avg_pool2d(x, 2, ceil_mode=True), "constraint:ceil_mode"),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_averages_of_images(name: str) -> None:
+    """OpenVINO averages integers that it need not pad, and no window hangs over the end."""
+    pool, code = AVERAGES[name]
+    model = Calling(lambda conv, x: conv(pool(conv(x))), nn.Conv2d(3, 3, 1))
+    row = ledger_of(model, (uniform(1, 3, 7, 7),))["avg_pool2d"]
+    assert (row.is_quantized, row.code) == (not code, code)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", AVERAGES)
+@pytest.mark.parametrize("activation", [None, torch.relu], ids=["any zero point", "zero point 0"])
+def test_averages_are_right(name: str, activation: Callable[..., torch.Tensor] | None) -> None:
+    """The program computes what was converted, also at the edges."""
+    pool, _ = AVERAGES[name]
+    act = activation or (lambda x: x)
+    # The first values are around 3, so that 0 is no integer in their middle.
+    model = Calling(lambda conv, x: conv(pool(act(conv(x) + 3))), nn.Conv2d(3, 3, 1))
+    lowered = program(model, (uniform(1, 3, 7, 7),))
+    found = statuses(lowered)
+    assert (found["conv2d"], found["conv2d_1"]) == ("integer_kernel", "integer_kernel")
+
+
+@pytest.mark.long
+def test_a_change_of_strides_keeps_no_average_in_float() -> None:
+    """Torch writes one behind the mean of an image in ``channels_last``."""
+    x = uniform(1, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    model = Calling(lambda conv, x: conv(F.adaptive_avg_pool2d(x, 1)), nn.Conv2d(4, 4, 1))
+    assert set(statuses(program(model, (x,))).values()) == {"integer_kernel"}

@@ -8,6 +8,9 @@ subtracted from and multiplied. What changes nothing is in its way, and costs a 
 - A weight that is quantized when the model runs is stored quantized.
 - A mish that is quantized, and is not computed in the kernel of a convolution, is written as what it
   computes: OpenVINO does not compile it.
+- A change of strides alone is dropped. torch's mean over a ``channels_last`` image ends with one.
+- The padding of an average that counts it is written as a pad. OpenVINO pads integers with 0 there, even if
+  their zero point is another.
 - A quantize whose integers are read by more than dequantizes (a program that returns integers) is written as
   what it computes. So are those that OpenVINO refuses, and those that it would join with a clamp.
 """
@@ -58,6 +61,7 @@ _KEEPING = frozenset(
         "aten.amin.default",
     }
 ) - {*ops.ROLL.overloads, *ops.REPEAT.overloads, *ops.PAD.overloads}  # OpenVINO has no integers behind these
+_AVERAGING = frozenset((*ops.AVG_POOL1D.overloads, *ops.AVG_POOL2D.overloads, *ops.AVG_POOL3D.overloads))
 #: Operators that clip at bounds which are no steps of a scale.
 _CLIPPING = frozenset((*ops.CLAMP.overloads, *ops.HARDTANH.overloads, *ops.RELU6.overloads))
 
@@ -83,6 +87,7 @@ def integer_form(program: ExportedProgram, in_floats: Collection[str] = ()) -> E
         elif node.name in in_floats or _is_clipped(quantize):
             _replace_readers(quantize, _written_in_floats(graph, quantize, told), signature)
     _write_out_mish(graph)
+    _write_out_counted_padding(graph)
     return with_graph(program, graph, signature)
 
 
@@ -101,6 +106,41 @@ def _write_out_mish(graph: Graph) -> None:
         node.replace_all_uses_with(made)
         graph.erase_node(node)
         made.name = node.name  # by which its origin is known
+
+
+def _write_out_counted_padding(graph: Graph) -> None:
+    """Pad in front of each average that counts its padding, and whose input may have a zero point but 0."""
+    aten = torch.ops.aten
+    for node in [one for one in graph.nodes if overload_name(one) in _AVERAGING]:
+        given = arguments_of(node)
+        value, size = node.all_input_nodes[0], given["kernel_size"]
+        padding = _for_each(given.get("padding", 0), len(size))
+        # In ceil mode windows are dropped that begin in the padding. OpenVINO averages floats then.
+        is_counted = any(padding) and given.get("count_include_pad", True) and not given.get("ceil_mode")
+        if not is_counted or _has_zero_point_zero(value):
+            continue
+        sizes = [number for one in reversed(padding) for number in (one, one)]
+        with graph.inserting_before(node):
+            padded = graph.call_function(aten.constant_pad_nd.default, (value, sizes, 0.0))
+        padded.meta = {**node.meta, "val": torch.nn.functional.pad(value.meta["val"], sizes)}
+        node.args = (*{**given, "self": padded, "padding": [0] * len(padding)}.values(),)
+        node.kwargs = {}
+
+
+def _for_each(sizes: Any, count: int) -> list[int]:
+    """Sizes for each of so many dimensions, of which one may stand for all."""
+    listed = [*sizes] if isinstance(sizes, (list, tuple)) else [sizes]
+    return listed * count if len(listed) == 1 else listed
+
+
+def _has_zero_point_zero(node: Node) -> bool:
+    """Whether a tensor consists of integers that stand for floats by a scale alone."""
+    told = dequantize_of(node)
+    if told is not None:
+        return told.has_one_scale and not told.zero_point
+    return overload_name(node) in _KEEPING and all(
+        _has_zero_point_zero(one) for one in node.all_input_nodes if _is_float(one)
+    )
 
 
 def _has_steps_of(node: Node, parameters: tuple[Any, ...]) -> bool:
@@ -192,11 +232,28 @@ def _called(graph: Graph, quantize: Node, told: QDQ, *calls: tuple[Any, ...]) ->
 
 
 def prepare_module(model: GraphModule) -> None:
-    """Store weights quantized; changes the module."""
+    """Store weights quantized, and drop changes of strides; changes the module."""
     for node in [*model.graph.nodes]:
         if is_quantize(node) and _is_stored(node):
             _store_quantized(model, node)
+        elif overload_name(node) == "aten.as_strided.default" and _changes_strides_alone(node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
     model.graph.eliminate_dead_code()
+
+
+def _changes_strides_alone(node: Node) -> bool:
+    """Whether each element is where it was: dimensions of one element may have any stride."""
+    before, given = node.all_input_nodes[0].meta["val"], arguments_of(node)
+    sizes, strides = given["size"], given["stride"]
+    offset = given.get("storage_offset")
+    return (
+        list(sizes) == list(before.shape)
+        and (offset is None or offset == before.storage_offset())
+        and all(
+            size == 1 or one == other
+            for size, one, other in zip(sizes, strides, before.stride(), strict=True)
+        )
+    )
 
 
 def _is_stored(node: Node) -> bool:

@@ -180,19 +180,34 @@ _ELEMENTWISE = (
     _row(ops.SUB, constraints=(when.NO_ALPHA, *_SAFE)),
 )
 
-# OpenVINO pools in floats where a window hangs over the end.
-NO_CEIL_MODE = Constraint(
-    "ceil_mode",
-    "ceil_mode is False",
-    lambda match: not argument(match, 5, "ceil_mode", False),
+
+def _has_no_ceil_mode(position: int) -> Constraint:
+    """The constraint that windows end within the image; the argument has this position."""
+
+    def holds(match: Match) -> bool:
+        return not argument(match, position, "ceil_mode", False)
+
+    # OpenVINO pools in floats where a window hangs over the end.
+    return Constraint("ceil_mode", "ceil_mode is False", holds)
+
+
+def _counts_no_padding(match: Match) -> bool:
+    padding = argument(match, 3, "padding", 0)
+    is_padded = any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
+    return not (is_padded and argument(match, 5, "count_include_pad", True))
+
+
+# OpenVINO pads integers with 0, which is their zero point only by chance.
+PADDING_NOT_COUNTED = Constraint(
+    "counted_padding", "it has no padding, or count_include_pad is False", _counts_no_padding
 )
 
 _OTHERS = (
     _row(ops.CAT, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE,)),
     _row(ops.ADAPTIVE_AVG_POOL2D, constraints=(when.IMAGE, when.POOLS_TO_ONE_PIXEL)),
-    _row(ops.AVG_POOL2D, constraints=(when.IMAGE,)),
+    _row(ops.AVG_POOL2D, constraints=(when.IMAGE, _has_no_ceil_mode(4), PADDING_NOT_COUNTED)),
     _row(ops.MEAN, constraints=(when.IMAGE, when.MEAN_OVER_IMAGE)),
-    _row(ops.MAX_POOL2D, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.IMAGE, NO_CEIL_MODE)),
+    _row(ops.MAX_POOL2D, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.IMAGE, _has_no_ceil_mode(5))),
 )
 
 
