@@ -109,3 +109,39 @@ def test_a_quantizer_can_run_the_model(function: Callable[..., torch.Tensor]) ->
     torch.testing.assert_close(first, model(IMAGE))
     assert torch.equal(second, 2 * first)
     assert torch.equal(prepared(IMAGE), second)
+
+
+class Recompiles(tq.Quantizer):
+    """Recompiles the model while it annotates, as quantizers do for each of their patterns, and runs it."""
+
+    def __init__(self) -> None:
+        self.compiled: list[GraphModule] = []
+        self.answers: list[Any] = []
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Recompile, and run the model last."""
+        self.compiled.clear()
+        for _ in range(5):
+            model.recompile()
+        assert self.compiled == []
+        for _ in range(2):
+            self.answers.append(model(IMAGE))
+        assert self.compiled == [model]
+        return model
+
+
+def test_a_quantizer_that_recompiles_has_code_generated_only_if_it_runs_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, and what runs is the model."""
+    model, quantizer, recompile = exported(nn.Linear(4, 4)), Recompiles(), GraphModule.recompile
+
+    def counted(module: GraphModule) -> Any:
+        quantizer.compiled.append(module)
+        return recompile(module)
+
+    expected = model(IMAGE)
+    monkeypatch.setattr(GraphModule, "recompile", counted)
+    tq.explain(model, tq.ComposableQuantizer([quantizer]))
+    assert all(torch.equal(answer, expected) for answer in quantizer.answers)
+    assert len(quantizer.answers) == 2

@@ -158,9 +158,20 @@ def test_sharing_with_oneself_is_a_circle() -> None:
     """The smallest circle is refused, too, and does not hang; an annotation need not name its quantizer."""
     model, (a,) = chain_of(1)
     a.meta[ANNOTATION_KEY] = Annotation({}, Shared(a))
-    with pytest.raises(tq.SharingError, match="circle") as caught:
+    with pytest.raises(tq.SharingError, match="from itself") as caught:
         find_groups(model.graph)
     assert caught.value.quantizer == "unnamed"
+
+
+def test_inputs_that_share_parameters_are_one_edge_where_an_operator_reads_one_tensor_twice() -> None:
+    """As Samsung's quantizer annotates the second input of an addition, also in ``x + x``."""
+    model, (a, b) = chain_of(2)
+    b.meta[ANNOTATION_KEY] = Annotation({a: Shared((a, b))}, Shared((a, b)))
+    with pytest.raises(tq.SharingError, match="what reads one tensor twice has one edge") as caught:
+        find_groups(model.graph)
+    assert caught.value.problem == "An edge or node takes its parameters from itself."
+    assert caught.value.node == f"{a.name} → {b.name}"
+    assert caught.value.__cause__ is None
 
 
 def test_sharing_with_a_place_without_a_spec_is_refused() -> None:
@@ -232,9 +243,9 @@ def test_a_spec_that_is_derived_from_itself_is_a_circle() -> None:
     """A node cannot have parameters that are computed from its own."""
     model, (a,) = chain_of(1)
     a.meta[ANNOTATION_KEY] = Annotation({}, derived(a))
-    with pytest.raises(tq.SharingError, match="circle") as caught:
+    with pytest.raises(tq.SharingError, match="from itself") as caught:
         find_groups(model.graph)
-    assert caught.value.node == f"{a.name} → {a.name}"
+    assert caught.value.node == a.name
 
 
 def test_a_spec_that_is_derived_from_itself_through_sharing_is_a_circle() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from plugins.torchao.flows import exported
 from plugins.torchao.models import model_of
 from plugins.torchao.vendors import VENDORS
 from torchquilt.backend import operators
+from torchquilt.errors import IntentError, QuantizerError, SharingError
 from torchquilt.testing import probe_child, probing
 from torchquilt.testing.probe_cache import VARIABLE, Subject
 from torchquilt_torchao import foreign
@@ -135,6 +137,36 @@ class ByShape(Outputs):
         return model
 
 
+class Notes(Outputs):
+    """Notes the model that it annotated last, as NNCF's algorithms note for what kind of model they are."""
+
+    def annotate(self, model: Any) -> Any:
+        """Annotate, and note."""
+        self.last = len(model.graph.nodes)
+        return super().annotate(model)
+
+
+class Slow(Outputs):
+    """Takes its time for any model."""
+
+    def annotate(self, model: Any) -> Any:
+        """Wait."""
+        time.sleep(1000)
+
+
+class Joins(Outputs):
+    """Lets the second input and the output of an addition share parameters with its first, as Samsung's."""
+
+    def meet(self, node: Any) -> None:
+        """Annotate what reads one tensor twice."""
+        if node.target is torch.ops.aten.mul.Tensor:
+            first, second = node.args
+            shared = theirs.SharedQuantizationSpec((first, node))
+            node.meta["quantization_annotation"] = theirs.QuantizationAnnotation(
+                {first: _INT8, second: shared}, shared, _annotated=True
+            )
+
+
 class BySource(Outputs):
     """Annotates additions of which an export has told where they come from."""
 
@@ -173,6 +205,110 @@ def test_a_second_time_starts_no_process(children: list[Any]) -> None:
     other = theirs.QuantizationSpec(torch.int8, MinMaxObserver, -127, 127, torch.per_tensor_affine)
     assert rows_of(Outputs(other)) != first
     assert children
+
+
+def test_what_use_leaves_in_a_quantizer_is_no_content(children: list[Any]) -> None:
+    """Behind explain it is not probed again in the same and in another composition; reconfigured it is."""
+    quantizer = Notes()
+    both = tq.ComposableQuantizer([quantizer, "executorch_embedding:byte_per_row"])
+    before = both.quantization_capabilities()
+    assert children
+    children.clear()
+    for name in ("residual", "linear"):
+        tq.explain(exported(model_of(name)), tq.ComposableQuantizer([quantizer]))
+        assert quantizer.last
+        assert both.quantization_capabilities() == before
+    assert children == []
+    quantizer.spec = theirs.QuantizationSpec(torch.int8, MinMaxObserver, -127, 127, torch.per_tensor_affine)
+    assert Subject(quantizer).known() is None
+
+
+@pytest.mark.parametrize(("quantizer", "at_once"), [(Outputs, False), (Slow, True)])
+def test_a_quantizer_that_takes_its_time_for_any_model_sees_all_examples_as_one(
+    quantizer: Any, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model without operators tells."""
+    monkeypatch.setattr(probing, "EACH", 2.0)
+    trial = probing._trial(foreign(quantizer()), probe_child.Stopwatch(), probing._probes())
+    assert trial.at_once == at_once
+    assert trial.each == (trial.limit if at_once else 2.0)
+    assert not trial.strict
+
+
+def test_all_examples_as_one_model_give_the_same_rows(
+    children: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one process for all of them, and rows that say so."""
+    found = rows_of(ByShape())
+    children.clear()
+    monkeypatch.setattr(probing._Trial, "is_slow", lambda trial: True)
+    again = probing.probe(foreign(ByShape()), Subject(ByShape()), again=True)
+    assert len(children) == 1
+    assert all(row.probed.endswith("; all examples as one model") for row in again)
+    assert [attrs.evolve(row, probed="") for row in again] == [attrs.evolve(row, probed="") for row in found]
+
+
+@pytest.mark.parametrize(("tried", "count"), [((operators.ADD,), 0), ((operators.LINEAR, operators.ADD), 1)])
+def test_strict_exports_are_tried_only_where_they_can_add_something(
+    tried: Any, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all that most quantizers take is annotated already, they cannot."""
+    monkeypatch.setattr(probing, "_BEFORE_RELU", tried)
+    stricts, export = [], torch.export.export
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        stricts.append(options["strict"])
+        return export(*arguments, **options)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    trial = probing._trial(foreign(Outputs()), probe_child.Stopwatch(), probing._probes())
+    assert not trial.strict
+    assert stricts.count(True) == count
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "text"),
+    [
+        (KeyError("t"), None, "it fails with KeyError: 't'"),
+        (QuantizerError("Q failed in annotate."), ValueError("no\nmore"), "it fails with ValueError: no"),
+        (SharingError("a shares with itself."), None, "what it annotates is refused: a shares with itself"),
+        (SharingError("a shares with b."), ValueError(1), "what it annotates is refused: a shares with b"),
+        (QuantizerError("The graph changed."), None, "what it annotates is refused: The graph changed"),
+    ],
+)
+def test_an_error_of_ours_says_what_the_quantizer_did(
+    error: Exception, cause: Exception | None, text: str
+) -> None:
+    """What is raised in its code is told as it is, in one line."""
+    error.__cause__ = cause
+    assert probe_child._in_words(error) == text
+
+
+def test_a_tensor_that_is_joined_with_itself_has_a_row_in_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row does not show how a circle is found."""
+    monkeypatch.setattr(probing, "OPERATORS", (operators.MUL,))
+    monkeypatch.setattr(probing, "_BEFORE_RELU", ())
+    (text,) = (row.scope for row in rows_of(Joins()) if not row.specs)
+    assert text.endswith(": what it annotates is refused: An edge or node takes its parameters from itself")
+
+
+@pytest.mark.parametrize(("text", "limit"), [("", probe_child.ALL), ("0.5", 0.5), ("200", 200.0)])
+def test_a_variable_sets_the_limit_of_all_examples(
+    text: str, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not reached within one limit is probed anew with another: the file is another one."""
+    before = Subject(Outputs()).file
+    monkeypatch.setenv(probe_child.LIMIT, text)
+    assert probe_child.limit() == limit
+    assert (Subject(Outputs()).file == before) == (not text)
+
+
+@pytest.mark.parametrize("text", ["a minute", "-1", "nan", "0"])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the variable."""
+    monkeypatch.setenv(probe_child.LIMIT, text)
+    with pytest.raises(IntentError, match="TORCHQUILT_PROBING_SECONDS"):
+        rows_of(Outputs())
 
 
 @pytest.mark.long
@@ -315,17 +451,13 @@ def test_an_example_without_an_answer_is_a_row_that_says_so(
 def test_all_of_probing_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator that is not reached any more has a row that says so."""
     monkeypatch.setattr(probing, "EACH", 0.5)
-    monkeypatch.setattr(probing, "ALL", 1.0)
-
-    class Slow(Outputs):
-        def meet(self, node: Any) -> None:
-            time.sleep(1000)
+    monkeypatch.setenv(probe_child.LIMIT, "1")
 
     begin = time.monotonic()
     found = rows_of(Slow())
     assert time.monotonic() - begin < 10
     assert {row.pattern for row in found} >= {op.name for op in FEW}
-    assert any("not reached in the time" in row.scope for row in found)
+    assert any("not reached in the time that probing may take (1 s)" in row.scope for row in found)
 
 
 def test_a_quantizer_that_edits_nothing_has_no_rows(children: list[Any]) -> None:

@@ -8,8 +8,10 @@ quantizer, a callback) gets it generated on the spot.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,6 +42,23 @@ def outdate(model: GraphModule) -> None:
     own.forward = _NOT_GENERATED
 
 
+@contextlib.contextmanager
+def code_postponed(model: GraphModule) -> Iterator[None]:
+    """Let ``recompile`` note, in a block that leaves the graph as it is, that its code is out of date.
+
+    Some quantizers call it for each of hundreds of patterns.
+    """
+    own: Any = type(model)  # which torch makes for each graph module
+    is_outermost = "recompile" not in vars(own)
+    if is_outermost:
+        own.recompile = outdate
+    try:
+        yield
+    finally:
+        if is_outermost:
+            del own.recompile
+
+
 def generate_code(model: torch.nn.Module) -> None:
     """Generate the code of each graph in a model that was edited."""
     for module in model.modules():  # one that holds others generates theirs, too
@@ -53,7 +72,7 @@ class _NotGenerated:
     def __get__(self, model: GraphModule | None, kind: type | None = None) -> Any:
         if model is None:
             return self
-        model.recompile()
+        GraphModule.recompile(model)  # its own may be postponed
         return model.forward
 
 

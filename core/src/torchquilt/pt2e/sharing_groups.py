@@ -74,6 +74,7 @@ def find_groups(graph: Graph) -> tuple[Group, ...]:
     """
     specs = _annotated_specs(graph)
     _check_sources(specs)
+    _check_selves(specs)
     _check_circles(specs)
     links: list[tuple[EdgeOrNode, EdgeOrNode]] = [
         (edge_or_node, spec.edge_or_node)
@@ -126,6 +127,20 @@ def _check_sources(specs: dict[EdgeOrNode, AnySpec]) -> None:
                     got=edge_name(source),
                     remedy="annotate that edge or node, too, or give this one a spec of its own",
                 )
+
+
+def _check_selves(specs: dict[EdgeOrNode, AnySpec]) -> None:
+    """Refuse circles of one: a quantizer lets inputs share parameters, and both are the same tensor."""
+    for edge_or_node, spec in specs.items():
+        if edge_or_node in _sources(spec):
+            raise SharingError(
+                "An edge or node takes its parameters from itself.",
+                node=edge_name(edge_or_node),
+                quantizer=_owner(edge_or_node),
+                expected="a spec of its own, or another edge or node to take parameters from",
+                got=spec,
+                remedy="give it a QuantizationSpec; what reads one tensor twice has one edge for both inputs",
+            )
 
 
 def _check_circles(specs: dict[EdgeOrNode, AnySpec]) -> None:

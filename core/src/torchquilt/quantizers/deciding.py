@@ -209,10 +209,13 @@ class _AnnotationGuard:
 
     def let_annotate(self, quantizer: Quantizer) -> None:
         """Let one quantizer annotate, and check what it changed."""
+        from torchquilt.graph.code_generation import code_postponed
+
         before = _structure(self.model)
         with blamed(quantizer, "annotate"):
             try:
-                returned: object = quantizer.annotate(self.model)
+                with code_postponed(self.model):
+                    returned: object = quantizer.annotate(self.model)
             except EditedAnnotationError as error:
                 for node, earlier in self.decided.items():
                     if error.edited is earlier or error.edited is earlier.input_qspec_map:

@@ -8,17 +8,19 @@ import hashlib
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import importlib_metadata
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from torchquilt._internal.atomic_files import replacing
 from torchquilt.errors import PatternError
 from torchquilt.support.capabilities import Capabilities
+from torchquilt.testing.probe_child import ALL, limit
 
 #: The folder of the cache; without it ``torchquilt`` in the user's folder of caches.
 VARIABLE = "TORCHQUILT_CACHE"
@@ -26,6 +28,9 @@ VARIABLE = "TORCHQUILT_CACHE"
 _PACKAGES = ("torchquilt", "torch")
 _PLAIN = (str, bytes, int, float, bool, type(None), torch.dtype, torch.device)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+# Value that was used → its content after use, and before.
+_USED: Any = WeakIdKeyDictionary()
 
 
 @attrs.frozen(eq=False)
@@ -56,10 +61,27 @@ class Subject:
     def file(self) -> Path:
         """The file of the rows: one for all subjects with this content."""
         source = [_source(cls) for cls in type(self.value).__mro__]
-        text = repr([self.versions, source, _text(self.value)])
+        # Within another limit more may be found, or less.
+        limits = [limit()] * (limit() != ALL)
+        text = repr([self.versions, source, self._content, *limits])
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(os.environ.get(VARIABLE) or Path(home, "torchquilt"))
         return folder / "probed" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+
+    @property
+    def _content(self) -> str:
+        content = _text(self.value)
+        after, before = _USED.get(self.value, (content, content))
+        return str(before) if content == after else content
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Count as no content what a block adds to the value, as NNCF's algorithms note what they ran on."""
+        before = self._content
+        yield
+        after = _text(self.value)
+        if after != before:
+            _USED[self.value] = (after, before)
 
     def known(self) -> Capabilities | None:
         """The rows that were kept; None where there are none, or the file is damaged."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import time
@@ -13,9 +14,29 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from torchquilt.errors import IntentError, QuantizerError, TorchquiltError
+
 Answer = TypeVar("Answer")
 
 TOO_LONG = "annotating it took longer than"
+
+#: Seconds for all examples, by a :class:`Stopwatch`, and the variable that sets another limit.
+ALL, LIMIT = 50.0, "TORCHQUILT_PROBING_SECONDS"
+
+
+def limit() -> float:
+    """Seconds that probing may take.
+
+    Raises:
+        IntentError: the variable holds no number of seconds.
+    """
+    text = os.environ.get(LIMIT, "")
+    with contextlib.suppress(ValueError):
+        if not text or 0 < float(text) < math.inf:
+            return float(text or ALL)
+    raise IntentError(
+        f"{LIMIT} does not say how long probing may take.", expected="a number of seconds", got=repr(text)
+    )
 
 
 class Stopwatch:
@@ -101,7 +122,15 @@ def _send(function: Callable[[], Any], there: Any) -> None:
     try:
         answer = function()
     except Exception as error:  # a vendor's own code
-        cause = error.__cause__ or error
-        line = next(iter(str(cause).splitlines()), "")
-        answer = f"it fails with {type(cause).__name__}: {line[:200]}"
+        answer = _in_words(error)
     there.send(answer)
+
+
+def _in_words(error: Exception) -> str:
+    """A line about an error: one of the quantizer's code, or one of ours about what it annotated."""
+    cause = error.__cause__
+    if isinstance(error, TorchquiltError) and not (cause and isinstance(error, QuantizerError)):
+        return f"what it annotates is refused: {error.problem.rstrip('.')}"
+    failure = cause or error
+    line = next(iter(str(failure).splitlines()), "")
+    return f"it fails with {type(failure).__name__}: {line[:200]}"

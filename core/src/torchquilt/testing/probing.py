@@ -31,10 +31,10 @@ from torchquilt.support.capability_row import Capability
 from torchquilt.support.operators import OPERATORS, Operator
 from torchquilt.testing.examples import Example, operator_examples, side_by_side
 from torchquilt.testing.probe_cache import Subject
-from torchquilt.testing.probe_child import TOO_LONG, Stopwatch, in_child
+from torchquilt.testing.probe_child import TOO_LONG, Stopwatch, in_child, limit
 
-#: Seconds that a child process may take, and all of them together, by a :class:`Stopwatch`.
-EACH, ALL = 10.0, 50.0
+#: Seconds that a child process may take, by a :class:`Stopwatch`.
+EACH = 10.0
 
 # Operators of which each is also tried behind one that is usually quantized, and those that a ReLU follows.
 _IN_FRONT = (operators.LINEAR, operators.CONV2D)
@@ -76,8 +76,8 @@ def probe(quantizer: Quantizer, subject: Subject, *, again: bool = False) -> Cap
     """
     known = None if again else subject.known()
     if known is None:
-        probes, stopwatch = _probes(), Stopwatch()
-        trial = _Trial(quantizer, stopwatch, strict=_is_for_strict_exports(quantizer, stopwatch))
+        stopwatch, probes = Stopwatch(), _probes()
+        trial = _trial(quantizer, stopwatch, probes)
         outcomes = [*trial.outcomes(probes)]
         known = Capabilities(tuple(_rows(trial, probes, outcomes, subject)))
         # Of what took too long on a busy machine more may be known another time.
@@ -90,19 +90,36 @@ def _is_out_of_time(outcome: object) -> bool:
     return isinstance(outcome, str) and outcome.startswith((TOO_LONG, _NOT_REACHED))
 
 
-def _is_for_strict_exports(quantizer: Quantizer, stopwatch: Stopwatch) -> bool:
+def _is_reached(outcome: object) -> bool:
+    return not (isinstance(outcome, str) and outcome.startswith(_NOT_REACHED))
+
+
+def _trial(quantizer: Quantizer, stopwatch: Stopwatch, probes: list[_Probe]) -> _Trial:
+    """How examples are put before a quantizer, by how long it takes and what it annotates."""
+    trial = _Trial(quantizer, stopwatch, EACH, limit())
+    if trial.is_slow():
+        return attrs.evolve(trial, each=trial.limit, at_once=True)
+    plain = [_first_about(op, probes) for op in _BEFORE_RELU]
+    return attrs.evolve(trial, strict=_is_for_strict_exports(trial, plain))
+
+
+def _first_about(op: Operator, probes: list[_Probe]) -> _Probe:
+    return next(probe for probe in probes if probe.pattern == (op,))
+
+
+def _is_for_strict_exports(trial: _Trial, probes: list[_Probe]) -> bool:
     """Whether more of the operators that most quantizers take are annotated where the export was strict.
 
     Only strict exports say of which module or function of torch an operator is (``source_fn_stack``).
     """
-    firsts = ((op, example) for op in _BEFORE_RELU for example in itertools.islice(operator_examples(op), 1))
-    probes = [_Probe((op,), example) for op, example in firsts]
     annotated = []
     for strict in (False, True):
-        answer = _Trial(quantizer, stopwatch, strict).answer(probes)
+        answer = attrs.evolve(trial, strict=strict).answer(probes)
         if _is_out_of_time(answer):
             return False
         annotated.append(-1 if isinstance(answer, str) else sum(map(bool, answer)))
+        if annotated[0] == len(probes):
+            return False  # there is nothing more to annotate
     return annotated[True] > annotated[False]
 
 
@@ -137,11 +154,14 @@ def _rows(
     for probe, outcome in zip(probes, outcomes, strict=True):
         answers = found.setdefault(probe.pattern, [])
         # An operator of which some examples were reached is known by these; the first one is the plain call.
-        if outcome != _NOT_REACHED or not answers:
+        if _is_reached(outcome) or not answers:
             answers.append((probe, outcome))
-    reached = sum(outcome != _NOT_REACHED for outcome in outcomes)
+    reached = sum(map(_is_reached, outcomes))
     versions = ", ".join(f"{name} {version}" for name, version in subject.versions)
-    how = f"{datetime.date.today().isoformat()}, with {versions}"
+    how = (
+        f"{datetime.date.today().isoformat()}, with {versions}"
+        + "; all examples as one model" * trial.at_once
+    )
     if reached < len(probes):
         how += f"; time was enough for {reached} of {len(probes)} examples"
     for pattern, answers in found.items():
@@ -203,11 +223,22 @@ class _Trial:
 
     quantizer: Quantizer
     stopwatch: Stopwatch
+    each: float
+    limit: float
     strict: bool = False
+    at_once: bool = False
+
+    def is_slow(self) -> bool:
+        """Whether annotating takes its time even where there is no operator.
+
+        CoreML's exports 400 patterns anew for each model.
+        """
+        nothing = _Probe((), Example("nothing", torch.nn.Identity(), (torch.zeros(1),)))
+        return _is_out_of_time(attrs.evolve(self, each=self.each / 5).answer([nothing]))
 
     def outcomes(self, probes: list[_Probe]) -> Iterator[Outcome]:
         """The outcome of each probe."""
-        size, at = _FIRST, 0
+        size, at = len(probes) if self.at_once else _FIRST, 0
         while at < len(probes):
             found = self._outcomes_of(probes[at : at + size])
             yield from found
@@ -223,20 +254,20 @@ class _Trial:
         if len(batch) == 1:
             return [answer]
         # Halves find an error that comes soon in the fewest steps, and one that takes its time in the most.
-        is_soon = self.stopwatch.seconds - begin < EACH / 2
+        is_soon = self.stopwatch.seconds - begin < self.each / 2
         step = (len(batch) + 1) // 2 if is_soon else 1
         parts = (batch[at : at + step] for at in range(0, len(batch), step))
         return [outcome for part in parts for outcome in self._outcomes_of(part)]
 
     def answer(self, batch: Sequence[_Probe]) -> list[Outcome] | str:
         """The outcomes of some probes as one model; a text where there are none."""
-        if self.stopwatch.seconds >= ALL:
-            return _NOT_REACHED
+        if self.stopwatch.seconds >= self.limit:
+            return f"{_NOT_REACHED} ({self.limit:g} s)"
         both = side_by_side([probe.example for probe in batch])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(both.module, both.inputs, strict=self.strict)
-        seconds = max(0.1, min(EACH, ALL - self.stopwatch.seconds))
+        seconds = max(0.1, min(self.each, self.limit - self.stopwatch.seconds))
         return in_child(lambda: _annotated(self.quantizer, program, batch), seconds, self.stopwatch)
 
 

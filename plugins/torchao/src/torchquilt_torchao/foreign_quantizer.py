@@ -145,12 +145,13 @@ class ForeignQuantizer(tq.Quantizer):
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Let the foreign quantizer rewrite the model."""
-        made: GraphModule = self.subject.transform_for_annotation(model)
+        with self._content.in_use():
+            made: GraphModule = self.subject.transform_for_annotation(model)
         return made
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Let the foreign quantizer annotate, and translate what it wrote."""
-        with _shown_to_torchao(model):
+        with _shown_to_torchao(model), self._content.in_use():
             self.subject.annotate(model)
         observed = translate_annotations(model.graph, self.name)
         if self.observers != "ours":
