@@ -22,7 +22,7 @@ from torchao.quantization.pt2e import quantizer as theirs
 import torchquilt as tq
 from plugins.torchao.flows import exported
 from plugins.torchao.models import model_of
-from plugins.torchao.vendors import VENDORS
+from plugins.torchao.vendors import SLOW, VENDORS
 from torchquilt.backend import operators
 from torchquilt.errors import IntentError, QuantizerError, SharingError
 from torchquilt.testing import probe_child, probing
@@ -569,6 +569,10 @@ def test_the_key_is_that_of_the_content() -> None:
     keys = {name: Subject(VENDORS[name]()).file.name for name in names}
     assert len({*keys.values()}) == len(names)
     assert keys == {name: Subject(VENDORS[name]()).file.name for name in names}
+    for name in names:
+        used = VENDORS[name]()
+        tq.explain(exported(model_of("linear")), used)
+        assert Subject(used).file.name == keys[name], name
     code = f"""
 import json
 from plugins.torchao.vendors import VENDORS
@@ -612,11 +616,12 @@ def test_a_name_that_an_object_makes_of_its_address_is_no_content() -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("vendor", [*VENDORS])
+@pytest.mark.parametrize("vendor", [*VENDORS, *SLOW])
 def test_each_quantizer_is_probed_within_a_minute(vendor: str) -> None:
     """Each that imports here, from nothing."""
+    quantizer = {**VENDORS, **SLOW}[vendor]()
     begin = time.monotonic()
-    found = rows_of(VENDORS[vendor]())
+    found = rows_of(quantizer)
     assert time.monotonic() - begin < 60
     assert any(row.specs for row in found)
     # Those of Cadence look for the module that an operator is of.

@@ -1,7 +1,8 @@
 """Capabilities of quantizers that have no table, found out by annotating examples of operators.
 
 Examples are annotated in child processes, many as one model while all goes well. Where one hangs, ends the
-process or fails, each is annotated by itself, so that the row of that one can say so.
+process or fails, each is annotated by itself, so that the row of that one can say so. A quantizer that takes
+its time for any model is given all examples as one.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ class _Probe:
 def probe(quantizer: Quantizer, subject: Subject, *, again: bool = False) -> Capabilities:
     """Find out what a quantizer annotates under its config, and with which specs.
 
-    Takes up to a minute; and no time where a subject with the same content has been probed before, see
-    :class:`Subject`. The quantizer is left as it is, since examples are annotated in child processes.
+    Takes up to a minute, or what ``TORCHQUILT_PROBING_SECONDS`` says; and no time where a subject with the
+    same content has been probed before, see :class:`Subject`. The quantizer is left as it is, since examples
+    are annotated in child processes.
 
     Args:
         quantizer: the quantizer. A row is about its name.
@@ -231,7 +233,7 @@ class _Trial:
     def is_slow(self) -> bool:
         """Whether annotating takes its time even where there is no operator.
 
-        CoreML's exports 400 patterns anew for each model.
+        CoreML's exports hundreds of patterns anew for each model.
         """
         nothing = _Probe((), Example("nothing", torch.nn.Identity(), (torch.zeros(1),)))
         return _is_out_of_time(attrs.evolve(self, each=self.each / 5).answer([nothing]))
