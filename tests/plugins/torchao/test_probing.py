@@ -223,15 +223,15 @@ def test_what_use_leaves_in_a_quantizer_is_no_content(children: list[Any]) -> No
     assert Subject(quantizer).known() is None
 
 
-@pytest.mark.parametrize(("quantizer", "at_once"), [(Outputs, False), (Slow, True)])
+@pytest.mark.parametrize(("quantizer", "seconds", "at_once"), [(Outputs, 30.0, False), (Slow, 0.2, True)])
 def test_a_quantizer_that_takes_its_time_for_any_model_sees_all_examples_as_one(
-    quantizer: Any, at_once: bool, monkeypatch: pytest.MonkeyPatch
+    quantizer: Any, seconds: float, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model without operators tells."""
-    monkeypatch.setattr(probing, "EACH", 2.0)
+    monkeypatch.setattr(probing, "FOR_NOTHING", seconds)
     trial = probing._trial(foreign(quantizer()), probe_child.Stopwatch(), probing._probes())
     assert trial.at_once == at_once
-    assert trial.each == (trial.limit if at_once else 2.0)
+    assert trial.each == (trial.limit if at_once else probing.EACH)
     assert not trial.strict
 
 
@@ -252,7 +252,7 @@ def test_all_examples_as_one_model_give_the_same_rows(
 def test_strict_exports_are_tried_only_where_they_can_add_something(
     tried: Any, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where all that most quantizers take is annotated already, they cannot."""
+    """They cannot where all that most quantizers take is annotated already."""
     monkeypatch.setattr(probing, "_BEFORE_RELU", tried)
     stricts, export = [], torch.export.export
 
@@ -279,7 +279,7 @@ def test_strict_exports_are_tried_only_where_they_can_add_something(
 def test_an_error_of_ours_says_what_the_quantizer_did(
     error: Exception, cause: Exception | None, text: str
 ) -> None:
-    """What is raised in its code is told as it is, in one line."""
+    """An error of its code is told as it is, in one line."""
     error.__cause__ = cause
     assert probe_child._in_words(error) == text
 
@@ -296,7 +296,7 @@ def test_a_tensor_that_is_joined_with_itself_has_a_row_in_our_words(monkeypatch:
 def test_a_variable_sets_the_limit_of_all_examples(
     text: str, limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is not reached within one limit is probed anew with another: the file is another one."""
+    """With another limit the file is another one, so that all is probed anew."""
     before = Subject(Outputs()).file
     monkeypatch.setenv(probe_child.LIMIT, text)
     assert probe_child.limit() == limit
@@ -345,6 +345,7 @@ def test_a_time_out_is_kept_where_other_work_cannot_be_the_reason(
 ) -> None:
     """On a system that does not tell for how long a process waited for a processor, it is tried again."""
     monkeypatch.setattr(probing, "EACH", 1.0)
+    monkeypatch.setattr(probing._Trial, "is_slow", lambda trial: False)
     monkeypatch.setattr(probe_child, "_waited", lambda process: 0.0 if is_exact else None)
     (row,) = rows_of(Hangs()).filter("t")
     assert "took longer than 1 s" in row.scope

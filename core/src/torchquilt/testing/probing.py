@@ -34,8 +34,8 @@ from torchquilt.testing.examples import Example, operator_examples, side_by_side
 from torchquilt.testing.probe_cache import Subject
 from torchquilt.testing.probe_child import TOO_LONG, Stopwatch, in_child, limit
 
-#: Seconds that a child process may take, by a :class:`Stopwatch`.
-EACH = 10.0
+#: Seconds that a child process may take, by a :class:`Stopwatch`, and one for a model without operators.
+EACH, FOR_NOTHING = 10.0, 2.0
 
 # Operators of which each is also tried behind one that is usually quantized, and those that a ReLU follows.
 _IN_FRONT = (operators.LINEAR, operators.CONV2D)
@@ -97,7 +97,7 @@ def _is_reached(outcome: object) -> bool:
 
 
 def _trial(quantizer: Quantizer, stopwatch: Stopwatch, probes: list[_Probe]) -> _Trial:
-    """How examples are put before a quantizer, by how long it takes and what it annotates."""
+    """A trial in the way that suits a quantizer, by how long it takes and what it annotates."""
     trial = _Trial(quantizer, stopwatch, EACH, limit())
     if trial.is_slow():
         return attrs.evolve(trial, each=trial.limit, at_once=True)
@@ -236,7 +236,7 @@ class _Trial:
         CoreML's exports hundreds of patterns anew for each model.
         """
         nothing = _Probe((), Example("nothing", torch.nn.Identity(), (torch.zeros(1),)))
-        return _is_out_of_time(attrs.evolve(self, each=self.each / 5).answer([nothing]))
+        return _is_out_of_time(attrs.evolve(self, each=FOR_NOTHING).answer([nothing]))
 
     def outcomes(self, probes: list[_Probe]) -> Iterator[Outcome]:
         """The outcome of each probe."""
