@@ -411,7 +411,9 @@ def test_the_bridge_runs_what_executorchs_wheel_contains(
         edge = to_edge_transform_and_lower(
             torch.export.export(quantized, inputs), partitioner=[XnnpackPartitioner()]
         )
-        method = Runtime.get().load_program(edge.to_executorch().buffer).load_method("forward")
+        stored = edge.to_executorch().buffer  # the runtime reads it, and does not keep it
+        program = Runtime.get().load_program(stored)
+        method = program.load_method("forward")
         found, expected = method.execute(list(inputs))[0], quantized(*inputs)
         print(bool((found - expected).abs().max() < 0.02 * expected.abs().max()))
     """

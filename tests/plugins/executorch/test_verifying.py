@@ -219,6 +219,7 @@ def test_a_program_may_be_as_far_off_as_roundings_bring_the_model(
     change = attrs.evolve(xnnpack_lowering.CONTRIBUTION, passes=(multiplied_by(factor),))
     monkeypatch.setattr(xnnpack_lowering, "CONTRIBUTION", change)
     x = halves()
+    torch.manual_seed(0)  # how far roundings bring it depends on the weights
     module = Fn(lambda m, x: m.fc(x).cumsum(-1), fc=nn.Linear(34, 34))
     with torch.no_grad():
         module.fc.weight[:, -2:] = 0  # what sets the scale is no part of the result

@@ -50,6 +50,10 @@ def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         return
     monkeypatch.setattr(probing, "OPERATORS", FEW)
     monkeypatch.setattr(probing, "_BEFORE_RELU", (operators.LINEAR,))
+    # A machine that stands still for a while is no quantizer that takes long. Tests of limits set their own.
+    monkeypatch.setattr(probing, "EACH", 300.0)
+    monkeypatch.setattr(probing, "FOR_NOTHING", 300.0)
+    monkeypatch.setenv(probe_child.LIMIT, "3000")
 
 
 @pytest.fixture
