@@ -301,6 +301,7 @@ def test_a_variable_sets_the_limit_of_all_examples(
     text: str, limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With another limit the file is another one, so that all is probed anew."""
+    monkeypatch.delenv(probe_child.LIMIT)
     before = Subject(Outputs()).file
     monkeypatch.setenv(probe_child.LIMIT, text)
     assert probe_child.limit() == limit
