@@ -13,6 +13,9 @@ import torchquilt as tq
 from plugins.executorch.models import converted, xnnpack
 from strategies import Fn, export, normal
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 
 def layers() -> dict[str, nn.Module]:
     """Three layers."""

@@ -17,6 +17,9 @@ from strategies import normal
 from torchquilt.lowering import Dimension
 from torchquilt_executorch import sizes
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 
 def network() -> nn.Module:
     """A convolution and what stands behind it."""

@@ -199,6 +199,7 @@ def test_a_row_says_specs_and_that_it_was_probed() -> None:
     assert "probing" in str(rows_of(Outputs()))
 
 
+@pytest.mark.long
 def test_a_second_time_starts_no_process(children: list[Any]) -> None:
     """Of the same class, config and versions; of another config it does."""
     first = rows_of(Outputs())
@@ -211,6 +212,7 @@ def test_a_second_time_starts_no_process(children: list[Any]) -> None:
     assert children
 
 
+@pytest.mark.long
 def test_what_use_leaves_in_a_quantizer_is_no_content(children: list[Any]) -> None:
     """Behind explain it is not probed again in the same and in another composition; reconfigured it is."""
     quantizer = Notes()
@@ -239,6 +241,7 @@ def test_a_quantizer_that_takes_its_time_for_any_model_sees_all_examples_as_one(
     assert not trial.strict
 
 
+@pytest.mark.long
 def test_all_examples_as_one_model_give_the_same_rows(
     children: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +291,7 @@ def test_an_error_of_ours_says_what_the_quantizer_did(
     assert probe_child._in_words(error) == text
 
 
+@pytest.mark.long
 def test_a_tensor_that_is_joined_with_itself_has_a_row_in_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """The row does not show how a circle is found."""
     monkeypatch.setattr(probing, "OPERATORS", (operators.MUL,))
@@ -417,6 +421,7 @@ def test_before_probing_the_ledger_asks_for_a_strict_export_where_that_may_be_th
     assert ("strict=True" in text) == (not strict)
 
 
+@pytest.mark.long
 def test_where_processes_cannot_be_copied_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is tried in this process instead, and no row supports anything."""
     monkeypatch.setattr(probe_child.multiprocessing, "get_all_start_methods", lambda: ["spawn"])

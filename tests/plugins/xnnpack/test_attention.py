@@ -15,6 +15,9 @@ from plugins.oracle import outputs_of
 from strategies import Fn, export, normal, quantize, sqnr
 from torchquilt_xnnpack import XNNPACKQuantizer
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 X = normal(1, 4, 16)
 MASK = torch.full((4, 4), torch.finfo(torch.float32).min).triu(1)
 

@@ -14,6 +14,10 @@ import torchquilt as tq
 from strategies import Fn, normal, quantize
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
+
 _Operator = Callable[[torch.Tensor], torch.Tensor]
 
 #: The first ones are cut in two by the delegate; all are decomposed, if only for the runtime.

@@ -16,6 +16,9 @@ import torchquilt as tq
 from strategies import export, normal
 from torchquilt_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 
+#: It takes long: `make test-long` runs it.
+pytestmark = pytest.mark.long
+
 X = normal(3, 8) * torch.tensor([1.0, 0, 1, 1, 0, 1, -1, 1])  # with zeros of its own
 
 Step = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
