@@ -634,6 +634,10 @@ def test_each_quantizer_is_probed_within_a_minute(vendor: str) -> None:
     begin = time.monotonic()
     found = rows_of(quantizer)
     assert time.monotonic() - begin < 60
+    if vendor in SLOW and not any(row.specs for row in found):
+        # It takes about as long as the limit: on a slower machine each row says so.
+        assert all("not reached in the time that probing may take" in row.scope for row in found)
+        return
     assert any(row.specs for row in found)
     # Those of Cadence look for the module that an operator is of.
     is_strict = {"strict_export" in dict(row.constraints) for row in found if row.specs}
