@@ -90,7 +90,7 @@ QUANTIZED: dict[str, tuple[Callable[..., Any], set[str]]] = {
 
 @pytest.mark.parametrize("name", FLOAT)
 def test_an_output_that_is_read_in_float_stays_in_float(name: str) -> None:
-    """Whatever moves it in between, and with the sums that are as cheap in float."""
+    """So do those that are moved in between, or are read by sums that are as cheap in float."""
     function, expected = FLOAT[name]
     assert in_float(ledger_of(function)) == expected
 

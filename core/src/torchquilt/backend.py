@@ -62,7 +62,7 @@ _PUBLIC = {
     # The quantizer, and what users asked of it.
     "quantizers.base": ("Quantizer", "as_quantizer"),
     "quantizers.pattern_quantizer": ("PatternQuantizer",),
-    "quantizers.matching": ("Claim",),
+    "quantizers.claim": ("Claim",),
     "intent.intent": ("Intent",),
     "spec.annotation": ("QuantizationAnnotation", "annotate_node", "annotation_of"),
     # Facts about a node. They read, and never write.
@@ -234,7 +234,7 @@ if TYPE_CHECKING:
     from torchquilt.pt2e.observer_points import ObservedPoint as ObservedPoint
     from torchquilt.quantizers.base import Quantizer as Quantizer
     from torchquilt.quantizers.base import as_quantizer as as_quantizer
-    from torchquilt.quantizers.matching import Claim as Claim
+    from torchquilt.quantizers.claim import Claim as Claim
     from torchquilt.quantizers.pattern_quantizer import PatternQuantizer as PatternQuantizer
     from torchquilt.spec.annotation import QuantizationAnnotation as QuantizationAnnotation
     from torchquilt.spec.annotation import annotate_node as annotate_node

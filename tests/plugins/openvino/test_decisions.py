@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional
 
 import torchquilt as tq
 from plugins.openvino.models import Calling, images, program, statuses
@@ -32,7 +32,7 @@ class Block(nn.Module):
         heads = (
             one(x).view(*x.shape[:2], HEADS, -1).transpose(1, 2) for one in (self.query, self.key, self.value)
         )
-        found = F.scaled_dot_product_attention(*heads)
+        found = functional.scaled_dot_product_attention(*heads)
         read: torch.Tensor = self.out(found.transpose(1, 2).reshape(x.shape))
         return read
 
@@ -40,9 +40,9 @@ class Block(nn.Module):
         """Attend, and compute with each token."""
         if self.norm_first:
             x = x + self.attend(self.of_attention(x))
-            return x + self.down(F.gelu(self.up(self.of_layers(x))))
+            return x + self.down(functional.gelu(self.up(self.of_layers(x))))
         x = self.of_attention(x + self.attend(x))
-        found: torch.Tensor = self.of_layers(x + self.down(F.gelu(self.up(x))))
+        found: torch.Tensor = self.of_layers(x + self.down(functional.gelu(self.up(x))))
         return found
 
 
@@ -122,11 +122,14 @@ def test_a_transformer_multiplies_integers(norm_first: bool) -> None:
 
 
 AVERAGES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
-    "plain": (lambda x: F.avg_pool2d(x, 2), ""),
-    "padding that is not counted": (lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), ""),
-    "padding that is counted": (lambda x: F.avg_pool2d(x, 3, 1, 1), "constraint:counted_padding"),
-    "padding of one dimension": (lambda x: F.avg_pool2d(x, 3, 1, (0, 1)), "constraint:counted_padding"),
-    "ceil mode": (lambda x: F.avg_pool2d(x, 2, ceil_mode=True), "constraint:ceil_mode"),
+    "plain": (lambda x: functional.avg_pool2d(x, 2), ""),
+    "padding that is not counted": (lambda x: functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False), ""),
+    "padding that is counted": (lambda x: functional.avg_pool2d(x, 3, 1, 1), "constraint:counted_padding"),
+    "padding of one dimension": (
+        lambda x: functional.avg_pool2d(x, 3, 1, (0, 1)),
+        "constraint:counted_padding",
+    ),
+    "ceil mode": (lambda x: functional.avg_pool2d(x, 2, ceil_mode=True), "constraint:ceil_mode"),
 }
 
 
@@ -157,5 +160,5 @@ def test_averages_are_right(name: str, activation: Callable[..., torch.Tensor] |
 def test_a_change_of_strides_keeps_no_average_in_float() -> None:
     """Torch writes one behind the mean of an image in ``channels_last``."""
     x = uniform(1, 4, 6, 6).contiguous(memory_format=torch.channels_last)
-    model = Calling(lambda conv, x: conv(F.adaptive_avg_pool2d(x, 1)), nn.Conv2d(4, 4, 1))
+    model = Calling(lambda conv, x: conv(functional.adaptive_avg_pool2d(x, 1)), nn.Conv2d(4, 4, 1))
     assert set(statuses(program(model, (x,))).values()) == {"integer_kernel"}

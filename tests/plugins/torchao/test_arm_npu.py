@@ -14,17 +14,17 @@ from torchquilt_torchao.arm_npu import kernels_of
 CONV, POOL, DMA, READS, WRITES, BASE = 0x02, 0x05, 0x10, 0x105, 0x114, 0x4000
 
 
-def block(name: bytes, content: bytes) -> bytes:
+def block(name: bytes, content: bytes, *, is_outside: bool = False) -> bytes:
     """A block of a payload, as ExecuTorch writes them."""
-    return struct.pack("<16sI12x", name, len(content)) + content + bytes(-len(content) % 16)
+    return struct.pack("<16sI?11x", name, len(content), is_outside) + content + bytes(-len(content) % 16)
 
 
-def payload(*commands: int) -> bytes:
+def payload(*commands: int, is_outside: bool = False) -> bytes:
     """A payload with these commands, behind the header for the driver."""
     header = (0x31504F43, 0x1, 7, 9, 0x5, 0x5, 0x5, len(commands) << 16 | 0x2)
     words = struct.pack(f"<{len(header) + len(commands)}I", *header, *commands)
     blocks = {b"vela_bin_stream": b"", b"cmd_data": words, b"weight_data": bytes(range(1, 20))}
-    return b"".join(block(name, content) for name, content in blocks.items())
+    return b"".join(block(name, content, is_outside=is_outside) for name, content in blocks.items())
 
 
 def set_to(register: int, value: int) -> int:
@@ -56,6 +56,11 @@ def test_types_are_read_from_registers(register: int, value: int, kernel: str) -
     """The numbers are those of Vela's ``ifm_precision`` and ``ofm_precision``."""
     given = payload(set_to(READS, 0x1), set_to(WRITES, 0x1), set_to(register, value), CONV)
     assert [*map(str, kernels_of(given))] == [f"NPU_OP_CONV{kernel}"]
+
+
+def test_what_is_outside_of_the_payload_is_not_read() -> None:
+    """A block then has a digest, whose bytes are no commands."""
+    assert [*kernels_of(payload(CONV, POOL, is_outside=True))] == []
 
 
 def test_words_behind_commands_are_no_commands() -> None:

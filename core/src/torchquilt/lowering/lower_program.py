@@ -366,12 +366,12 @@ def _given(backends: object) -> dict[str, Contribution]:
         if not isinstance(contribution, Contribution):
             raise LoweringError(
                 "What backends= gives for a name is no contribution.",
-                backend=str(name),
+                backend=name,
                 expected="a torchquilt.backend.Contribution, or None for that of the installed backend",
                 got=repr(contribution),
                 remedy="lower(..., backends={name: Contribution(partitioners=lambda: [...])})",
             )
-        found[str(name)] = contribution
+        found[name] = contribution
     return found
 
 

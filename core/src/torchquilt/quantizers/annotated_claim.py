@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from torchquilt.errors import QuantizerError
-from torchquilt.quantizers.matching import Claim, Rows
+from torchquilt.quantizers.claim import Claim
+from torchquilt.quantizers.matching import Rows
 from torchquilt.spec.annotation import QuantizationAnnotation, annotate_node, annotation_of
 
 if TYPE_CHECKING:

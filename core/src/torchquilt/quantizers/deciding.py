@@ -19,7 +19,8 @@ from torchquilt.graph.node_values import KEPT_IN_FLOAT, has_no_effect
 from torchquilt.graph.subgraphs import nodes_of
 from torchquilt.quantizers.annotated_claim import annotate_claim
 from torchquilt.quantizers.base import Quantizer, inherits
-from torchquilt.quantizers.matching import Claim, GraphFacts, Matcher
+from torchquilt.quantizers.claim import Claim
+from torchquilt.quantizers.matching import GraphFacts, Matcher
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.spec.annotation import (
     ANNOTATION_KEY,

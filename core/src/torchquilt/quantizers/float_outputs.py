@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from torchquilt.quantizers.claim import Claim
 from torchquilt.quantizers.profitability import (
-    Claim,
     Tensor,
     is_asked_for_by_name,
     makes_integers,

@@ -17,7 +17,8 @@ from torchquilt.intent.intent import Intent
 from torchquilt.intent.rules import GlobalRule, ObjectTypeRule, Rule
 from torchquilt.quantizers.annotated_claim import annotate_claim
 from torchquilt.quantizers.base import Quantizer, inherits
-from torchquilt.quantizers.matching import Claim, GraphFacts, Matcher
+from torchquilt.quantizers.claim import Claim
+from torchquilt.quantizers.matching import GraphFacts, Matcher
 from torchquilt.quantizers.unmet_rules import telling_rejects, unmet_rules
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.config import QuantizationConfig

@@ -27,41 +27,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import attrs
 
 from torchquilt._internal.connected import connected
 from torchquilt.graph.node_values import tensor_of
-from torchquilt.intent.rules import ObjectTypeRule, Rule
+from torchquilt.intent.rules import ObjectTypeRule
+from torchquilt.quantizers.claim import Claim
 from torchquilt.spec.annotation import annotation_of
-from torchquilt.spec.config import QuantizationConfig
 from torchquilt.spec.qspec import DerivedQuantizationSpec, QuantizationSpec
-from torchquilt.support.pattern import Match, Reject
-from torchquilt.support.table import Sharing, SupportRow
+from torchquilt.support.pattern import Reject
+from torchquilt.support.table import Sharing
 
 if TYPE_CHECKING:
     from torch.fx import Node
-
-
-class Claim(Protocol):
-    """The facts of a :class:`torchquilt.quantizers.matching.Claim` that profitability needs."""
-
-    @property
-    def match(self) -> Match:
-        """The match."""
-
-    @property
-    def row(self) -> SupportRow:
-        """The row that claims it."""
-
-    @property
-    def rule(self) -> Rule:
-        """The rule that asks for it."""
-
-    @property
-    def config(self) -> QuantizationConfig:
-        """The config that the rule asks for."""
 
 
 def not_profitable(claims: Iterable[Claim]) -> dict[Node, Reject]:

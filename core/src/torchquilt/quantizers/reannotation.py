@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torchquilt.errors import QuantizerError
 from torchquilt.graph.node_values import HELPS, WRITTEN_FOR, constant_nodes, overload_name, writes
 from torchquilt.quantizers.annotated_claim import AnnotatedClaim
-from torchquilt.quantizers.matching import Claim
+from torchquilt.quantizers.claim import Claim
 from torchquilt.quantizers.rewrite_checks import Moves
 from torchquilt.spec.annotation import ANNOTATION_KEY, annotate_node, annotation_of, renamed
 from torchquilt.support.pattern import Match

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
-from torchquilt.quantizers.matching import Claim
+from torchquilt.quantizers.claim import Claim
 from torchquilt.spec.config import QuantizationConfig
 from torchquilt.support.table import Constraint, Sharing, SupportRow
 from torchquilt.testing.configs import configs_of, group_size

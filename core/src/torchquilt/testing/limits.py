@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from torchquilt.errors import TorchquiltError
-from torchquilt.quantizers.matching import Claim
+from torchquilt.quantizers.claim import Claim
 from torchquilt.reasons import REASONS
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.support.constraints import CONSTANT_WEIGHT, input_rank, one_dtype

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torchquilt.errors import IntentError, UnsupportedConfigError
 from torchquilt.graph.node_values import overload_name
 from torchquilt.pt2e.convert import convert_pt2e
-from torchquilt.quantizers.matching import Claim
+from torchquilt.quantizers.claim import Claim
 from torchquilt.spec.annotation import annotation_of
 from torchquilt.spec.qspec import EdgeOrNode
 from torchquilt.support.operators import Operator

@@ -22,8 +22,9 @@ from torchquilt.pt2e.convert import convert_pt2e
 from torchquilt.pt2e.prepare import prepare_pt2e
 from torchquilt.pt2e.qat.prepare import prepare_qat_pt2e
 from torchquilt.quantizers.base import Quantizer
+from torchquilt.quantizers.claim import Claim
 from torchquilt.quantizers.composable import ComposableQuantizer
-from torchquilt.quantizers.matching import Claim, GraphFacts, Matcher
+from torchquilt.quantizers.matching import GraphFacts, Matcher
 from torchquilt.quantizers.pattern_quantizer import PatternQuantizer
 from torchquilt.spec.annotation import QuantizationAnnotation, annotate_node, annotation_of
 from torchquilt.spec.config import QuantizationConfig

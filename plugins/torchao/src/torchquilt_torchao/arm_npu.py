@@ -14,11 +14,11 @@ from torchquilt.backend import Contribution, Kernel
 from torchquilt.errors import LoweringError
 
 _DELEGATE = "EthosUBackend"
-#: A block of the delegate's payload: its name, and its size without what fills it up.
-_BLOCK = struct.Struct("<16sI12x")
+#: The header of a block of the payload: its name, its size without what fills it up, and whether its content
+#: is outside of the program.
+_BLOCK = struct.Struct("<16sI?11x")
 _ALIGNMENT = 16
-#: The block of the NPU's commands, and the blocks around all of them.
-_COMMANDS, _BEGIN = "cmd_data", "vela_bin_stream"
+_COMMANDS = "cmd_data"
 
 # The commands are behind a header for the driver: a mark, and actions, whose kind is in the lowest byte.
 _KIND = 0xFF
@@ -40,7 +40,7 @@ _WIDTH_OF_READ, _WIDTH_OF_WRITTEN = 2, 1
 _WIDTHS = ("int8", "int16", "int32")
 
 
-def ethos_u(accelerator: Any = "ethos-u55-128") -> Contribution:
+def ethos_u(accelerator: Any) -> Contribution:
     """The contribution to lowering for an Ethos-U, which ``torchquilt.lower`` takes.
 
     ::
@@ -93,13 +93,13 @@ def kernels_of(payload: bytes) -> Iterator[Kernel]:
 
 
 def _block(payload: bytes, wanted: str) -> bytes:
-    """A block of the payload; empty where it has none of the name."""
+    """A block of the payload; empty where it has none of the name, or its content is outside."""
     start = 0
     while start + _BLOCK.size <= len(payload):
-        name, size = _BLOCK.unpack_from(payload, start)
+        name, size, is_outside = _BLOCK.unpack_from(payload, start)
         start += _BLOCK.size
         if name.rstrip(b"\0").decode("ascii", "replace") == wanted:
-            return payload[start : start + size]
+            return b"" if is_outside else payload[start : start + size]
         start += -(-size // _ALIGNMENT) * _ALIGNMENT
     return b""
 
