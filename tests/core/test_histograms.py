@@ -271,6 +271,25 @@ def test_of_few_values_the_largest_is_kept(seed: int) -> None:
     assert float(many.range()[1]) < 4.4
 
 
+@pytest.mark.parametrize(("bits", "times"), [(8, 3.0), (4, 1.0), (10, 3.0)])
+def test_from_8_bits_on_clipping_counts_three_times(bits: int, times: float) -> None:
+    """No other high end has a smaller error, roundings once and clipping so often."""
+    x = torch.cat([normal(200_000), 2 * normal(3_000, seed=1).abs() ** 3])
+    spec = tq.QuantizationSpec("int16", 0, 2**bits - 1)
+    observer = observed(HistogramObserver, *x.relu().split(SMALL), spec=spec)
+    high = float(observer.range()[1])
+
+    def error(end: float, counts: float) -> float:
+        kept = x.relu()[x <= end].double()
+        beyond = x.double()[x > end] - end
+        step = end / (2**bits - 1)
+        return float((kept - step * (kept / step).round()).square().sum() + counts * beyond.square().sum())
+
+    ends = [float(x.max()) * part / 200 for part in range(20, 201)]
+    least = min(error(end, times) for end in ends)
+    assert error(high, times) < 1.04 * least
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Massive values
 # ----------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_each_output_counts_by_its_own_signal() -> None:
     parts = {"a": nn.Linear(16, 16), "b": nn.Linear(16, 16)}
     found = distances(export(Fn(lambda m, x: (m.a(x), 1000 * m.b(x)), **parts), X[0]), X)
     assert set(found) == {"a", "b"}
-    assert max(map(abs, found.values())) < 3, found
+    assert max(map(abs, found.values())) < 6, found
 
 
 def test_integers_go_in_and_come_out() -> None:

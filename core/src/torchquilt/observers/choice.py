@@ -68,7 +68,7 @@ def make_observer(choice: str | ObserverFactory, spec: QuantizationSpec) -> Obse
     Args:
         choice: a name, or a function from spec to observer. The names:
 
-            - ``"histogram"``: the range of least squared error;
+            - ``"histogram"``: the range of least squared error, where what is clipped counts more;
             - ``"minmax"``: from the smallest to the largest value;
             - ``"percentile"``, ``"percentile:99.99"``: leaves out a thousandth, or that many, at either end;
             - ``"entropy"``: of least Kullback-Leibler divergence;

@@ -21,7 +21,7 @@ from torchquilt.observers.base import OUTLIER_RATIO, ExtremesObserver, Observer
 from torchquilt.observers.bins import MASKED_FROM, SHIFT, SIDE, Bins, magnitude_quantile
 from torchquilt.observers.extremes import Extremes, extremes_of_all, in_memory_order, is_data, sentinel_limit
 from torchquilt.observers.qparams import QParams, qparams_of_range
-from torchquilt.observers.search import entropy_range, least_squares_ranges
+from torchquilt.observers.search import entropy_range, least_error_ranges
 from torchquilt.observers.subset import subset
 from torchquilt.spec.qspec import Granularity, QuantizationSpec
 
@@ -48,11 +48,13 @@ def _bins_of(values: torch.Tensor) -> torch.Tensor:
 
 
 class HistogramObserver(ExtremesObserver):
-    """Counts the values of a tensor by magnitude and sign; per tensor only. The range of least squared error.
+    """Counts the values of a tensor by magnitude and sign; per tensor only. The range of least error.
 
-    Of ranges whose error is within a fiftieth and ``1 / (2 sqrt(n)) + 10 / n`` of the least, for n values,
-    the widest is taken, so of little data nearly all is kept. A few values far beyond all others get no more
-    than twice the range of these (see :meth:`torchquilt.observers.bins.Bins.reach_beside_massive_values`).
+    The error is that of squares; from 8 bits on what is clipped counts three times (see
+    :func:`torchquilt.observers.search.least_error_ranges`). Of ranges whose error is within a fiftieth and
+    ``1 / (2 sqrt(n)) + 10 / n`` of the least, for n values, the widest is taken, so of little data nearly all
+    is kept. A few values far beyond all others get no more than twice the range of these (see
+    :meth:`torchquilt.observers.bins.Bins.reach_beside_massive_values`).
 
     What cannot stretch the range: NaN and infinities; mask values, from half the largest number of the
     tensor's dtype on; and scores with a number such as -10,000 added (see
@@ -114,12 +116,12 @@ class HistogramObserver(ExtremesObserver):
         return torch.tensor(low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)
 
     def choose(self, bins: Bins) -> tuple[float, float]:
-        """Low and high end for what was counted: of least squared error, beside massive values.
+        """Low and high end for what was counted: of least error, beside massive values.
 
         A kind of one's own may choose others, from the smallest to the largest value that is counted, or 0.0.
         """
         beside = bins.range_beside_massive_values()
-        return beside or least_squares_ranges([bins], self.spec)[0]
+        return beside or least_error_ranges([bins], self.spec)[0]
 
     def extent(self) -> tuple[float, float]:
         """The magnitude that one value in a thousand is beyond, of either sign."""
@@ -180,7 +182,7 @@ def qparams_together(observers: Iterable[Observer]) -> dict[Observer, QParams]:
         ranges = {observer: bins.range_beside_massive_values() for observer, bins in tables.items()}
         searched = [observer for observer, beside in ranges.items() if beside is None]
         ranges.update(
-            zip(searched, least_squares_ranges([tables[each] for each in searched], spec), strict=True)
+            zip(searched, least_error_ranges([tables[each] for each in searched], spec), strict=True)
         )
         low, high = torch.tensor([ranges[observer] for observer in alike], dtype=torch.float32).T
         together = qparams_of_range(low, high, spec)

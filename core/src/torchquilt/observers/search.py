@@ -1,4 +1,4 @@
-"""The search for a range among counted values: of least squared error, or of least divergence.
+"""The search for a range among counted values: of least error, or of least divergence.
 
 The spread of values inside a bin is taken as uniform. Candidate ends are the exact minimum and maximum and
 the bin edges of the six octaves below them; beside the best of these, eighths of bins.
@@ -23,6 +23,8 @@ _SEARCHED_OCTAVES = 6
 # Bins this far below the largest value hold what any scale rounds to zero at no cost: 2**-40 of it.
 _SUMMED_OCTAVES = 40
 _COMPARED_OCTAVES = 11
+# How often the square counts of what is clipped, from 8 bits on and with fewer: see least_error_ranges.
+_CLIPPED_COUNTS, _CLIPPED_COUNTS_OF_FEW_LEVELS = 3.0, 1.0
 # Of ranges with about the same error the widest one is taken: see _tolerance.
 _TOLERANCE = 0.02
 # So finely the ends beside the best one are told apart: how much of the bin each of them leaves out.
@@ -35,12 +37,15 @@ _WINDOW = _SUMMED_OCTAVES * PER_OCTAVE
 _TOGETHER = 32
 
 
-def least_squares_ranges(tables: Sequence[Bins], spec: QuantizationSpec) -> list[tuple[float, float]]:
-    """For each table the widest pair of ends whose squared error is about the least.
+def least_error_ranges(tables: Sequence[Bins], spec: QuantizationSpec) -> list[tuple[float, float]]:
+    """For each table the widest pair of ends whose error is about the least.
 
-    The error is the sum over bins of what is clipped and of what is rounded, for all pairs of candidates, and
-    then for pairs of finer ends beside the best of these. This is the usual criterion (for example Nahshan
-    et al. 2021, arXiv:1911.07190, with p = 2); fixed bins make the evaluation in closed form possible.
+    The error is the sum over bins of the squares of what is rounded, and three times those of what is
+    clipped, for all pairs of candidates, and then for pairs of finer ends beside the best of these. To count
+    both once is the usual criterion (for example Nahshan et al. 2021, arXiv:1911.07190, with p = 2). But
+    roundings go either way and mostly cancel in the sums that a layer makes, while clipping always goes one
+    way, and takes the largest values, which say most. With less than 8 bits a step is too large to spend it
+    on these, and both count once. Fixed bins make the evaluation in closed form possible.
 
     Returns:
         Low and high ends, ``low <= 0 <= high``.
@@ -82,7 +87,7 @@ def _tolerance(bins: Bins) -> float:
 
 
 def _errors(sums: _Sums, ends: _Ends, spec: QuantizationSpec) -> torch.Tensor:
-    """The summed squared error of each pair, ``[tables, highs, lows]``."""
+    """The error of each pair, ``[tables, highs, lows]``."""
     high, low = ends.end[:, 0, :, None], ends.end[:, 1, None, :]
     steps = spec.quant_max - spec.quant_min
     step = torch.maximum(high, low) * (2 / steps) if spec.symmetric else (high + low) / steps
@@ -92,6 +97,7 @@ def _errors(sums: _Sums, ends: _Ends, spec: QuantizationSpec) -> torch.Tensor:
     small = small.add_(1 - sums.start[:, None, None]).clamp_(min=0)
     square = step.square_().div_(12)
     error = ends.clipped[:, 0, :, None] + ends.clipped[:, 1, None, :]
+    error *= _CLIPPED_COUNTS if spec.bits >= 8 else _CLIPPED_COUNTS_OF_FEW_LEVELS
     for side in range(2):
         as_side = (len(small), -1, 1) if side == 0 else (len(small), 1, -1)
         inside = small.minimum(ends.cut[:, side].reshape(as_side)).flatten(1)
