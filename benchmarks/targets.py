@@ -14,7 +14,8 @@ The three take turns in a process of their own for each model, target and number
 number of processors that the process may use. A turn waits until the threads of the last program sleep, calls
 once to warm up, and times a second call. Medians and least times are compared, and on ONNX Runtime and
 OpenVINO the time in kernels, the least of each (kernels.py): other work on the machine changes that less.
-SQNR is against the float model in torch, on inputs that calibration has not seen. "to Q/DQ" is how close our
+SQNR is against the float model in torch, on inputs that calibration has not seen; with the first number of
+threads, since it is the same with others. "to Q/DQ" is how close our
 program is to our own quantized model; where that is below 40 dB, the first kernel that rounds otherwise is
 named (rounding.py).
 
@@ -102,7 +103,9 @@ def _minilm() -> tuple[Any, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     return loaded.model, rows[:CALIBRATION], rows[CALIBRATION:]
 
 
-def ours(exported: Any, name: str, batches: list[Any], inputs: list[Any]) -> tuple[Program, dict[str, Any]]:
+def ours(
+    exported: Any, name: str, batches: list[Any], inputs: list[Any], *, times_alone: bool
+) -> tuple[Program, dict[str, Any]]:
     """Our program, and the figures that it tells of itself."""
     import torchquilt as tq
 
@@ -125,8 +128,10 @@ def ours(exported: Any, name: str, batches: list[Any], inputs: list[Any]) -> tup
         "integer_share": sum(integer) / macs if macs else 0.0,
         "integer_operators": len(program.integer_operations),
         "nbytes": program.size,
-        "to_qdq": _sqnr(_all(lambda one: quantized(*one), inputs), _all(run, inputs)),
     }
+    if times_alone:
+        return Program(run, _kernels_of(program)), facts
+    facts["to_qdq"] = _sqnr(_all(lambda one: quantized(*one), inputs), _all(run, inputs))
     if facts["to_qdq"] < NEAR:
         facts["rounds_otherwise"] = _rounds_otherwise(quantized, inputs[0], target_of(name))
     return Program(run, _kernels_of(program)), facts
@@ -177,17 +182,29 @@ def in_float(exported: Any, name: str, example: Any) -> Program:
 
 
 def tried(
-    way: str, make: Callable[[], tuple[Program, dict[str, Any]]], expected: list[Any], inputs: list[Any]
+    way: str,
+    make: Callable[[], tuple[Program, dict[str, Any]]],
+    expected: list[Any] | None,
+    inputs: list[Any],
 ) -> tuple[Program | None, dict[str, Any]]:
-    """A program and its figures, or why there is none."""
+    """A program and its figures, or why there is none.
+
+    Args:
+        way: whose program it is.
+        make: makes it.
+        expected: outputs of the float model; None to leave out what is compared with them.
+        inputs: of these.
+    """
     try:
         program, facts = make()
+        if expected is None:
+            return program, facts
         return program, facts | {f"{way}_sqnr": _sqnr(expected, _all(program.run, inputs))}
     except Exception as error:  # each system fails in its own way; the figure says so
         return None, {f"{way}_failed": f"{type(error).__name__}: {error}"[:400]}
 
 
-def measured(name: str, target: str, runs: int) -> dict[str, Any]:
+def measured(name: str, target: str, runs: int, *, times_alone: bool) -> dict[str, Any]:
     """Figures of one model on one target, in this process."""
     import torch
 
@@ -196,11 +213,11 @@ def measured(name: str, target: str, runs: int) -> dict[str, Any]:
     model, batches, inputs = subject_of(name)
     exported = torch.export.export(model, inputs[0])
     with torch.no_grad():
-        expected = _all(lambda one: model(*one), inputs)
+        expected = None if times_alone else _all(lambda one: model(*one), inputs)
     row: dict[str, Any] = {"model": name, "target": target}
     made: dict[str, Program] = {}
     ways: dict[str, Callable[[], tuple[Program, dict[str, Any]]]] = {
-        OURS: lambda: ours(exported, target, batches, inputs),
+        OURS: lambda: ours(exported, target, batches, inputs, times_alone=times_alone),
         THEIRS: lambda: (MAKERS[target](model, exported, batches, inputs[0]), {}),
         FLOAT: lambda: (in_float(exported, target, inputs[0]), {}),
     }
@@ -255,9 +272,10 @@ def _sqnr(expected: list[Any], found: list[Any]) -> float:
     return signal_to_noise(expected, found)
 
 
-def in_process(name: str, target: str, threads: int, runs: int) -> dict[str, Any]:
+def in_process(name: str, target: str, threads: int, runs: int, *, times_alone: bool) -> dict[str, Any]:
     """The same of a process of its own, that may use so many processors."""
     arguments = ["--models", name, "--targets", target, "--runs", str(runs), "--one"]
+    arguments += ["--times-alone"] if times_alone else []
     processors = sorted(os.sched_getaffinity(0))[:threads]
     done = subprocess.run(
         [sys.executable, __file__, *arguments],
@@ -333,13 +351,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--times-alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
         os.sched_setaffinity(0, json.loads(os.environ["TORCHQUILT_BENCH_PROCESSORS"]))
-        print(json.dumps(measured(options.models[0], options.targets[0], options.runs)))
+        name, target = options.models[0], options.targets[0]
+        print(json.dumps(measured(name, target, options.runs, times_alone=options.times_alone)))
         return 0
     rows = [
-        in_process(name, target, threads, options.runs)
+        in_process(name, target, threads, options.runs, times_alone=threads != options.threads[0])
         for name in options.models
         for target in options.targets
         for threads in options.threads

@@ -203,3 +203,43 @@ def test_the_model_is_not_overwritten(run: Run, quantized: Path) -> None:
     before = quantized.read_bytes()
     assert run("lower", quantized, "-o", quantized).code == 2
     assert quantized.read_bytes() == before
+
+
+def test_a_function_may_make_the_contribution(
+    run: Run, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that withholds what the installed backend would give to its delegate."""
+    (tmp_path / "own_contribution.py").write_text(
+        "import attrs\n"
+        "from torchquilt_xnnpack.lowering import CONTRIBUTION\n"
+        "def gives_nothing():\n"
+        "    return attrs.evolve(CONTRIBUTION, withholds=lambda overload, node: 'not today')\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    given = "xnnpack=own_contribution:gives_nothing"
+    answer = run("lower", quantized, "-o", "model.pte", "--target", "executorch", "--backend", given)
+    assert answer.code == 0, answer.err
+    assert "not today" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("=own:made", "NAME=MODULE:FUNCTION"),
+        ("xnnpack=", "is not module:function"),
+        ("xnnpack=own", "is not module:function"),
+        ("xnnpack=no_such_module:made", "no module 'no_such_module'"),
+        ("xnnpack=json:loads", "cannot be called without arguments"),
+        ("xnnpack=os:getcwd", "no contribution"),
+    ],
+)
+def test_what_makes_no_contribution_is_refused(
+    run: Run, quantized: Path, tmp_path: Path, given: str, words: str
+) -> None:
+    """Before anything is lowered or written."""
+    out = tmp_path / "model.pte"
+    answer = run("lower", quantized, "-o", out, "--backend", given)
+    assert answer.code != 0
+    assert words in " ".join(answer.err.split())
+    assert not out.exists()

@@ -13,10 +13,23 @@ from typing import Any
 
 import click
 
-from torchquilt.errors import AccuracyError, ModelError, QuantizerError, TorchquiltError, did_you_mean
+from torchquilt.errors import (
+    AccuracyError,
+    LoweringError,
+    ModelError,
+    QuantizerError,
+    TorchquiltError,
+    did_you_mean,
+)
 
 _EVALUATE = "'--evaluate'"
 _MODEL = "'MODEL'"
+#: What a function makes → the error where it does not.
+_ERRORS: dict[str, type[ModelError | QuantizerError | LoweringError]] = {
+    "model": ModelError,
+    "quantizer": QuantizerError,
+    "contribution": LoweringError,
+}
 
 
 def _check_form(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
@@ -104,14 +117,15 @@ def made_by_function(name: str, what: str = "model", hint: str = _MODEL) -> Any:
 
     Args:
         name: ``module:function``.
-        what: the thing that it makes, ``model`` or ``quantizer``.
+        what: the thing that it makes, ``model``, ``quantizer`` or ``contribution``.
         hint: the parameter, for errors.
 
     Raises:
         click.BadParameter: there is no such module or function, or it needs arguments.
-        ModelError, QuantizerError: the module failed as it was imported, or the function as it was called.
+        ModelError, QuantizerError, LoweringError: the module failed as it was imported, or the function as it
+            was called.
     """
-    kind = ModelError if what == "model" else QuantizerError
+    kind = _ERRORS[what]
 
     def failed(module: str, error: BaseException) -> TorchquiltError:
         return _failed_import(kind, module, error, f"a module with the function that makes the {what}")
@@ -174,7 +188,10 @@ def _judges_no_model(module: str, error: BaseException) -> TorchquiltError:
 
 
 def _failed_import(
-    kind: type[AccuracyError | ModelError | QuantizerError], module: str, error: BaseException, expected: str
+    kind: type[AccuracyError | ModelError | QuantizerError | LoweringError],
+    module: str,
+    error: BaseException,
+    expected: str,
 ) -> TorchquiltError:
     return kind(
         f"The module {module} fails as it is imported.",

@@ -10,12 +10,18 @@ import click
 
 from torchquilt._internal.terminal import working
 from torchquilt.cli.exits import OK
+from torchquilt.cli.functions import check_is_function, made_by_function
 from torchquilt.cli.options import Command, check_is_writable, json_option, model_argument
 from torchquilt.cli.output import write_json
 from torchquilt.cli.programs import show_program
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torchquilt.artifact.loading import Artifact
+    from torchquilt.backend import Contribution
+
+_BACKEND = "'--backend'"
 
 
 @attrs.frozen
@@ -42,6 +48,14 @@ class Request:
         read = [path for path in (self.model, self.data) if path]
         for path in (self.output, report_path(self.output)):
             check_is_writable("output", path, read)
+        for given in self.backends:
+            name, is_given, function = given.partition("=")
+            if is_given:
+                if not name:
+                    raise click.BadParameter(
+                        f"{given!r} names no backend: write NAME=MODULE:FUNCTION.", param_hint=_BACKEND
+                    )
+                check_is_function(function, "torchquilt_onnxruntime:com_microsoft")
 
 
 @click.command(cls=Command, short_help="Make a program for a runtime of a quantized model.")
@@ -63,9 +77,9 @@ class Request:
     "--backend",
     "backends",
     multiple=True,
-    metavar="NAME",
-    help="Use the contribution of this backend to the target. May be repeated; the first to take an operator "
-    "keeps it. By default those that quantized the model.",
+    metavar="NAME[=MODULE:FUNCTION]",
+    help="Use the contribution of this backend to the target, or the one that a function makes. May be "
+    "repeated; the first to take an operator keeps it. By default those that quantized the model.",
 )
 @click.option(
     "--io-dtype",
@@ -111,7 +125,7 @@ def lower(**options: Any) -> int:
             model,
             _example(model, request),
             target=request.target,
-            backends=request.backends or None,
+            backends=_contributions(request.backends),
             io_dtype=_dtype(request.io_dtype),
             verify=_verify_value(request),
             strict=request.strict,
@@ -122,6 +136,16 @@ def lower(**options: Any) -> int:
     else:
         show_program(request.output, program)
     return OK
+
+
+def _contributions(backends: Sequence[str]) -> Mapping[str, Contribution | None] | None:
+    """Value of ``backends``, as :func:`torchquilt.lower` takes it."""
+    pairs = [given.partition("=") for given in backends]
+    made = {
+        name: made_by_function(function, "contribution", _BACKEND) if function else None
+        for name, _, function in pairs
+    }
+    return made or None
 
 
 def _verify_value(request: Request) -> Any:

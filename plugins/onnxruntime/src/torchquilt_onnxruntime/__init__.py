@@ -6,7 +6,8 @@
 ``target`` makes programs. ``packages`` imports what it needs of others. ``exporting`` has torch write ONNX,
 with ``translations`` of the operators that quantize and dequantize; ``writing`` brings that into the form
 that the fusions take, one module for each step. ``stored`` reads and writes files, ``optimized`` reads
-what the runtime made of one, ``runner`` runs it, and ``plugin`` is what a listing says.
+what the runtime made of one, ``fused_file`` makes a file of that, ``runner`` runs it, and ``plugin`` is
+what a listing says.
 
 The names below are imported when they are first used: listing the installed plugins imports this package, and
 must not import torch.
@@ -23,6 +24,7 @@ _MODULE_OF = {
     "ONNXRuntimeQuantizer": "quantizer",
     "ONNXRuntimeTarget": "target",
     "SUPPORT": "support",
+    "com_microsoft": "lowering",
     "get_default_onnxruntime_quantization_config": "specs",
     "get_weight_only_config": "specs",
 }
@@ -30,6 +32,7 @@ _MODULE_OF = {
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
+    from torchquilt_onnxruntime.lowering import com_microsoft as com_microsoft
     from torchquilt_onnxruntime.quantizer import ONNXRuntimeQuantizer as ONNXRuntimeQuantizer
     from torchquilt_onnxruntime.specs import (
         get_default_onnxruntime_quantization_config as get_default_onnxruntime_quantization_config,

@@ -68,6 +68,10 @@ _LAYING_OUT = frozenset(
         "Unsqueeze",
     }
 )
+#: Kind of a node (:data:`KIND`) that changes a layout, in a file that the runtime optimized before.
+PUT_IN = "put in"
+#: Key of a node's metadata, in such a file: the operator whose value it returns, ``node overload``, or empty.
+VALUE = "torchquilt.value"
 #: What fusions add to the name of a node.
 _ADDED = re.compile(r"(/[^/]*/?|_token_\d+|_nchwc|_quant)$")
 #: Name of the file in which the runtime puts the weights of the model that it optimized.
@@ -77,11 +81,20 @@ _FLOATS = frozenset({"", "FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
 
 
 @attrs.frozen
-class _Part:
+class Part:
     """An operator of the exported program: its node and its overload."""
 
     source: str
     overload: str
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.overload}"
+
+    @classmethod
+    def of(cls, text: str) -> Part | None:
+        """Read one of metadata; None of an empty text."""
+        source, _, overload = text.partition(" ")
+        return cls(source, overload) if text else None
 
 
 @attrs.frozen(eq=False)
@@ -97,8 +110,8 @@ class _Node:
     """
 
     name: str
-    part: _Part
-    also: tuple[_Part, ...]
+    part: Part
+    also: tuple[Part, ...]
     is_conversion: bool
     reads: tuple[str, ...]
 
@@ -106,11 +119,11 @@ class _Node:
     def of(cls, node: Any) -> _Node:
         """Read a node."""
         told = {one.key: one.value for one in node.metadata_props}
-        pairs = (pair.partition(" ") for pair in told.get(ALSO, "").split("\n") if pair)
+        also = map(Part.of, told.get(ALSO, "").split("\n"))
         return cls(
             node.name,
-            _Part(told.get(SOURCE, ""), told.get(OVERLOAD, "")),
-            tuple(_Part(source, overload) for source, _, overload in pairs),
+            Part(told.get(SOURCE, ""), told.get(OVERLOAD, "")),
+            tuple(part for part in also if part is not None),
             told.get(KIND) == "conversion",
             tuple(filter(None, node.input)),
         )
@@ -118,25 +131,38 @@ class _Node:
 
 @attrs.frozen(eq=False)
 class _File:
-    """The nodes of a file, by their names and by the values that they return."""
+    """The nodes of a file, by their names and by the values that they return.
+
+    Args:
+        producers: by the values.
+        names: by their names.
+        dtypes: of the values, in ONNX's words.
+        told: for values of a file that the runtime optimized before: the operator that returns it, or None.
+    """
 
     producers: Mapping[str, _Node]
     names: Mapping[str, _Node]
     dtypes: dict[str, str]
+    told: Mapping[str, Part | None]
 
     @classmethod
     def of(cls, model: Any) -> _File:
         """Read a file."""
         onnx = required("onnx")
-        producers, names = {}, {}
+        producers, names, values = {}, {}, {}
         for node in nodes_of(model.graph):
+            told = {one.key: one.value for one in node.metadata_props}
+            if VALUE in told:
+                values.update(dict.fromkeys(node.output, Part.of(told[VALUE])))
+            if told.get(KIND) == PUT_IN:
+                continue
             made = names[node.name] = _Node.of(node)
             producers.update(dict.fromkeys(node.output, made))
         dtypes = {one.name: onnx.TensorProto.DataType.Name(one.data_type) for one in model.graph.initializer}
         for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
             kind = value.type.tensor_type.elem_type
             dtypes[value.name] = onnx.TensorProto.DataType.Name(kind) if kind else ""
-        return cls(producers, names, dtypes)
+        return cls(producers, names, dtypes, values)
 
     def named_like(self, name: str) -> _Node | None:
         """The node that a kernel was made of, by its name: that, or one to which a fusion has added."""
@@ -161,7 +187,7 @@ class _File:
 
 
 @attrs.define(eq=False)
-class _Kernel:
+class FusedKernel:
     """A node of the optimized model.
 
     Args:
@@ -197,7 +223,7 @@ class _Kernel:
         return self.type in _CONVERSIONS
 
     @property
-    def parts(self) -> tuple[_Part, ...]:
+    def parts(self) -> tuple[Part, ...]:
         """The operators that it computes."""
         own = (node.part for node in self.nodes if not node.is_conversion)
         also = (part for node in self.nodes for part in node.also)
@@ -215,7 +241,7 @@ class Optimized:
         files: those beside it that it needs to run, name → content.
     """
 
-    kernels: Sequence[_Kernel]
+    kernels: Sequence[FusedKernel]
     file: _File
     model: Any
     files: Mapping[str, bytes]
@@ -238,7 +264,7 @@ class Optimized:
         file = _File.of(model)
         optimized, beside = _optimized_by_runtime(buffer, files, keeps_layouts=keeps_layouts)
         kernels = [
-            _Kernel(
+            FusedKernel(
                 operator_name(node),
                 node.name or next(iter(node.output), ""),
                 tuple(filter(None, node.input)),
@@ -257,13 +283,13 @@ class Optimized:
         return tuple(dict.fromkeys(one.op for one in self.kernels))
 
     @cached_property
-    def _computing(self) -> Mapping[_Part, list[_Kernel]]:
+    def _computing(self) -> Mapping[Part, list[FusedKernel]]:
         """Operator → the kernels that compute it.
 
         Those that scale the sums of a product and add its bias do not, and those that lay out data where
         there are others do not either.
         """
-        found: dict[_Part, list[_Kernel]] = defaultdict(list)
+        found: dict[Part, list[FusedKernel]] = defaultdict(list)
         for kernel in self.kernels:
             for part in kernel.parts:
                 found[part].append(kernel)
@@ -307,7 +333,7 @@ class Optimized:
             arithmetic, why = self._arithmetic(kernel)
             reads = tuple(dict.fromkeys(makers[one] for one in kernel.reads if one in makers))
             parts = [part for part in kernel.parts if kernel in self._computing[part]]
-            for part in parts or ([] if kernel.parts else [_Part("", kernel.op)]):
+            for part in parts or ([] if kernel.parts else [Part("", kernel.op)]):
                 name = kernel.name if part is (parts or [part])[0] else f"{kernel.name} for {part.source}"
                 told = (arithmetic, why, reads, self._is_float(kernel.returns))
                 refused = withheld.get(part.source, "")
@@ -329,14 +355,16 @@ class Optimized:
         """Values that are those of the file: name → the node of the exported program that returns it."""
         found = {}
         for kernel in self.kernels:
-            part = None if kernel.converts else self._returned_by(kernel)
+            part = None if kernel.converts else self.returned_by(kernel)
             if part is not None:
                 found[kernel.returns[0]] = part.source
         return found
 
-    def _returned_by(self, kernel: _Kernel) -> _Part | None:
+    def returned_by(self, kernel: FusedKernel) -> Part | None:
         """The operator whose value a kernel returns; None where the file has no such value."""
         value = kernel.returns[0] if kernel.returns else ""
+        if value in self.file.told:
+            return self.file.told[value]
         node = self.file.producers.get(value)
         while node is not None and node.is_conversion and not node.also:
             node = self.file.producers.get(node.reads[0])
@@ -348,13 +376,13 @@ class Optimized:
         for kernel in self.kernels:
             if kernel.converts:
                 node = kernel.own or next(iter(kernel.nodes), None)
-                part = node.part if node is not None else _Part("", kernel.op)
+                part = node.part if node is not None else Part("", kernel.op)
                 found.setdefault(
                     part.source or kernel.name, Conversion(kernel.name, part.overload, part.source)
                 )
         return tuple(found.values())
 
-    def _arithmetic(self, kernel: _Kernel) -> tuple[Arithmetic, str]:
+    def _arithmetic(self, kernel: FusedKernel) -> tuple[Arithmetic, str]:
         told = f"ONNX Runtime runs {kernel.op}"
         if kernel.type.startswith("QLinear") or kernel.type in _INTEGER_KERNELS:
             return "integer", f"{told}, which computes with integers"
@@ -368,12 +396,12 @@ class Optimized:
         return any(self.file.dtypes.get(one, "") in _FLOATS for one in values)
 
 
-def _computing(kernels: list[_Kernel]) -> list[_Kernel]:
+def _computing(kernels: list[FusedKernel]) -> list[FusedKernel]:
     products = [one for one in kernels if one.type in _RETURNS_SUMS]
     return products or [one for one in kernels if one.type not in _LAYING_OUT] or kernels
 
 
-def _tell_dtypes(kernels: Sequence[_Kernel], dtypes: dict[str, str]) -> None:
+def _tell_dtypes(kernels: Sequence[FusedKernel], dtypes: dict[str, str]) -> None:
     """Add the dtypes of values that the runtime put in: a layout changes none."""
     for kernel in kernels:
         same = kernel.type in _LAYING_OUT - {"Cast", "Shape"} or kernel.type.startswith("Nhwc")
@@ -384,11 +412,11 @@ def _tell_dtypes(kernels: Sequence[_Kernel], dtypes: dict[str, str]) -> None:
             dtypes.setdefault(value, known)
 
 
-def _join(kernels: Sequence[_Kernel], file: _File) -> None:
+def _join(kernels: Sequence[FusedKernel], file: _File) -> None:
     """Tell each kernel the nodes of the file that it computes."""
     known = frozenset(value for kernel in kernels for value in kernel.returns)
     claimed = {kernel.own.name for kernel in kernels if kernel.own is not None}
-    makers: dict[str, _Kernel] = {}
+    makers: dict[str, FusedKernel] = {}
     for kernel in kernels:
         boundary = (known | frozenset(kernel.reads)) - frozenset(kernel.returns)
         own = () if kernel.own is None else (kernel.own,)
@@ -404,7 +432,7 @@ def _join(kernels: Sequence[_Kernel], file: _File) -> None:
     _join_the_rest(kernels, file)
 
 
-def _join_the_rest(kernels: Sequence[_Kernel], file: _File) -> None:
+def _join_the_rest(kernels: Sequence[FusedKernel], file: _File) -> None:
     """Tell kernels the nodes whose values the runtime laid out otherwise: they follow what they read."""
     computed = {node.name: kernel for kernel in kernels for node in kernel.nodes}
     for node in file.names.values():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torchquilt import LoweringError, ProgramError
 from torchquilt.backend import Contribution, Lowered, node_in_words, pytree
+from torchquilt_onnxruntime.lowering import COM_MICROSOFT
 from torchquilt_onnxruntime.packages import required
 from torchquilt_onnxruntime.stored import KEY, parsed
 from torchquilt_onnxruntime.weights_file import locations, moved_out
@@ -28,16 +29,16 @@ class ONNXRuntimeTarget:
 
     def lower(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
         """Make a program; see :class:`torchquilt.backend.Target`."""
-        return _lowered(_after_passes(program, contributions), {})
+        return _lowered(_after_passes(program, contributions), {}, is_fused=_is_fused(contributions))
 
     def lower_what_runs(self, program: ExportedProgram, contributions: Mapping[str, Contribution]) -> Lowered:
         """Make a program that loads and runs here; see :class:`torchquilt.backend.TryingTarget`."""
         from torchquilt_onnxruntime.refusals import refused
 
-        program = _after_passes(program, contributions)
+        program, is_fused = _after_passes(program, contributions), _is_fused(contributions)
 
         def make(withheld: Mapping[str, str]) -> Lowered:
-            made = _lowered(program, withheld)
+            made = _lowered(program, withheld, is_fused=is_fused)
             _run(made, program)
             return made
 
@@ -83,11 +84,30 @@ def _after_passes(program: ExportedProgram, contributions: Mapping[str, Contribu
     return program
 
 
-def _lowered(program: ExportedProgram, withheld: Mapping[str, str]) -> Lowered:
+def _is_fused(contributions: Mapping[str, Contribution]) -> bool:
+    """Whether the file has the runtime's own operators in it.
+
+    Raises:
+        LoweringError: an option is asked for that there is not.
+    """
+    for name, given in contributions.items():
+        unknown = [repr(one) for one in given.options if one != COM_MICROSOFT]
+        if unknown:
+            raise LoweringError(
+                f"The contribution of {name!r} has options that ONNX Runtime's target does not have.",
+                expected=repr(COM_MICROSOFT),
+                got=", ".join(unknown),
+                remedy="leave them out",
+            )
+    return any(given.options.get(COM_MICROSOFT) for given in contributions.values())
+
+
+def _lowered(program: ExportedProgram, withheld: Mapping[str, str], *, is_fused: bool) -> Lowered:
     """A program in which some operators are left in float, each with the reason."""
     from onnxscript import ir
 
     from torchquilt_onnxruntime.exporting import exported
+    from torchquilt_onnxruntime.fused_file import fused
     from torchquilt_onnxruntime.optimized import Optimized
     from torchquilt_onnxruntime.signature import signature_of, with_signature
     from torchquilt_onnxruntime.writing import write
@@ -99,6 +119,9 @@ def _lowered(program: ExportedProgram, withheld: Mapping[str, str]) -> Lowered:
     files = moved_out(model)
     message = ir.to_proto(model)
     buffer = message.SerializeToString()
+    if is_fused:
+        message, files = fused(buffer, message, files)
+        buffer = message.SerializeToString()
     optimized = Optimized.of(buffer, message, files)
     return Lowered(
         buffer=buffer,

@@ -14,6 +14,8 @@ from torchquilt_onnxruntime.runner import options, session
 from torchquilt_onnxruntime.stored import StoredModel, nodes_of
 
 _DEQUANTIZE = "DequantizeLinear"
+#: Keys of a value's metadata, in a file in which no operator dequantizes it.
+_SCALE, _ZERO_POINT = "torchquilt.scale", "torchquilt.zero_point"
 
 
 def values_between(stored: StoredModel, inputs: Mapping[str, Any]) -> dict[tuple[str, int], Any]:
@@ -62,7 +64,19 @@ def _scales(model: Any) -> dict[str, tuple[Any, Any]]:
         if is_read and all(one is not None and math.prod(one.dims) == 1 for one in parameters):
             scale, zero_point = map(onnx.numpy_helper.to_array, parameters)
             found[node.input[0]] = (scale.item(), int(zero_point.item()))
+    for value in model.graph.value_info:
+        told = {one.key: one.value for one in value.metadata_props}
+        if _SCALE in told:
+            found.setdefault(value.name, (float.fromhex(told[_SCALE]), int(told[_ZERO_POINT])))
     return found
+
+
+def told_parameters(model: Any) -> dict[str, dict[str, str]]:
+    """Quantized value → the metadata that tells its parameters, to keep where nothing else does."""
+    return {
+        name: {_SCALE: scale.hex(), _ZERO_POINT: str(zero_point)}
+        for name, (scale, zero_point) in _scales(model).items()
+    }
 
 
 def _real(value: Any, parameters: tuple[float, int] | None) -> Any:
