@@ -1,4 +1,4 @@
-"""How often the squares of what is clipped count in the search for ranges: agreement with the float model.
+"""Agreement with the float model, by how often the squares of what is clipped count in the search for ranges.
 
     python benchmarks/clipping.py [--models NAME ...] [--row NAME]
 

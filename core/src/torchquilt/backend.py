@@ -135,6 +135,7 @@ _PUBLIC = {
         "Target",
         "TryingTarget",
     ),
+    "lowering.contributed": ("after_passes",),
     "lowering.stored_runner": ("StoredFacts", "StoredRunner"),
     "lowering.float_marks": ("stays_in_float",),
     "lowering.ledger_join": ("node_in_words",),
@@ -202,6 +203,7 @@ if TYPE_CHECKING:
     from torchquilt.graph.subgraphs import Region as Region
     from torchquilt.graph.subgraphs import regions as regions
     from torchquilt.intent.intent import Intent as Intent
+    from torchquilt.lowering.contributed import after_passes as after_passes
     from torchquilt.lowering.float_marks import stays_in_float as stays_in_float
     from torchquilt.lowering.ledger_join import node_in_words as node_in_words
     from torchquilt.lowering.stored_runner import StoredFacts as StoredFacts

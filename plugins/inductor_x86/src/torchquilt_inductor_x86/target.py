@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torchquilt.backend import Contribution, Kernel, Lowered, Operation
+from torchquilt.backend import Contribution, Kernel, Lowered, Operation, after_passes
 from torchquilt_inductor_x86.compilation import check_compiler, compile_program
 from torchquilt_inductor_x86.generated import Generated
 from torchquilt_inductor_x86.operations import PRODUCTS, Joined
@@ -47,10 +47,7 @@ class InductorTarget:
 
 def _after_passes(program: ExportedProgram, contributions: Mapping[str, Contribution]) -> ExportedProgram:
     check_compiler()
-    for given in contributions.values():
-        for transform in given.passes:
-            program = transform(program)
-    return program
+    return after_passes(program, contributions, "Inductor")
 
 
 def _lowered(program: ExportedProgram, refused: Mapping[str, str]) -> Lowered:

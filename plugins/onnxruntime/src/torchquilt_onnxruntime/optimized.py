@@ -149,7 +149,8 @@ class _File:
     def of(cls, model: Any) -> _File:
         """Read a file."""
         onnx = required("onnx")
-        producers, names, values = {}, {}, {}
+        producers, names = {}, {}
+        values: dict[str, Part | None] = {}
         for node in nodes_of(model.graph):
             told = {one.key: one.value for one in node.metadata_props}
             if VALUE in told:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torchquilt import LoweringError, ProgramError
-from torchquilt.backend import Contribution, Lowered, node_in_words, pytree
+from torchquilt.backend import Contribution, Lowered, after_passes, node_in_words, pytree
 from torchquilt_onnxruntime.lowering import COM_MICROSOFT
 from torchquilt_onnxruntime.packages import required
 from torchquilt_onnxruntime.stored import KEY, parsed
@@ -77,28 +77,13 @@ class ONNXRuntimeTarget:
 def _after_passes(program: ExportedProgram, contributions: Mapping[str, Contribution]) -> ExportedProgram:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         required(name)
-    for given in contributions.values():
-        for transform in given.passes:
-            program = transform(program)
+    program = after_passes(program, contributions, "ONNX Runtime", options=[COM_MICROSOFT])
     _check_dtypes(program)
     return program
 
 
 def _is_fused(contributions: Mapping[str, Contribution]) -> bool:
-    """Whether the file has the runtime's own operators in it.
-
-    Raises:
-        LoweringError: an option is asked for that there is not.
-    """
-    for name, given in contributions.items():
-        unknown = [repr(one) for one in given.options if one != COM_MICROSOFT]
-        if unknown:
-            raise LoweringError(
-                f"The contribution of {name!r} has options that ONNX Runtime's target does not have.",
-                expected=repr(COM_MICROSOFT),
-                got=", ".join(unknown),
-                remedy="leave them out",
-            )
+    """Whether the file has the runtime's own operators in it."""
     return any(given.options.get(COM_MICROSOFT) for given in contributions.values())
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchquilt import LoweringError
-from torchquilt.backend import Contribution, Lowered
+from torchquilt.backend import Contribution, Lowered, after_passes
 from torchquilt_openvino.loading import openvino
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class OpenVINOTarget:
         from torchquilt_openvino.runner import OpenVINORunner
         from torchquilt_openvino.signature import check_is_taken, facts_of
 
-        program = _after_passes(program, contributions)
+        program = after_passes(program, contributions, "OpenVINO")
         check_is_taken(program)
         facts = facts_of(program)
         converted, compiled, refused = compiled_where_it_can(program)
@@ -50,30 +49,6 @@ class OpenVINOTarget:
         from torchquilt_openvino.runner import OpenVINORunner
 
         return OpenVINORunner(buffer)
-
-
-def _after_passes(program: ExportedProgram, contributions: Mapping[str, Contribution]) -> ExportedProgram:
-    """The program after the passes that each backend contributes."""
-    for backend, given in contributions.items():
-        for transform in given.passes:
-            program = _after(transform, program, backend)
-    return program
-
-
-def _after(
-    transform: Callable[[ExportedProgram], ExportedProgram], program: ExportedProgram, backend: str
-) -> ExportedProgram:
-    try:
-        return transform(program)
-    except LoweringError:
-        raise
-    except Exception as error:  # a pass of another plugin
-        raise LoweringError(
-            f"A pass of the backend {backend!r} failed.",
-            backend=backend,
-            got=f"{type(error).__name__}: {error}",
-            remedy="see the cause above",
-        ) from error
 
 
 def _stored(model: Any, facts: str) -> bytes:
