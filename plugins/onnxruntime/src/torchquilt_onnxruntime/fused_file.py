@@ -40,7 +40,7 @@ def fused(buffer: bytes, model: Any, files: Mapping[str, bytes]) -> tuple[Any, d
         for key, text in _told(kernel, optimized.returned_by(kernel)):
             node.metadata_props.add(key=key, value=text)
     _keep_what_is_used(made)
-    _tell_values(made, model)
+    _tell_values(made, model, optimized.file.dtypes)
     del made.metadata_props[:]
     made.metadata_props.extend(model.metadata_props)
     return made, _renamed(made, optimized.files)
@@ -71,13 +71,26 @@ def _keep_what_is_used(model: Any) -> None:
     model.opset_import.extend(kept)
 
 
-def _tell_values(made: Any, model: Any) -> None:
-    """Keep the dtypes of values, and with which parameters their integers are floats."""
-    known = {one.name for one in (*made.graph.value_info, *made.graph.input, *made.graph.output)}
-    there = {value for node in nodes_of(made.graph) for value in (*node.input, *node.output)}
-    made.graph.value_info.extend(
-        one for one in model.graph.value_info if one.name in there and one.name not in known
-    )
+def _tell_values(made: Any, model: Any, dtypes: Mapping[str, str]) -> None:
+    """Keep the dtypes of values, and with which parameters their integers are floats.
+
+    Args:
+        made: the file of kernels, to which this is added.
+        model: that of standard operators.
+        dtypes: of the values of both, in ONNX's words; empty where the runtime does not say.
+    """
+    onnx = required("onnx")
+    returned = {value: None for node in nodes_of(made.graph) for value in node.output}
+    # The runtime tells of values that there were, too, and gives their names to others when it loads the file.
+    told = [one for one in made.graph.value_info if one.name in returned]
+    known = {one.name for one in (*told, *made.graph.input, *made.graph.output)}
+    told += [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.DataType.Value(dtypes[name]), None)
+        for name in returned
+        if dtypes.get(name) and name not in known
+    ]
+    del made.graph.value_info[:]
+    made.graph.value_info.extend(told)
     parameters = told_parameters(model)
     for value in made.graph.value_info:
         for key, text in parameters.get(value.name, {}).items():
