@@ -138,6 +138,8 @@ _PUBLIC = {
     "lowering.contributed": ("after_passes",),
     "lowering.stored_runner": ("StoredFacts", "StoredRunner"),
     "lowering.float_marks": ("stays_in_float",),
+    # Passes of targets whose runtimes lack an operator.
+    "lowering.pool_divisors": ("without_pool_divisors",),
     "lowering.ledger_join": ("node_in_words",),
     # Capabilities of a quantizer that has no table, found out by trying it.
     "testing.probe_cache": ("Subject",),
@@ -206,6 +208,7 @@ if TYPE_CHECKING:
     from torchquilt.lowering.contributed import after_passes as after_passes
     from torchquilt.lowering.float_marks import stays_in_float as stays_in_float
     from torchquilt.lowering.ledger_join import node_in_words as node_in_words
+    from torchquilt.lowering.pool_divisors import without_pool_divisors as without_pool_divisors
     from torchquilt.lowering.stored_runner import StoredFacts as StoredFacts
     from torchquilt.lowering.stored_runner import StoredRunner as StoredRunner
     from torchquilt.lowering.target import Arithmetic as Arithmetic

@@ -96,14 +96,6 @@ def test_dtypes_with_kernels_are_taken(dtype: torch.dtype) -> None:
     assert program.run(x).dtype is dtype
 
 
-def test_a_divisor_of_pooling_is_refused() -> None:
-    """The translation of torch leaves it out, which gives other numbers."""
-    exported = torch.export.export(nn.AvgPool2d(3, divisor_override=4), (normal(1, 2, 6, 6),))
-    with pytest.raises(tq.LoweringError, match="divisor of its own") as caught:
-        tq.lower(exported, target="onnxruntime", backends=[])
-    assert "avg_pool2d" in str(caught.value.node)
-
-
 class Counter(nn.Module):
     """A model that counts its calls in a buffer."""
 

@@ -130,6 +130,7 @@ AVERAGES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
         "constraint:counted_padding",
     ),
     "ceil mode": (lambda x: functional.avg_pool2d(x, 2, ceil_mode=True), "constraint:ceil_mode"),
+    "another divisor": (lambda x: functional.avg_pool2d(x, 2, divisor_override=3), "constraint:divisor"),
 }
 
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from torchquilt import LoweringError
 from torchquilt.backend import (
     Origins,
-    arguments_of,
     copied_graph,
     is_conversion,
     node_in_words,
     overload_name,
     with_graph,
+    without_pool_divisors,
 )
 from torchquilt_onnxruntime.translations import OPSET, table
 
@@ -51,12 +51,11 @@ def exported(program: ExportedProgram) -> ir.Model:
     import torch
 
     origins = Origins.of_program(program)
-    _check_divisors(program)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operators that torch lists beside ours
             made = torch.onnx.export(
-                _without_numbers(program),
+                _without_numbers(without_pool_divisors(program)),
                 dynamo=True,
                 optimize=False,
                 opset_version=OPSET,
@@ -94,24 +93,6 @@ def _without_numbers(program: ExportedProgram) -> ExportedProgram:
         if isinstance(spec.arg, ConstantArgument):
             spec.arg = ConstantArgument(spec.arg.name, None)
     return with_graph(program, graph, signature)
-
-
-def _check_divisors(program: ExportedProgram) -> None:
-    """Refuse pooling with a divisor of its own, which torch's translation leaves out without a word.
-
-    Raises:
-        LoweringError: there is some.
-    """
-    for node in program.graph.nodes:
-        is_pooling = overload_name(node).startswith("aten.avg_pool")
-        if is_pooling and arguments_of(node).get("divisor_override") is not None:
-            raise LoweringError(
-                "ONNX has no average pooling with a divisor of its own.",
-                node=node_in_words(node),
-                expected="divisor_override=None",
-                got=f"divisor_override={arguments_of(node)['divisor_override']}",
-                remedy="leave it out, and multiply the result",
-            )
 
 
 def _check_is_stateless(program: Any) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from torchquilt import LoweringError
-from torchquilt.backend import Origins, node_in_words, pytree, with_graph
+from torchquilt.backend import Origins, node_in_words, pytree, with_graph, without_pool_divisors
 from torchquilt_openvino.form import integer_form, prepare_module
 from torchquilt_openvino.loading import openvino
 from torchquilt_openvino.signature import LARGEST, check_has_no_state, tensor_facts
@@ -59,7 +59,7 @@ def converted(program: ExportedProgram, in_floats: Collection[str] = ()) -> Conv
         LoweringError: OpenVINO has no translation of an operator; says which.
     """
     origins = Origins.of_program(program)
-    module = _module_of(integer_form(program, in_floats))
+    module = _module_of(integer_form(without_pool_divisors(program), in_floats))
     prepare_module(module)
     _keep_tensors(module)
     nodes = {node.name: node for node in module.graph.nodes}

@@ -122,9 +122,16 @@ def _write_out_counted_padding(graph: Graph) -> None:
         sizes = [number for one in reversed(padding) for number in (one, one)]
         with graph.inserting_before(node):
             padded = graph.call_function(aten.constant_pad_nd.default, (value, sizes, 0.0))
-        padded.meta = {**node.meta, "val": torch.nn.functional.pad(value.meta["val"], sizes)}
+        padded.meta = {**node.meta, "val": _padded(value.meta["val"], padding)}
         node.args = (*{**given, "self": padded, "padding": [0] * len(padding)}.values(),)
         node.kwargs = {}
+
+
+def _padded(value: torch.Tensor, padding: list[int]) -> torch.Tensor:
+    """The fake tensor of a padded one. To pad the fake tensor itself would fix dynamic sizes."""
+    unpadded = value.dim() - len(padding)
+    sizes = zip(value.shape[unpadded:], padding, strict=True)
+    return value.new_empty([*value.shape[:unpadded], *(size + 2 * number for size, number in sizes)])
 
 
 def _for_each(sizes: Any, count: int) -> list[int]:

@@ -202,10 +202,18 @@ PADDING_NOT_COUNTED = Constraint(
     "counted_padding", "it has no padding, or count_include_pad is False", _counts_no_padding
 )
 
+
+def _has_no_divisor(match: Match) -> bool:
+    return argument(match, 6, "divisor_override") is None
+
+
+# The average is padded and multiplied by operators of its own then.
+NO_DIVISOR = Constraint("divisor", "divisor_override is None", _has_no_divisor)
+
 _OTHERS = (
     _row(ops.CAT, sharing=Sharing.ALL, constraints=(when.TWO_OR_MORE,)),
     _row(ops.ADAPTIVE_AVG_POOL2D, constraints=(when.IMAGE, when.POOLS_TO_ONE_PIXEL)),
-    _row(ops.AVG_POOL2D, constraints=(when.IMAGE, _has_no_ceil_mode(4), PADDING_NOT_COUNTED)),
+    _row(ops.AVG_POOL2D, constraints=(when.IMAGE, _has_no_ceil_mode(4), PADDING_NOT_COUNTED, NO_DIVISOR)),
     _row(ops.MEAN, constraints=(when.IMAGE, when.MEAN_OVER_IMAGE)),
     _row(ops.MAX_POOL2D, sharing=Sharing.FOLLOWS_INPUT, constraints=(when.IMAGE, _has_no_ceil_mode(5))),
 )
