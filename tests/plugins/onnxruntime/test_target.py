@@ -405,3 +405,28 @@ def test_products_read_integers_wherever_their_weight_and_bias_go(
     found = statuses(lowered(module(), inputs, preset))
     linears = {node: code for node, code in found.items() if node.startswith("linear")}
     assert set(linears.values()) == {"integer_kernel"}
+
+
+@pytest.mark.parametrize("quantizer", [None, "static_int8"])
+@pytest.mark.parametrize("dims", [0, -1, (0, 2), (1, -1)], ids=str)
+def test_a_squeeze_of_what_has_more_elements_leaves_it(
+    dims: int | tuple[int, ...], quantizer: str | None
+) -> None:
+    """As in torch; ONNX has no such Squeeze, and the runtime refuses to load one."""
+
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(2, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x).squeeze(dims)
+
+    x = normal(2, 2, 1, 3)
+    torch.manual_seed(0)
+    model = Squeezed().eval()
+    given: Any = torch.export.export(model, (x,))
+    if quantizer is not None:
+        given = converted(model, (x,), quantizer)
+    program = tq.lower(given, (x,), target="onnxruntime", backends=[], verify=True)
+    assert program.run(x).shape == model(x).shape

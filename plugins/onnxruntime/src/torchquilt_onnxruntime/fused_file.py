@@ -81,7 +81,7 @@ def _tell_values(made: Any, model: Any, dtypes: Mapping[str, str]) -> None:
     """
     onnx = required("onnx")
     returned = {value: None for node in nodes_of(made.graph) for value in node.output}
-    # The runtime tells of values that there were, too, and gives their names to others when it loads the file.
+    # The runtime tells of values that there were, too. When it loads the file, others get their names.
     told = [one for one in made.graph.value_info if one.name in returned]
     known = {one.name for one in (*told, *made.graph.input, *made.graph.output)}
     told += [

@@ -3,11 +3,14 @@
 Each function writes one operator of ``quantized_decomposed`` as torch computes it. Integers outside of the
 range that is used are cut off by a Clip of integers behind QuantizeLinear, which is exact. Zero points that
 are floating-point numbers, which ONNX has not, are subtracted from the integers before they are scaled.
+
+And two operators that torch's own translations write so that the runtime refuses them, or otherwise than
+torch computes them: attention, and ``squeeze`` of dimensions that have more than one element.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,8 @@ def table() -> dict[Callable[..., Any], Callable[..., Any]]:
     ops = qdq_operators()
     return {
         torch.ops.aten.scaled_dot_product_attention.default: attention,
+        torch.ops.aten.squeeze.dim: _squeeze,
+        torch.ops.aten.squeeze.dims: _squeeze,
         ops.quantize_per_tensor.default: _quantize_per_tensor,
         ops.quantize_per_tensor.tensor: _quantize_per_tensor,
         ops.dequantize_per_tensor.default: _dequantize_per_tensor,
@@ -46,6 +51,14 @@ def table() -> dict[Callable[..., Any], Callable[..., Any]]:
         ops.choose_qparams_symmetric.tensor: _choose_qparams_symmetric,
         ops.choose_qparams_per_token_asymmetric.default: _choose_qparams_per_token,
     }
+
+
+def _squeeze(tensor: Any, dim: int | Sequence[int]) -> Any:
+    """Leave out those of some dimensions that have one element; the others stay."""
+    sizes = tensor.shape
+    axes = {axis % max(len(sizes), 1) for axis in ([dim] if isinstance(dim, int) else dim)}
+    left_out = sorted(axis for axis in axes if axis < len(sizes) and sizes[axis] == 1)
+    return op.Squeeze(tensor, op.Constant(value_ints=left_out)) if left_out else op.Identity(tensor)
 
 
 def _constant(value: Any, dtype: int) -> Any:
