@@ -91,15 +91,12 @@ def _write_out(graph: Graph, node: Node) -> None:
     stride = _for_each(given["stride"] or kernel, count)
     zeros = _zeros(kernel, stride, _for_each(given["padding"], count), ceil_mode=given["ceil_mode"])
     with graph.inserting_before(node):
-        if divisor < 0:
-            # OpenVINO quantizes an average wrongly that is multiplied with a negative number.
-            read = _part_of(node, read.meta["val"], aten.neg.default, read)
         if any(zeros):
             padded = _padded(read.meta["val"], zeros)
             read = _part_of(node, padded, aten.constant_pad_nd.default, read, zeros, 0.0)
         value = node.meta["val"]
         averaged = _part_of(node, value, node.target, read, kernel, stride, [0] * count)
-        made = _part_of(node, value, aten.mul.Tensor, averaged, math.prod(kernel) / abs(divisor))
+        made = _part_of(node, value, aten.mul.Tensor, averaged, math.prod(kernel) / divisor)
     node.replace_all_uses_with(made)
     graph.erase_node(node)
     made.name = node.name  # by which the signature knows it

@@ -10,7 +10,9 @@ subtracted from and multiplied. What changes nothing is in its way, and costs a 
   computes: OpenVINO does not compile it.
 - A change of strides alone is dropped. torch's mean over a ``channels_last`` image ends with one.
 - The padding of an average that counts it is written as a pad. OpenVINO pads integers with 0 there, even if
-  their zero point is another.
+  their zero point is another. In ceil mode it counts other elements than torch where a window hangs over.
+- An average of integers that nothing quantizes is read through a maximum with minus infinity. In front of a
+  product OpenVINO rounds it to 8 bits otherwise.
 - A quantize whose integers are read by more than dequantizes (a program that returns integers) is written as
   what it computes. So are those that OpenVINO refuses, and those that it would join with a clamp.
 """
@@ -18,9 +20,10 @@ subtracted from and multiplied. What changes nothing is in its way, and costs a 
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -88,6 +91,7 @@ def integer_form(program: ExportedProgram, in_floats: Collection[str] = ()) -> E
             _replace_readers(quantize, _written_in_floats(graph, quantize, told), signature)
     _write_out_mish(graph)
     _write_out_counted_padding(graph)
+    _keep_averages_in_float(graph)
     return with_graph(program, graph, signature)
 
 
@@ -109,22 +113,65 @@ def _write_out_mish(graph: Graph) -> None:
 
 
 def _write_out_counted_padding(graph: Graph) -> None:
-    """Pad in front of each average that counts its padding, and whose input may have a zero point but 0."""
-    aten = torch.ops.aten
+    """Pad in front of each average that counts its padding, where OpenVINO would count it otherwise."""
     for node in [one for one in graph.nodes if overload_name(one) in _AVERAGING]:
         given = arguments_of(node)
-        value, size = node.all_input_nodes[0], given["kernel_size"]
-        padding = _for_each(given.get("padding", 0), len(size))
-        # In ceil mode windows are dropped that begin in the padding. OpenVINO averages floats then.
-        is_counted = any(padding) and given.get("count_include_pad", True) and not given.get("ceil_mode")
-        if not is_counted or _has_zero_point_zero(value):
+        padding = _for_each(given.get("padding", 0), len(given["kernel_size"]))
+        if not any(padding) or not given.get("count_include_pad", True):
             continue
-        sizes = [number for one in reversed(padding) for number in (one, one)]
-        with graph.inserting_before(node):
-            padded = graph.call_function(aten.constant_pad_nd.default, (value, sizes, 0.0))
+        if _has_ceil_mode(node):
+            is_counted = all(isinstance(size, int) for size in node.meta["val"].shape[-len(padding) :])
+        else:
+            is_counted = not _has_zero_point_zero(node.all_input_nodes[0])
+        if is_counted:
+            _pad_before(graph, node, given, padding)
+
+
+def _keep_averages_in_float(graph: Graph) -> None:
+    """Read averages of integers, which nothing quantizes, through a maximum with minus infinity."""
+    aten = torch.ops.aten
+    for node in [one for one in graph.nodes if overload_name(one) in _AVERAGING]:
+        if not _is_of_integers(node.all_input_nodes[0]):
+            continue
+        readers = [one for one in node.users if not is_quantize(one) and one.op != "output"]
+        if not readers:
+            continue
+        with graph.inserting_after(node):
+            least = graph.call_function(aten.full.default, ([], -math.inf))
+        with graph.inserting_after(least):
+            kept = graph.call_function(aten.maximum.default, (node, least))
+        least.meta = {**node.meta, "val": node.meta["val"].new_empty([])}
+        kept.meta = dict(node.meta)
+        for reader in readers:
+            reader.replace_input_with(node, kept)
+
+
+def _is_of_integers(node: Node) -> bool:
+    """Whether a tensor is dequantized, or has the elements of one that is."""
+    return is_dequantize(node) or (
+        overload_name(node) in _KEEPING and any(map(_is_of_integers, node.all_input_nodes))
+    )
+
+
+def _pad_before(graph: Graph, node: Node, given: dict[str, Any], padding: list[int]) -> None:
+    """Replace an average by one of a padded tensor; the last node takes its name."""
+    aten = torch.ops.aten
+    value, found = node.all_input_nodes[0], node.meta["val"]
+    zeros = [number for one in reversed(padding) for number in (one, one)]
+    with graph.inserting_before(node):
+        padded = graph.call_function(aten.constant_pad_nd.default, (value, zeros, 0.0))
         padded.meta = {**node.meta, "val": _padded(value.meta["val"], padding)}
-        node.args = (*{**given, "self": padded, "padding": [0] * len(padding)}.values(),)
-        node.kwargs = {}
+        arguments = (*{**given, "self": padded, "padding": [0] * len(padding)}.values(),)
+        made = graph.call_function(cast("Any", node.target), arguments)
+        made.meta = dict(node.meta)
+        if _has_ceil_mode(node):
+            # torch drops a window that begins in the padding, which is no padding any more.
+            for dimension in range(-len(padding), 0):
+                made = graph.call_function(aten.slice.Tensor, (made, dimension, 0, found.shape[dimension]))
+                made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+    made.name = node.name  # by which its origin is known
 
 
 def _padded(value: torch.Tensor, padding: list[int]) -> torch.Tensor:
