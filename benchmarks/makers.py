@@ -107,13 +107,22 @@ def onnxruntime_program(
         weight_type=QuantType.QInt8,
         reduce_range=reduce_range,
     )
-    found = onnxruntime.InferenceSession(quantized, providers=["CPUExecutionProvider"])
+    return Program(onnxruntime_call(Path(quantized)), partial(kernels.onnxruntime_seconds, Path(quantized)))
+
+
+def onnxruntime_call(file: Path) -> Call:
+    """A session of a file, as ONNX Runtime has it by default."""
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
 
     def run(inputs: Sequence[Any]) -> Any:
         given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(one) for one in found.run(None, given)]
+        return [torch.from_numpy(one) for one in session.run(None, given)]
 
-    return Program(run, partial(kernels.onnxruntime_seconds, Path(quantized)))
+    return run
 
 
 def openvino_program(model: Any, exported: Any, batches: list[Any], example: Any) -> Program:
