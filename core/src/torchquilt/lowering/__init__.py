@@ -4,11 +4,11 @@
 and ``program`` are what a user gets, ``report`` writes that as JSON, ``calling`` checks inputs.
 ``quantized_source`` finds the program, ledger and backends of a model, ``target_choice`` the target that
 these backends name, ``region_inlining`` writes regions into the graph around them, ``float_marks`` marks
-operators that stay in float, ``pool_divisors`` writes averages in other operators, ``program_io`` takes
-quantize and dequantize off inputs and outputs, ``stored_io`` reads these off the stored program,
-``stored_runner`` is the base of what runs one, ``claims`` tells what no row promises for the target,
-``ledger_join`` joins the ledger with where each operator runs, ``verification`` compares outputs, ``profile``
-joins times; ``lower_program`` runs these steps in order.
+operators that stay in float, ``contributed`` runs the passes of backends for targets without delegates,
+``pool_divisors`` writes averages in other operators, ``program_io`` takes quantize and dequantize off inputs
+and outputs, ``stored_io`` reads these off the stored program, ``stored_runner`` is the base of what runs one,
+``claims`` tells what no row promises for the target, ``ledger_join`` joins the ledger with where each
+operator runs, ``verification`` compares outputs, ``profile`` joins times; ``lower_program`` runs these steps in order.
 Importing this package does not import torch.
 """
 

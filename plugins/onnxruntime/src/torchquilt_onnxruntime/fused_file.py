@@ -7,7 +7,6 @@ that the ledger of such a file is read like that of any other.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from torchquilt_onnxruntime.optimized import PUT_IN, VALUE, Optimized
 from torchquilt_onnxruntime.packages import required
 from torchquilt_onnxruntime.stored import nodes_of
 from torchquilt_onnxruntime.values import told_parameters
+from torchquilt_onnxruntime.weights_file import name_of
 
 if TYPE_CHECKING:
     from torchquilt_onnxruntime.optimized import FusedKernel, Part
@@ -100,9 +100,7 @@ def _tell_values(made: Any, model: Any, dtypes: Mapping[str, str]) -> None:
 def _renamed(model: Any, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Give the file of weights a name with the digest of its content, as any other has."""
     external = required("onnx").TensorProto.EXTERNAL
-    names = {
-        name: f"weights-{hashlib.sha256(content).hexdigest()[:16]}.bin" for name, content in files.items()
-    }
+    names = {name: name_of(content) for name, content in files.items()}
     for tensor in model.graph.initializer:
         if tensor.data_location == external:
             for entry in tensor.external_data:

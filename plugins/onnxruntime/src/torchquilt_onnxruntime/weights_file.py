@@ -47,7 +47,7 @@ def moved_out(model: ir.Model) -> dict[str, bytes]:
         moved.append((value, end + gap, len(content)))
         end += gap + len(content)
     data = b"".join(parts)
-    name = f"weights-{hashlib.sha256(data).hexdigest()[:16]}.bin"
+    name = name_of(data)
     for value, start, length in moved:
         tensor = value.const_value
         assert tensor is not None
@@ -55,6 +55,11 @@ def moved_out(model: ir.Model) -> dict[str, bytes]:
             name, start, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
         )
     return {name: data}
+
+
+def name_of(content: bytes) -> str:
+    """Name of a file of weights, with the digest of its content."""
+    return f"weights-{hashlib.sha256(content).hexdigest()[:16]}.bin"
 
 
 def locations(model: Any) -> tuple[str, ...]:
