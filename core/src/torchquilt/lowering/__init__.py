@@ -8,7 +8,8 @@ operators that stay in float, ``contributed`` runs the passes of backends for ta
 ``pool_divisors`` writes averages in other operators, ``program_io`` takes quantize and dequantize off inputs
 and outputs, ``stored_io`` reads these off the stored program, ``stored_runner`` is the base of what runs one,
 ``claims`` tells what no row promises for the target, ``ledger_join`` joins the ledger with where each
-operator runs, ``verification`` compares outputs, ``profile`` joins times; ``lower_program`` runs these steps in order.
+operator runs, ``verification`` compares outputs, ``profile`` joins times; ``lower_program`` runs these steps
+in order.
 Importing this package does not import torch.
 """
 
